@@ -1,0 +1,1 @@
+"""Encoders of images and captions, named by spec strings, and the dual encoder over them."""

@@ -1,0 +1,1 @@
+"""Evaluation: retrieval, statistics of the embeddings, robustness."""

@@ -1,0 +1,1 @@
+"""Pictures: t-SNE, training curves, the report page."""

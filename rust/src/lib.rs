@@ -1,0 +1,6 @@
+//! The compiled core of varalign: caption tokenizers, image decoding and streaming statistics.
+//!
+//! Every module but `python` is plain Rust and is tested by `cargo test` without an interpreter.
+
+pub mod error;
+mod python;
