@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("varalign: terminated", file=sys.stderr)
         return 143
     except Exception as error:
-        if type(error).__module__.startswith("varalign."):
-            return _fail(error, 2 if getattr(error, "exit_code", 1) == 2 else 1)
+        if type(error).__module__.startswith("varalign."):  # an error of ours: a sentence that says what to mend
+            return _fail(error, getattr(error, "exit_code", 2))
         if isinstance(error, OSError):
             return _fail(error, 1)
         raise

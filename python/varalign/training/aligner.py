@@ -17,16 +17,14 @@ from varalign.data.datasets import ImageCaptions
 from varalign.data.features import FeatureSet, save_features
 from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.encoders.saved import load_dual_encoder
 from varalign.evaluation.retrieval import chance, top_k
 from varalign.pictures.tsne import choose_pairs, draw_tsne
 from varalign.training.assess import embed_split, measure, positions_of, tower_features
-from varalign.training.build import Parts, assemble, open_data
+from varalign.training.build import Parts, assemble, open_data, saved_model
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.device import pick_device
-from varalign.training.progress import to_stderr
-from varalign.training.run_folder import RunFolder, write_atomically
+from varalign.training.run_folder import RunFolder, to_stderr, write_atomically
 from varalign.training.sources import Rows
 
 EMBED_BATCH = 64
@@ -63,7 +61,7 @@ def load(
         place = "features" if options.get("features") else "data"
         options |= {place: str(data), "dataset_size": None, "captions_per_image": None}
     config = TrainConfig(**options).validate()
-    model = load_dual_encoder(saved["model"], folder.assets).to(pick_device(device))
+    model = saved_model(folder).to(pick_device(device))
     aligner = Aligner(model, config, name=saved["name"], run=folder)
     aligner.load_weights(checkpoint)
     return aligner

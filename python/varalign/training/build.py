@@ -16,14 +16,15 @@ from varalign.data.features import FeatureSet, load_features
 from varalign.data.images import Augment
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.data.splits import limit_training
+from varalign.data.tokenizers import load_tokenizer
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.image import build_image_encoder
-from varalign.encoders.saved import save_assets
+from varalign.encoders.saved import dual_encoder_from_config
 from varalign.encoders.text import build_text_encoder
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.feature_cache import cache_key, default_cache, file_states, image_features, text_features
-from varalign.training.run_folder import RunFolder, read_metric_lines
+from varalign.training.run_folder import RunError, RunFolder, read_metric_lines
 from varalign.training.sources import FeatureRows, ImageSource, LiveCaptions, LiveImages, Rows, TextSource
 
 Say = Callable[[str], None]
@@ -77,7 +78,11 @@ class Parts:
 
     def save_assets(self, run: RunFolder) -> dict[str, Any]:
         """Write what the model is rebuilt from into the run folder; returns its description for `config.json`."""
-        return save_assets(self.model, run.assets)
+        encoder = self.model.text_encoder
+        if encoder is not None:
+            run.assets.mkdir(exist_ok=True)
+            encoder.tokenizer.save(run.assets)
+        return self.model.to_config()
 
 
 def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
@@ -223,6 +228,23 @@ def _text_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, d
 
 def _cache(config: TrainConfig) -> Path:
     return Path(config.cache) if config.cache is not None else default_cache()
+
+
+def saved_model(run: RunFolder) -> DualEncoder:
+    """The model of a saved run, its checkpointed weights still to be loaded.
+
+    Raises:
+        RunError: the run's files do not describe a model.
+        WeightsUnavailable, WeightsChanged: a frozen tower is not where it was, or not what it was.
+    """
+    description = run.config().get("model")
+    if not isinstance(description, dict):
+        raise RunError(f"{run.path / 'config.json'}: describes no model")
+    try:
+        tokenizer = load_tokenizer(run.assets) if description["text_encoder"] is not None else None
+        return dual_encoder_from_config(description, tokenizer=tokenizer)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{run.path / 'config.json'}: its description of the model is damaged: {error!r}") from None
 
 
 def new_schedule(config: TrainConfig) -> LossSchedule:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,12 +14,11 @@ import torch
 from varalign import __version__
 from varalign.pictures.plots import draw_training
 from varalign.training.aligner import Aligner
-from varalign.encoders.saved import load_dual_encoder
-from varalign.training.build import Parts, assemble, new_model, open_data
+from varalign.training.build import Parts, assemble, new_model, open_data, saved_model
 from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.device import pick_device
 from varalign.training.progress import Progress, final_table
-from varalign.training.run_folder import RunError, RunFolder
+from varalign.training.run_folder import RunError, RunFolder, to_stderr
 from varalign.training.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -92,6 +90,7 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
         run.write_config(
             {
                 "version": __version__,
+                "name": parts.name,
                 "options": replace(config, out=str(run.path)).as_dict(),
                 "model": model,
                 "data": {"fingerprint": data.fingerprint, "images": len(data.split), "texts": len(data.caption_owner)},
@@ -123,7 +122,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
             raise RunError(f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back")
         device = pick_device(config.device)
         torch.manual_seed(config.seed)
-        parts = assemble(config, data, load_dual_encoder(saved["model"], run.assets).to(device), say)
+        parts = assemble(config, data, saved_model(run).to(device), say)
         return _finish(config, parts, run, say, started, resumed=True)
 
 
@@ -153,10 +152,3 @@ def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started
         chance=aligner.chance("test"),
         aligner=aligner,
     )
-
-
-def to_stderr(text: str) -> None:
-    """Print a remark on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,17 @@ RUN_KIND = "varalign-run"
 
 class RunError(DataError):
     """A run folder that is not one, is damaged, or is in use; the message names the path and the mend."""
+
+
+class RunFailed(RuntimeError):
+    """A run that started and cannot go on; the message says why and what to do. The program leaves with code 1."""
+
+    exit_code = 1
+
+
+def to_stderr(text: str) -> None:
+    """Print a remark on standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -19,11 +19,12 @@ from torch import Tensor
 from varalign.data.images import Augment, ImagePipeline, Preprocess, load_images
 from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.training.run_folder import RunFailed
 
 Rows = NDArray[np.int64]
 
 
-class TooManyBadImages(RuntimeError):
+class TooManyBadImages(RunFailed):
     """More images could not be read than `--max-bad` allows; the message counts and names the first."""
 
 

@@ -27,13 +27,13 @@ from varalign.training.build import Parts, new_schedule
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_precision
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
-from varalign.training.run_folder import MetricsLog, RunError, RunFolder
+from varalign.training.run_folder import MetricsLog, RunFailed, RunFolder
 from varalign.training.sources import ImageInputs
 
 FLUSH_EVERY = 20
 
 
-class Diverged(RuntimeError):
+class Diverged(RunFailed):
     """The loss is not finite any more; the message names the step."""
 
 
@@ -269,4 +269,4 @@ class Trainer:
                 checkpoints.point(folder, "best", target)
             checkpoints.prune(folder, self.config.keep, progress.best_step)
         except OSError as error:
-            raise RunError(f"{error.filename or folder}: the checkpoint cannot be written: {error.strerror or error}") from None
+            raise RunFailed(f"{error.filename or folder}: the checkpoint cannot be written: {error.strerror or error}") from None
