@@ -15,7 +15,8 @@ from varalign.evaluation.retrieval import Array, as_matrix, check_pairs
 def _unit(name: str, given: Array, device: torch.device | None = None) -> Tensor:
     """The given rows in float64, scaled to unit length (a row of zeros becomes NaN, as its cosine is undefined)."""
     rows = as_matrix(name, given, device)
-    return rows / rows.norm(dim=1, keepdim=True)
+    scaled: Tensor = rows / rows.norm(dim=1, keepdim=True)
+    return scaled
 
 
 def uniformity(embeddings: Array, *, t: float = 2.0, chunk: int = 1024) -> float:
