@@ -157,7 +157,7 @@ class ClipTextEncoder(TextEncoder):
         return features
 
     def _short_forward(self, ids: Tensor) -> Tensor:
-        """The tower on fewer tokens than its context; open_clip's own forward does not take them (its mask is fixed)."""
+        """The tower on fewer tokens than its context, which open_clip's own forward refuses (its mask is fixed)."""
         text, length = self.text, ids.shape[1]
         states = text.token_embedding(ids) + text.positional_embedding[:length]
         states = text.ln_final(text.transformer(states, attn_mask=text.attn_mask[:length, :length]))
