@@ -3,4 +3,5 @@
 //! Every module but `python` is plain Rust and is tested by `cargo test` without an interpreter.
 
 pub mod error;
+pub mod image;
 mod python;

@@ -1,0 +1,55 @@
+"""The compiled core of varalign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+# Images: rust/src/python/images.rs
+
+MAX_PIXELS: int
+
+def decode_image(data: bytes, max_pixels: int | None = None) -> NDArray[np.uint8]: ...
+def load_images(
+    paths: Sequence[str],
+    rows: Sequence[int],
+    preparation: ImagePreparation,
+    epoch: int = 0,
+    threads: int = 0,
+    uint8: bool = False,
+) -> tuple[NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]]]: ...
+@final
+class ImagePreparation:
+    def __new__(
+        cls,
+        size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        interpolation: str,
+        resize: str,
+        augment: tuple[tuple[float, float], tuple[float, float], float] | None = None,
+        seed: int = 0,
+        max_pixels: int | None = None,
+    ) -> ImagePreparation: ...
+    def crop(self, width: int, height: int, epoch: int, row: int) -> tuple[int, int, int, int, bool]: ...
+
+@final
+class ImagePipeline:
+    def __new__(
+        cls, paths: Sequence[str], preparation: ImagePreparation, threads: int, prefetch: int, uint8: bool
+    ) -> ImagePipeline: ...
+    def start(self, order: Sequence[Sequence[int]], epoch: int) -> ImageRun: ...
+
+@final
+class ImageRun:
+    def next(
+        self,
+    ) -> (
+        tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]], float] | None
+    ): ...
+    def close(self) -> None: ...
