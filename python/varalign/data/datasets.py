@@ -1,0 +1,160 @@
+"""A data set of images with captions, read from a folder as people have it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varalign.data.captions import DataError, first_three, shown
+from varalign.data.folders import FoundFolder, Missing, identical_files, read_folder
+from varalign.data.index import CaptionIndex
+from varalign.data.splits import choose_splits, limit_training
+
+
+@dataclass(frozen=True)
+class ImageCaptions(CaptionIndex):
+    """I images and their T captions, in the order of the captions file.
+
+    folder, caption_file: where they come from (the first captions file where there are several).
+    image_names: (I,) names relative to the image folder. image_paths: (I,). image_bytes: (I,) int64 sizes of the files.
+    captions: (T,). caption_image_ids: (T,) int64, the row of each caption's image.
+    split: (I,) int8: 0 train, 1 dev, 2 test, -1 none.
+    image_ids: (I,) int64, equal for byte-identical files; an id is never in two splits.
+    notes: lines that the user should see.
+    """
+
+    folder: Path
+    caption_file: Path
+    image_names: list[str]
+    image_paths: list[Path]
+    captions: list[str]
+    caption_image_ids: NDArray[np.int64]
+    split: NDArray[np.int8]
+    image_ids: NDArray[np.int64]
+    image_bytes: NDArray[np.int64]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def _caption_owner(self) -> NDArray[np.int64]:
+        return self.caption_image_ids
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of image names, file sizes, captions and whose they are; not of the splits, nor of the pixels."""
+        digest = hashlib.sha256()
+        for texts in (self.image_names, self.captions):
+            for text in texts:
+                digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+            digest.update(b"\1")
+        digest.update(self.image_bytes.astype("<i8").tobytes())
+        digest.update(self.caption_image_ids.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def load_dataset(
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    skip_missing: bool = False,
+    dataset_size: int | None = None,
+    captions_per_image: int | None = None,
+    captions_file: Path | str | None = None,
+) -> ImageCaptions:
+    """Read a folder of images and captions and give every image its split.
+
+    seed: draws the splits where the folder has none, and the images of `dataset_size`.
+    skip_missing: leave out captions whose image is missing, and empty captions, instead of refusing the folder.
+    dataset_size: keep that many training images, nested for growing numbers; the others get split -1.
+    captions_per_image: keep the first that many captions of each training image; dev and test stay whole.
+    captions_file: the captions, where they are not found by name; relative to the working folder, else to `folder`.
+    Raises DataError for everything the user can mend.
+    """
+    if captions_per_image is not None and captions_per_image < 1:
+        raise DataError(f"--captions-per-image {captions_per_image}: wanted at least 1")
+    found = read_folder(
+        Path(folder), Path(captions_file) if captions_file is not None else None, skip_empty=skip_missing
+    )
+    if found.missing and not skip_missing:
+        raise DataError(missing_message(found))
+    if not found.images:
+        raise DataError(
+            f"{found.caption_files[0]}: no caption names an image that is in {_places(found)}; is it the right folder?"
+        )
+    names = [image.name for image in found.images]
+    image_ids = identical_files(found.images)
+    split, split_notes = choose_splits(found, image_ids, seed=seed)
+    if dataset_size is not None:
+        split = limit_training(split, names, dataset_size, seed)
+    dataset = ImageCaptions(
+        folder=found.folder,
+        caption_file=found.caption_files[0],
+        image_names=names,
+        image_paths=[image.path for image in found.images],
+        captions=found.captions,
+        caption_image_ids=found.caption_owner,
+        split=split,
+        image_ids=image_ids,
+        image_bytes=np.array([image.size for image in found.images], dtype=np.int64),
+        notes=[*found.notes, *_notes(found, image_ids), *split_notes],
+    )
+    return dataset if captions_per_image is None else _first_captions_only(dataset, captions_per_image)
+
+
+def missing_message(found: FoundFolder) -> str:
+    """The error for captions that name missing images: the first three of those images, and how many there are."""
+    first: dict[str, Missing] = {}
+    for missing in found.missing:
+        first.setdefault(missing.name, missing)
+    items = [f"{shown(m.name)} ({f'line {m.line}' if m.line else m.file.name})" for m in first.values()]
+    lines = len(found.missing)
+    if not found.images:
+        mend = "no caption names an image that is there: is it the right folder?"
+    else:
+        mend = "put the images there, or pass --skip-missing to leave these captions out"
+    return (
+        f"{found.missing[0].file}: {lines:,} caption{'s name images' if lines > 1 else ' names an image'} not in "
+        f"{_places(found)}: {first_three(items, 'images')}; {mend}"
+    )
+
+
+def _places(found: FoundFolder) -> str:
+    return " or ".join(str(path) for path in found.image_folders)
+
+
+def _notes(found: FoundFolder, image_ids: NDArray[np.int64]) -> list[str]:
+    notes = []
+    if found.missing:
+        names = list(dict.fromkeys(shown(m.name) for m in found.missing))
+        notes.append(f"{len(found.missing):,} captions left out, their images are missing: {first_three(names)}")
+    if found.bare:
+        notes.append(
+            f"{len(found.bare):,} images have no caption and are left out: {first_three([shown(n) for n in found.bare])}"
+        )
+    twins = np.flatnonzero(image_ids != np.arange(len(image_ids)))
+    if len(twins):
+        pairs = [f"{found.images[row].name} = {found.images[image_ids[row]].name}" for row in twins.tolist()]
+        notes.append(
+            f"{len(twins):,} images are copies of another, byte for byte, and count as one: {first_three(pairs)}"
+        )
+    return notes
+
+
+def _first_captions_only(dataset: ImageCaptions, count: int) -> ImageCaptions:
+    """`dataset` with at most the first `count` captions of each image that is not in dev or test."""
+    place = np.empty(len(dataset.captions), dtype=np.int64)
+    order = dataset.captions_by_image
+    place[order] = np.arange(len(order)) - dataset.caption_offsets[dataset.caption_image_ids[order]]
+    held_out = dataset.split[dataset.caption_image_ids] > 0
+    keep = np.flatnonzero((place < count) | held_out)
+    return ImageCaptions(
+        **{
+            **{name: getattr(dataset, name) for name in ImageCaptions.__dataclass_fields__},
+            "captions": [dataset.captions[i] for i in keep.tolist()],
+            "caption_image_ids": dataset.caption_image_ids[keep],
+        }
+    )

@@ -1,0 +1,63 @@
+"""The rows that a data set of images with captions and a file of their features have in common."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SPLITS = {"train": 0, "dev": 1, "test": 2}
+
+
+class CaptionIndex:
+    """Which captions belong to which image, and which images to which split.
+
+    A subclass has `split` (I,) int8 (0 train, 1 dev, 2 test, -1 none) and says in `_caption_owner` which image row each
+    caption belongs to. I images, T captions.
+    """
+
+    split: NDArray[np.int8]
+
+    @property
+    def _caption_owner(self) -> NDArray[np.int64]:
+        raise NotImplementedError
+
+    @property
+    def caption_owner(self) -> NDArray[np.int64]:
+        """(T,) int64: the image row that each caption belongs to."""
+        return self._caption_owner
+
+    @cached_property
+    def captions_by_image(self) -> NDArray[np.int64]:
+        """(T,) caption indices grouped by image row, in file order within an image."""
+        return np.argsort(self._caption_owner, kind="stable").astype(np.int64)
+
+    @cached_property
+    def caption_offsets(self) -> NDArray[np.int64]:
+        """(I + 1,): the captions of image i are `captions_by_image[offsets[i]:offsets[i + 1]]`."""
+        counts = np.bincount(self._caption_owner, minlength=len(self.split))
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """The image rows of "train", "dev" or "test", ascending; ValueError for another name."""
+        if split not in SPLITS:
+            raise ValueError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
+        return np.flatnonzero(self.split == SPLITS[split]).astype(np.int64)
+
+    def caption_rows(self, image_rows: ArrayLike) -> NDArray[np.int64]:
+        """All caption indices of those images, grouped by image in the order given, in file order within an image."""
+        rows = np.asarray(image_rows, dtype=np.int64).reshape(-1)
+        starts = self.caption_offsets[rows]
+        counts = self.caption_offsets[rows + 1] - starts
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self.captions_by_image[np.repeat(starts, counts) + within]
+
+    def first_captions(self, image_rows: ArrayLike) -> NDArray[np.int64]:
+        """The first caption in file order of each of those images; ValueError where an image has none."""
+        rows = np.asarray(image_rows, dtype=np.int64).reshape(-1)
+        starts = self.caption_offsets[rows]
+        bare = rows[self.caption_offsets[rows + 1] == starts]
+        if len(bare):
+            raise ValueError(f"image row {bare[0]} has no caption; {len(bare)} of the {len(rows)} rows have none")
+        return self.captions_by_image[starts]

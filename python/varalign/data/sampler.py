@@ -1,0 +1,92 @@
+"""Which images stand in which batch of an epoch, and which caption each brings: pure functions of seed and epoch.
+
+Order and draws come from a hash (the finaliser of SplitMix64: Steele, Lea & Flood, OOPSLA 2014) of seed, epoch and row,
+rather than from a generator's stream: nothing depends on workers, on what was drawn before, or on NumPy's version.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from varalign.data.index import CaptionIndex
+
+_ORDER, _CAPTION = 1, 2
+
+
+def epoch_batches(
+    rows: ArrayLike, batch_size: int, *, seed: int, epoch: int, image_ids: NDArray[np.int64] | None = None
+) -> list[NDArray[np.int64]]:
+    """Shuffle image rows and cut them into batches, none of which holds an image twice.
+
+    rows: image rows, each once. image_ids: (I,) ids of all images of the data set, equal for copies of one image; a copy
+    waits for the next batch that has none of its id. The order depends on (seed, epoch) and the set of rows only.
+    Returns batches of `batch_size` rows. The last incomplete batch is left out unless it is the only one.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: wanted at least 1")
+    unique = np.unique(np.asarray(rows, dtype=np.int64))
+    order = unique[np.argsort(_draws(unique, seed, epoch, _ORDER), kind="stable")]
+    ids = order if image_ids is None else np.asarray(image_ids)[order]
+    if len(np.unique(ids)) == len(ids):
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    else:
+        batches = _apart(order, ids, batch_size)
+    if len(batches) > 1 and len(batches[-1]) < batch_size:
+        batches.pop()
+    return batches
+
+
+def draw_captions(captions: CaptionIndex, rows: ArrayLike, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """(len(rows),) int64: one caption index for each image row, drawn anew each epoch.
+
+    A pure function of (seed, epoch, row), uniform over the image's captions. ValueError where an image has none.
+    """
+    chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
+    starts = captions.caption_offsets[chosen]
+    counts = captions.caption_offsets[chosen + 1] - starts
+    if len(counts) and counts.min() < 1:
+        raise ValueError(f"image row {chosen[counts < 1][0]} has no caption to draw")
+    draws = _draws(chosen, seed, epoch, _CAPTION) >> np.uint64(32)
+    places = (draws * counts.astype(np.uint64)) >> np.uint64(32)
+    return captions.captions_by_image[starts + places.astype(np.int64)]
+
+
+def _apart(order: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Cut `order` into batches in which an id occurs once; a row that has to wait comes first in a later batch."""
+    coming = deque(zip(order.tolist(), ids.tolist(), strict=True))
+    waiting: deque[tuple[int, int]] = deque()
+    batches = []
+    while coming or waiting:
+        batch: list[int] = []
+        seen: set[int] = set()
+        still_waiting: deque[tuple[int, int]] = deque()
+        while len(batch) < batch_size and (waiting or coming):
+            row, image_id = waiting.popleft() if waiting else coming.popleft()
+            if image_id in seen:
+                still_waiting.append((row, image_id))
+            else:
+                seen.add(image_id)
+                batch.append(row)
+        waiting.extendleft(reversed(still_waiting))
+        batches.append(np.array(batch, dtype=np.int64))
+        if len(batch) < batch_size:
+            break
+    return batches
+
+
+def _draws(rows: NDArray[np.int64], seed: int, epoch: int, purpose: int) -> NDArray[np.uint64]:
+    """A uint64 for each row, as good as random."""
+    key = np.zeros(1, dtype=np.uint64)
+    for part in (seed, epoch, purpose):
+        key = _mix(key ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+    return _mix(_mix(rows.astype(np.uint64)) ^ key)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

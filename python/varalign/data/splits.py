@@ -1,0 +1,163 @@
+"""Which images are for training, development and test.
+
+The first of these that is there decides, and a note says which: splits in the captions file (Karpathy's, COCO's), where
+it names more than one; Flickr8k's lists (Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt, all three, in the
+folder or in Flickr8k_text/), where an image in no list gets none; else a split drawn by the seed, image by image.
+
+The drawn split gives a tenth of the images each to dev and test, at least 1 and at most 5,000, and needs 3 different
+images. Images are put in an order by a hash of seed and name, so the split depends on nothing but the seed and the set of
+names. Byte-identical files count as one image: they are drawn together, and where lists put them into different splits
+the copies in the less careful split (train before dev before test) are taken out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varalign.data.captions import DataError, first_three, read_bytes, shown
+from varalign.data.folders import FoundFolder
+from varalign.data.index import SPLITS
+
+LISTS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "dev": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
+MAX_HELD_OUT = 5000
+
+
+def choose_splits(found: FoundFolder, image_ids: NDArray[np.int64], *, seed: int) -> tuple[NDArray[np.int8], list[str]]:
+    """(I,) int8 splits (0 train, 1 dev, 2 test, -1 none) and the notes that say where they come from.
+
+    image_ids: (I,) equal for byte-identical files. Raises DataError where lists contradict each other, where one of the
+    three is missing, or where there are too few images to draw a split.
+    """
+    names = [image.name for image in found.images]
+    if len(set(found.splits.values())) > 1:
+        split = np.full(len(names), -1, dtype=np.int8)
+        for row, name in found.splits.items():
+            split[row] = SPLITS[name]
+        source = "splits from " + first_three([path.name for path in found.caption_files])
+        notes: list[str] = []
+    elif lists := _find_lists(found.folder):
+        split, notes = _from_lists(lists, names)
+        source = f"splits from {LISTS['train']} and its like"
+    else:
+        split = seeded_split(names, image_ids, seed)
+        source, notes = f"splits drawn by seed {seed}, as no list is there", []
+    notes += separate_twins(split, image_ids, names)
+    sizes = ", ".join(f"{int((split == code).sum()):,} {name}" for name, code in SPLITS.items())
+    none = int((split < 0).sum())
+    notes.insert(0, f"{source}: {sizes}" + (f"; {none:,} images in none" if none else ""))
+    if not (split == 0).any():
+        raise DataError(
+            f"{found.folder}: no image is left for training ({notes[0]}); put images and captions of it there"
+        )
+    return split, notes
+
+
+def seeded_split(names: list[str], image_ids: NDArray[np.int64], seed: int) -> NDArray[np.int8]:
+    """(I,) int8: a split drawn by the seed, equal ids together; a pure function of the seed and the set of names."""
+    groups: dict[int, list[int]] = {}
+    for row, image_id in enumerate(image_ids.tolist()):
+        groups.setdefault(image_id, []).append(row)
+    if len(groups) < 3:
+        raise DataError(
+            f"{len(groups)} different images are too few to draw train, dev and test from; wanted at least 3"
+        )
+    held_out = min(MAX_HELD_OUT, max(1, round(len(names) / 10)))
+    ordered = sorted(groups.values(), key=lambda rows: min(draw_key(names[row], seed) for row in rows))
+    split = np.zeros(len(names), dtype=np.int8)
+    for name, target in (("test", held_out), ("dev", held_out)):
+        taken = 0
+        while taken < target and len(ordered) > (2 if name == "test" else 1):
+            rows = ordered.pop(0)
+            split[rows] = SPLITS[name]
+            taken += len(rows)
+    return split
+
+
+def draw_key(name: str, seed: int) -> bytes:
+    """A key to sort names by for a draw by seed: as good as random, the same on every machine and for every spelling."""
+    text = f"{seed}\0{unicodedata.normalize('NFC', name)}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def limit_training(split: NDArray[np.int8], names: list[str], size: int, seed: int) -> NDArray[np.int8]:
+    """(I,) int8: `split` with all but `size` training images set to -1; drawn by seed, nested for growing `size`.
+
+    Raises DataError where `size` is less than 1 or more than the training split has.
+    """
+    training = np.flatnonzero(split == 0)
+    if not 1 <= size <= len(training):
+        raise DataError(f"--dataset-size {size}: wanted 1 to {len(training):,}, the images of the training split")
+    ordered = sorted(training.tolist(), key=lambda row: draw_key(names[row], seed))
+    limited = split.copy()
+    limited[ordered[size:]] = -1
+    return limited
+
+
+def separate_twins(split: NDArray[np.int8], image_ids: NDArray[np.int64], names: list[str] | None = None) -> list[str]:
+    """Take images out of a split (in place, to -1) where one with the same id is in a more careful one; the notes of it."""
+    highest = np.full(int(image_ids.max(initial=-1)) + 1, -1, dtype=np.int8)
+    np.maximum.at(highest, image_ids, split)
+    clashes = np.flatnonzero((split >= 0) & (split < highest[image_ids]))
+    if not len(clashes):
+        return []
+    shown_names = [shown(names[row]) if names else f"row {row}" for row in clashes.tolist()]
+    split[clashes] = -1
+    return [
+        f"{len(clashes):,} images taken out of their split, since a copy of each is in dev or test: {first_three(shown_names)}"
+    ]
+
+
+def _find_lists(folder: Path) -> dict[str, Path]:
+    """The three list files, or nothing where there is none of them."""
+    for place in (folder, folder / "Flickr8k_text"):
+        lists = {split: place / name for split, name in LISTS.items() if (place / name).is_file()}
+        if lists and len(lists) < len(LISTS):
+            absent = [LISTS[split] for split in LISTS if split not in lists]
+            raise DataError(
+                f"{place}: there is {first_three([path.name for path in lists.values()])} but no {' and no '.join(absent)}; "
+                "put all three there, or none to have the splits drawn by seed"
+            )
+        if lists:
+            return lists
+    return {}
+
+
+def _from_lists(lists: dict[str, Path], names: list[str]) -> tuple[NDArray[np.int8], list[str]]:
+    row_of = {unicodedata.normalize("NFC", name): row for row, name in enumerate(names)}
+    split = np.full(len(names), -1, dtype=np.int8)
+    notes = []
+    listed_in: dict[str, str] = {}
+    for name, path in lists.items():
+        unknown = []
+        for number, line in enumerate(_list_lines(path), 1):
+            image = unicodedata.normalize("NFC", line.strip())
+            if not image:
+                continue
+            if listed_in.setdefault(image, name) != name:
+                raise DataError(
+                    f"{path} line {number}: image {shown(image)} is in {lists[listed_in[image]].name} as well; remove it "
+                    "from one of them"
+                )
+            if image in row_of:
+                split[row_of[image]] = SPLITS[name]
+            else:
+                unknown.append(shown(image))
+        if unknown:
+            notes.append(f"{path.name}: {len(unknown):,} names have no image with captions: {first_three(unknown)}")
+    return split, notes
+
+
+def _list_lines(path: Path) -> list[str]:
+    try:
+        return read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; wanted one image name a line") from None
