@@ -44,13 +44,17 @@ class Encoder(nn.Module):
         """Everything but the weights that the features depend on, as JSON values: enough to build the tower again."""
         raise NotImplementedError
 
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint covers besides the tensors: the architecture, less what changes without changing it."""
+        return self.architecture()
+
     def weights_fingerprint(self) -> str:
         """Hex SHA-256 over the architecture and the state dict: equal fingerprints, equal features.
 
         Where the weights came from is not in it: a file and a tag with the same tensors have the same fingerprint.
         Reads every weight once (about a second for ViT-B/32).
         """
-        digest = hashlib.sha256(json.dumps(self.architecture(), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             # Bytes through uint8, since NumPy has no bfloat16. Waits for the device.

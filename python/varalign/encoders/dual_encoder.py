@@ -279,7 +279,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 def _undecayed(model: nn.Module) -> set[int]:
-    """Ids of the parameters without weight decay: of fewer than two dimensions, of norms, or embeddings by kind or name."""
+    """Ids of the parameters without weight decay: those of fewer than two dimensions, of norms, and embeddings."""
     found = {
         id(p) for module in model.modules() if isinstance(module, NO_DECAY_MODULES) for p in module.parameters(False)
     }

@@ -8,6 +8,7 @@ With no network the libraries' own downloads retry for twenty seconds and more; 
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def download_url(url: str, *, spec: str, instead: str) -> Path:
     """The file behind `url` in torch's hub cache, downloaded there if it is not in it yet.
 
     Args:
-        url: its file name ends `-HASH.ext`, the first digits of its SHA-256, which is checked.
+        url: where its file name ends `-HASH.ext`, the first digits of the SHA-256, these are checked.
         spec: the encoder spec, for the messages.
         instead: the spec that names a file of one's own.
 
@@ -41,7 +42,8 @@ def download_url(url: str, *, spec: str, instead: str) -> Path:
         raise WeightsUnavailable(f"'{spec}': its weights are not on this machine and HF_HUB_OFFLINE is set; {how}")
     LOGGER.warning("downloading %s to %s", url, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = path.stem.rpartition("-")[2]
+    digits = path.stem.rpartition("-")[2]
+    prefix = digits if re.fullmatch("[0-9a-f]{8,}", digits) else None
     try:
         with _socket_timeout(TIMEOUT):
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
@@ -58,33 +60,28 @@ def hub_file(repo: str, names: Sequence[str], *, spec: str, instead: str) -> Pat
     Raises:
         WeightsUnavailable: none is in the cache and none can be downloaded now.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
     for name in names:
-        try:
-            return Path(hf_hub_download(repo, name, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue
+        cached = try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
     _reach(repo, " or ".join(names), spec, instead)
     for name in names:
-        try:
-            return Path(hf_hub_download(repo, name, etag_timeout=TIMEOUT))
-        except LocalEntryNotFoundError as error:
-            raise _unavailable(repo, name, spec, instead, str(error)) from error
-        except EntryNotFoundError:
-            continue
-        except OSError as error:
-            raise _unavailable(repo, name, spec, instead, str(error)) from error
+        found = _download(repo, name, spec, instead)
+        if found is not None:
+            return found
     raise _unavailable(repo, " or ".join(names), spec, instead, "the repository has no such file")
 
 
-def hub_folder(repo: str, patterns: Sequence[str], needed: Sequence[Sequence[str]], *, spec: str, instead: str) -> Path:
+def hub_folder(
+    repo: str, patterns: Sequence[Sequence[str]], needed: Sequence[Sequence[str]], *, spec: str, instead: str
+) -> Path:
     """A folder with the files of a Hugging Face repository that match `patterns`, from the cache or downloaded into it.
 
     Args:
         repo: `name` or `owner/name`.
-        patterns: which files to download.
+        patterns: which files to download; a further group of patterns only where those before it were not enough.
         needed: groups of file names; the folder must have one of each group.
 
     Raises:
@@ -104,13 +101,29 @@ def hub_folder(repo: str, patterns: Sequence[str], needed: Sequence[Sequence[str
     except LocalEntryNotFoundError:
         pass
     _reach(repo, wanted, spec, instead)
+    for group in patterns:
+        try:
+            folder = Path(snapshot_download(repo, allow_patterns=list(group), etag_timeout=TIMEOUT))
+        except OSError as error:  # the hub's errors are all OSErrors
+            raise _unavailable(repo, wanted, spec, instead, str(error)) from error
+        if complete(folder):
+            return folder
+    raise _unavailable(repo, wanted, spec, instead, "the repository lacks one of these")
+
+
+def _download(repo: str, name: str, spec: str, instead: str) -> Path | None:
+    """One file of a repository, downloaded into the cache; None where the repository has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
     try:
-        folder = Path(snapshot_download(repo, allow_patterns=list(patterns), etag_timeout=TIMEOUT))
-    except OSError as error:  # the hub's errors are all OSErrors
-        raise _unavailable(repo, wanted, spec, instead, str(error)) from error
-    if not complete(folder):
-        raise _unavailable(repo, wanted, spec, instead, "the repository lacks one of these")
-    return folder
+        return Path(hf_hub_download(repo, name, etag_timeout=TIMEOUT))
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but says that the hub was not reached
+        raise _unavailable(repo, name, spec, instead, str(error)) from error
+    except EntryNotFoundError:
+        return None
+    except OSError as error:
+        raise _unavailable(repo, name, spec, instead, str(error)) from error
 
 
 def _reach(repo: str, files: str, spec: str, instead: str) -> None:
@@ -132,7 +145,7 @@ def _unavailable(repo: str, files: str, spec: str, instead: str, reason: str) ->
     reason = reason.strip().splitlines()[0] if reason.strip() else "no reason given"
     return WeightsUnavailable(
         f"'{spec}': its weights are not on this machine and cannot be downloaded ({reason}); where there is a network, "
-        f"download {files} from https://huggingface.co/{repo}, put them in a folder here and pass {instead}"
+        f"download {files} from https://huggingface.co/{repo} to this machine and pass {instead}"
     )
 
 

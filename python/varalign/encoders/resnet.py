@@ -32,7 +32,7 @@ class ResNet18(ImageEncoder):
         self.net = resnet18(weights=None)
         self.net.fc = nn.Identity()
         self.feature_dim = 512
-        self.spec = str(spec)
+        self.spec = str(spec if spec.weights == "imagenet" else spec.with_absolute_path())
         self.has_source = spec.weights is not None
         self.preprocess = Preprocess(
             size=image_size or DEFAULT_IMAGE_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear"
@@ -45,7 +45,9 @@ class ResNet18(ImageEncoder):
         if spec.weights == "imagenet":
             from torchvision.models import ResNet18_Weights
 
-            path = download_url(ResNet18_Weights.IMAGENET1K_V1.url, spec=self.spec, instead="resnet18@FILE")
+            path = download_url(
+                ResNet18_Weights.IMAGENET1K_V1.url, spec=self.spec, instead="--image-encoder resnet18@FILE"
+            )
         else:
             path = named_file(spec.weights, self.spec)
         state = read_state_dict(path)

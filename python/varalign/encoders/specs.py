@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 IMAGE_SPECS = (
@@ -60,6 +60,14 @@ class EncoderSpec:
     def __str__(self) -> str:
         text = f"{self.kind}:{self.name}" if self.name else self.kind
         return text if self.weights is None else f"{text}@{self.weights}"
+
+    def with_absolute_path(self) -> EncoderSpec:
+        """The spec with the file or folder that it names made absolute, so that it can be read from elsewhere later."""
+        if self.kind == "bert":
+            folder = Path(self.name).expanduser()
+            return replace(self, name=str(folder.resolve())) if folder.exists() else self
+        path = Path(self.weights).expanduser() if self.weights is not None else None
+        return replace(self, weights=str(path.resolve())) if path is not None and path.exists() else self
 
 
 def parse_image_spec(text: str) -> EncoderSpec:

@@ -37,7 +37,7 @@ def named_file(text: str, spec: str) -> Path:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with a `code/` folder or `constants.pkl`, as torch.jit saves it."""
+    """Whether a file is a TorchScript archive: a zip with `code/` or `constants.pkl`, as torch.jit saves it."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -48,7 +48,7 @@ def is_torchscript(path: Path) -> bool:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict file by name, on the CPU, without running anything that is in it.
 
-    A `state_dict` or `model` level around the tensors and a `module.` prefix on all of them (DataParallel) are taken off.
+    A `state_dict` or `model` level around the tensors and DataParallel's `module.` before all names are taken off.
 
     Args:
         path: `.safetensors`, or a pickle of torch's (`.pt`, `.pth`, `.bin`).
