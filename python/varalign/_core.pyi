@@ -5,6 +5,8 @@ from typing import final
 from numpy import int32, int64
 from numpy.typing import NDArray
 
+__all__ = ["CaptionTokenizer", "__version__", "build_word_vocabulary"]
+
 __version__: str
 
 # Caption tokenizers

@@ -371,7 +371,7 @@ def _clip_words() -> Callable[[str], list[str]]:
     with _clip_words_lock:
         if _clip_words_function is None:
             import ftfy
-            import regex
+            import regex  # type: ignore[import-untyped]
 
             find = regex.compile(_CLIP_WORDS, regex.IGNORECASE).findall
 

@@ -97,7 +97,7 @@ impl Tokenizer {
         };
         let (start, end, pad) = (find(start)?, find(end)?, find(pad)?);
         Ok(Self::new(
-            Model::Bert(model),
+            Model::Bert(Box::new(model)),
             start,
             end,
             pad,
