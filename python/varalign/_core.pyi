@@ -53,3 +53,34 @@ class ImageRun:
         tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]], float] | None
     ): ...
     def close(self) -> None: ...
+
+# Caption tokenizers
+
+@final
+class CaptionTokenizer:
+    @staticmethod
+    def clip(vocabulary: str) -> CaptionTokenizer: ...
+    @staticmethod
+    def bert(
+        vocabulary: str,
+        marks: tuple[str, str, str, str],
+        special: list[str],
+        *,
+        lower: bool,
+        strip_accents: bool,
+        split_chinese: bool,
+    ) -> CaptionTokenizer: ...
+    @staticmethod
+    def words(vocabulary: str) -> CaptionTokenizer: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def marks(self) -> tuple[int, int, int]: ...
+    def encode(
+        self, texts: tuple[str, ...], ids: NDArray[np.int32] | NDArray[np.int64], lengths: NDArray[np.int64], threads: int
+    ) -> list[int]: ...
+    def encode_pieces(
+        self, texts: tuple[str, ...], ids: NDArray[np.int32] | NDArray[np.int64], lengths: NDArray[np.int64], threads: int
+    ) -> list[int]: ...
+
+def build_word_vocabulary(texts: tuple[str, ...], min_count: int, max_words: int) -> list[str]: ...
