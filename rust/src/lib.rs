@@ -5,3 +5,4 @@
 pub mod error;
 pub mod image;
 mod python;
+pub mod stats;

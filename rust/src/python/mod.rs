@@ -1,6 +1,7 @@
 //! Every Python binding of the crate, a file a subject, and nothing else.
 
 mod images;
+mod stats;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -33,5 +34,6 @@ impl From<Error> for PyErr {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     images::register(module)?;
+    stats::register(module)?;
     Ok(())
 }
