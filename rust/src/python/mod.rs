@@ -1,6 +1,7 @@
 //! Every Python binding of the crate, and nothing else; one file and one `register` a subject.
 
 mod images;
+mod stats;
 mod tokenize;
 
 use pyo3::exceptions::PyValueError;
@@ -35,5 +36,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     images::register(module)?;
     tokenize::register(module)?;
+    stats::register(module)?;
     Ok(())
 }
