@@ -255,7 +255,7 @@ mod tests {
             [3, 4, 5, 8, 3, 6, 1, 3, 4, 9]
         );
         assert_eq!(ids("unaffab"), [1]);
-        assert_eq!(ids(&"a".repeat(100)).len(), 100.min(64));
+        assert_eq!(ids(&"a".repeat(100)).len(), 64);
         assert_eq!(ids(&"a".repeat(101)), [1]);
     }
 
