@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ def tile_sums(
     config = _launch("similarity", rows, m)
     row_sums = torch.empty(f.QUERY_SUMS, m, dtype=wide, device=rows.device)
     column_sums = torch.empty(f.QUERY_SUMS, n, dtype=wide, device=rows.device)
+    match = _Matching.of(row_ids, column_ids)
     cache = empty_cache(rows, columns, cache_bytes)
     step = _cache_step(rows, columns, scale, cache)
 
@@ -64,17 +66,14 @@ def tile_sums(
         for begin in range(0, n, width):
             end = min(n, begin + width)
             tiles.similarity_pass[(row_blocks, splits)](
-                rows, columns, scale, row_ids, column_ids, row_parts, column_parts, cache, step,
+                rows, columns, scale, match.row_codes, match.column_codes, row_parts, column_parts, cache, step,
                 m, n, rows.shape[1], *rows.stride(), *columns.stride(), begin, end, per_split,
                 CACHE=_cache_kind(cache), **_options(config, rows),
             )  # fmt: skip
             _merge(column_parts, column_sums[:, begin:end], row_blocks, n)
         _merge(row_parts, row_sums, splits, m)
-        for queries, candidates, query_ids, candidate_ids, sums in (
-            (rows, columns, row_ids, column_ids, row_sums),
-            (columns, rows, column_ids, row_ids, column_sums),
-        ):
-            _positive_pass(queries, candidates, scale, query_ids, candidate_ids, None, sums[f.POSITIVE_COUNT :])
+        _positive_pass(rows, columns, scale, match.of_rows, None, row_sums[f.POSITIVE_COUNT :])
+        _positive_pass(columns, rows, scale, match.of_columns, None, column_sums[f.POSITIVE_COUNT :])
     return row_sums, column_sums, cache
 
 
@@ -90,9 +89,10 @@ def positive_terms(
     """As `varalign.losses.reference.positive_terms`."""
     row_terms = torch.empty(2, rows.shape[0], dtype=_wide(rows), device=rows.device)
     column_terms = torch.empty(2, columns.shape[0], dtype=_wide(rows), device=rows.device)
+    match = _Matching.of(row_ids, column_ids)
     with _on(rows.device):
-        _positive_pass(rows, columns, scale, row_ids, column_ids, row_negatives, row_terms)
-        _positive_pass(columns, rows, scale, column_ids, row_ids, column_negatives, column_terms)
+        _positive_pass(rows, columns, scale, match.of_rows, row_negatives, row_terms)
+        _positive_pass(columns, rows, scale, match.of_columns, column_negatives, column_terms)
     return row_terms, column_terms
 
 
@@ -125,16 +125,17 @@ def tile_gradients(
         row_upstream, column_upstream = row_upstream / gain, column_upstream / gain
     terms = [t.contiguous() for t in (row_terms, column_terms, row_upstream, column_upstream)]
     work = _fused if backward == "fused" else _blocks
+    codes = _codes(row_ids, column_ids, torch.sort(column_ids)[0])
     with _on(rows.device):
-        return work(rows, columns, scale, row_ids, column_ids, terms, cache, gain, ignore)
+        return work(rows, columns, scale, *codes, terms, cache, gain, ignore)
 
 
 def _blocks(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
+    row_codes: Tensor,
+    column_codes: Tensor,
     terms: list[Tensor],
     cache: Tensor,
     gain: Tensor,
@@ -156,7 +157,7 @@ def _blocks(
             g = buffer[: u.shape[0] * v.shape[0]].view(u.shape[0], v.shape[0])
             grid = (triton.cdiv(u.shape[0], config.block_m) * triton.cdiv(v.shape[0], config.block_n),)
             tiles.gradient_block[grid](
-                rows, columns, scale, row_ids, column_ids, *terms, cache, step, g,
+                rows, columns, scale, row_codes, column_codes, *terms, cache, step, g,
                 m, n, rows.shape[1], *rows.stride(), *columns.stride(), top, left, u.shape[0], v.shape[0],
                 IGNORE=ignore, CACHE=_cache_kind(cache), **_options(config, rows),
             )  # fmt: skip
@@ -171,8 +172,8 @@ def _fused(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
+    row_codes: Tensor,
+    column_codes: Tensor,
     terms: list[Tensor],
     cache: Tensor,
     gain: Tensor,
@@ -180,16 +181,16 @@ def _fused(
 ) -> tuple[Tensor, Tensor, Tensor]:
     row_terms, column_terms, row_upstream, column_upstream = terms
     gradients = []
-    for u, v, ids, other_ids, swapped in (
-        (rows, columns, row_ids, column_ids, (row_terms, column_terms, row_upstream, column_upstream)),
-        (columns, rows, column_ids, row_ids, (column_terms, row_terms, column_upstream, row_upstream)),
+    for u, v, codes, other_codes, swapped in (
+        (rows, columns, row_codes, column_codes, (row_terms, column_terms, row_upstream, column_upstream)),
+        (columns, rows, column_codes, row_codes, (column_terms, row_terms, column_upstream, row_upstream)),
     ):
         config = _launch("fused", u, u.shape[0])
         out = torch.empty(u.shape, dtype=_wide(u), device=u.device)
         slice_width = max(16, min(128, triton.next_power_of_2(u.shape[1])))
         grid = (triton.cdiv(u.shape[0], config.block_m), triton.cdiv(u.shape[1], slice_width))
         tiles.fused_rows[grid](
-            u, v, scale, ids, other_ids, *swapped, out, u.shape[0], v.shape[0], u.shape[1], *u.stride(), *v.stride(),
+            u, v, scale, codes, other_codes, *swapped, out, u.shape[0], v.shape[0], u.shape[1], *u.stride(), *v.stride(),
             IGNORE=ignore, BD=slice_width, **_options(config, u),
         )  # fmt: skip
         gradients.append(out)
@@ -222,23 +223,49 @@ def _cache_kind(cache: Tensor) -> int:
     return 0 if not cache.numel() else 2 if cache.dtype == torch.int16 else 1
 
 
+@dataclass(frozen=True)
+class _Matching:
+    """Which ids are equal, from one sort of each side; all on the device."""
+
+    row_codes: Tensor  # (M,) int32, equal to a column's where the ids are; -1 without any
+    column_codes: Tensor  # (N,) int32
+    of_rows: tuple[Tensor, ...]  # row order, column order, and where each sorted row's positives begin and end in it
+    of_columns: tuple[Tensor, ...]  # the same with the roles exchanged
+
+    @classmethod
+    def of(cls, row_ids: Tensor, column_ids: Tensor) -> _Matching:
+        sorted_rows, row_order = torch.sort(row_ids, stable=True)
+        sorted_columns, column_order = torch.sort(column_ids, stable=True)
+        return cls(
+            *_codes(row_ids, column_ids, sorted_columns),
+            (row_order, column_order, *_ranges(sorted_rows, sorted_columns)),
+            (column_order, row_order, *_ranges(sorted_columns, sorted_rows)),
+        )
+
+
+def _ranges(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.searchsorted(candidates, queries), torch.searchsorted(candidates, queries, right=True)
+
+
+def _codes(row_ids: Tensor, column_ids: Tensor, sorted_columns: Tensor) -> tuple[Tensor, Tensor]:
+    row_codes = torch.searchsorted(sorted_columns, row_ids, out_int32=True)
+    found = sorted_columns[row_codes.clamp_max(column_ids.shape[0] - 1)] == row_ids
+    row_codes = torch.where(found, row_codes, torch.full_like(row_codes, -1))
+    return row_codes, torch.searchsorted(sorted_columns, column_ids, out_int32=True)
+
+
 def _positive_pass(
     queries: Tensor,
     candidates: Tensor,
     scale: Tensor,
-    ids: Tensor,
-    candidate_ids: Tensor,
+    matching: tuple[Tensor, ...],
     negatives: Tensor | None,
     out: Tensor,
 ) -> None:
     """Positive sums of every query into out (.., Q); with the negatives' log-sum-exp, the terms of "ignore"."""
-    sorted_ids, order = torch.sort(ids, stable=True)
-    sorted_candidates, candidate_order = torch.sort(candidate_ids, stable=True)
-    first = torch.searchsorted(sorted_candidates, sorted_ids)
-    last = torch.searchsorted(sorted_candidates, sorted_ids, right=True)
     config = _launch("positive", queries, queries.shape[0])
     tiles.positive_pass[(triton.cdiv(queries.shape[0], config.block_m),)](
-        queries, candidates, scale, order, candidate_order, first, last, out if negatives is None else negatives, out,
+        queries, candidates, scale, *matching, out if negatives is None else negatives, out,
         queries.shape[0], candidates.shape[0], queries.shape[1], *queries.stride(), *candidates.stride(),
         TERMS=negatives is not None, **_options(config, queries),
     )  # fmt: skip

@@ -3,7 +3,10 @@
 Letters: U (M, D) and V (N, D) the embeddings, z = scale * U V' the logits; m running maximum, l running sum of
 exponentials, w the same weighted by z, low running minimum. Offsets are 64-bit: N * D may pass 2^31.
 
-No atomics anywhere: each program writes its own slots, and slots are merged in a fixed order, so every run gives the same bits.
+Ids come as 32-bit codes, equal where the ids are (`matching`): a thread holds a tile's columns, and 64 bits each would spill.
+
+No atomics anywhere: each program writes its own slots, and slots are merged in a fixed order, so every run gives the same
+bits.
 """
 
 import triton
@@ -39,7 +42,7 @@ def _logits(
 
 @triton.jit
 def similarity_pass(
-    U, V, scale_ptr, row_ids, column_ids, row_parts, column_parts, cache, step_ptr,
+    U, V, scale_ptr, row_codes, column_codes, row_parts, column_parts, cache, step_ptr,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd, begin, end, tiles_per_split,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -55,7 +58,7 @@ def similarity_pass(
     rows = row_block * BM + tl.arange(0, BM)
     row_mask = rows < M
     scale = tl.load(scale_ptr)
-    ids = tl.load(row_ids + rows, mask=row_mask, other=0)
+    codes = tl.load(row_codes + rows, mask=row_mask, other=-1)
     row_slot = row_parts + split * 4 * M + rows
     m = tl.load(row_slot, mask=row_mask, other=-float("inf"))
     l = tl.load(row_slot + M, mask=row_mask, other=0.0)  # noqa: E741
@@ -72,15 +75,19 @@ def similarity_pass(
             WIDE, PRECISION, UPCAST, BM, BN, BK,
         )  # fmt: skip
         inside = row_mask[:, None] & column_mask[None, :]
-        if CACHE == 1:
-            tl.store(cache + rows[:, None] * N + columns[None, :], z, mask=inside)
-        if CACHE == 2:
-            level = tl.floor(z / tl.load(step_ptr) + 0.5)
-            level = tl.minimum(tl.maximum(level, -32767.0), 32767.0)
-            tl.store(cache + rows[:, None] * N + columns[None, :], level.to(tl.int16), mask=inside)
-        others = tl.load(column_ids + columns, mask=column_mask, other=0)
+        if CACHE != 0:
+            # One 64-bit base a tile, 32-bit offsets within: a tile of 64-bit addresses would spill the registers.
+            place = tl.arange(0, BM)[:, None] * N + tl.arange(0, BN)[None, :]
+            kept = cache + row_block * BM * N + start
+            if CACHE == 2:
+                level = tl.floor(z / tl.load(step_ptr) + 0.5)
+                level = tl.minimum(tl.maximum(level, -32767.0), 32767.0)
+                tl.store(kept + place, level.to(tl.int16), mask=inside)
+            else:
+                tl.store(kept + place, z, mask=inside)
+        others = tl.load(column_codes + columns, mask=column_mask, other=-1)
         # Padding and positives are -inf before any maximum is taken.
-        negative = tl.where(inside & (ids[:, None] != others[None, :]), z, -float("inf"))
+        negative = tl.where(inside & (codes[:, None] != others[None, :]), z, -float("inf"))
         bounded = tl.where(inside, z, float("inf"))
 
         m_new = tl.maximum(m, tl.max(negative, 1))
@@ -217,8 +224,8 @@ def _one_direction(z, positive, some, shift, positive_shift, share, inverse, ups
 
 @triton.jit
 def _gradient_tile(
-    U, V, scale, row_ids, column_ids, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr,
-    rows, columns, row_mask, column_mask, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
+    U, V, scale, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr,
+    rows, columns, row_mask, column_mask, corner, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -230,12 +237,13 @@ def _gradient_tile(
             WIDE, PRECISION, UPCAST, BM, BN, BK,
         )  # fmt: skip
     else:
-        z = tl.load(cache + rows[:, None] * N + columns[None, :], mask=inside, other=0).to(WIDE)
+        place = tl.arange(0, BM)[:, None] * N + tl.arange(0, BN)[None, :]
+        z = tl.load(cache + corner + place, mask=inside, other=0).to(WIDE)
         if CACHE == 2:
             z = z * tl.load(step_ptr)
-    ids = tl.load(row_ids + rows, mask=row_mask, other=0)
-    others = tl.load(column_ids + columns, mask=column_mask, other=0)
-    positive = (ids[:, None] == others[None, :]) & inside
+    codes = tl.load(row_codes + rows, mask=row_mask, other=-1)
+    others = tl.load(column_codes + columns, mask=column_mask, other=-1)
+    positive = (codes[:, None] == others[None, :]) & inside
     some = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
     shift = tl.load(row_terms + rows, mask=row_mask, other=0.0)
     positive_shift = tl.load(row_terms + M + rows, mask=row_mask, other=0.0)
@@ -260,7 +268,7 @@ def _gradient_tile(
 
 @triton.jit
 def gradient_block(
-    U, V, scale_ptr, row_ids, column_ids, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr, out,
+    U, V, scale_ptr, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr, out,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd, row_begin, column_begin, height, width,
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -276,18 +284,21 @@ def gradient_block(
     column_block = (pid % (8 * column_blocks)) // band_height
     r = row_block.to(tl.int64) * BM + tl.arange(0, BM)
     c = column_block.to(tl.int64) * BN + tl.arange(0, BN)
+    corner = (row_begin + row_block.to(tl.int64) * BM) * N + column_begin + column_block * BN
     g = _gradient_tile(
-        U, V, tl.load(scale_ptr), row_ids, column_ids, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr,
-        row_begin + r, column_begin + c, r < height, c < width, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
+        U, V, tl.load(scale_ptr), row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr,
+        row_begin + r, column_begin + c, r < height, c < width, corner, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
         IGNORE, WIDE, PRECISION, UPCAST, CACHE, BM, BN, BK,
     )  # fmt: skip
     inside = (r < height)[:, None] & (c < width)[None, :]
-    tl.store(out + r[:, None] * width + c[None, :], g.to(out.dtype.element_ty), mask=inside)
+    written = out + row_block.to(tl.int64) * BM * width + column_block * BN
+    place = tl.arange(0, BM)[:, None] * width + tl.arange(0, BN)[None, :]
+    tl.store(written + place, g.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def fused_rows(
-    U, V, scale_ptr, row_ids, column_ids, row_terms, column_terms, row_upstream, column_upstream, out,
+    U, V, scale_ptr, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, out,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
@@ -305,8 +316,8 @@ def fused_rows(
         columns = start + tl.arange(0, BN).to(tl.int64)
         column_mask = columns < N
         g = _gradient_tile(
-            U, V, scale, row_ids, column_ids, row_terms, column_terms, row_upstream, column_upstream, out, out,
-            rows, columns, row_mask, column_mask, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
+            U, V, scale, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, out, out,
+            rows, columns, row_mask, column_mask, 0, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
             IGNORE, WIDE, PRECISION, UPCAST, 0, BM, BN, BK,
         )  # fmt: skip
         v = tl.load(
