@@ -1,4 +1,6 @@
-//! The one error type of the crate: a sentence a variant. `python.rs` maps it to Python exceptions.
+//! The one error type of the crate: a sentence a variant. `python/mod.rs` maps it to Python exceptions.
+
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -8,6 +10,17 @@ pub enum Error {
     /// An argument has a value that the function cannot work with (`ValueError` in Python).
     #[error("{0}")]
     Value(String),
+    /// Bytes that are no image of a supported format, or a damaged one (`ValueError` in Python).
+    #[error("{0}")]
+    Image(String),
+    /// A file that cannot be read (`OSError` or the subclass that fits in Python).
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
 }
 
 /// The result of a fallible function of the core.

@@ -3,4 +3,7 @@
 //! Every module but `python` is plain Rust and is tested by `cargo test` without an interpreter.
 
 pub mod error;
+pub mod image;
 mod python;
+pub mod stats;
+pub mod tokenize;

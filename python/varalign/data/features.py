@@ -7,9 +7,11 @@ one image. Optionally `image_names.txt` beside it, one name a row. Nothing is re
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,14 @@ class FeatureSet(CaptionIndex):
     image_ids: NDArray[np.int64]
     image_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the features and whose they are; not of the splits."""
+        digest = hashlib.sha256()
+        for values in (self.image_features, self.text_features, self.text_image_ids):
+            digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     @property
     def _caption_owner(self) -> NDArray[np.int64]:

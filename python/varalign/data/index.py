@@ -23,6 +23,11 @@ class CaptionIndex:
     def _caption_owner(self) -> NDArray[np.int64]:
         raise NotImplementedError
 
+    @property
+    def caption_owner(self) -> NDArray[np.int64]:
+        """(T,) int64: the image row that each caption belongs to."""
+        return self._caption_owner
+
     @cached_property
     def captions_by_image(self) -> NDArray[np.int64]:
         """(T,) caption indices grouped by image row, in file order within an image."""

@@ -1,0 +1,25 @@
+"""Row numbers of the two tables that the tile passes and the losses exchange. No torch here.
+
+A pass over an M x N tile of logits z leaves, for every query, what `QUERY_SUMS` names; positives and negatives are kept
+apart so that the loss is their log-sum-exps' difference and loses no digits when it is near zero. The backward pass needs,
+for every query, what `QUERY_TERMS` names.
+"""
+
+# What one pass leaves for each query (a row of the table each), logits z, candidates split into positives and negatives.
+NEGATIVE_MAX = 0  # max z over the negatives, -inf without any
+NEGATIVE_SUM = 1  # sum of exp(z - NEGATIVE_MAX)
+NEGATIVE_WEIGHTED = 2  # sum of z exp(z - NEGATIVE_MAX)
+MINIMUM = 3  # min z over all candidates
+POSITIVE_COUNT = 4
+POSITIVE_TOTAL = 5  # sum of z over the positives
+POSITIVE_MAX = 6  # max z over the positives, -inf without any
+POSITIVE_SUM = 7  # sum of exp(z - POSITIVE_MAX)
+POSITIVE_WEIGHTED = 8  # sum of z exp(z - POSITIVE_MAX)
+QUERY_SUMS = 9
+
+# What the backward pass needs of each query.
+SHIFT = 0  # d value / dz is exp(z - SHIFT) on a negative
+POSITIVE_SHIFT = 1  # log-sum-exp that a positive is compared with: of all candidates, or ("ignore") of the negatives
+SHARE = 2  # what the negatives' probabilities add up to: minus it is the exact gradient of a lone positive
+INVERSE_COUNT = 3  # 1 / number of positives
+QUERY_TERMS = 4

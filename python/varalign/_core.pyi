@@ -1,0 +1,117 @@
+"""The compiled core of varalign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+# Images: rust/src/python/images.rs
+
+MAX_PIXELS: int
+
+def decode_image(data: bytes, max_pixels: int | None = None) -> NDArray[np.uint8]: ...
+def load_images(
+    paths: Sequence[str],
+    rows: Sequence[int],
+    preparation: ImagePreparation,
+    epoch: int = 0,
+    threads: int = 0,
+    uint8: bool = False,
+) -> tuple[NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]]]: ...
+@final
+class ImagePreparation:
+    def __new__(
+        cls,
+        size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        interpolation: str,
+        resize: str,
+        augment: tuple[tuple[float, float], tuple[float, float], float] | None = None,
+        seed: int = 0,
+        max_pixels: int | None = None,
+    ) -> ImagePreparation: ...
+    def crop(self, width: int, height: int, epoch: int, row: int) -> tuple[int, int, int, int, bool]: ...
+
+@final
+class ImagePipeline:
+    def __new__(
+        cls, paths: Sequence[str], preparation: ImagePreparation, threads: int, prefetch: int, uint8: bool
+    ) -> ImagePipeline: ...
+    def start(self, order: Sequence[Sequence[int]], epoch: int) -> ImageRun: ...
+
+@final
+class ImageRun:
+    def next(
+        self,
+    ) -> (
+        tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]], float] | None
+    ): ...
+    def close(self) -> None: ...
+
+# Caption tokenizers
+
+@final
+class CaptionTokenizer:
+    @staticmethod
+    def clip(vocabulary: str) -> CaptionTokenizer: ...
+    @staticmethod
+    def bert(
+        vocabulary: str,
+        marks: tuple[str, str, str, str],
+        special: list[str],
+        *,
+        lower: bool,
+        strip_accents: bool,
+        split_chinese: bool,
+    ) -> CaptionTokenizer: ...
+    @staticmethod
+    def words(vocabulary: str) -> CaptionTokenizer: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def marks(self) -> tuple[int, int, int]: ...
+    def encode(
+        self, texts: tuple[str, ...], ids: NDArray[np.int32] | NDArray[np.int64], lengths: NDArray[np.int64], threads: int
+    ) -> list[int]: ...
+    def encode_pieces(
+        self, texts: tuple[str, ...], ids: NDArray[np.int32] | NDArray[np.int64], lengths: NDArray[np.int64], threads: int
+    ) -> list[int]: ...
+
+def build_word_vocabulary(texts: tuple[str, ...], min_count: int, max_words: int) -> list[str]: ...
+# Statistics: rust/src/python/stats.rs
+
+@final
+class Moments:
+    def __new__(cls, columns: int) -> Moments: ...
+    @staticmethod
+    def from_parts(
+        count: int,
+        mean: NDArray[np.float64],
+        m2: NDArray[np.float64],
+        min: NDArray[np.float64],
+        max: NDArray[np.float64],
+    ) -> Moments: ...
+    def parts(
+        self,
+    ) -> tuple[int, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
+    def update(
+        self, values: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8], threads: int = 1
+    ) -> None: ...
+    def merge(self, other: Moments) -> None: ...
+
+@final
+class PairMoments:
+    def __new__(cls, pairs: int) -> PairMoments: ...
+    @staticmethod
+    def from_parts(
+        counts: NDArray[np.uint64], means: Sequence[NDArray[np.float64]], m2s: Sequence[NDArray[np.float64]]
+    ) -> PairMoments: ...
+    def parts(self) -> tuple[NDArray[np.uint64], list[NDArray[np.float64]], list[NDArray[np.float64]]]: ...
+    def update(self, indices: NDArray[np.int64], values: NDArray[np.float64]) -> None: ...
+    def merge(self, other: PairMoments) -> None: ...

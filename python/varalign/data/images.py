@@ -1,0 +1,192 @@
+"""Images as the encoders want them: decoded, cropped, resized and normalised by the Rust core, batches made ahead.
+
+Pixels are Pillow's: `ImageOps.exif_transpose(image).convert("RGB")`, then Pillow's antialiased resampling to the short
+side and the centre square, in float32 `(level / 255 - mean) / std`. JPEG (and the first picture of an MPO), PNG, WebP,
+the first frame of a GIF, and BMP, known by content and never by name; everything else is refused by its name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varalign import _core
+
+MAX_PIXELS: int = _core.MAX_PIXELS
+"""Width times height at which a file is refused before it is decoded, unless told otherwise (Pillow's bound)."""
+
+AnyPath = str | os.PathLike[str]
+Pixels = NDArray[np.float32] | NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What an image encoder wants of its input.
+
+    size: side of the square in pixels, 1 to 8192.
+    mean, std: of the three channels on the scale 0 to 1 (the defaults are CLIP's).
+    interpolation: "bicubic" (a = -0.5) or "bilinear", both antialiased.
+    resize: "crop" takes the short side to `size` and keeps the centre square; "squash" takes both sides to `size`.
+    """
+
+    size: int = 224
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize: Literal["crop", "squash"] = "crop"
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random resized crop and mirror, a pure function of (seed, epoch, row of the data set).
+
+    scale: share of the picture's area, low and high. ratio: width over height of the crop, drawn log-uniformly.
+    flip: chance of mirroring left and right. The formula of the draws stands in `rust/src/image/augment.rs`.
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+
+@dataclass
+class ImageBatch:
+    """One batch: row of each sample, its pixels, and what went wrong.
+
+    rows: (B,) int64. pixels: (B, 3, S, S), float32 (or uint8 levels); zeros where a sample failed.
+    errors: position in the batch and message. wait: seconds that the caller waited for this batch.
+    """
+
+    rows: NDArray[np.int64]
+    pixels: Pixels
+    errors: list[tuple[int, str]] = field(default_factory=list)
+    wait: float = 0.0
+
+
+def decode_image(data: bytes, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """Decode one image to upright RGB.
+
+    Returns (H, W, 3) uint8. Raises ValueError naming what is wrong where the bytes are damaged, cut short, of another
+    format, or of more than `max_pixels` pixels (default `MAX_PIXELS`).
+    """
+    return _core.decode_image(bytes(data), max_pixels)
+
+
+def load_images(
+    paths: Sequence[AnyPath],
+    preprocess: Preprocess,
+    *,
+    augment: Augment | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    rows: Sequence[int] | NDArray[np.int64] | None = None,
+    threads: int = 0,
+    dtype: Literal["float32", "uint8"] = "float32",
+    max_pixels: int | None = None,
+) -> tuple[Pixels, list[tuple[int, str]]]:
+    """Load some images at once.
+
+    rows: the row of the data set of each path, for `augment` (default 0, 1, 2, ...). threads: 0 means every core.
+    Returns pixels (B, 3, S, S) of `dtype`, and (position, message) of each file that failed, whose pixels are 0.
+    """
+    row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()
+    preparation = prepare(preprocess, augment, seed, max_pixels)
+    uint8 = _is_uint8(dtype)
+    pixels, errors = _core.load_images([os.fspath(path) for path in paths], row_list, preparation, epoch, threads, uint8)
+    return pixels, errors
+
+
+class ImagePipeline:
+    """Batches of images made ahead on threads of their own, without the GIL.
+
+    paths: the data set's files, by row. threads: 0 means every core. prefetch: the most batches that are under way or
+    waiting at a time (memory: that many times B * 3 * S * S elements). The pixels depend on the file, (seed, epoch,
+    row) and nothing else: not on threads, prefetch or timing. A pipeline holds no threads; an iterator of `batches`
+    does, until it is exhausted, closed or dropped.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[AnyPath],
+        preprocess: Preprocess,
+        *,
+        augment: Augment | None = None,
+        seed: int = 0,
+        threads: int = 0,
+        prefetch: int = 4,
+        dtype: Literal["float32", "uint8"] = "float32",
+        max_pixels: int | None = None,
+    ) -> None:
+        if prefetch < 1:
+            raise ValueError(f"prefetch must be at least 1 batch, got {prefetch}")
+        if threads < 0:
+            raise ValueError(f"threads must be 0 (every core) or more, got {threads}")
+        self.preprocess = preprocess
+        self.augment = augment
+        preparation = prepare(preprocess, augment, seed, max_pixels)
+        files = [os.fspath(path) for path in paths]
+        self._pipeline = _core.ImagePipeline(files, preparation, threads, prefetch, _is_uint8(dtype))
+
+    def batches(self, order: Sequence[NDArray[np.int64]], *, epoch: int = 0) -> Iterator[ImageBatch]:
+        """Make the batches of `order` (rows of each batch), in order.
+
+        Decoding begins at this call. The threads end when the iterator is exhausted, closed or dropped. Raises
+        ValueError at once if a row has no path. A file that cannot be used is an entry of `ImageBatch.errors`.
+        """
+        return ImageBatches(self._pipeline.start([np.asarray(rows, dtype=np.int64).tolist() for rows in order], epoch))
+
+
+class ImageBatches(Iterator[ImageBatch]):
+    """The iterator of `ImagePipeline.batches`; a context manager too."""
+
+    def __init__(self, run: _core.ImageRun) -> None:
+        self._run = run
+
+    def __next__(self) -> ImageBatch:
+        try:
+            batch = self._run.next()
+        except BaseException:
+            self.close()
+            raise
+        if batch is None:
+            self.close()
+            raise StopIteration
+        return ImageBatch(*batch)
+
+    def close(self) -> None:
+        """Stop the threads and wait for them (at most the sample that each is at)."""
+        self._run.close()
+
+    def __enter__(self) -> ImageBatches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def prepare(
+    preprocess: Preprocess, augment: Augment | None = None, seed: int = 0, max_pixels: int | None = None
+) -> _core.ImagePreparation:
+    """The core's form of the settings; raises ValueError for a value out of range."""
+    drawn = None if augment is None else (augment.scale, augment.ratio, augment.flip)
+    return _core.ImagePreparation(
+        preprocess.size,
+        preprocess.mean,
+        preprocess.std,
+        preprocess.interpolation,
+        preprocess.resize,
+        drawn,
+        seed,
+        max_pixels,
+    )
+
+
+def _is_uint8(dtype: str) -> bool:
+    if dtype not in ("float32", "uint8"):
+        raise ValueError(f"dtype must be 'float32' or 'uint8', got {dtype!r}")
+    return dtype == "uint8"

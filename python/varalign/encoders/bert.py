@@ -1,0 +1,172 @@
+"""BERT and its relatives as text encoders, through transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varalign.data.tokenizers import Tokenizer, bert_tokenizer
+from varalign.encoders.base import TextEncoder, cut_padding, known_blocks, masked_mean, plain, token_mask
+from varalign.encoders.hub import hub_folder
+from varalign.encoders.specs import EncoderSpec, SpecError, looks_like_path
+from varalign.encoders.weights import WeightsError
+
+POOLINGS = ("mean", "cls")
+MAX_LENGTH = 64
+WEIGHT_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+TOKENIZER_NAMES = ("vocab.txt", "tokenizer.json")
+HUB_FILES = (
+    "config.json",
+    "vocab.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+)
+# Facts about where and when a config was written, not about the model.
+VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation")
+# What changes the features at equal tensors; kept apart from the whole config, whose fields change with transformers.
+IDENTITY = (
+    "model_type",
+    "hidden_act",
+    "activation",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "position_embedding_type",
+)
+
+
+class BertEncoder(TextEncoder):
+    """A BERT-family model without its pooler; features are the mean of the last states over tokens, or the first one.
+
+    Args:
+        spec: kind `bert`; its name is a hub name or a folder with config.json, the weights and the vocabulary.
+        tokenizer: a saved run's; the folder's own by default.
+        pooling: "mean" over all tokens (marks included, padding not) or "cls", the state of the first token.
+        max_length: longest text in tokens; 64 by default, and no more than the model has positions.
+        load_weights: False builds the architecture with random weights.
+        architecture: what `architecture()` once gave, so that no source has to be looked up.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        *,
+        tokenizer: Tokenizer | None = None,
+        pooling: str = "mean",
+        max_length: int | None = None,
+        load_weights: bool = True,
+        architecture: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"'{spec}' pools by {' or '.join(POOLINGS)}, not by '{pooling}'")
+        if architecture is not None and not load_weights and tokenizer is not None:
+            self.model = _random_model(architecture["config"])
+        else:
+            folder = _find_folder(spec)
+            self.model = _read_model(folder, spec) if load_weights else _random_model(_config_of(folder))
+            if tokenizer is None:
+                positions = getattr(self.model.config, "max_position_embeddings", None) or MAX_LENGTH
+                tokenizer = bert_tokenizer(folder, max_length=min(max_length or MAX_LENGTH, positions))
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None  # trained for BERT's next-sentence task, unused here
+        self.model.eval()
+        rows = self.model.get_input_embeddings().num_embeddings
+        if tokenizer.vocabulary_size > rows:
+            raise SpecError(f"'{spec}': the tokenizer makes {tokenizer.vocabulary_size} tokens, the model knows {rows}")
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.feature_dim = int(self.model.config.hidden_size)
+        self.spec = str(spec.with_absolute_path())
+        self.has_source = True
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, feature_dim) features of ids (B, L) padded behind lengths (B,)."""
+        ids = cut_padding(ids, lengths)
+        mask = token_mask(ids, lengths)
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return states[:, 0] if self.pooling == "cls" else masked_mean(states, mask)
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's layers."""
+        return known_blocks(self.model, ("encoder.layer", "transformer.layer", "layers", "encoder.layers"), self.spec)
+
+    def architecture(self) -> dict[str, Any]:
+        """The model's config, pooling and the tokenizer's fingerprint."""
+        return plain(
+            {
+                "kind": "bert",
+                "pooling": self.pooling,
+                "config": {k: v for k, v in self.model.config.to_dict().items() if k not in VOLATILE},
+                "tokenizer": self.tokenizer.fingerprint,
+            }
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint covers besides the tensors."""
+        values = self.architecture()
+        values["config"] = {key: values["config"][key] for key in IDENTITY if key in values["config"]}
+        return values
+
+
+def _find_folder(spec: EncoderSpec) -> Path:
+    """The folder that a spec names, or the hub cache's folder for a hub name."""
+    folder = Path(spec.name).expanduser()
+    if folder.is_dir():
+        missing = [
+            " or ".join(names)
+            for names in (("config.json",), WEIGHT_NAMES, TOKENIZER_NAMES)
+            if not any((folder / name).is_file() for name in names)
+        ]
+        if missing:
+            raise SpecError(f"'{spec}': folder {folder} lacks {', '.join(missing)}")
+        return folder.resolve()
+    if looks_like_path(spec.name) or spec.name.count("/") > 1:
+        raise SpecError(f"'{spec}': no folder '{spec.name}'")
+    return hub_folder(
+        spec.name,
+        [HUB_FILES, ["pytorch_model.bin"]],
+        [("config.json",), WEIGHT_NAMES, TOKENIZER_NAMES],
+        spec=str(spec),
+        instead="--text-encoder bert:FOLDER",
+    )
+
+
+def _config_of(folder: Path) -> Mapping[str, Any]:
+    from transformers import AutoConfig
+
+    config: Mapping[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    return config
+
+
+def _read_model(folder: Path, spec: EncoderSpec) -> Any:
+    from transformers import AutoModel
+
+    try:
+        # Local files only, so that nothing is looked up; pickles are read by transformers with weights_only.
+        model, report = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise WeightsError(
+            f"'{spec}': transformers cannot load {folder}: {str(error).strip().splitlines()[0]}"
+        ) from error
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise WeightsError(
+            f"'{spec}': the weights in {folder} lack {len(missing)} tensors ({', '.join(missing[:3])}, …)"
+        )
+    return model.to(torch.float32)
+
+
+def _random_model(config: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    values = dict(config)
+    return AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values)).to(torch.float32)

@@ -1,0 +1,221 @@
+"""CLIP's two towers through open_clip, each on its own: the other one is not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varalign.data.images import Preprocess
+from varalign.data.tokenizers import Tokenizer, clip_tokenizer
+from varalign.encoders.base import ImageEncoder, TextEncoder, cut_padding, known_blocks, plain, present
+from varalign.encoders.clip_source import find_clip
+from varalign.encoders.specs import EncoderSpec, SpecError
+from varalign.encoders.weights import WeightsError, load_exactly, read_state_dict
+
+# The half that is not wanted is built as small as open_clip allows, and dropped.
+SMALL_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
+SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1, "context_length": 2, "vocab_size": 2}
+OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+
+
+class ClipImageEncoder(ImageEncoder):
+    """CLIP's image tower; features are open_clip's `visual(pixels)`: pooled and projected, not normalised.
+
+    For ViT-B/32 that is 512 numbers: CLIP's own projection is part of the tower, the projection head comes behind it.
+
+    Args:
+        spec: kind `clip`; see `clip_source` for what its weights may be.
+        image_size: S instead of the model's own; position embeddings are interpolated as open_clip does it.
+        load_weights: False builds the architecture with random weights.
+        architecture: what `architecture()` once gave, so that no source has to be looked up.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        *,
+        image_size: int | None = None,
+        load_weights: bool = True,
+        architecture: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        checkpoint = None
+        self.spec = str(spec)
+        if architecture is None or load_weights:
+            source = find_clip(spec, option="--image-encoder", load_weights=load_weights)
+            self.spec = source.spec
+            embed_dim, quick_gelu, config = source.embed_dim, source.quick_gelu, dict(source.vision_cfg)
+            preprocess, checkpoint = source.preprocess, source.checkpoint
+        else:
+            embed_dim, quick_gelu = architecture["embed_dim"], architecture["quick_gelu"]
+            config, preprocess = dict(architecture["vision_cfg"]), _preprocess_from(architecture["preprocess"])
+        if image_size is not None and image_size != preprocess.size:
+            config["image_size"] = image_size
+            preprocess = replace(preprocess, size=image_size)
+        model = _build(embed_dim, quick_gelu, config, SMALL_TEXT)
+        if checkpoint is not None:
+            _load(model, "visual", checkpoint, str(spec))
+        self.visual = model.visual
+        self.visual.output_tokens = False
+        self.feature_dim = embed_dim
+        self.preprocess = preprocess
+        self.has_source = True
+        self._quick_gelu = quick_gelu
+        self._config = config
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, feature_dim) features of pixels (B, 3, S, S)."""
+        features: Tensor = self.visual(pixels)
+        return features
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks (ViT) or the four stages (ResNet)."""
+        return known_blocks(self.visual, ("transformer.resblocks", "trunk.blocks", "trunk.stages"), self.spec)
+
+    def tail(self) -> list[nn.Module | nn.Parameter]:
+        """Final norm, pooling and projection."""
+        trunk = present(self.visual.trunk, ("norm", "fc_norm", "attn_pool")) if hasattr(self.visual, "trunk") else []
+        return trunk + present(
+            self.visual, ("attn_pool", "attn_pool_contrastive", "attnpool", "ln_post", "proj", "head")
+        )
+
+    def architecture(self) -> dict[str, Any]:
+        """Sizes, activation and preprocessing."""
+        return plain(
+            {
+                "kind": "clip-image",
+                "embed_dim": self.feature_dim,
+                "quick_gelu": self._quick_gelu,
+                "vision_cfg": self._config,
+                "preprocess": asdict(self.preprocess),
+            }
+        )
+
+
+class ClipTextEncoder(TextEncoder):
+    """CLIP's text tower; features are open_clip's `encode_text(ids)`: pooled and projected, not normalised.
+
+    Args:
+        spec: kind `clip`; see `clip_source` for what its weights may be.
+        tokenizer: a saved run's; CLIP's own with the model's context length by default.
+        load_weights: False builds the architecture with random weights.
+        architecture: what `architecture()` once gave, so that no source has to be looked up.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        *,
+        tokenizer: Tokenizer | None = None,
+        load_weights: bool = True,
+        architecture: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        checkpoint = None
+        self.spec = str(spec)
+        if architecture is None or load_weights:
+            source = find_clip(spec, option="--text-encoder", load_weights=load_weights)
+            self.spec = source.spec
+            embed_dim, quick_gelu, config = source.embed_dim, source.quick_gelu, dict(source.text_cfg)
+            checkpoint = source.checkpoint
+        else:
+            embed_dim, quick_gelu = architecture["embed_dim"], architecture["quick_gelu"]
+            config = dict(architecture["text_cfg"])
+        other = [
+            key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_mode", "embed_cls") if config.get(key)
+        ]
+        if other:
+            raise SpecError(
+                f"'{spec}': its text tower is not CLIP's own ({', '.join(other)}); use another text encoder"
+            )
+        model = _build(embed_dim, quick_gelu, SMALL_VISION, config)
+        if checkpoint is not None:
+            _load(model, "text", checkpoint, str(spec))
+        self.text = model.text
+        self.text.output_tokens = False
+        self.tokenizer = clip_tokenizer(context_length=self.text.context_length) if tokenizer is None else tokenizer
+        if self.tokenizer.vocabulary_size > self.text.vocab_size:
+            raise SpecError(
+                f"'{spec}': its text tower knows {self.text.vocab_size} tokens, the tokenizer makes "
+                f"{self.tokenizer.vocabulary_size}"
+            )
+        self.feature_dim = embed_dim
+        self.has_source = True
+        self._quick_gelu = quick_gelu
+        self._config = config
+        # The states up to the end mark, which a causal tower pools, do not depend on what stands behind it.
+        self._cuts = self.text.attn_mask is not None and self.text.pool_type == "argmax"
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, feature_dim) features of ids (B, context length)."""
+        short = cut_padding(ids, lengths) if self._cuts else ids
+        features: Tensor = self.text(ids) if short.shape == ids.shape else self._short_forward(short)
+        return features
+
+    def _short_forward(self, ids: Tensor) -> Tensor:
+        """The tower on fewer tokens than its context, which open_clip's own forward refuses (its mask is fixed)."""
+        text, length = self.text, ids.shape[1]
+        states = text.token_embedding(ids) + text.positional_embedding[:length]
+        states = text.ln_final(text.transformer(states, attn_mask=text.attn_mask[:length, :length]))
+        # The end mark has the highest id of the vocabulary; it stands once in every text.
+        pooled: Tensor = states[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]
+        if text.text_projection is None:
+            return pooled
+        if isinstance(text.text_projection, nn.Linear):
+            projected: Tensor = text.text_projection(pooled)
+            return projected
+        return pooled @ text.text_projection
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks."""
+        return known_blocks(self.text, ("transformer.resblocks",), self.spec)
+
+    def tail(self) -> list[nn.Module | nn.Parameter]:
+        """Final norm and projection."""
+        return present(self.text, ("ln_final", "text_projection"))
+
+    def architecture(self) -> dict[str, Any]:
+        """Sizes, activation and the tokenizer's fingerprint."""
+        return plain(
+            {
+                "kind": "clip-text",
+                "embed_dim": self.feature_dim,
+                "quick_gelu": self._quick_gelu,
+                "text_cfg": self._config,
+                "tokenizer": self.tokenizer.fingerprint,
+            }
+        )
+
+
+def _build(embed_dim: int, quick_gelu: bool, vision_cfg: Mapping[str, Any], text_cfg: Mapping[str, Any]) -> Any:
+    """open_clip's model with its text tower as a module of its own (`text`), as CustomTextCLIP has it."""
+    import open_clip
+
+    return open_clip.CustomTextCLIP(embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu=quick_gelu).eval()
+
+
+def _load(model: Any, part: str, checkpoint: Any, spec: str) -> None:
+    """Copy one tower's tensors from a whole CLIP state dict; half precision becomes float32."""
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+
+    state = read_state_dict(checkpoint)
+    if "positional_embedding" in state:
+        state = convert_to_custom_text_state_dict(state)
+    if part == "visual" and "visual.positional_embedding" in state:
+        resize_pos_embed(state, model)
+    prefix = f"{part}."
+    tower = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not tower:
+        raise WeightsError(
+            f"'{spec}': {checkpoint} holds no tensors '{prefix}…', so it is no CLIP in open_clip's format"
+        )
+    with torch.no_grad():
+        load_exactly(getattr(model, part), tower, checkpoint, spec)
+
+
+def _preprocess_from(values: Mapping[str, Any]) -> Preprocess:
+    return Preprocess(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})

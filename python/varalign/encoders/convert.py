@@ -1,0 +1,96 @@
+"""Other people's weight files into safetensors, without running what is in them: `varalign convert IN OUT`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from varalign.encoders.torchscript import read_torchscript
+from varalign.encoders.weights import WeightsError, is_torchscript, read_state_dict, safetensors_metadata
+
+OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
+"""Tensors beside the weights in OpenAI's CLIP archives: three sizes, which safetensors keep as metadata."""
+QUICK_GELU_CODE = "1.702"
+"""The factor of QuickGELU, x · sigmoid(1.702 x), as it stands in the code text of an archive."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `convert_weights` did.
+
+    Attributes:
+        source: the file read.
+        target: the file written.
+        tensors: how many tensors it holds.
+        bytes: their size.
+        metadata: the strings written beside them; `quick_gelu` is what a `clip:` spec takes its activation from.
+    """
+
+    source: Path
+    target: Path
+    tensors: int
+    bytes: int
+    metadata: dict[str, str]
+
+
+def convert_weights(source: Path | str, target: Path | str) -> Conversion:
+    """Write the tensors of a weights file as safetensors, dtypes kept.
+
+    TorchScript archives (OpenAI's original CLIP files) are read without torch.jit, pickles with `weights_only=True`;
+    nothing in either is run. For OpenAI's CLIP files, and other archives whose code has QuickGELU's factor, the metadata
+    say so, and then `clip:ViT-B-32@TARGET` behaves as `clip:ViT-B-32@openai` does.
+
+    Args:
+        source: `.pt`, `.pth`, `.bin` or `.safetensors`.
+        target: a new `.safetensors` file; written under a temporary name, synced and renamed.
+
+    Raises:
+        FileNotFoundError: no such source.
+        FileExistsError: the target is there already.
+        WeightsError: the source holds more than tensors, none, or is broken; or the target has another suffix.
+    """
+    from safetensors.torch import save_file
+
+    source, target = Path(source).expanduser(), Path(target).expanduser()
+    if not source.is_file():
+        raise FileNotFoundError(f"no weights file {source}")
+    if target.suffix != ".safetensors":
+        raise WeightsError(f"the converted file is a .safetensors file, not {target.name}")
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; name another file, or remove it first")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"no folder {target.parent} to write {target.name} into")
+    state, metadata = _read(source)
+    # Independent, contiguous copies: safetensors refuses tensors that share memory (tied weights).
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        save_file(state, temporary, metadata=metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return Conversion(source, target, len(state), size, metadata)
+
+
+def _read(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    metadata = {"format": "pt"}
+    if is_torchscript(source):
+        state, code = read_torchscript(source)
+        if QUICK_GELU_CODE in code:
+            metadata["quick_gelu"] = "true"
+    else:
+        state = read_state_dict(source)
+        metadata |= safetensors_metadata(source)
+    if all(key in state for key in OPENAI_KEYS):
+        # Only OpenAI's archives, and state dicts taken from them, carry these; their models are all QuickGELU.
+        sizes = {key: str(int(state.pop(key))) for key in OPENAI_KEYS}
+        metadata |= {"source": "openai", "quick_gelu": "true", **sizes}
+    if not state:
+        raise WeightsError(f"{source} holds no tensors")
+    return state, metadata

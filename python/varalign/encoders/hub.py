@@ -1,0 +1,166 @@
+"""Weights from their hubs: the local cache first, then one short try, announced on the logger `varalign`.
+
+With no network the libraries' own downloads retry for twenty seconds and more; here one request decides within
+`TIMEOUT` seconds whether the hub can be reached, through the same session (proxies included) as the download.
+`HF_HUB_OFFLINE=1` keeps every download off, torchvision's and open_clip's by address included.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from varalign.encoders.specs import WeightsUnavailable
+
+LOGGER = logging.getLogger("varalign")
+TIMEOUT = 5.0
+"""Seconds to wait for a hub's first answer."""
+
+
+def download_url(url: str, *, spec: str, instead: str) -> Path:
+    """The file behind `url` in torch's hub cache, downloaded there if it is not in it yet.
+
+    Args:
+        url: where its file name ends `-HASH.ext`, the first digits of the SHA-256, these are checked.
+        spec: the encoder spec, for the messages.
+        instead: the spec that names a file of one's own.
+
+    Raises:
+        WeightsUnavailable: not in the cache and not to be downloaded now.
+    """
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    how = f"download {url}, put it at {path} (or anywhere, and pass {instead})"
+    if _offline():
+        raise WeightsUnavailable(f"'{spec}': its weights are not on this machine and HF_HUB_OFFLINE is set; {how}")
+    LOGGER.warning("downloading %s to %s", url, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digits = path.stem.rpartition("-")[2]
+    prefix = digits if re.fullmatch("[0-9a-f]{8,}", digits) else None
+    try:
+        with _socket_timeout(TIMEOUT):
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
+        raise WeightsUnavailable(
+            f"'{spec}': its weights are not on this machine and the download failed ({error}); {how}"
+        ) from error
+    return path
+
+
+def hub_file(repo: str, names: Sequence[str], *, spec: str, instead: str) -> Path:
+    """The first of `names` that a Hugging Face repository has: from the local cache, else downloaded into it.
+
+    Raises:
+        WeightsUnavailable: none is in the cache and none can be downloaded now.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in names:
+        cached = try_to_load_from_cache(repo, name)
+        if isinstance(cached, str):
+            return Path(cached)
+    _reach(repo, " or ".join(names), spec, instead)
+    for name in names:
+        found = _download(repo, name, spec, instead)
+        if found is not None:
+            return found
+    raise _unavailable(repo, " or ".join(names), spec, instead, "the repository has no such file")
+
+
+def hub_folder(
+    repo: str, patterns: Sequence[Sequence[str]], needed: Sequence[Sequence[str]], *, spec: str, instead: str
+) -> Path:
+    """A folder with the files of a Hugging Face repository that match `patterns`, from the cache or downloaded into it.
+
+    Args:
+        repo: `name` or `owner/name`.
+        patterns: which files to download; a further group of patterns only where those before it were not enough.
+        needed: groups of file names; the folder must have one of each group.
+
+    Raises:
+        WeightsUnavailable: the cache lacks one and the hub cannot be reached, or has no such repository or file.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def complete(folder: Path) -> bool:
+        return all(any((folder / name).is_file() for name in group) for group in needed)
+
+    wanted = ", ".join(" or ".join(group) for group in needed)
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True))
+        if complete(folder):
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    _reach(repo, wanted, spec, instead)
+    for group in patterns:
+        try:
+            folder = Path(snapshot_download(repo, allow_patterns=list(group), etag_timeout=TIMEOUT))
+        except OSError as error:  # the hub's errors are all OSErrors
+            raise _unavailable(repo, wanted, spec, instead, str(error)) from error
+        if complete(folder):
+            return folder
+    raise _unavailable(repo, wanted, spec, instead, "the repository lacks one of these")
+
+
+def _download(repo: str, name: str, spec: str, instead: str) -> Path | None:
+    """One file of a repository, downloaded into the cache; None where the repository has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, name, etag_timeout=TIMEOUT))
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but says that the hub was not reached
+        raise _unavailable(repo, name, spec, instead, str(error)) from error
+    except EntryNotFoundError:
+        return None
+    except OSError as error:
+        raise _unavailable(repo, name, spec, instead, str(error)) from error
+
+
+def _reach(repo: str, files: str, spec: str, instead: str) -> None:
+    """Announce a download and make sure, with one request, that the hub answers at all."""
+    from huggingface_hub import constants, get_session
+
+    if _offline():
+        raise _unavailable(repo, files, spec, instead, "HF_HUB_OFFLINE is set")
+    LOGGER.warning("downloading %s of %s from %s", files, repo, constants.ENDPOINT)
+    try:
+        # Any answer will do, a 404 too: only silence means offline. The session is httpx's or requests', whose
+        # errors share no class below Exception.
+        get_session().head(f"{constants.ENDPOINT}/{repo}/resolve/main/README.md", timeout=TIMEOUT)
+    except Exception as error:
+        raise _unavailable(repo, files, spec, instead, f"{constants.ENDPOINT} gives no answer: {error}") from error
+
+
+def _unavailable(repo: str, files: str, spec: str, instead: str, reason: str) -> WeightsUnavailable:
+    reason = reason.strip().splitlines()[0] if reason.strip() else "no reason given"
+    return WeightsUnavailable(
+        f"'{spec}': its weights are not on this machine and cannot be downloaded ({reason}); where there is a network, "
+        f"download {files} from https://huggingface.co/{repo} to this machine and pass {instead}"
+    )
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """urllib, which torch's download uses, has no other knob for how long a silent server is waited for."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,227 @@
+"""The symmetric contrastive loss over images and texts, weighted at every step by a loss schedule."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from varalign.losses.operator import choose_backend, contrastive_forward
+from varalign.losses.statistics import DirectionStats, mean_over_queries
+from varalign.schedules import LossSchedule, build_schedule
+
+DUPLICATES = ("positive", "ignore")
+
+
+class ContrastiveOutput(NamedTuple):
+    """What one step of `ContrastiveLoss` gives.
+
+    Attributes:
+        loss: () weights . (loss_i2t, loss_t2i); the one to call backward on.
+        loss_i2t: () mean over the images with a positive; loss_t2i: () mean over the texts with one.
+        weights: (2,) float32 [w_i2t, w_t2i], no gradient.
+        stats_i2t: statistics of the images' scores; stats_t2i: of the texts'.
+    """
+
+    loss: Tensor
+    loss_i2t: Tensor
+    loss_t2i: Tensor
+    weights: Tensor
+    stats_i2t: DirectionStats
+    stats_t2i: DirectionStats
+
+
+def contrastive(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    logit_scale: Tensor | float,
+    image_ids: Tensor | None = None,
+    text_image_ids: Tensor | None = None,
+    *,
+    duplicates: str = "positive",
+    cache_bytes: int = 256 << 20,
+    group: Any = None,
+) -> tuple[Tensor, Tensor, DirectionStats, DirectionStats]:
+    """Contrastive loss of every image and every text, with statistics of their scores, in memory linear in the batch.
+
+    For image i with similarities s_ij = u_i . v_j and logits z = logit_scale * s, the value is
+    LSE_j z_ij - mean of z_ij over its positives (the texts with its id); for texts the same over columns. A query without
+    positives has value 0. Where an embedding is NaN, so are the values that it touches.
+
+    Args:
+        image_embeddings: (M, D) unit vectors (others are computed as they are), float64, float32, bfloat16 or float16.
+        text_embeddings: (N, D) on the same device; M and N may differ.
+        logit_scale: () above 0, the inverse temperature.
+        image_ids: (M,) integers that name the images; none: image i and text i are the pairs.
+        text_image_ids: (N,) the image that each text describes; none: `image_ids`, where M = N.
+        duplicates: several positives of a query share its softmax ("positive"), or each is scored against the negatives
+            alone ("ignore").
+        cache_bytes: what the forward pass may keep of the logits to spare the backward pass one matrix product.
+        group: a torch.distributed process group: the embeddings are this rank's, each is compared with every rank's, and
+            values and statistics are this rank's; see `varalign.losses.distributed`.
+
+    Returns:
+        nll_i2t (M,), nll_t2i (N,), statistics i2t and t2i. Values and statistics are float32 (float64 for float64).
+
+    Raises:
+        ValueError: shapes, dtypes or ids that do not fit; the message says which.
+        RuntimeError: from a second derivative.
+
+    Example:
+        Two images, three texts, the first image described twice::
+
+            contrastive(images, texts, 14.3, image_ids=tensor([7, 9]), text_image_ids=tensor([7, 7, 9]))
+
+    Source: van den Oord et al. 2018 (InfoNCE); Radford et al. 2021 (CLIP); Khosla et al. 2020 for several positives.
+    """
+    if duplicates not in DUPLICATES:
+        raise ValueError(f"duplicates must be one of {', '.join(DUPLICATES)}, not {duplicates!r}")
+    images, texts, scale = _prepared(image_embeddings, text_embeddings, logit_scale)
+    image_ids, text_image_ids = _prepared_ids(images, texts, image_ids, text_image_ids, group)
+    ignore = duplicates == "ignore"
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (images, texts, scale))
+    backend = choose_backend(images)
+    if group is not None:
+        from varalign.losses.distributed import contrastive_across_ranks
+
+        return contrastive_across_ranks(images, texts, scale, image_ids, text_image_ids, ignore, backend, group)
+    outputs = contrastive_forward(
+        images, texts, scale, image_ids, text_image_ids, ignore, cache_bytes if needs_gradient else 0, backend
+    )
+    nll_i2t, nll_t2i, stats_i2t, stats_t2i = outputs[:4]
+    scale = scale.detach()
+    return (
+        nll_i2t,
+        nll_t2i,
+        DirectionStats.from_stacked(stats_i2t.detach(), texts.shape[0], scale),
+        DirectionStats.from_stacked(stats_t2i.detach(), images.shape[0], scale),
+    )
+
+
+class ContrastiveLoss(nn.Module):
+    """The contrastive loss, its two directions weighted by a loss schedule: w_i2t L_i2t + w_t2i L_t2i.
+
+    Works in any training loop: `loss(image_embeddings, text_embeddings, logit_scale).loss.backward()`. The schedule's state
+    is in `state_dict`.
+
+    With a process group every rank's `loss` has the same value, the loss over all ranks' queries. Its gradient is this rank's
+    share times the number of ranks, so that averaging the parameters' gradients over ranks, as DistributedDataParallel does,
+    gives the gradient of one process with all the data; the logit scale's too, if it is averaged with them.
+
+    Args:
+        schedule: a `LossSchedule` or the name of one.
+        duplicates: "positive" or "ignore", see `contrastive`.
+        cache_bytes: see `contrastive`.
+        group: see `contrastive`.
+    """
+
+    def __init__(
+        self,
+        schedule: LossSchedule | str = "variance",
+        duplicates: str = "positive",
+        *,
+        cache_bytes: int = 256 << 20,
+        group: Any = None,
+    ) -> None:
+        super().__init__()
+        if duplicates not in DUPLICATES:
+            raise ValueError(f"duplicates must be one of {', '.join(DUPLICATES)}, not {duplicates!r}")
+        self.schedule = build_schedule(schedule) if isinstance(schedule, str) else schedule
+        self.duplicates = duplicates
+        self.cache_bytes = cache_bytes
+        self.group = group
+
+    def extra_repr(self) -> str:
+        return f"duplicates={self.duplicates!r}"
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        logit_scale: Tensor | float,
+        image_ids: Tensor | None = None,
+        text_image_ids: Tensor | None = None,
+    ) -> ContrastiveOutput:
+        """The step's loss; arguments as in `contrastive`."""
+        nll_i2t, nll_t2i, stats_i2t, stats_t2i = contrastive(
+            image_embeddings,
+            text_embeddings,
+            logit_scale,
+            image_ids,
+            text_image_ids,
+            duplicates=self.duplicates,
+            cache_bytes=self.cache_bytes,
+            group=self.group,
+        )
+        if self.group is None:
+            loss_i2t, loss_t2i = mean_over_queries(nll_i2t, stats_i2t), mean_over_queries(nll_t2i, stats_t2i)
+            all_i2t, all_t2i = stats_i2t, stats_t2i
+        else:
+            from varalign.losses.distributed import gather_stats, mean_across_ranks
+
+            all_i2t, all_t2i = gather_stats(stats_i2t, self.group), gather_stats(stats_t2i, self.group)
+            loss_i2t = mean_across_ranks(nll_i2t, stats_i2t, self.group)
+            loss_t2i = mean_across_ranks(nll_t2i, stats_t2i, self.group)
+        weights = self.schedule(all_i2t, all_t2i, losses=torch.stack([loss_i2t, loss_t2i]))
+        loss = weights[0] * loss_i2t + weights[1] * loss_t2i
+        return ContrastiveOutput(loss, loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)
+
+
+def _prepared(
+    image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings of one dtype and the logit scale as a () tensor of the losses' dtype, or an error that says what is wrong."""
+    for name, tensor in (("image_embeddings", image_embeddings), ("text_embeddings", text_embeddings)):
+        if tensor.ndim != 2 or 0 in tensor.shape:
+            raise ValueError(
+                f"{name} must be (queries, dimensions) with at least one of each, not {tuple(tensor.shape)}"
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, not {tensor.dtype}")
+    if image_embeddings.shape[1] != text_embeddings.shape[1]:
+        raise ValueError(
+            "image and text embeddings must have the same dimension, "
+            f"not {image_embeddings.shape[1]} and {text_embeddings.shape[1]}"
+        )
+    if image_embeddings.device != text_embeddings.device:
+        raise ValueError(
+            f"the embeddings are on {image_embeddings.device} and {text_embeddings.device}: move one of them"
+        )
+    dtype = torch.promote_types(image_embeddings.dtype, text_embeddings.dtype)
+    if image_embeddings.is_cuda and dtype == torch.float32 and torch.is_autocast_enabled("cuda"):
+        # As a matrix product would be: normalising inside autocast has left them in float32.
+        dtype = torch.get_autocast_dtype("cuda")
+    wide = torch.promote_types(dtype, torch.float32)
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.numel() != 1:
+            raise ValueError(f"logit_scale must be one number, not of shape {tuple(logit_scale.shape)}")
+        scale = logit_scale.reshape(()).to(image_embeddings.device, wide)
+    else:
+        if not logit_scale > 0:
+            raise ValueError(f"logit_scale must be above 0, not {logit_scale}")
+        scale = torch.full((), float(logit_scale), dtype=wide, device=image_embeddings.device)
+    return image_embeddings.to(dtype), text_embeddings.to(dtype), scale
+
+
+def _prepared_ids(
+    images: Tensor, texts: Tensor, image_ids: Tensor | None, text_image_ids: Tensor | None, group: Any
+) -> tuple[Tensor, Tensor]:
+    """Ids of both sides as (M,) and (N,) int64 on the embeddings' device; pair i is image i and text i where none are given."""
+    if image_ids is None and text_image_ids is None:
+        count = max(images.shape[0], texts.shape[0])
+        ids = torch.arange(count, device=images.device)
+        if group is not None:
+            ids = ids + (torch.distributed.get_rank(group) << 40)
+        return ids[: images.shape[0]], ids[: texts.shape[0]]
+    if images.shape[0] == texts.shape[0]:
+        image_ids = text_image_ids if image_ids is None else image_ids
+        text_image_ids = image_ids if text_image_ids is None else text_image_ids
+    if image_ids is None or text_image_ids is None:
+        raise ValueError(
+            f"{images.shape[0]} images and {texts.shape[0]} texts need both image_ids and text_image_ids; one was given"
+        )
+    for name, ids, queries in (("image_ids", image_ids, images), ("text_image_ids", text_image_ids, texts)):
+        if ids.shape != (queries.shape[0],) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"{name} must be ({queries.shape[0]},) integers, not {tuple(ids.shape)} of {ids.dtype}")
+    return image_ids.to(images.device, torch.int64), text_image_ids.to(images.device, torch.int64)

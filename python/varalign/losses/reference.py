@@ -1,0 +1,220 @@
+"""The contrastive loss in plain PyTorch, a chunk of rows at a time: the truth that the kernel is held to.
+
+Three passes over an M x N tile, the same three that `varalign.kernels.contrastive` has: `tile_sums` leaves the sums of
+every row and column, `positive_terms` adds what `duplicates="ignore"` needs, `tile_gradients` goes back. Memory is
+O((M + N) * D + chunk): no M x N matrix exists unless it is at most one chunk, which is then kept for the backward pass.
+Any device and dtype; 16-bit embeddings are computed in float32, float64 in float64.
+
+u, v embeddings; z logits; a row is an image, a column a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varalign.kernels import fields as f
+
+# 2^20 logits a chunk: 4 MiB in float32, which stays in a core's share of the cache over the dozen passes made over it.
+# 2^18 was 20 % slower (short matrix products), 2^22 slower by 15 % (memory traffic), N = 8,192, D = 512, one core.
+CHUNK_LOGITS = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Matches:
+    """Texts sorted by id, so that a query's positives are one range of them."""
+
+    order: Tensor  # (N,) columns in the order of their ids
+    first: Tensor  # (M,) where each row's range begins in `order`
+    counts: Tensor  # (M,) how long it is
+
+    @classmethod
+    def of(cls, row_ids: Tensor, column_ids: Tensor) -> _Matches:
+        ordered, order = torch.sort(column_ids, stable=True)
+        first = torch.searchsorted(ordered, row_ids)
+        return cls(order, first, torch.searchsorted(ordered, row_ids, right=True) - first)
+
+    def pairs(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Row (counted from `begin`) and column of every positive pair of the rows begin:end."""
+        counts = self.counts[begin:end]
+        rows = torch.repeat_interleave(counts)
+        ends = counts.cumsum(0)
+        within = torch.arange(rows.shape[0], device=rows.device) - (ends - counts)[rows]
+        return rows, self.order[self.first[begin:end][rows] + within]
+
+
+def _wide(embeddings: Tensor) -> Tensor:
+    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+
+
+def _chunks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    step = max(1, min(rows, CHUNK_LOGITS // columns))
+    for begin in range(0, rows, step):
+        yield begin, min(rows, begin + step)
+
+
+def _empty_sums(queries: int, like: Tensor) -> Tensor:
+    sums = like.new_zeros(f.QUERY_SUMS, queries)
+    sums[f.NEGATIVE_MAX] = -torch.inf
+    sums[f.POSITIVE_MAX] = -torch.inf
+    sums[f.MINIMUM] = torch.inf
+    return sums
+
+
+def _finite(maximum: Tensor) -> Tensor:
+    """The maximum, or 0 where there is no candidate (-inf), so that exp(-inf - maximum) is 0 and not NaN."""
+    return torch.where(maximum == -torch.inf, torch.zeros_like(maximum), maximum)
+
+
+def tile_sums(
+    rows: Tensor, columns: Tensor, scale: Tensor, row_ids: Tensor, column_ids: Tensor, *, cache_bytes: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of every row and every column over the tile of logits: (QUERY_SUMS, M), (QUERY_SUMS, N) and the cache.
+
+    Args:
+        rows: (M, D) image embeddings.
+        columns: (N, D) text embeddings.
+        scale: (), above 0.
+        row_ids: (M,) int64; a text is a positive of an image where their ids are equal.
+        column_ids: (N,) int64.
+        cache_bytes: the logits are returned as the cache, for the backward pass, where they are one chunk and fit this.
+    """
+    u, v = _wide(rows) * scale, _wide(columns)
+    row_sums, column_sums = _empty_sums(u.shape[0], u), _empty_sums(v.shape[0], v)
+    matches = _Matches.of(row_ids, column_ids)
+    cache = u.new_empty(0)
+    for begin, end in _chunks(u.shape[0], v.shape[0]):
+        z = u[begin:end] @ v.T
+        if end - begin == u.shape[0] and z.numel() * z.element_size() <= cache_bytes:
+            cache = z
+        r, c = matches.pairs(begin, end)
+        positives = z[r, c]
+        block = _empty_sums(end - begin, z)
+        _add_positives(block, r, positives)
+        _add_positives(column_sums, c, positives)
+        block[f.MINIMUM] = z.amin(1)
+        column_sums[f.MINIMUM] = torch.minimum(column_sums[f.MINIMUM], z.amin(0))
+        # The maxima are the negatives' own: the positives step out of the chunk while they are taken.
+        z[r, c] = -torch.inf
+        row_max, column_max = z.amax(1), z.amax(0)
+        z[r, c] = positives
+        _add_negatives(block, z, row_max, (r, c), dim=1)
+        _add_negatives(column_sums, z, column_max, (r, c), dim=0)
+        row_sums[:, begin:end] = block
+    return row_sums, column_sums, cache
+
+
+def _add_positives(sums: Tensor, queries: Tensor, z: Tensor) -> None:
+    """Add positive pairs, one query and one logit each, to the sums."""
+    ones = torch.ones_like(z)
+    old = sums[f.POSITIVE_MAX].clone()
+    sums[f.POSITIVE_MAX].scatter_reduce_(0, queries, z, "amax")
+    new = _finite(sums[f.POSITIVE_MAX])
+    shrink = torch.exp(old - new)
+    e = torch.exp(z - new[queries])
+    sums[f.POSITIVE_COUNT].index_add_(0, queries, ones)
+    sums[f.POSITIVE_TOTAL].index_add_(0, queries, z)
+    sums[f.POSITIVE_SUM].mul_(shrink).index_add_(0, queries, e)
+    sums[f.POSITIVE_WEIGHTED].mul_(shrink).index_add_(0, queries, e * z)
+
+
+def _add_negatives(sums: Tensor, z: Tensor, block_max: Tensor, positives: tuple[Tensor, Tensor], dim: int) -> None:
+    """Add a chunk's negatives along `dim`; `block_max` is their maximum."""
+    old = sums[f.NEGATIVE_MAX]
+    maximum = torch.maximum(old, block_max)
+    new = _finite(maximum)
+    shrink = torch.exp(old - new)
+    e = (z - new.unsqueeze(dim)).exp_()
+    e[positives] = 0
+    sums[f.NEGATIVE_SUM].mul_(shrink).add_(e.sum(dim))
+    sums[f.NEGATIVE_WEIGHTED].mul_(shrink).add_(e.mul_(z).sum(dim))
+    sums[f.NEGATIVE_MAX] = maximum
+
+
+def positive_terms(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_ids: Tensor,
+    column_ids: Tensor,
+    row_negatives: Tensor,
+    column_negatives: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Sums over each query's positives of log(1 + e^(L - z)) and of its derivative 1 / (1 + e^(z - L)): (2, M), (2, N).
+
+    Args:
+        row_negatives: (M,) log-sum-exp L of each row's negatives; `column_negatives` (N,) the same of the columns.
+    """
+    u, v = _wide(rows) * scale, _wide(columns)
+    row_terms, column_terms = u.new_zeros(2, u.shape[0]), v.new_zeros(2, v.shape[0])
+    matches = _Matches.of(row_ids, column_ids)
+    for begin, end in _chunks(u.shape[0], v.shape[0]):
+        r, c = matches.pairs(begin, end)
+        z = (u[begin:end] @ v.T)[r, c]
+        for terms, queries, negatives in ((row_terms, r + begin, row_negatives), (column_terms, c, column_negatives)):
+            above = negatives[queries] - z
+            terms[0].index_add_(0, queries, torch.logaddexp(above, torch.zeros_like(above)))
+            terms[1].index_add_(0, queries, torch.sigmoid(above))
+    return row_terms, column_terms
+
+
+def tile_gradients(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_ids: Tensor,
+    column_ids: Tensor,
+    row_terms: Tensor,
+    column_terms: Tensor,
+    row_upstream: Tensor,
+    column_upstream: Tensor,
+    cache: Tensor,
+    *,
+    ignore: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of sum_i row_upstream_i value_i + sum_j column_upstream_j value_j: (M, D), (N, D) and (), wide dtype.
+
+    Args:
+        row_terms: (QUERY_TERMS, M) from the forward pass; `column_terms` (QUERY_TERMS, N).
+        row_upstream: (M,), 0 at queries without positives; `column_upstream` (N,).
+        cache: what `tile_sums` returned as its cache; empty: the logits are computed again.
+        ignore: whether `duplicates` is "ignore".
+    """
+    u, v = _wide(rows), _wide(columns)
+    scaled = u * scale
+    row_gradient, column_gradient = torch.empty_like(u), torch.zeros_like(v)
+    matches = _Matches.of(row_ids, column_ids)
+    for begin, end in _chunks(u.shape[0], v.shape[0]):
+        z = cache if cache.numel() else scaled[begin:end] @ v.T
+        r, c = matches.pairs(begin, end)
+        positives = z[r, c]
+        block_terms, block_upstream = row_terms[:, begin:end], row_upstream[begin:end]
+        g = (z - block_terms[f.SHIFT].unsqueeze(1)).exp_().mul_(block_upstream.unsqueeze(1))
+        g.addcmul_((z - column_terms[f.SHIFT]).exp_(), column_upstream.expand_as(z))
+        # The one-hot is subtracted here, at full precision, not as 1 from a rounded probability.
+        g[r, c] = _positive_gradient(positives, block_terms[:, r], ignore) * block_upstream[r]
+        g[r, c] += _positive_gradient(positives, column_terms[:, c], ignore) * column_upstream[c]
+        torch.mm(g, v, out=row_gradient[begin:end])
+        column_gradient.addmm_(g.T, u[begin:end])
+    scale_gradient = (row_gradient * u).sum()
+    return row_gradient.mul_(scale), column_gradient.mul_(scale), scale_gradient
+
+
+def _positive_gradient(z: Tensor, terms: Tensor, ignore: bool) -> Tensor:
+    """d value / dz at positive pairs with logits z (P,) and their queries' terms (QUERY_TERMS, P)."""
+    inverse = terms[f.INVERSE_COUNT]
+    if ignore:
+        return -inverse * torch.sigmoid(terms[f.POSITIVE_SHIFT] - z)
+    # A lone positive: p - 1 is minus the negatives' share, known without subtracting.
+    return torch.where(inverse == 1, -terms[f.SHARE], torch.exp(z - terms[f.POSITIVE_SHIFT]) - inverse)
+
+
+def empty_cache(rows: Tensor, columns: Tensor, cache_bytes: int) -> Tensor:
+    """An uninitialised cache of the shape that `tile_sums` returns for these embeddings, for tracing without data."""
+    m, n = rows.shape[0], columns.shape[0]
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    kept = m * n <= max(CHUNK_LOGITS, n) and m * n * dtype.itemsize <= cache_bytes
+    return rows.new_empty((m, n) if kept else (0,), dtype=dtype)

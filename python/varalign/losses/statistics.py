@@ -1,0 +1,137 @@
+"""What a step knows about one direction's similarity scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DirectionStats:
+    """Statistics of every query's scores over its candidates, for one direction (i2t: queries are images).
+
+    Each tensor is (queries,), detached, float32 (float64 for float64 embeddings), on the embeddings' device. Apart from
+    `lse` they are similarities s = u.v, not logits. A query without positives has `positive_mean` and `positive_max` -inf,
+    one without negatives has `negative_max` -inf.
+
+    Attributes:
+        lse: log-sum-exp of the logits over all candidates.
+        positive_mean: mean similarity of the positives.
+        positive_max: best positive.
+        negative_max: best negative.
+        minimum: smallest similarity of all candidates.
+        expected: sum of p s, p the softmax of the logits.
+        variance: variance of the similarities, divided by the number of candidates.
+        candidates: how many candidates each query has.
+        logit_scale: (), what turned similarities into logits.
+    """
+
+    lse: Tensor
+    positive_mean: Tensor
+    positive_max: Tensor
+    negative_max: Tensor
+    minimum: Tensor
+    expected: Tensor
+    variance: Tensor
+    candidates: int
+    logit_scale: Tensor
+
+    @property
+    def maximum(self) -> Tensor:
+        """(queries,) largest similarity of all candidates."""
+        return torch.maximum(self.positive_max, self.negative_max)
+
+    @property
+    def entropy(self) -> Tensor:
+        """(queries,) entropy of the softmax over the candidates, in nats: lse - logit_scale * expected, at least 0."""
+        return (self.lse - self.logit_scale * self.expected).clamp_min(0)
+
+    @property
+    def positive_probability(self) -> Tensor:
+        """(queries,) softmax probability at the positives' mean similarity; 0 without positives."""
+        return torch.exp(self.logit_scale * self.positive_mean - self.lse)
+
+    @property
+    def margin(self) -> Tensor:
+        """(queries,) best positive minus best negative: the query is right at rank 1 where this is above 0."""
+        return self.positive_max - self.negative_max
+
+    @property
+    def has_positive(self) -> Tensor:
+        """(queries,) bool: whether the query counts in the mean."""
+        return self.positive_max != -torch.inf
+
+    def stacked(self) -> Tensor:
+        """The fields as one (7, queries) tensor, in the order of the class."""
+        return torch.stack([getattr(self, name) for name in FIELDS])
+
+    @classmethod
+    def from_stacked(cls, table: Tensor, candidates: int, logit_scale: Tensor) -> DirectionStats:
+        """The inverse of `stacked`; the tensors are views of `table`."""
+        return cls(*table.unbind(0), candidates=candidates, logit_scale=logit_scale)
+
+
+FIELDS = tuple(field.name for field in fields(DirectionStats))[:7]
+
+
+def mean_over_queries(values: Tensor, stats: DirectionStats) -> Tensor:
+    """Mean of (queries,) values over the queries that have a positive: () in the values' dtype, 0 where none has.
+
+    Args:
+        values: (queries,), for example the losses of one direction; 0 at queries without positives.
+        stats: that direction's statistics.
+    """
+    return values.sum() / stats.has_positive.sum().clamp_min(1)
+
+
+def similarity_variance(queries: Tensor, candidates: Tensor) -> Tensor:
+    """(Q,) variance of each query's similarities over the (N, D) candidates, divided by N, without a Q x N pass if N > D.
+
+    Var_j(u.v_j) = u' Cov(V) u costs Q D^2; with fewer candidates than dimensions the centred product itself is cheaper. The
+    candidates are centred first in both: the difference of mean square and squared mean would lose every digit where all
+    texts point the same way.
+
+    Args:
+        queries: (Q, D). candidates: (N, D).
+    """
+    if candidates.shape[0] > candidates.shape[1]:
+        return quadratic_form(queries, embedding_moments(candidates)[1])
+    wide = candidates.to(torch.promote_types(candidates.dtype, torch.float32))
+    return (queries.to(wide.dtype) @ (wide - wide.mean(0)).T).square_().mean(1)
+
+
+def embedding_moments(embeddings: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D), divided by the count, of (N, D) embeddings, in O(chunk * D) extra memory.
+
+    Accumulates in float32 (float64 for float64). On CUDA, 16-bit embeddings are multiplied as bfloat16 after centring, on
+    the tensor cores: otherwise the D x D products would cost a fifth of the loss at N = 32k.
+    """
+    count = embeddings.shape[0]
+    mean = _wide_sum(embeddings) / count
+    total = mean.new_zeros(mean.shape[0], mean.shape[0])
+    for begin in range(0, count, chunk):
+        block = _for_product(embeddings[begin : begin + chunk] - mean, embeddings)
+        total += (block.T @ block).to(total.dtype)
+    return mean, total / count
+
+
+def quadratic_form(queries: Tensor, covariance: Tensor, chunk: int = 16384) -> Tensor:
+    """(Q,) u' C u for each query u, at least 0: with C the candidates' covariance, the variance of u's similarities."""
+    values = covariance.new_empty(queries.shape[0])
+    matrix = _for_product(covariance, queries)
+    for begin in range(0, queries.shape[0], chunk):
+        block = queries[begin : begin + chunk]
+        product = _for_product(block.to(covariance.dtype), queries) @ matrix
+        values[begin : begin + chunk] = (product.to(covariance.dtype) * block).sum(1)
+    return values.clamp_min(0)
+
+
+def _wide_sum(embeddings: Tensor) -> Tensor:
+    return embeddings.sum(0, dtype=torch.promote_types(embeddings.dtype, torch.float32))
+
+
+def _for_product(block: Tensor, like: Tensor) -> Tensor:
+    narrow = like.is_cuda and like.dtype in (torch.bfloat16, torch.float16)
+    return block.to(torch.bfloat16) if narrow else block

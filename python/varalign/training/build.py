@@ -1,0 +1,309 @@
+"""From options to parts: the data, the model and the sources that feed it, for a new run or a saved one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varalign.data.datasets import ImageCaptions, load_dataset
+from varalign.data.features import FeatureSet, load_features
+from varalign.data.images import Augment
+from varalign.data.sample import SAMPLE_SIZE, write_sample
+from varalign.data.splits import limit_training
+from varalign.data.tokenizers import load_tokenizer
+from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.image import build_image_encoder
+from varalign.encoders.saved import dual_encoder_from_config
+from varalign.encoders.text import build_text_encoder
+from varalign.evaluation.damage import noisy_captions
+from varalign.evaluation.noise import Noise, noisy_pairs, parse_noise
+from varalign.schedules import LossSchedule, build_schedule
+from varalign.training.config import ConfigError, TrainConfig
+from varalign.training.feature_cache import cache_key, default_cache, file_states, image_features, text_features
+from varalign.training.run_folder import RunError, RunFolder, read_metric_lines
+from varalign.training.sources import FeatureRows, ImageSource, LiveCaptions, LiveImages, Rows, TextSource
+
+Say = Callable[[str], None]
+Data = ImageCaptions | FeatureSet
+
+USUAL_DATA = Path("data/flickr8k")
+SAMPLE_DATA = Path("data/sample")
+
+
+@dataclass
+class Parts:
+    """What training and evaluation work on.
+
+    Attributes:
+        config: the options, with the data folder resolved.
+        data: images and captions, or their features.
+        model: the dual encoder, on the device.
+        images, texts: where inputs come from.
+        device: where the model is.
+    """
+
+    config: TrainConfig
+    data: Data
+    model: DualEncoder
+    images: ImageSource
+    texts: TextSource
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """The encoders in short, for tables."""
+        if self.config.features:
+            return f"features:{Path(self.config.features).name}"
+        return f"{self.config.image_spec} + {self.config.text_spec}"
+
+    @property
+    def train_rows(self) -> Rows:
+        """Training images that features could be made for."""
+        rows = self.data.rows("train")
+        if isinstance(self.images, FeatureRows) and self.images.unreadable:
+            rows = rows[[row not in self.images.unreadable for row in rows.tolist()]]
+        return rows
+
+    def bad_images(self) -> dict[str, str]:
+        """Names of the images found unreadable so far, with the reason."""
+        if isinstance(self.images, LiveImages):
+            return {self.images.names[row]: reason for row, reason in sorted(self.images.bad.items())}
+        if isinstance(self.images, FeatureRows) and isinstance(self.data, ImageCaptions):
+            return {self.data.image_names[row]: "unreadable" for row in sorted(self.images.unreadable)}
+        return {}
+
+    def save_assets(self, run: RunFolder) -> dict[str, Any]:
+        """Write what the model is rebuilt from into the run folder; returns its description for `config.json`."""
+        encoder = self.model.text_encoder
+        if encoder is not None:
+            run.assets.mkdir(exist_ok=True)
+            encoder.tokenizer.save(run.assets)
+        return self.model.to_config()
+
+
+def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
+    """The data that the options name, and the options with their place resolved.
+
+    Without `data` and `features`: `data/flickr8k` if it is there, else the built-in sample, written to `data/sample` first.
+
+    Raises:
+        DataError: for everything in the data that no run can be made of.
+    """
+    if config.features is not None:
+        path = Path(config.features).resolve()
+        features = load_features(path)
+        for note in features.notes:
+            say(note)
+        if config.dataset_size is not None:
+            names = [str(row) for row in range(len(features.split))] if features.image_names is None else features.image_names
+            features = replace(features, split=limit_training(features.split, names, config.dataset_size, config.seed))
+        return replace(config, features=str(path)), damaged(_checked(features, str(path)), _noise(config), "train", config.seed)
+    folder = Path(config.data) if config.data is not None else USUAL_DATA
+    if config.data is None and not USUAL_DATA.is_dir():
+        folder = SAMPLE_DATA
+        say(f"no --data and no {USUAL_DATA}: training on the built-in sample in {folder}")
+        say(write_sample(folder, seed=0))
+        if config.image_size is None and config.image_spec == "resnet18":
+            config = replace(config, image_size=SAMPLE_SIZE)
+    elif config.data is None:
+        say(f"no --data: training on {folder}")
+    dataset = load_dataset(
+        folder,
+        seed=config.seed,
+        skip_missing=config.skip_missing,
+        dataset_size=config.dataset_size,
+        captions_per_image=config.captions_per_image,
+    )
+    for note in dataset.notes:
+        say(note)
+    return replace(config, data=str(folder.resolve())), damaged(_checked(dataset, str(folder)), _noise(config), "train", config.seed)
+
+
+def _noise(config: TrainConfig) -> Noise:
+    try:
+        return parse_noise(config.noise or "")
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from None
+
+
+def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
+    """The data with wrong pairs and damaged words injected into one split; pixels are damaged where they are decoded.
+
+    Raises:
+        ConfigError: words or pixels are to be damaged and the data are features.
+    """
+    if isinstance(data, FeatureSet):
+        if noise.words or noise.pixels:
+            raise ConfigError(f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions work")
+        if not noise.pairs:
+            return data
+        owner, _ = noisy_pairs(data.text_image_ids, data.rows(split), noise, seed)
+        return replace(data, text_image_ids=owner)
+    captions, owner = data.captions, data.caption_image_ids
+    if noise.words:
+        chosen = data.caption_rows(data.rows(split))
+        train = {word for row in data.caption_rows(data.rows("train")).tolist() for word in captions[row].split()}
+        texts = noisy_captions([captions[row] for row in chosen.tolist()], noise, seed, rows=chosen, vocabulary=sorted(train))
+        captions = list(captions)
+        for row, text in zip(chosen.tolist(), texts, strict=True):
+            captions[row] = text
+    if noise.pairs:
+        owner, _ = noisy_pairs(owner, data.rows(split), noise, seed)
+    return replace(data, captions=captions, caption_image_ids=owner) if noise.words or noise.pairs else data
+
+
+def _checked(data: Data, place: str) -> Data:
+    for split, least in (("train", 2), ("dev", 1), ("test", 1)):
+        if len(data.rows(split)) < least:
+            raise ConfigError(f"{place}: its {split} split has {len(data.rows(split))} images; training needs at least {least}")
+    return data
+
+
+def assemble(config: TrainConfig, data: Data, model: DualEncoder, say: Say, *, noise: Noise | None = None) -> Parts:
+    """Sources for a model: cached features where a tower stays as it is and sees no augmentation, else live inputs.
+
+    Args:
+        config: the options, from `open_data`.
+        data: the data, from `open_data`.
+        model: on its device.
+        say: called with remarks on progress.
+        noise: noise for the pixels of plain batches; else the options' noise goes into the pixels of training batches.
+
+    Raises:
+        ConfigError: the model takes features and the data are images, or the other way round.
+    """
+    device = model.log_logit_scale.device
+    images: ImageSource
+    texts: TextSource
+    if isinstance(data, FeatureSet):
+        _check_widths(data, model, config.features)
+        images = FeatureRows(torch.from_numpy(data.image_features).to(device))
+        texts = FeatureRows(torch.from_numpy(data.text_features).to(device))
+    else:
+        images = _image_source(config, data, model, say, noise)
+        texts = _text_source(config, data, model, say)
+    return Parts(config, data, model, images, texts, device)
+
+
+def _check_widths(data: FeatureSet, model: DualEncoder, place: str | None) -> None:
+    found = (data.image_features.shape[1], data.text_features.shape[1])
+    wanted = (model.image_feature_dim, model.text_feature_dim)
+    if found != wanted:
+        raise ConfigError(f"{place}: features of {found[0]} and {found[1]} dimensions, but the model takes {wanted[0]} and {wanted[1]}")
+
+
+def new_model(config: TrainConfig, data: Data) -> DualEncoder:
+    """A fresh dual encoder for these options; its random weights come from torch's generator."""
+    shape: dict[str, Any] = {
+        "embedding_dim": config.embedding_dim,
+        "head": config.head,
+        "hidden_dim": config.hidden_dim,
+        "dropout": config.dropout,
+    }
+    if isinstance(data, FeatureSet):
+        widths = {"image_feature_dim": data.image_features.shape[1], "text_feature_dim": data.text_features.shape[1]}
+        return DualEncoder(None, None, **shape, **widths)
+    image_encoder = build_image_encoder(config.image_spec, image_size=config.image_size)
+    captions = [data.captions[row] for row in data.caption_rows(data.rows("train")).tolist()]
+    text_encoder = build_text_encoder(
+        config.text_spec,
+        captions=captions,
+        pooling=config.pooling,
+        bidirectional=config.bidirectional,
+        max_length=config.max_length,
+    )
+    model = DualEncoder(image_encoder, text_encoder, **shape)
+    for side, encoder in (("image", image_encoder), ("text", text_encoder)):
+        if config.freeze in (side, "both") or (config.freeze == "auto" and encoder.has_source):
+            model.freeze(side, config.unfreeze)
+    if config.unfreeze and not model.frozen:
+        raise ConfigError(f"--unfreeze {config.unfreeze}: no tower is frozen; leave it out, or freeze one by --freeze")
+    return model
+
+
+def _image_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, say: Say, noise: Noise | None) -> ImageSource:
+    encoder, device = model.image_encoder, model.log_logit_scale.device
+    assert encoder is not None
+    in_pixels = noise if noise is not None else _noise(config)
+    frozen = model.fully_frozen("image")
+    augmented = config.augment if config.augment is not None else not frozen
+    live = LiveImages(
+        paths=data.image_paths,
+        names=data.image_names,
+        preprocess=encoder.preprocess,
+        augment=Augment() if augmented else None,
+        seed=config.seed,
+        threads=config.threads,
+        device=device,
+        max_bad=config.max_bad,
+        noise=in_pixels,
+        noise_in="training" if noise is None else "plain",
+    )
+    if not frozen or augmented or in_pixels.pixels:
+        return live
+    key = cache_key("image", encoder.weights_fingerprint(), encoder.preprocess, data.fingerprint, file_states(data.image_paths))
+    path = _cache(config) / f"image-{key}.safetensors"
+    matrix, unreadable = image_features(model, live, len(data.image_paths), encoder.feature_dim, path, say)
+    return FeatureRows(matrix.to(device), unreadable)
+
+
+def _text_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, say: Say) -> TextSource:
+    encoder, device = model.text_encoder, model.log_logit_scale.device
+    assert encoder is not None
+    live = LiveCaptions(data.captions, encoder.tokenizer, device)
+    if not model.fully_frozen("text"):
+        return live
+    key = cache_key("text", encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, json.dumps(data.captions))
+    path = _cache(config) / f"text-{key}.safetensors"
+    matrix: Tensor = text_features(model, live, len(data.captions), encoder.feature_dim, path, say)
+    return FeatureRows(matrix.to(device))
+
+
+def _cache(config: TrainConfig) -> Path:
+    return Path(config.cache) if config.cache is not None else default_cache()
+
+
+def saved_model(run: RunFolder) -> DualEncoder:
+    """The model of a saved run, its checkpointed weights still to be loaded.
+
+    Raises:
+        RunError: the run's files do not describe a model.
+        WeightsUnavailable, WeightsChanged: a frozen tower is not where it was, or not what it was.
+    """
+    description = run.config().get("model")
+    if not isinstance(description, dict):
+        raise RunError(f"{run.path / 'config.json'}: describes no model")
+    try:
+        tokenizer = load_tokenizer(run.assets) if description["text_encoder"] is not None else None
+        return dual_encoder_from_config(description, tokenizer=tokenizer)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{run.path / 'config.json'}: its description of the model is damaged: {error!r}") from None
+
+
+def new_schedule(config: TrainConfig) -> LossSchedule:
+    """The loss schedule that the options name.
+
+    Raises:
+        RunError: `replay_run` is no run, or has no step.
+    """
+    replay = None
+    if config.replay_run is not None:
+        lines = read_metric_lines(RunFolder.open(Path(config.replay_run)).metrics)
+        replay = [line["w_i2t"] for line in lines if line["kind"] == "step"]
+        if not replay:
+            raise ConfigError(f"--replay-run {config.replay_run}: that run has no step in its metrics.jsonl")
+    return build_schedule(
+        config.schedule,
+        floor=config.schedule_floor,
+        beta=config.schedule_beta,
+        gamma=config.schedule_gamma,
+        fixed_weight=config.fixed_weight,
+        seed=config.seed,
+        replay=replay,
+    )

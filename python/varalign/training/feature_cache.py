@@ -1,0 +1,113 @@
+"""Frozen towers are run once: their features lie on disk under a key of weights, preprocessing and data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from varalign.encoders.dual_encoder import DualEncoder
+from varalign.training.run_folder import write_atomically
+from varalign.training.sources import ImageSource, TextSource
+
+Say = Callable[[str], None]
+
+
+def default_cache() -> Path:
+    """`$VARALIGN_CACHE`, else `~/.cache/varalign`."""
+    named = os.environ.get("VARALIGN_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "varalign"
+
+
+def cache_key(*parts: object) -> str:
+    """A name for what depends on all `parts`: hexadecimal sha256 of their texts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        text = str(part).encode("utf-8", "surrogateescape")
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.hexdigest()
+
+
+def file_states(paths: list[Path]) -> str:
+    """A digest of size and time of change of every file: what tells that an image was exchanged."""
+    digest = hashlib.sha256()
+    for path in paths:
+        state = os.stat(path)
+        digest.update(state.st_size.to_bytes(8, "little") + state.st_mtime_ns.to_bytes(12, "little", signed=True))
+    return digest.hexdigest()
+
+
+def image_features(model: DualEncoder, source: ImageSource, count: int, dim: int, path: Path, say: Say) -> tuple[Tensor, frozenset[int]]:
+    """Features of all images, from the cache file or made now and kept there.
+
+    Args:
+        model: its image tower is run in evaluation mode without gradient.
+        source: gives the pixels.
+        count: I, number of images.
+        dim: D, the tower's output dimensions.
+        path: the cache file.
+        say: called with a line of progress.
+
+    Returns:
+        (I, D) float32 on the CPU, zeros in rows that cannot be read, and those rows.
+    """
+    cached = _read(path, (count, dim))
+    if cached is not None:
+        say(f"image features: {count} rows from the cache")
+        return cached["features"], frozenset(cached["unreadable"].tolist())
+    matrix = torch.zeros(count, dim)
+    found = np.zeros(count, bool)
+    done = 0
+    model.eval()
+    with torch.inference_mode():
+        for inputs in source.plain(np.arange(count, dtype=np.int64), 64):
+            matrix[torch.from_numpy(inputs.rows)] = source.features(model, inputs.tensor).float().cpu()
+            found[inputs.rows] = True
+            if (done := done + len(inputs.rows)) // 1024 != (done - len(inputs.rows)) // 1024:
+                say(f"image features: {done} of {count}")
+    unreadable = np.flatnonzero(~found)
+    _write(path, {"features": matrix, "unreadable": torch.from_numpy(unreadable)}, say)
+    return matrix, frozenset(unreadable.tolist())
+
+
+def text_features(model: DualEncoder, source: TextSource, count: int, dim: int, path: Path, say: Say) -> Tensor:
+    """Features of all captions, (T, D) float32 on the CPU; see `image_features`."""
+    cached = _read(path, (count, dim))
+    if cached is not None:
+        say(f"text features: {count} rows from the cache")
+        return cached["features"]
+    matrix = torch.zeros(count, dim)
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, count, 256):
+            rows = np.arange(start, min(start + 256, count), dtype=np.int64)
+            matrix[start : start + len(rows)] = source.features(model, source.inputs(rows)).float().cpu()
+            if start // 8192 != (start + 256) // 8192:
+                say(f"text features: {start + len(rows)} of {count}")
+    _write(path, {"features": matrix}, say)
+    return matrix
+
+
+def _read(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | None:
+    try:
+        tensors = load_tensors(path.read_bytes())
+    except (FileNotFoundError, SafetensorError):
+        return None
+    features = tensors.get("features")
+    return tensors if features is not None and tuple(features.shape) == shape else None
+
+
+def _write(path: Path, tensors: dict[str, Tensor], say: Say) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save_tensors(tensors))
+    except OSError as error:  # the run can go on without its cache
+        say(f"features are not kept: {path.parent} cannot be written: {error}; name another folder by --cache")

@@ -1,0 +1,154 @@
+"""`train` and `resume`: from options to a finished run folder."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varalign import __version__
+from varalign.pictures.plots import draw_training
+from varalign.training.aligner import Aligner
+from varalign.training.build import Parts, assemble, new_model, open_data, saved_model
+from varalign.training.config import FIELDS, TrainConfig
+from varalign.training.device import pick_device
+from varalign.training.progress import Progress, final_table
+from varalign.training.run_folder import RunError, RunFolder, to_stderr
+from varalign.training.trainer import Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        run: the run folder.
+        model: the spec strings of its encoders.
+        epochs: epochs trained.
+        best_epoch: the epoch whose weights are the best on dev; 0 is the start.
+        seconds: wall time, set-up and evaluation included.
+        test: the numbers of `eval --json` on the test split with the best weights.
+        chance: what a ranking without any knowledge reaches there.
+        aligner: the trained model, ready to embed and rank.
+    """
+
+    run: Path
+    model: str
+    epochs: int
+    best_epoch: int
+    seconds: float
+    test: dict[str, Any]
+    chance: dict[str, Any]
+    aligner: Aligner
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON takes it."""
+        names = ("model", "epochs", "best_epoch", "seconds", "test", "chance")
+        return {"run": str(self.run), **{name: getattr(self, name) for name in names}}
+
+    def table(self) -> str:
+        """The final table with the zero-knowledge row, and where the run lies."""
+        rows = [{"model": self.model, "epochs": self.epochs, **self.test}, self.chance]
+        return f"{final_table(rows)}\nbest epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
+
+
+def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
+    """Train from the beginning.
+
+    Args:
+        config: the options.
+        say: called with each remark; standard error if None.
+
+    Returns:
+        The result; everything else is in the run folder.
+
+    Raises:
+        DataError: options or data that no run can be made of.
+        WeightsUnavailable: pretrained weights are neither here nor in reach.
+        RunError: the output folder cannot be used.
+    """
+    config.validate()
+    say = say or to_stderr
+    started = time.perf_counter()
+    device = pick_device(config.device)
+    out = None if config.out is None else Path(config.out)
+    if out is not None:
+        RunFolder.check_new(out)
+    config, data = open_data(config, say)
+    torch.manual_seed(config.seed)
+    parts = assemble(config, data, new_model(config, data).to(device), say)
+    run = RunFolder.create(out)
+    with run.locked():
+        model = parts.save_assets(run)
+        run.write_config(
+            {
+                "version": __version__,
+                "name": parts.name,
+                "options": replace(config, out=str(run.path)).as_dict(),
+                "model": model,
+                "data": {"fingerprint": data.fingerprint, "images": len(data.split), "texts": len(data.caption_owner)},
+                "machine": {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)},
+            }
+        )
+        return _finish(config, parts, run, say, started, resumed=False)
+
+
+def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> TrainResult:
+    """Go on with a run that was interrupted, from its newest whole checkpoint.
+
+    Args:
+        path: the run folder.
+        overrides: options that do not change the result (device, threads, cache).
+        say: called with each remark; standard error if None.
+
+    Raises:
+        RunError: no such run, or its data are not what they were.
+    """
+    say = say or to_stderr
+    started = time.perf_counter()
+    run = RunFolder.open(path)
+    with run.locked():
+        saved = run.config()
+        options = {name: value for name, value in saved["options"].items() if name in FIELDS}
+        config, data = open_data(TrainConfig(**{**options, **overrides}).validate(), say)
+        if data.fingerprint != saved["data"]["fingerprint"]:
+            raise RunError(f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back")
+        device = pick_device(config.device)
+        torch.manual_seed(config.seed)
+        parts = assemble(config, data, saved_model(run).to(device), say)
+        return _finish(config, parts, run, say, started, resumed=True)
+
+
+def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, *, resumed: bool) -> TrainResult:
+    reporter = Progress(config, images=len(parts.train_rows), run=run.path)
+    trainer = Trainer(config, parts, run, reporter)
+    if resumed:
+        found = trainer.resume()
+        say(f"resumed at step {trainer.progress.step}" if found else "no checkpoint yet: starting from the beginning")
+    try:
+        progress = trainer.fit()
+    finally:
+        reporter.close()
+    if parts.bad_images():
+        say(f"{len(parts.bad_images())} unreadable images were replaced or left out: {', '.join(list(parts.bad_images())[:3])}")
+    draw_training(run.metrics, run.pictures / "training.png")
+    aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
+    aligner.load_weights("best")
+    test = aligner.evaluate("test")
+    return TrainResult(
+        run=run.path,
+        model=parts.name,
+        epochs=progress.epoch,
+        best_epoch=progress.best_epoch,
+        seconds=time.perf_counter() - started,
+        test=test,
+        chance=aligner.chance("test"),
+        aligner=aligner,
+    )

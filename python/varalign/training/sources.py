@@ -1,0 +1,235 @@
+"""Where a step's inputs come from: one source a side, live (pixels, tokens through the tower) or cached (rows of features).
+
+A source hands over `Inputs` on the training device; `features` turns them into tower outputs inside the trainer's autocast.
+B batch, S image side, L tokens, D feature dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from varalign.data.images import Augment, ImagePipeline, Preprocess, load_images
+from varalign.data.tokenizers import Tokenizer
+from varalign.encoders.dual_encoder import DualEncoder
+from varalign.evaluation.damage import noisy_pixels
+from varalign.evaluation.noise import Noise
+from varalign.training.run_folder import RunFailed
+
+Rows = NDArray[np.int64]
+
+
+class TooManyBadImages(RunFailed):
+    """More images could not be read than `--max-bad` allows; the message counts and names the first."""
+
+
+@dataclass
+class ImageInputs:
+    """One batch of images.
+
+    Attributes:
+        rows: (B,) rows of the data set, replacements in place.
+        tensor: pixels (B, 3, S, S) or features (B, D), float32, on the device.
+        wait: seconds the caller waited for it.
+    """
+
+    rows: Rows
+    tensor: Tensor
+    wait: float = 0.0
+
+
+class ImageSource(Protocol):
+    """Batches of images for training and for evaluation."""
+
+    def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
+        """Training batches, augmented where that is on, in the given order."""
+
+    def plain(self, rows: Rows, batch_size: int) -> Iterator[ImageInputs]:
+        """Evaluation batches in order; rows that cannot be read are left out of them."""
+
+    def features(self, model: DualEncoder, inputs: Tensor) -> Tensor:
+        """The tower's output (B, D) of a batch's tensor."""
+
+
+class TextSource(Protocol):
+    """Captions by row."""
+
+    def inputs(self, rows: Rows) -> tuple[Tensor, ...]:
+        """What `features` needs for these captions, on the device."""
+
+    def features(self, model: DualEncoder, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The tower's output (B, D)."""
+
+
+@dataclass
+class FeatureRows:
+    """Rows of a feature matrix kept on the device: both an `ImageSource` and a `TextSource`.
+
+    Attributes:
+        matrix: (N, D) float32 on the device.
+        unreadable: rows that no feature could be made for.
+    """
+
+    matrix: Tensor
+    unreadable: frozenset[int] = frozenset()
+
+    def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
+        """Rows of the matrix, the same every epoch."""
+        for rows in order:
+            yield ImageInputs(rows, self._take(rows))
+
+    def plain(self, rows: Rows, batch_size: int) -> Iterator[ImageInputs]:
+        """Rows of the matrix that are readable."""
+        good = rows[~np.isin(rows, list(self.unreadable))] if self.unreadable else rows
+        for start in range(0, len(good), batch_size):
+            part = good[start : start + batch_size]
+            yield ImageInputs(part, self._take(part))
+
+    def inputs(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Rows of the matrix."""
+        return (self._take(rows),)
+
+    def features(self, model: DualEncoder, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The rows themselves."""
+        return inputs if isinstance(inputs, Tensor) else inputs[0]
+
+    def _take(self, rows: Rows) -> Tensor:
+        return self.matrix[torch.from_numpy(rows).to(self.matrix.device, non_blocking=True)]
+
+
+@dataclass
+class LiveImages:
+    """Images decoded ahead by the Rust pipeline and encoded by the tower at each step.
+
+    Attributes:
+        paths: (I,) image files by row.
+        names: (I,) their names, for messages.
+        preprocess, augment, seed, threads: as `ImagePipeline` takes them.
+        device: where the pixels go.
+        max_bad: share of `paths` that may be unreadable.
+        noise: noise injected on purpose into the pixels, if any.
+        noise_in: whether it goes into training batches or into plain ones.
+        bad: rows found unreadable so far, with the reason.
+    """
+
+    paths: Sequence[Path]
+    names: Sequence[str]
+    preprocess: Preprocess
+    augment: Augment | None
+    seed: int
+    threads: int
+    device: torch.device
+    max_bad: float
+    noise: Noise = field(default_factory=Noise)
+    noise_in: Literal["training", "plain"] = "training"
+    bad: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        seed, threads = self.seed, self.threads
+        self._training = ImagePipeline(self.paths, self.preprocess, augment=self.augment, seed=seed, threads=threads)
+        self._evaluation = ImagePipeline(self.paths, self.preprocess, seed=seed, threads=threads)
+
+    def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
+        """Training batches; an unreadable image is replaced by one that is in no place of its batch.
+
+        The replacement is a function of (seed, epoch, row) and of what can be read, never of what happened before.
+        """
+        pool = np.unique(np.concatenate(list(order))) if order else np.empty(0, np.int64)
+        for batch in self._training.batches(order, epoch=epoch):
+            rows, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
+            if batch.errors:
+                self._note(rows, batch.errors)
+                rows = self._replace(rows.copy(), pixels, [position for position, _ in batch.errors], pool, epoch)
+            yield ImageInputs(rows, self._send(self._noisy("training", pixels, rows)), batch.wait)
+
+    def plain(self, rows: Rows, batch_size: int) -> Iterator[ImageInputs]:
+        """Evaluation batches without augmentation."""
+        order = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        for batch in self._evaluation.batches(order):
+            kept, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
+            if batch.errors:
+                self._note(kept, batch.errors)
+                good = np.ones(len(kept), bool)
+                good[[position for position, _ in batch.errors]] = False
+                kept, pixels = kept[good], pixels[good]
+            if len(kept):
+                yield ImageInputs(kept, self._send(self._noisy("plain", pixels, kept)), batch.wait)
+
+    def features(self, model: DualEncoder, inputs: Tensor) -> Tensor:
+        """The image tower's output."""
+        return model.encode_images(inputs)
+
+    def _noisy(self, kind: str, pixels: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
+        return noisy_pixels(pixels, rows, self.noise, self.seed) if kind == self.noise_in else pixels
+
+    def _send(self, pixels: NDArray[np.float32]) -> Tensor:
+        tensor = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+
+    def _note(self, rows: Rows, errors: Sequence[tuple[int, str]]) -> None:
+        for position, reason in errors:
+            self.bad[int(rows[position])] = reason
+        if len(self.bad) > self.max_bad * len(self.paths):
+            first = "; ".join(f"{self.names[row]}: {reason}" for row, reason in list(self.bad.items())[:3])
+            raise TooManyBadImages(
+                f"{len(self.bad)} of {len(self.paths)} images cannot be read, more than --max-bad {self.max_bad:g} allows: {first}; "
+                f"`varalign data check` lists them all"
+            )
+
+    def _replace(self, rows: Rows, pixels: NDArray[np.float32], positions: list[int], pool: Rows, epoch: int) -> Rows:
+        for position in positions:
+            generator = np.random.default_rng((self.seed, epoch, int(rows[position])))
+            taken = set(rows.tolist())
+            for candidate in generator.permutation(pool):
+                if int(candidate) in taken:
+                    continue
+                loaded, errors = load_images(
+                    [self.paths[candidate]],
+                    self.preprocess,
+                    augment=self.augment,
+                    seed=self.seed,
+                    epoch=epoch,
+                    rows=np.array([candidate], np.int64),
+                    threads=1,
+                )
+                if not errors:
+                    pixels[position], rows[position] = loaded[0], candidate
+                    break
+            else:
+                raise TooManyBadImages(f"{self.names[rows[position]]} cannot be read and no image outside its batch can take its place")
+        return rows
+
+
+class LiveCaptions:
+    """Captions tokenized once and encoded by the tower at each step.
+
+    Args:
+        captions: (T,) all captions.
+        tokenizer: turns them into ids.
+        device: where ids go; lengths stay on the CPU, where packing needs them and the encoders cut the padding by them.
+    """
+
+    def __init__(self, captions: Sequence[str], tokenizer: Tokenizer, device: torch.device) -> None:
+        tokens = tokenizer(captions)
+        self._ids = torch.from_numpy(np.ascontiguousarray(tokens.ids))
+        self._lengths = torch.from_numpy(np.ascontiguousarray(tokens.lengths))
+        self._device = device
+
+    def inputs(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Ids (B, L) on the device and lengths (B,) on the CPU."""
+        index = torch.from_numpy(rows)
+        return self._ids[index].to(self._device, non_blocking=True), self._lengths[index]
+
+    def features(self, model: DualEncoder, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The text tower's output."""
+        ids, lengths = inputs
+        return model.encode_texts(ids, lengths)

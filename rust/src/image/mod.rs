@@ -1,0 +1,42 @@
+//! Images: bytes to RGB as Pillow has it, geometry and resampling, augmentation, batches made ahead.
+
+pub mod augment;
+mod bmp;
+pub mod decode;
+mod exif;
+mod gif;
+mod jpeg;
+pub mod load;
+pub mod pipeline;
+mod png;
+pub mod resize;
+mod webp;
+
+/// An RGB image, eight bits a channel, rows from top to bottom, pixels packed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rgb {
+    /// Pixels a row.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// `height * width * 3` bytes.
+    pub pixels: Vec<u8>,
+}
+
+/// What a file may cost, checked against its header before anything of its size is allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Width times height. The default, 178,956,970, is the number at which Pillow refuses: 512 MiB of RGB.
+    pub max_pixels: u64,
+    /// Bytes that the decoder may hold beside the file itself, the RGB result included. Default 1 GiB.
+    pub max_memory: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_pixels: 178_956_970,
+            max_memory: 1 << 30,
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Batches of samples made ahead of their reader, on threads of their own.
+//!
+//! Two drivers take the batches in order; each allocates its batch and hands the samples to one pool of threads, so
+//! that the last samples of one batch and the first of the next are made at the same time. At most `prefetch` batches
+//! are under way or waiting. A sample depends on its file, the epoch and its row alone: neither the number of threads
+//! nor their timing shows in the result.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::load::{Buffers, Element, Preparation};
+use crate::error::{Error, Result};
+
+/// A finished batch.
+#[derive(Debug)]
+pub struct Batch<T> {
+    /// Rows of the data set, as asked for.
+    pub rows: Vec<i64>,
+    /// `rows.len() * 3 * size * size` elements; zeros where the sample failed.
+    pub pixels: Vec<T>,
+    /// Position in the batch and what went wrong, by position.
+    pub errors: Vec<(usize, String)>,
+}
+
+/// What one run works through.
+pub struct Job {
+    /// The data set's files, by row.
+    pub paths: Arc<Vec<PathBuf>>,
+    /// How samples are made.
+    pub preparation: Arc<Preparation>,
+    /// Rows of each batch.
+    pub order: Vec<Vec<i64>>,
+    /// Of the augmentation.
+    pub epoch: u64,
+}
+
+impl Job {
+    /// Checks that every row has a file.
+    pub fn new(
+        paths: Arc<Vec<PathBuf>>,
+        preparation: Arc<Preparation>,
+        order: Vec<Vec<i64>>,
+        epoch: u64,
+    ) -> Result<Job> {
+        for (number, rows) in order.iter().enumerate() {
+            if let Some(row) = rows
+                .iter()
+                .find(|&&row| usize::try_from(row).map_or(true, |row| row >= paths.len()))
+            {
+                return Err(Error::Value(format!(
+                    "batch {number} asks for row {row}, but there are {} image paths (rows from 0)",
+                    paths.len()
+                )));
+            }
+        }
+        Ok(Job {
+            paths,
+            preparation,
+            order,
+            epoch,
+        })
+    }
+}
+
+/// The number of threads for a request: 0 means every core.
+pub fn thread_count(requested: usize) -> usize {
+    match requested {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        other => other,
+    }
+}
+
+/// Makes the samples of `files` (path and row each) on `threads` threads; the caller's is one of them.
+pub fn load_all<T: Element>(
+    files: &[(&Path, u64)],
+    preparation: &Preparation,
+    epoch: u64,
+    threads: usize,
+) -> (Vec<T>, Vec<(usize, String)>) {
+    let mut pixels = vec![T::default(); files.len() * preparation.elements()];
+    let work = Mutex::new(
+        pixels
+            .chunks_exact_mut(preparation.elements())
+            .zip(files)
+            .enumerate(),
+    );
+    let errors = Mutex::new(Vec::new());
+    let run = || {
+        let mut buffers = Buffers::default();
+        loop {
+            let next = lock(&work).next();
+            let Some((position, (planes, &(path, row)))) = next else {
+                return;
+            };
+            if let Err(error) = preparation.load(path, epoch, row, &mut buffers, planes) {
+                lock(&errors).push((position, error.to_string()));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..thread_count(threads).min(files.len()) {
+            scope.spawn(run);
+        }
+        run();
+    });
+    drop(work);
+    let mut errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
+    errors.sort();
+    (pixels, errors)
+}
+
+/// A lock that a panic elsewhere does not make unusable: what it guards is always whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct State<T> {
+    /// Number of the next batch that a driver starts.
+    next: usize,
+    /// Batches that the reader has taken.
+    taken: usize,
+    ready: BTreeMap<usize, Batch<T>>,
+    /// Drivers that have not ended.
+    drivers: usize,
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    /// A batch is ready, or a driver has ended.
+    ready: Condvar,
+    /// A batch was taken, or the run was closed.
+    room: Condvar,
+    closed: AtomicBool,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+/// A driver's life: batch after batch, as long as there is room for another.
+fn drive<T: Element>(shared: &Shared<T>, job: &Job, pool: &rayon::ThreadPool, prefetch: usize) {
+    loop {
+        let number = {
+            let mut state = lock(&shared.state);
+            loop {
+                if state.next == job.order.len() || shared.closed.load(Ordering::Acquire) {
+                    return;
+                }
+                if state.next < state.taken + prefetch {
+                    break;
+                }
+                state = shared
+                    .room
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            state.next += 1;
+            state.next - 1
+        };
+        let batch = make(job, &job.order[number], pool, &shared.closed);
+        lock(&shared.state).ready.insert(number, batch);
+        shared.ready.notify_all();
+    }
+}
+
+fn make<T: Element>(
+    job: &Job,
+    rows: &[i64],
+    pool: &rayon::ThreadPool,
+    closed: &AtomicBool,
+) -> Batch<T> {
+    let elements = job.preparation.elements();
+    let mut pixels = vec![T::default(); rows.len() * elements];
+    let errors = Mutex::new(Vec::new());
+    pool.in_place_scope(|scope| {
+        for (position, (planes, &row)) in pixels.chunks_exact_mut(elements).zip(rows).enumerate() {
+            let errors = &errors;
+            scope.spawn(move |_| {
+                if closed.load(Ordering::Acquire) {
+                    return;
+                }
+                let loaded = BUFFERS.with_borrow_mut(|buffers| {
+                    job.preparation.load(
+                        &job.paths[row as usize],
+                        job.epoch,
+                        row as u64,
+                        buffers,
+                        planes,
+                    )
+                });
+                if let Err(error) = loaded {
+                    lock(errors).push((position, error.to_string()));
+                }
+            });
+        }
+    });
+    let mut errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
+    errors.sort();
+    Batch {
+        rows: rows.to_vec(),
+        pixels,
+        errors,
+    }
+}
+
+/// What [`Run::next`] found.
+pub enum Next<T> {
+    /// The next batch, in order.
+    Batch(Batch<T>),
+    /// None within the time given.
+    Waiting,
+    /// All batches were taken, or the run was closed.
+    End,
+}
+
+/// Batches under way. Dropping it stops the threads and waits for them: at most one sample each.
+pub struct Run<T: Element> {
+    shared: Arc<Shared<T>>,
+    batches: usize,
+    drivers: Vec<JoinHandle<()>>,
+    pool: Option<Arc<rayon::ThreadPool>>,
+    workers: Vec<JoinHandle<()>>,
+    waited: Duration,
+}
+
+/// Ends a driver's turn, in a panic too.
+struct Turn<T>(Arc<Shared<T>>);
+
+impl<T> Drop for Turn<T> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.closed.store(true, Ordering::Release);
+        }
+        lock(&self.0.state).drivers -= 1;
+        self.0.ready.notify_all();
+        self.0.room.notify_all();
+    }
+}
+
+impl<T: Element> Run<T> {
+    /// Starts the threads. `prefetch` is the largest number of batches under way or waiting, at least 1.
+    pub fn start(job: Job, threads: usize, prefetch: usize) -> Result<Run<T>> {
+        let failed =
+            |error: String| Error::Value(format!("cannot start the image threads: {error}"));
+        let prefetch = prefetch.max(1);
+        let mut workers = Vec::new();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(thread_count(threads))
+            .thread_name(|index| format!("varalign-image-{index}"))
+            .spawn_handler(|thread| {
+                // Kept, so that closing can wait for them: rayon itself lets its threads go.
+                let name = thread.name().unwrap_or("varalign-image").to_owned();
+                workers.push(
+                    std::thread::Builder::new()
+                        .name(name)
+                        .spawn(move || thread.run())?,
+                );
+                Ok(())
+            })
+            .build()
+            .map_err(|error| failed(error.to_string()))?;
+        let count = prefetch.min(2);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                next: 0,
+                taken: 0,
+                ready: BTreeMap::new(),
+                drivers: 0,
+            }),
+            ready: Condvar::new(),
+            room: Condvar::new(),
+            closed: AtomicBool::new(false),
+        });
+        let batches = job.order.len();
+        let pool = Arc::new(pool);
+        let drivers = Vec::new();
+        let mut run = Run {
+            shared,
+            batches,
+            drivers,
+            pool: Some(Arc::clone(&pool)),
+            workers,
+            waited: Duration::ZERO,
+        };
+        let job = Arc::new(job);
+        for index in 0..count {
+            let (job, pool) = (Arc::clone(&job), Arc::clone(&pool));
+            lock(&run.shared.state).drivers += 1;
+            let turn = Turn(Arc::clone(&run.shared));
+            let driver = std::thread::Builder::new()
+                .name(format!("varalign-batch-{index}"))
+                .spawn(move || drive(&turn.0, &job, &pool, prefetch))
+                .map_err(|error| failed(error.to_string()))?;
+            run.drivers.push(driver);
+        }
+        Ok(run)
+    }
+
+    /// The next batch, waiting for it at most `patience`.
+    pub fn next(&mut self, patience: Duration) -> Next<T> {
+        let begin = Instant::now();
+        let mut state = lock(&self.shared.state);
+        let next = loop {
+            let number = state.taken;
+            if number == self.batches || self.shared.closed.load(Ordering::Acquire) {
+                break Next::End;
+            }
+            if let Some(batch) = state.ready.remove(&number) {
+                state.taken += 1;
+                self.shared.room.notify_all();
+                break Next::Batch(batch);
+            }
+            let left = patience.saturating_sub(begin.elapsed());
+            if state.drivers == 0 || left.is_zero() {
+                break if state.drivers == 0 {
+                    Next::End
+                } else {
+                    Next::Waiting
+                };
+            }
+            state = self
+                .shared
+                .ready
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        };
+        drop(state);
+        self.waited += begin.elapsed();
+        next
+    }
+
+    /// Time spent in `next` since this was last asked.
+    pub fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
+    }
+
+    /// Whether every batch was taken.
+    pub fn finished(&self) -> bool {
+        lock(&self.shared.state).taken == self.batches
+    }
+
+    /// Stops the threads and waits for them.
+    pub fn close(&mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        // With the lock held, no driver can be between its look at `closed` and its wait.
+        drop(lock(&self.shared.state));
+        self.shared.room.notify_all();
+        for driver in self.drivers.drain(..) {
+            let _ = driver.join();
+        }
+        self.pool = None;
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+        lock(&self.shared.state).ready.clear();
+    }
+}
+
+impl<T: Element> Drop for Run<T> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,166 @@
+//! PNG through the `png` crate, with Pillow's conversions to RGB.
+
+use std::io::Cursor;
+
+use png::{BitDepth, ColorType, DecodeOptions, Decoder, Transformations};
+
+use super::decode::{check_size, damaged, Stored};
+use super::{exif, Limits, Rgb};
+use crate::error::Result;
+
+/// The first image of a PNG file, as stored.
+pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
+    let bad = |error: png::DecodingError| damaged("PNG", error);
+    let mut options = DecodeOptions::default();
+    // Colour profiles are not applied (Pillow does not either), and they may be bombs: not even inflated.
+    options.set_ignore_iccp_chunk(true);
+    let mut decoder = Decoder::new_with_options(Cursor::new(data), options);
+    decoder.set_limits(png::Limits {
+        bytes: usize::try_from(limits.max_memory).unwrap_or(usize::MAX),
+    });
+    decoder.set_transformations(Transformations::IDENTITY);
+    let header = decoder.read_header_info().map_err(bad)?;
+    let (width, height) = (header.width as usize, header.height as usize);
+    let channels = header.color_type.samples() as u64;
+    check_size(
+        "PNG",
+        width,
+        height,
+        3 + channels * (header.bit_depth as u64).div_ceil(8),
+        limits,
+    )?;
+
+    let mut reader = decoder.read_info().map_err(bad)?;
+    let size = reader
+        .output_buffer_size()
+        .ok_or_else(|| damaged("PNG", "too large for this machine"))?;
+    let mut samples = vec![0; size];
+    let frame = reader.next_frame(&mut samples).map_err(bad)?;
+    // Metadata may follow the pixels; what follows them in a damaged file does not make the pixels wrong.
+    let _ = reader.finish();
+
+    let info = reader.info();
+    let orientation = info
+        .exif_metadata
+        .as_deref()
+        .map_or_else(|| raw_profile(info), exif::orientation);
+    let orientation = orientation.or_else(|| xmp(info)).unwrap_or(1);
+
+    let mut pixels = vec![0; width * height * 3];
+    let palette = info.palette.as_deref().unwrap_or(&[]);
+    for (row, out) in samples
+        .chunks_exact(frame.line_size)
+        .zip(pixels.chunks_exact_mut(width * 3))
+    {
+        row_to_rgb(row, frame.color_type, frame.bit_depth, palette, out);
+    }
+    Ok(Stored {
+        image: Rgb {
+            width,
+            height,
+            pixels,
+        },
+        orientation,
+    })
+}
+
+/// One row of stored samples to RGB.
+fn row_to_rgb(
+    row: &[u8],
+    color_type: ColorType,
+    bit_depth: BitDepth,
+    palette: &[u8],
+    out: &mut [u8],
+) {
+    let grey = |out: &mut [u8], value: u8| out.fill(value);
+    match (color_type, bit_depth) {
+        (ColorType::Rgb, BitDepth::Eight) => out.copy_from_slice(row),
+        (ColorType::Rgba, BitDepth::Eight) => {
+            for (out, pixel) in out.chunks_exact_mut(3).zip(row.chunks_exact(4)) {
+                out.copy_from_slice(&pixel[..3]);
+            }
+        }
+        (ColorType::Rgb | ColorType::Rgba, _) => {
+            for (out, pixel) in out
+                .chunks_exact_mut(3)
+                .zip(row.chunks_exact(color_type.samples() * 2))
+            {
+                out.copy_from_slice(&[pixel[0], pixel[2], pixel[4]]);
+            }
+        }
+        (ColorType::GrayscaleAlpha, depth) => {
+            let step = if depth == BitDepth::Sixteen { 4 } else { 2 };
+            for (out, pixel) in out.chunks_exact_mut(3).zip(row.chunks_exact(step)) {
+                grey(out, pixel[0]);
+            }
+        }
+        (ColorType::Grayscale, BitDepth::Sixteen) => {
+            for (out, pixel) in out.chunks_exact_mut(3).zip(row.chunks_exact(2)) {
+                grey(out, pixel[0]);
+            }
+        }
+        (ColorType::Grayscale | ColorType::Indexed, depth) => {
+            let bits = depth as usize;
+            let mask = (1_u16 << bits) as u8;
+            let mask = mask.wrapping_sub(1);
+            let scale = if color_type == ColorType::Grayscale {
+                255 / mask
+            } else {
+                1
+            };
+            for (x, out) in out.chunks_exact_mut(3).enumerate() {
+                let bit = x * bits;
+                let value = (row[bit / 8] >> (8 - bits - bit % 8)) & mask;
+                if color_type == ColorType::Grayscale {
+                    grey(out, value * scale);
+                } else {
+                    // An index past the palette is black.
+                    let at = value as usize * 3;
+                    out.copy_from_slice(palette.get(at..at + 3).unwrap_or(&[0; 3]));
+                }
+            }
+        }
+    }
+}
+
+/// The XMP packet's orientation.
+fn xmp(info: &png::Info<'_>) -> Option<u8> {
+    let chunk = info
+        .utf8_text
+        .iter()
+        .find(|chunk| chunk.keyword == "XML:com.adobe.xmp")?;
+    exif::xmp_orientation(chunk.get_text().ok()?.as_bytes())
+}
+
+/// The orientation of an EXIF block that ImageMagick wrote as hexadecimal text ("Raw profile type exif").
+fn raw_profile(info: &png::Info<'_>) -> Option<u8> {
+    const KEY: &str = "Raw profile type exif";
+    let plain = info
+        .uncompressed_latin1_text
+        .iter()
+        .find(|chunk| chunk.keyword == KEY)
+        .map(|chunk| chunk.text.clone());
+    let packed = || {
+        let chunk = info
+            .compressed_latin1_text
+            .iter()
+            .find(|chunk| chunk.keyword == KEY)?;
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(1 << 20).ok()?;
+        chunk.get_text().ok()
+    };
+    let text = plain.or_else(packed)?;
+    // A blank line, the name, the length; then lines of hexadecimal digits.
+    let digits: Vec<u8> = text
+        .split('\n')
+        .skip(3)
+        .flat_map(str::bytes)
+        .filter(u8::is_ascii_hexdigit)
+        .collect();
+    let nibble = |digit: u8| (digit as char).to_digit(16).unwrap_or(0) as u8;
+    let bytes: Vec<u8> = digits
+        .chunks_exact(2)
+        .map(|pair| nibble(pair[0]) << 4 | nibble(pair[1]))
+        .collect();
+    exif::orientation(&bytes)
+}

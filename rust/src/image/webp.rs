@@ -1,0 +1,58 @@
+//! WebP through the `image-webp` crate: lossy, lossless, and the first frame of an animation.
+
+use std::io::Cursor;
+
+use image_webp::WebPDecoder;
+
+use super::decode::{check_size, damaged, Stored};
+use super::{exif, Limits, Rgb};
+use crate::error::Result;
+
+/// The first image of a WebP file, as stored.
+pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
+    let bad = |error: image_webp::DecodingError| damaged("WebP", error);
+    let mut decoder = WebPDecoder::new(Cursor::new(data)).map_err(bad)?;
+    let (width, height) = decoder.dimensions();
+    let (width, height) = (width as usize, height as usize);
+    let channels = if decoder.has_alpha() { 4 } else { 3 };
+    check_size("WebP", width, height, 3 + 2 * channels as u64, limits)?;
+    decoder.set_memory_limit(usize::try_from(limits.max_memory).unwrap_or(usize::MAX));
+
+    let size = decoder
+        .output_buffer_size()
+        .ok_or_else(|| damaged("WebP", "too large for this machine"))?;
+    let mut pixels = vec![0; size];
+    if decoder.is_animated() {
+        decoder.read_frame(&mut pixels).map_err(bad)?;
+    } else {
+        decoder.read_image(&mut pixels).map_err(bad)?;
+    }
+    if channels == 4 {
+        pixels = pixels
+            .chunks_exact(4)
+            .flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])
+            .collect();
+    }
+    let orientation = decoder
+        .exif_metadata()
+        .ok()
+        .flatten()
+        .and_then(|block| exif::orientation(&block));
+    let orientation = orientation
+        .or_else(|| {
+            decoder
+                .xmp_metadata()
+                .ok()
+                .flatten()
+                .and_then(|packet| exif::xmp_orientation(&packet))
+        })
+        .unwrap_or(1);
+    Ok(Stored {
+        image: Rgb {
+            width,
+            height,
+            pixels,
+        },
+        orientation,
+    })
+}

@@ -1,0 +1,320 @@
+//! Bindings of `image`: decoding, samples, and batches made ahead.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use numpy::{IntoPyArray, PyArray1, PyArray3, PyArrayMethods};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::error::Error;
+use crate::image::augment::Augment;
+use crate::image::decode::decode;
+use crate::image::load::{Element, Preparation};
+use crate::image::pipeline::{self, Batch, Job, Next, Run};
+use crate::image::resize::{Fit, Interpolation, Normalisation};
+use crate::image::Limits;
+
+/// Between two looks at Python's signals while waiting.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Decodes one image to upright RGB.
+#[pyfunction]
+#[pyo3(signature = (data, max_pixels=None))]
+fn decode_image<'py>(
+    py: Python<'py>,
+    data: &Bound<'py, PyBytes>,
+    max_pixels: Option<u64>,
+) -> PyResult<Bound<'py, PyArray3<u8>>> {
+    let bytes = data.as_bytes();
+    let image = py.detach(|| decode(bytes, &limits(max_pixels)))?;
+    image
+        .pixels
+        .into_pyarray(py)
+        .reshape([image.height, image.width, 3])
+}
+
+fn limits(max_pixels: Option<u64>) -> Limits {
+    let default = Limits::default();
+    Limits {
+        max_pixels: max_pixels.unwrap_or(default.max_pixels),
+        ..default
+    }
+}
+
+/// Everything that decides a sample's pixels, but for its file, epoch and row.
+#[pyclass(frozen, module = "varalign._core", name = "ImagePreparation")]
+struct PyPreparation(Arc<Preparation>);
+
+/// `(scale, ratio, flip)`.
+type AugmentArguments = ((f64, f64), (f64, f64), f64);
+
+#[pymethods]
+impl PyPreparation {
+    #[new]
+    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        size: usize,
+        mean: [f32; 3],
+        std: [f32; 3],
+        interpolation: &str,
+        resize: &str,
+        augment: Option<AugmentArguments>,
+        seed: u64,
+        max_pixels: Option<u64>,
+    ) -> PyResult<PyPreparation> {
+        if !(1..=8192).contains(&size) {
+            return Err(
+                Error::Value(format!("size must be from 1 to 8192 pixels, got {size}")).into(),
+            );
+        }
+        let interpolation = match interpolation {
+            "bicubic" => Interpolation::Bicubic,
+            "bilinear" => Interpolation::Bilinear,
+            other => {
+                return Err(Error::Value(format!(
+                    "interpolation must be 'bicubic' or 'bilinear', got {other:?}"
+                ))
+                .into())
+            }
+        };
+        let fit = match resize {
+            "crop" => Fit::Crop,
+            "squash" => Fit::Squash,
+            other => {
+                return Err(Error::Value(format!(
+                    "resize must be 'crop' or 'squash', got {other:?}"
+                ))
+                .into())
+            }
+        };
+        let augment = augment
+            .map(|(scale, ratio, flip)| Augment::new(scale, ratio, flip))
+            .transpose()?;
+        let normalisation = Normalisation::new(mean, std)?;
+        let limits = limits(max_pixels);
+        Ok(PyPreparation(Arc::new(Preparation {
+            size,
+            fit,
+            interpolation,
+            normalisation,
+            augment,
+            seed,
+            limits,
+        })))
+    }
+
+    /// `(left, top, width, height, flip)` of the random crop of a picture.
+    fn crop(
+        &self,
+        width: usize,
+        height: usize,
+        epoch: u64,
+        row: u64,
+    ) -> PyResult<(usize, usize, usize, usize, bool)> {
+        let augment = self
+            .0
+            .augment
+            .ok_or_else(|| Error::Value("this preparation draws no crops".into()))?;
+        if width == 0 || height == 0 {
+            return Err(
+                Error::Value(format!("a picture of {width}x{height} has no pixels")).into(),
+            );
+        }
+        let (area, flip) = augment.crop(width, height, self.0.seed, epoch, row);
+        Ok((area.left, area.top, area.width, area.height, flip))
+    }
+}
+
+type Loaded = (Py<PyAny>, Vec<(usize, String)>);
+
+/// Samples of some files at once.
+#[pyfunction]
+#[pyo3(signature = (paths, rows, preparation, epoch=0, threads=0, uint8=false))]
+fn load_images(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    rows: Vec<u64>,
+    preparation: &PyPreparation,
+    epoch: u64,
+    threads: usize,
+    uint8: bool,
+) -> PyResult<Loaded> {
+    if paths.len() != rows.len() {
+        return Err(Error::Value(format!(
+            "{} paths but {} rows; give one row a path",
+            paths.len(),
+            rows.len()
+        ))
+        .into());
+    }
+    fn load<T: Element + numpy::Element>(
+        py: Python<'_>,
+        paths: &[PathBuf],
+        rows: &[u64],
+        preparation: &Preparation,
+        epoch: u64,
+        threads: usize,
+    ) -> PyResult<Loaded> {
+        let files: Vec<_> = paths
+            .iter()
+            .map(PathBuf::as_path)
+            .zip(rows.iter().copied())
+            .collect();
+        let (pixels, errors) =
+            py.detach(|| pipeline::load_all::<T>(&files, preparation, epoch, threads));
+        Ok((to_array(py, pixels, paths.len(), preparation.size)?, errors))
+    }
+    if uint8 {
+        load::<u8>(py, &paths, &rows, &preparation.0, epoch, threads)
+    } else {
+        load::<f32>(py, &paths, &rows, &preparation.0, epoch, threads)
+    }
+}
+
+fn to_array<T: Element + numpy::Element>(
+    py: Python<'_>,
+    pixels: Vec<T>,
+    count: usize,
+    size: usize,
+) -> PyResult<Py<PyAny>> {
+    Ok(pixels
+        .into_pyarray(py)
+        .reshape([count, 3, size, size])?
+        .into_any()
+        .unbind())
+}
+
+/// A data set's files and how samples are made of them.
+#[pyclass(frozen, module = "varalign._core", name = "ImagePipeline")]
+struct PyPipeline {
+    paths: Arc<Vec<PathBuf>>,
+    preparation: Arc<Preparation>,
+    threads: usize,
+    prefetch: usize,
+    uint8: bool,
+}
+
+#[pymethods]
+impl PyPipeline {
+    #[new]
+    fn new(
+        paths: Vec<PathBuf>,
+        preparation: &PyPreparation,
+        threads: usize,
+        prefetch: usize,
+        uint8: bool,
+    ) -> Self {
+        let preparation = Arc::clone(&preparation.0);
+        PyPipeline {
+            paths: Arc::new(paths),
+            preparation,
+            threads,
+            prefetch,
+            uint8,
+        }
+    }
+
+    /// Starts making the batches of `order`.
+    fn start(&self, py: Python<'_>, order: Vec<Vec<i64>>, epoch: u64) -> PyResult<PyRun> {
+        let job = Job::new(
+            Arc::clone(&self.paths),
+            Arc::clone(&self.preparation),
+            order,
+            epoch,
+        )?;
+        let (threads, prefetch) = (self.threads, self.prefetch);
+        let run = py.detach(|| -> crate::error::Result<AnyRun> {
+            Ok(if self.uint8 {
+                AnyRun::Levels(Run::start(job, threads, prefetch)?)
+            } else {
+                AnyRun::Floats(Run::start(job, threads, prefetch)?)
+            })
+        })?;
+        Ok(PyRun {
+            run: Some(run),
+            size: self.preparation.size,
+        })
+    }
+}
+
+enum AnyRun {
+    Floats(Run<f32>),
+    Levels(Run<u8>),
+}
+
+/// Batches under way.
+#[pyclass(module = "varalign._core", name = "ImageRun")]
+struct PyRun {
+    run: Option<AnyRun>,
+    size: usize,
+}
+
+/// Rows, pixels, errors, seconds waited.
+type PyBatch = (Py<PyArray1<i64>>, Py<PyAny>, Vec<(usize, String)>, f64);
+
+#[pymethods]
+impl PyRun {
+    /// The next batch, or None after the last.
+    fn next(&mut self, py: Python<'_>) -> PyResult<Option<PyBatch>> {
+        let size = self.size;
+        match &mut self.run {
+            None => Ok(None),
+            Some(AnyRun::Floats(run)) => next(py, run, size),
+            Some(AnyRun::Levels(run)) => next(py, run, size),
+        }
+    }
+
+    /// Stops the threads and waits for them.
+    fn close(&mut self, py: Python<'_>) {
+        if let Some(run) = self.run.take() {
+            py.detach(|| drop(run));
+        }
+    }
+}
+
+fn next<T: Element + numpy::Element>(
+    py: Python<'_>,
+    run: &mut Run<T>,
+    size: usize,
+) -> PyResult<Option<PyBatch>> {
+    loop {
+        match py.detach(|| run.next(PATIENCE)) {
+            Next::Batch(Batch {
+                rows,
+                pixels,
+                errors,
+            }) => {
+                let pixels = to_array(py, pixels, rows.len(), size)?;
+                let waited = run.take_waited().as_secs_f64();
+                return Ok(Some((
+                    rows.into_pyarray(py).unbind(),
+                    pixels,
+                    errors,
+                    waited,
+                )));
+            }
+            Next::Waiting => py.check_signals()?,
+            Next::End if run.finished() => return Ok(None),
+            Next::End => {
+                return Err(PyRuntimeError::new_err(
+                    "the image threads ended early: one of them panicked",
+                ))
+            }
+        }
+    }
+}
+
+/// Adds this file's functions and classes to the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("MAX_PIXELS", Limits::default().max_pixels)?;
+    module.add_function(wrap_pyfunction!(decode_image, module)?)?;
+    module.add_function(wrap_pyfunction!(load_images, module)?)?;
+    module.add_class::<PyPreparation>()?;
+    module.add_class::<PyPipeline>()?;
+    module.add_class::<PyRun>()?;
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Every Python binding of the crate, and nothing else; one file and one `register` a subject.
+
+mod images;
+mod stats;
+mod tokenize;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::error::Error;
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> PyErr {
+        match error {
+            Error::Value(message) | Error::Image(message) => PyValueError::new_err(message),
+            Error::Read { path, source } => {
+                // Python picks the subclass of OSError (FileNotFoundError, PermissionError, ...) from the number.
+                let reason = source.to_string();
+                match source.raw_os_error() {
+                    Some(number) => {
+                        PyErr::new::<pyo3::exceptions::PyOSError, _>((number, reason, path))
+                    }
+                    None => pyo3::exceptions::PyOSError::new_err(format!(
+                        "cannot read {}: {reason}",
+                        path.display()
+                    )),
+                }
+            }
+        }
+    }
+}
+
+/// The compiled core of varalign.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    images::register(module)?;
+    tokenize::register(module)?;
+    stats::register(module)?;
+    Ok(())
+}

@@ -1,0 +1,131 @@
+"""The command line: how options may be written, what wrong input prints, and which code the program leaves with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from varalign.cli import build_parser, dashed, main
+
+
+def parsed(line: str) -> dict[str, object]:
+    return vars(build_parser().parse_args(dashed(line.split())))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train --use_pretrained True", True),
+        ("train --use_pretrained False", False),
+        ("train --use_pretrained=true", True),
+        ("train --use-pretrained", True),
+        ("train --no-use-pretrained", False),
+        ("train --no_use_pretrained", False),
+    ],
+)
+def test_the_switch_takes_every_form(line: str, expected: bool) -> None:
+    assert parsed(line)["use_pretrained"] is expected
+
+
+def test_underscores_and_dashes_name_the_same_option_and_values_keep_theirs() -> None:
+    assert parsed("train --batch_size 4 --out a_b") == parsed("train --batch-size=4 --out=a_b")
+    assert parsed("train --out=a_b")["out"] == "a_b"
+
+
+def test_perplexities_as_the_papers_script_has_them() -> None:
+    assert parsed("visualize --perplexities 5 10 30 50")["perplexities"] == [5, 10, 30, 50]
+
+
+def test_only_what_is_given_is_passed_on() -> None:
+    assert set(parsed("train --epochs 3")) == {"epochs", "handler"}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
+    """Run a command line that must fail with `code`; returns its one message."""
+    try:
+        found = main(argv)
+    except SystemExit as leave:
+        found = leave.code  # type: ignore[assignment]
+    output = capsys.readouterr()
+    assert found == code, output
+    assert output.out == "" and output.err.startswith("varalign: error: "), output
+    assert "Traceback" not in output.err
+    return output.err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train --epochs -1", "--epochs is -1, but must be at least 1"),
+        ("train --epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
+        ("train --schedule best", "--schedule 'best' is not known: it takes variance, entropy, spread, fixed, random, replay"),
+        ("train --use-pretrained maybe", "takes True or False, not 'maybe'"),
+        ("train --data nowhere", "nowhere"),
+        ("train --features nowhere.safetensors", "nowhere.safetensors"),
+        ("train --config nowhere.toml", "nowhere.toml"),
+        ("train --resume nowhere", "nowhere: no such run folder"),
+        ("train --resume nowhere --epochs 3", "leave out --epochs"),
+        ("train --device abacus", "--device 'abacus' is not known"),
+        ("train --image-encoder resnet99", "resnet99"),
+        ("eval nowhere", "nowhere: no such run folder"),
+        ("eval --zero-shot clip:ViT-B-32@openai", "--zero-shot SPEC takes --data DIR"),
+        ("visualize", "no run under runs/"),
+        ("embed nowhere --out a.npz", "nowhere: no such run folder"),
+        ("search", "search takes [RUN]"),
+        ("data check nowhere", "nowhere"),
+        ("dance", "invalid choice: 'dance'"),
+        ("", "required: COMMAND"),
+    ],
+)
+def test_wrong_use_prints_one_line_and_leaves_with_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(capsys, *line.split())
+    assert not any(tmp_path.glob("runs/*")), "a refused command leaves no run behind"
+
+
+def folder(tmp_path: Path, captions: str, images: dict[str, bytes]) -> str:
+    (tmp_path / "Images").mkdir()
+    (tmp_path / "captions.txt").write_text(captions)
+    for name, data in images.items():
+        (tmp_path / "Images" / name).write_bytes(data)
+    return str(tmp_path)
+
+
+def test_an_empty_captions_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "captions.txt" in refused(capsys, "train", "--data", folder(tmp_path, "", {"a.jpg": b"x"}))
+
+
+def test_captions_that_name_no_image_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    message = refused(capsys, "train", "--data", folder(tmp_path, "image,caption\nb.jpg,A dog\n", {"a.jpg": b"x"}))
+    assert "b.jpg" in message and "captions.txt" in message
+
+
+def test_images_that_are_texts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    names = [f"{i}.jpg" for i in range(40)]
+    data = folder(tmp_path, "image,caption\n" + "".join(f"{n},dog {n}\n" for n in names), {n: n.encode() for n in names})
+    message = refused(capsys, "train", "--data", data, "--out", str(tmp_path / "run"), "--batch-size", "8", code=1)
+    assert "cannot be read, more than --max-bad 0.01 allows" in message
+    assert main(["data", "check", data]) == 1
+    assert "40" in capsys.readouterr().out
+
+
+def test_a_run_folder_of_another_program(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "of another program" in refused(capsys, "eval", str(tmp_path))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["--version"])
+    assert leave.value.code == 0 and capsys.readouterr().out.startswith("varalign ")
+
+
+def test_the_installed_command_is_this_one() -> None:
+    found = subprocess.run([sys.executable, "-m", "varalign.cli", "--version"], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0 and found.stdout.startswith("varalign ")

@@ -1,0 +1,97 @@
+"""The floors of the house: what may import what, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "python" / "varalign"
+FLOORS = [
+    {"cli"},
+    {"training"},
+    {"pictures", "evaluation"},
+    {"losses", "schedules", "canonical", "encoders", "data"},
+    {"kernels", "_core"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+HEAVY = ("transformers", "open_clip", "matplotlib", "sklearn", "timm")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by dotted name, but for the package's own face."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[-1] == "__init__":
+            parts = parts[:-1]
+        if parts:
+            found[".".join(("varalign", *parts))] = path
+    return found
+
+
+def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
+    """The modules that a file imports; names of `from a import b` count as a and as a.b. `if TYPE_CHECKING` does not count."""
+    tree = ast.parse(path.read_text())
+    nodes = [node for node in tree.body] if top_level else [node for node in ast.walk(tree)]
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in nodes:
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_a_room_imports_only_from_floors_below_or_its_own() -> None:
+    for name, path in modules().items():
+        room = name.split(".")[1]
+        for target in imports_of(path):
+            if target.startswith("varalign.") and (other := target.split(".")[1]) in FLOOR_OF:
+                assert FLOOR_OF[other] >= FLOOR_OF[room], f"{name} imports {target} from a floor above"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {name.split(".")[1] for name in modules()} <= set(FLOOR_OF)
+
+
+def test_no_two_rooms_import_each_other_in_a_circle() -> None:
+    known = modules()
+    graph = {name: {target for target in imports_of(path) if target in known} for name, path in known.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("library", HEAVY)
+def test_heavy_libraries_are_imported_where_they_are_used(library: str) -> None:
+    for name, path in modules().items():
+        assert not any(target.split(".")[0] == library for target in imports_of(path, top_level=True)), name
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["--version"], ["data", "check", "--help"]])
+def test_help_imports_no_torch(argv: list[str]) -> None:
+    code = (
+        "import sys\nfrom varalign.cli import main\n"
+        f"try:\n    main({argv!r})\nexcept SystemExit as leave:\n    assert not leave.code\n"
+        "heavy = {'torch', 'transformers', 'open_clip', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_import_varalign_is_lazy_and_complete() -> None:
+    code = "import sys, varalign\nassert 'torch' not in sys.modules\n[getattr(varalign, name) for name in varalign.__all__]"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

@@ -1,0 +1,99 @@
+"""The options: ranges, files, precedence, and the words of every refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from varalign.training.config import (
+    FIELDS,
+    SCHEDULE_NAMES,
+    ConfigError,
+    TrainConfig,
+    field_choices,
+    known_options,
+    read_config_file,
+    resolve,
+)
+
+
+def test_defaults_are_valid_and_pick_the_custom_encoders() -> None:
+    config = TrainConfig().validate()
+    assert (config.image_spec, config.text_spec, config.epochs) == ("resnet18", "lstm", 30)
+
+
+def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() -> None:
+    config = resolve([{"use_pretrained": True, "text_encoder": "lstm"}])
+    assert (config.image_spec, config.text_spec) == ("clip:ViT-B-32@openai", "lstm")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": -3}, "--epochs is -3, but must be at least 1"),
+        ({"epochs": "many"}, "--epochs takes a whole number, not 'many'"),
+        ({"lr": float("nan")}, "--lr takes a finite number"),
+        ({"batch_size": True}, "--batch-size takes a whole number, not True"),
+        ({"schedule": "varience"}, "did you mean 'variance'?"),
+        ({"dropout": 1.5}, "--dropout is 1.5, but must be at most 0.95"),
+        ({"data": "a", "features": "b"}, "--data and --features exclude each other"),
+        ({"features": "b", "use_pretrained": True}, "--features holds the towers' output already"),
+        ({"schedule": "replay"}, "--schedule replay and --replay-run RUN go together"),
+        ({"epochs": None}, "--epochs needs a value"),
+    ],
+)
+def test_refusals_name_the_option(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve([options])
+    assert words in str(caught.value)
+
+
+def test_a_later_layer_goes_over_an_earlier_one() -> None:
+    assert resolve([{"epochs": 3, "seed": 5}, {"epochs": 4}]) == TrainConfig(epochs=4, seed=5)
+
+
+def test_config_files_in_toml_json_and_a_runs_own(tmp_path: Path) -> None:
+    toml = tmp_path / "run.toml"
+    toml.write_text("epochs = 2\nbatch-size = 16\nlr = 1\n")
+    assert read_config_file(toml) == {"epochs": 2, "batch_size": 16, "lr": 1.0}
+    own = tmp_path / "config.json"
+    own.write_text(json.dumps({"kind": "varalign-run", "options": TrainConfig(epochs=7).as_dict()}))
+    assert resolve([read_config_file(own)]) == TrainConfig(epochs=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.toml", "epochs = = 2", "not valid TOML"),
+        ("a.json", "[1, 2]", "wanted options by name"),
+        ("a.json", "{", "not valid JSON"),
+        ("a.toml", "epoch = 2", "unknown option 'epoch'; did you mean 'epochs'?"),
+    ],
+)
+def test_bad_config_files(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="^") as caught:
+        read_config_file(tmp_path / name)
+    assert words in str(caught.value) and name in str(caught.value)
+
+
+def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
+        read_config_file(tmp_path / "nowhere.toml")
+
+
+def test_unknown_options_are_refused_with_their_source() -> None:
+    with pytest.raises(ConfigError, match=r"x\.toml: unknown option 'zzz'$"):
+        known_options({"zzz": 1}, "x.toml")
+
+
+def test_schedule_names_are_those_of_the_schedules() -> None:
+    from varalign import schedules
+
+    assert field_choices("schedule") == SCHEDULE_NAMES == tuple(schedules.SCHEDULES)
+
+
+def test_every_option_has_a_help_and_a_group() -> None:
+    assert all(item.metadata["help"] and item.metadata["group"] for item in FIELDS.values())
