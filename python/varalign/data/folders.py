@@ -187,7 +187,7 @@ class ImageFolder:
             listed: dict[str, os.DirEntry[str]] = {}
             try:
                 with os.scandir(self.base / parent) as entries:
-                    files = [entry for entry in entries if entry.is_file()]
+                    files = [entry for entry in entries if _is_file(entry)]
             except (FileNotFoundError, NotADirectoryError):
                 files = []
             except (OSError, ValueError) as error:
@@ -198,6 +198,13 @@ class ImageFolder:
                 listed.setdefault(unicodedata.normalize("NFC", entry.name), entry)
             self._listed[parent] = listed
         return self._listed[parent]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _caption_files(folder: Path, captions_file: Path | None) -> tuple[list[Path], list[str]]:
