@@ -96,7 +96,7 @@ def truth(text: str) -> bool:
 def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(prog="varalign", description="Image-text alignment from few pairs, with a loss that is re-scheduled at every step.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and leave")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_train(commands)
     _add_eval(commands)

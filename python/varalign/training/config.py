@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from varalign.data.captions import DataError
+from varalign.encoders.specs import parse_image_spec, parse_text_spec
 
 SCHEDULE_NAMES = ("variance", "entropy", "spread", "fixed", "random", "replay")
 PRETRAINED_IMAGE = "clip:ViT-B-32@openai"
@@ -38,6 +39,7 @@ class TrainConfig:
 
     Raises:
         ConfigError: from `validate`, when a value is out of its range, naming the option.
+        SpecError: from `validate`, when an encoder spec names nothing known.
     """
 
     data: str | None = _option(None, "data", "folder of images and captions (data/flickr8k if it is there, else the built-in sample)", metavar="DIR")
@@ -99,6 +101,8 @@ class TrainConfig:
         """
         for item in dataclasses.fields(self):
             check_value(item, getattr(self, item.name))
+        parse_image_spec(self.image_spec)
+        parse_text_spec(self.text_spec)
         if self.data is not None and self.features is not None:
             raise ConfigError("--data and --features exclude each other in training: one is images, the other is features")
         if self.features is not None and (self.image_encoder or self.text_encoder or self.use_pretrained):
