@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from harness import Contender, Row, compare, main
-
 from varalign.data.tokenizers import Tokenizer, bert_tokenizer, clip_tokenizer
 
 
