@@ -5,3 +5,5 @@
 pub mod error;
 pub mod image;
 mod python;
+pub mod stats;
+pub mod tokenize;

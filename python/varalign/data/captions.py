@@ -3,13 +3,13 @@
 What becomes of each line of a text form:
 
 * blank lines are left out; a byte-order mark and any of the line ends LF, CRLF, CR are understood;
-* CSV needs commas. A header (`image,caption`, in any order and with further columns) is used where there is one; without
-  it the columns are image and caption. A caption with commas outside quotes is everything after the first comma, and a
-  note counts those lines. A quoted caption may run over a few lines, which become one line with spaces;
+* CSV needs commas. A header (`image,caption`, in any order and with further columns) is used where there is one;
+  without it the columns are image and caption. A caption with commas outside quotes is everything after the first
+  comma, and a note counts those lines. A quoted caption may run over a few lines, which become one line with spaces;
 * an empty caption is an error, unless `skip_empty` leaves it out and notes it;
 * the five captions of `2258277193_586949ec62.jpg.1`, a known slip of Flickr8k.token.txt, are left out with a note;
-* anything else (NUL, bytes that are not UTF-8, another delimiter, an unclosed quote, a missing column, an overlong line)
-  is a `DataError` that names file and line and says what to do.
+* anything else (NUL, bytes that are not UTF-8, another delimiter, an unclosed quote, a missing column, an overlong
+  line) is a `DataError` that names file and line and says what to do.
 
 Time and memory are bounded by the size of the file, which may be at most `MAX_FILE_BYTES`.
 """
@@ -116,7 +116,7 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
 
 
 def _read_text(path: Path) -> str:
-    data = read_bytes(path)
+    data = read_bytes(path, MAX_FILE_BYTES)
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path}: the text is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > new.txt")
     if data[:4] == b"PK\x03\x04" or data[:2] == b"\x1f\x8b":
@@ -147,8 +147,8 @@ def _split_lines(path: Path, text: str) -> list[str]:
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_LINE_BYTES // 4 and len(line.encode()) > MAX_LINE_BYTES:
             raise DataError(
-                f"{path} line {number}: {len(line.encode()):,} bytes long, more than the {MAX_LINE_BYTES:,} of a caption; "
-                "mend or remove the line"
+                f"{path} line {number}: {len(line.encode()):,} bytes long, more than the {MAX_LINE_BYTES:,} a line "
+                "may have; mend or remove it"
             )
     return lines
 
@@ -241,7 +241,8 @@ class _CsvRows:
             return True
         if len(fields) < 2 or "." not in fields[0]:
             raise DataError(
-                f"{self.path} line {number}: neither a header (image,caption) nor a row (name.jpg,caption): {shown(line)}"
+                f"{self.path} line {number}: wanted a header (image,caption) or a row (name.jpg,caption), got "
+                f"{shown(line)}"
             )
         return False
 
@@ -287,8 +288,8 @@ def _without_empty(found: CaptionFile, skip: bool) -> CaptionFile:
     where = [f"line {found.lines[i]}" if found.lines[i] else f"image {shown(found.image_names[i])}" for i in empty]
     if not skip:
         raise DataError(
-            f"{found.path} {first_three(where)}: the caption is empty; write it, remove the line, or pass --skip-missing "
-            "to leave such lines out"
+            f"{found.path} {first_three(where)}: the caption is empty; write it, remove the line, or pass "
+            "--skip-missing to leave such lines out"
         )
     found.empty_lines.extend(found.lines[i] for i in empty)
     return _without(found, empty, f"{found.path.name}: {len(empty):,} empty captions left out ({first_three(where)})")

@@ -132,9 +132,8 @@ def _notes(found: FoundFolder, image_ids: NDArray[np.int64]) -> list[str]:
         names = list(dict.fromkeys(shown(m.name) for m in found.missing))
         notes.append(f"{len(found.missing):,} captions left out, their images are missing: {first_three(names)}")
     if found.bare:
-        notes.append(
-            f"{len(found.bare):,} images have no caption and are left out: {first_three([shown(n) for n in found.bare])}"
-        )
+        names = [shown(name) for name in found.bare]
+        notes.append(f"{len(names):,} images have no caption and are left out: {first_three(names)}")
     twins = np.flatnonzero(image_ids != np.arange(len(image_ids)))
     if len(twins):
         pairs = [f"{found.images[row].name} = {found.images[image_ids[row]].name}" for row in twins.tolist()]

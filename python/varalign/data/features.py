@@ -1,8 +1,8 @@
 """The features file: what frozen encoders said about a data set, in one safetensors file.
 
-Tensors: `image_features` (I, Dx) and `text_features` (T, Dy), float16, float32 or float64; `text_image_ids` (T,) row of each text's
-image; `split` (I,) 0 train, 1 dev, 2 test, -1 none; optionally `image_ids` (I,), equal for copies of one image. Optionally
-`image_names.txt` beside it, one name a row. Nothing is read by pickle.
+Tensors: `image_features` (I, Dx) and `text_features` (T, Dy), float16, float32 or float64; `text_image_ids` (T,), the
+row of each text's image; `split` (I,) 0 train, 1 dev, 2 test, -1 none; optionally `image_ids` (I,), equal for copies of
+one image. Optionally `image_names.txt` beside it, one name a row. Nothing is read by pickle.
 """
 
 from __future__ import annotations

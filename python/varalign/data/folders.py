@@ -6,7 +6,7 @@ captions_*.json together. Images, the first of these that holds an image named i
 captions_X.json the folders X and images/X, then Images, images, Flicker8k_Dataset, Flickr8k_Dataset, the folder itself.
 
 Names match whether they are spelled in Unicode's composed or decomposed form (macOS writes the latter). A name that is
-absolute, holds `..`, or is a link to somewhere outside the image folder is refused; the image folder itself may be a link.
+absolute, holds `..`, or is a link to somewhere outside the image folder is refused; that folder itself may be a link.
 """
 
 from __future__ import annotations
@@ -79,7 +79,11 @@ class FoundFolder:
 
 
 def read_folder(folder: Path, captions_file: Path | None = None, *, skip_empty: bool = False) -> FoundFolder:
-    """Read the captions of a folder and find their images; missing images are listed, everything else bad raises DataError."""
+    """Read the captions of a folder and find their images.
+
+    captions_file: the captions where they are not found by name. skip_empty: leave out empty captions and list them.
+    Missing images are listed in the result, everything else that is bad raises DataError.
+    """
     files, notes = _caption_files(folder, captions_file)
     found = FoundFolder(folder, files, [], [], [], np.zeros(0, np.int64), notes=notes)
     row_of: dict[Path, int] = {}
@@ -151,10 +155,10 @@ class ImageFolder:
         entry = listed.get(leaf) or listed.get(unicodedata.normalize("NFC", leaf))
         if entry is None:
             return None
-        if (entry.is_symlink() or parent) and not self._holds(entry.path):
+        if (entry.is_symlink() or parent) and not self._keeps(entry.path):
             raise DataError(
-                f"the image {shown(name)} is a link that leads out of {self.base}; put the file itself there, or make the "
-                "whole image folder the link"
+                f"the image {shown(name)} is a link that leads out of {self.base}; put the file itself there, or make "
+                "the whole image folder the link"
             )
         try:
             size = entry.stat().st_size
@@ -162,12 +166,19 @@ class ImageFolder:
             return None
         return ImageFile(f"{parent}/{entry.name}" if parent else entry.name, self.base / parent / entry.name, size)
 
+    def holds(self, name: str) -> bool:
+        """Whether `find` finds the image; a name that leads out of the folder is none of its images."""
+        try:
+            return self.find(name) is not None
+        except DataError:
+            return False
+
     def names(self) -> list[str]:
         """The names of the image files directly in the folder, sorted."""
         entries = {e.name for e in self._list("").values()}
         return sorted(name for name in entries if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
 
-    def _holds(self, path: str) -> bool:
+    def _keeps(self, path: str) -> bool:
         return os.path.commonpath([self._real, os.path.realpath(path)]) == self._real
 
     def _list(self, parent: str) -> dict[str, os.DirEntry[str]]:
@@ -176,7 +187,7 @@ class ImageFolder:
             listed: dict[str, os.DirEntry[str]] = {}
             try:
                 with os.scandir(self.base / parent) as entries:
-                    files = [entry for entry in entries if entry.is_file()]
+                    files = [entry for entry in entries if _is_file(entry)]
             except (FileNotFoundError, NotADirectoryError):
                 files = []
             except (OSError, ValueError) as error:
@@ -187,6 +198,13 @@ class ImageFolder:
                 listed.setdefault(unicodedata.normalize("NFC", entry.name), entry)
             self._listed[parent] = listed
         return self._listed[parent]
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _caption_files(folder: Path, captions_file: Path | None) -> tuple[list[Path], list[str]]:
@@ -216,12 +234,8 @@ def _image_folder(folder: Path, read: CaptionFile) -> ImageFolder:
     candidates = [ImageFolder(folder / name) for name in (*ahead, *IMAGE_FOLDERS) if (folder / name).is_dir()]
     names = list(dict.fromkeys(read.image_names))
     for images in candidates:
-        for name in names:
-            try:
-                if images.find(name) is not None:
-                    return images
-            except DataError:
-                continue
+        if any(images.holds(name) for name in names):
+            return images
     return candidates[0]
 
 

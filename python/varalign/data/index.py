@@ -51,7 +51,8 @@ class CaptionIndex:
         starts = self.caption_offsets[rows]
         counts = self.caption_offsets[rows + 1] - starts
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        return self.captions_by_image[np.repeat(starts, counts) + within]
+        found: NDArray[np.int64] = self.captions_by_image[np.repeat(starts, counts) + within]
+        return found
 
     def first_captions(self, image_rows: ArrayLike) -> NDArray[np.int64]:
         """The first caption in file order of each of those images; ValueError where an image has none."""
@@ -60,4 +61,5 @@ class CaptionIndex:
         bare = rows[self.caption_offsets[rows + 1] == starts]
         if len(bare):
             raise ValueError(f"image row {bare[0]} has no caption; {len(bare)} of the {len(rows)} rows have none")
-        return self.captions_by_image[starts]
+        found: NDArray[np.int64] = self.captions_by_image[starts]
+        return found

@@ -21,8 +21,8 @@ def epoch_batches(
 ) -> list[NDArray[np.int64]]:
     """Shuffle image rows and cut them into batches, none of which holds an image twice.
 
-    rows: image rows, each once. image_ids: (I,) ids of all images of the data set, equal for copies of one image; a copy
-    waits for the next batch that has none of its id. The order depends on (seed, epoch) and the set of rows only.
+    rows: image rows, each once. image_ids: (I,) ids of all images of the data set, equal for copies of one image; a
+    copy waits for the next batch that has none of its id. The order depends on (seed, epoch) and the set of rows only.
     Returns batches of `batch_size` rows. The last incomplete batch is left out unless it is the only one.
     """
     if batch_size < 1:
@@ -51,7 +51,8 @@ def draw_captions(captions: CaptionIndex, rows: ArrayLike, *, seed: int, epoch: 
         raise ValueError(f"image row {chosen[counts < 1][0]} has no caption to draw")
     draws = _draws(chosen, seed, epoch, _CAPTION) >> np.uint64(32)
     places = (draws * counts.astype(np.uint64)) >> np.uint64(32)
-    return captions.captions_by_image[starts + places.astype(np.int64)]
+    drawn: NDArray[np.int64] = captions.captions_by_image[starts + places.astype(np.int64)]
+    return drawn
 
 
 def _apart(order: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
@@ -89,4 +90,5 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed

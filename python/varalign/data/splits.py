@@ -5,9 +5,9 @@ it names more than one; Flickr8k's lists (Flickr_8k.trainImages.txt, .devImages.
 folder or in Flickr8k_text/), where an image in no list gets none; else a split drawn by the seed, image by image.
 
 The drawn split gives a tenth of the images each to dev and test, at least 1 and at most 5,000, and needs 3 different
-images. Images are put in an order by a hash of seed and name, so the split depends on nothing but the seed and the set of
-names. Byte-identical files count as one image: they are drawn together, and where lists put them into different splits
-the copies in the less careful split (train before dev before test) are taken out of it.
+images. Images are put in an order by a hash of seed and name, so the split depends on nothing but the seed and the set
+of images. Byte-identical files count as one image: they are drawn together, and where lists put them into different
+splits the copies in the less careful split (train before dev before test) are taken out of it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def seeded_split(names: list[str], image_ids: NDArray[np.int64], seed: int) -> N
 
 
 def draw_key(name: str, seed: int) -> bytes:
-    """A key to sort names by for a draw by seed: as good as random, the same on every machine and for every spelling."""
+    """A key to sort names by for a draw by seed: the same on every machine and for every spelling of the name."""
     text = f"{seed}\0{unicodedata.normalize('NFC', name)}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
@@ -97,13 +97,16 @@ def limit_training(split: NDArray[np.int8], names: list[str], size: int, seed: i
     if not 1 <= size <= len(training):
         raise DataError(f"--dataset-size {size}: wanted 1 to {len(training):,}, the images of the training split")
     ordered = sorted(training.tolist(), key=lambda row: draw_key(names[row], seed))
-    limited = split.copy()
+    limited: NDArray[np.int8] = split.copy()
     limited[ordered[size:]] = -1
     return limited
 
 
 def separate_twins(split: NDArray[np.int8], image_ids: NDArray[np.int64], names: list[str] | None = None) -> list[str]:
-    """Take images out of a split (in place, to -1) where one with the same id is in a more careful one; the notes of it."""
+    """Take images out of a split (in place, to -1) where one with the same id is in a more careful one.
+
+    Returns the notes that say so. More careful: dev than train, test than both.
+    """
     highest = np.full(int(image_ids.max(initial=-1)) + 1, -1, dtype=np.int8)
     np.maximum.at(highest, image_ids, split)
     clashes = np.flatnonzero((split >= 0) & (split < highest[image_ids]))
@@ -112,7 +115,7 @@ def separate_twins(split: NDArray[np.int8], image_ids: NDArray[np.int64], names:
     shown_names = [shown(names[row]) if names else f"row {row}" for row in clashes.tolist()]
     split[clashes] = -1
     return [
-        f"{len(clashes):,} images taken out of their split, since a copy of each is in dev or test: {first_three(shown_names)}"
+        f"{len(clashes):,} images taken out of their split, copies of dev or test images: {first_three(shown_names)}"
     ]
 
 
@@ -122,9 +125,10 @@ def _find_lists(folder: Path) -> dict[str, Path]:
         lists = {split: place / name for split, name in LISTS.items() if (place / name).is_file()}
         if lists and len(lists) < len(LISTS):
             absent = [LISTS[split] for split in LISTS if split not in lists]
+            there = " and ".join(path.name for path in lists.values())
             raise DataError(
-                f"{place}: there is {first_three([path.name for path in lists.values()])} but no {' and no '.join(absent)}; "
-                "put all three there, or none to have the splits drawn by seed"
+                f"{place}: there is {there} but no {' and no '.join(absent)}; put all three there, or none to have the "
+                "splits drawn by seed"
             )
         if lists:
             return lists
@@ -144,8 +148,8 @@ def _from_lists(lists: dict[str, Path], names: list[str]) -> tuple[NDArray[np.in
                 continue
             if listed_in.setdefault(image, name) != name:
                 raise DataError(
-                    f"{path} line {number}: image {shown(image)} is in {lists[listed_in[image]].name} as well; remove it "
-                    "from one of them"
+                    f"{path} line {number}: image {shown(image)} is in {lists[listed_in[image]].name} as well; remove "
+                    "it from one of them"
                 )
             if image in row_of:
                 split[row_of[image]] = SPLITS[name]

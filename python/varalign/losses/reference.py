@@ -82,12 +82,12 @@ def tile_sums(
         column_ids: (N,) int64.
         cache_bytes: the logits are returned as the cache, for the backward pass, where they are one chunk and fit this.
     """
-    u, v = _wide(rows) * scale, _wide(columns)
+    u, v = _wide(rows), _wide(columns)
     row_sums, column_sums = _empty_sums(u.shape[0], u), _empty_sums(v.shape[0], v)
     matches = _Matches.of(row_ids, column_ids)
     cache = u.new_empty(0)
     for begin, end in _chunks(u.shape[0], v.shape[0]):
-        z = u[begin:end] @ v.T
+        z = (u[begin:end] * scale) @ v.T
         if end - begin == u.shape[0] and z.numel() * z.element_size() <= cache_bytes:
             cache = z
         r, c = matches.pairs(begin, end)
@@ -148,12 +148,12 @@ def positive_terms(
     Args:
         row_negatives: (M,) log-sum-exp L of each row's negatives; `column_negatives` (N,) the same of the columns.
     """
-    u, v = _wide(rows) * scale, _wide(columns)
+    u, v = _wide(rows), _wide(columns)
     row_terms, column_terms = u.new_zeros(2, u.shape[0]), v.new_zeros(2, v.shape[0])
     matches = _Matches.of(row_ids, column_ids)
     for begin, end in _chunks(u.shape[0], v.shape[0]):
         r, c = matches.pairs(begin, end)
-        z = (u[begin:end] @ v.T)[r, c]
+        z = ((u[begin:end] * scale) @ v.T)[r, c]
         for terms, queries, negatives in ((row_terms, r + begin, row_negatives), (column_terms, c, column_negatives)):
             above = negatives[queries] - z
             terms[0].index_add_(0, queries, torch.logaddexp(above, torch.zeros_like(above)))
@@ -184,11 +184,10 @@ def tile_gradients(
         ignore: whether `duplicates` is "ignore".
     """
     u, v = _wide(rows), _wide(columns)
-    scaled = u * scale
     row_gradient, column_gradient = torch.empty_like(u), torch.zeros_like(v)
     matches = _Matches.of(row_ids, column_ids)
     for begin, end in _chunks(u.shape[0], v.shape[0]):
-        z = cache if cache.numel() else scaled[begin:end] @ v.T
+        z = cache if cache.numel() else (u[begin:end] * scale) @ v.T
         r, c = matches.pairs(begin, end)
         positives = z[r, c]
         block_terms, block_upstream = row_terms[:, begin:end], row_upstream[begin:end]

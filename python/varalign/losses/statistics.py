@@ -102,7 +102,7 @@ def similarity_variance(queries: Tensor, candidates: Tensor) -> Tensor:
     return (queries.to(wide.dtype) @ (wide - wide.mean(0)).T).square_().mean(1)
 
 
-def embedding_moments(embeddings: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
+def embedding_moments(embeddings: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D), divided by the count, of (N, D) embeddings, in O(chunk * D) extra memory.
 
     Accumulates in float32 (float64 for float64). On CUDA, 16-bit embeddings are multiplied as bfloat16 after centring, on
@@ -117,7 +117,7 @@ def embedding_moments(embeddings: Tensor, chunk: int = 16384) -> tuple[Tensor, T
     return mean, total / count
 
 
-def quadratic_form(queries: Tensor, covariance: Tensor, chunk: int = 16384) -> Tensor:
+def quadratic_form(queries: Tensor, covariance: Tensor, chunk: int = 4096) -> Tensor:
     """(Q,) u' C u for each query u, at least 0: with C the candidates' covariance, the variance of u's similarities."""
     values = covariance.new_empty(queries.shape[0])
     matrix = _for_product(covariance, queries)

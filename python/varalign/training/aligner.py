@@ -17,10 +17,11 @@ from varalign.data.datasets import ImageCaptions
 from varalign.data.features import FeatureSet, save_features
 from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.evaluation.noise import parse_noise
 from varalign.evaluation.retrieval import chance, top_k
 from varalign.pictures.tsne import choose_pairs, draw_tsne
 from varalign.training.assess import embed_split, measure, positions_of, tower_features
-from varalign.training.build import Parts, assemble, open_data, saved_model
+from varalign.training.build import Parts, assemble, damaged, open_data, saved_model
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.device import pick_device
@@ -167,15 +168,32 @@ class Aligner:
         scores, rows = top_k(torch.from_numpy(queries), torch.from_numpy(candidates), min(top, len(candidates)))
         return scores.numpy(), rows.numpy()
 
-    def evaluate(self, split: str = "test") -> dict[str, Any]:
-        """The numbers of `eval --json` on a split."""
-        parts, batch = self.parts, self.config.batch_size
+    def evaluate(self, split: str = "test", *, noise: str | None = None) -> dict[str, Any]:
+        """The numbers of `eval --json` on a split.
+
+        Args:
+            split: `train`, `dev` or `test`.
+            noise: noise injected into it on purpose, as `--noise` takes it.
+
+        Raises:
+            DataError: a noise that there is not.
+        """
+        parts, batch = self.parts if noise is None else self._damaged(split, noise), self.config.batch_size
         rows = parts.data.rows(split)
         images, kept, texts, captions = embed_split(parts, rows, batch)
         result = measure(parts, images, kept, texts, captions, batch_size=batch)
         if len(kept) < len(rows):
             result["unreadable"] = len(rows) - len(kept)
         return result
+
+    def _damaged(self, split: str, text: str) -> Parts:
+        try:
+            noise = parse_noise(text)
+        except ValueError as error:
+            raise DataError(f"--{error}") from None
+        parts = self.parts
+        data = damaged(parts.data, noise, split, self.config.seed)
+        return assemble(parts.config, data, self.model, to_stderr, noise=noise)
 
     def chance(self, split: str = "test") -> dict[str, Any]:
         """What a ranking without any knowledge reaches on a split: a row for the table."""

@@ -21,6 +21,8 @@ from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.image import build_image_encoder
 from varalign.encoders.saved import dual_encoder_from_config
 from varalign.encoders.text import build_text_encoder
+from varalign.evaluation.damage import noisy_captions
+from varalign.evaluation.noise import Noise, noisy_pairs, parse_noise
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.feature_cache import cache_key, default_cache, file_states, image_features, text_features
@@ -101,7 +103,7 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         if config.dataset_size is not None:
             names = [str(row) for row in range(len(features.split))] if features.image_names is None else features.image_names
             features = replace(features, split=limit_training(features.split, names, config.dataset_size, config.seed))
-        return replace(config, features=str(path)), _checked(features, str(path))
+        return replace(config, features=str(path)), damaged(_checked(features, str(path)), _noise(config), "train", config.seed)
     folder = Path(config.data) if config.data is not None else USUAL_DATA
     if config.data is None and not USUAL_DATA.is_dir():
         folder = SAMPLE_DATA
@@ -120,7 +122,40 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     )
     for note in dataset.notes:
         say(note)
-    return replace(config, data=str(folder.resolve())), _checked(dataset, str(folder))
+    return replace(config, data=str(folder.resolve())), damaged(_checked(dataset, str(folder)), _noise(config), "train", config.seed)
+
+
+def _noise(config: TrainConfig) -> Noise:
+    try:
+        return parse_noise(config.noise or "")
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from None
+
+
+def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
+    """The data with wrong pairs and damaged words injected into one split; pixels are damaged where they are decoded.
+
+    Raises:
+        ConfigError: words or pixels are to be damaged and the data are features.
+    """
+    if isinstance(data, FeatureSet):
+        if noise.words or noise.pixels:
+            raise ConfigError(f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions work")
+        if not noise.pairs:
+            return data
+        owner, _ = noisy_pairs(data.text_image_ids, data.rows(split), noise, seed)
+        return replace(data, text_image_ids=owner)
+    captions, owner = data.captions, data.caption_image_ids
+    if noise.words:
+        chosen = data.caption_rows(data.rows(split))
+        train = {word for row in data.caption_rows(data.rows("train")).tolist() for word in captions[row].split()}
+        texts = noisy_captions([captions[row] for row in chosen.tolist()], noise, seed, rows=chosen, vocabulary=sorted(train))
+        captions = list(captions)
+        for row, text in zip(chosen.tolist(), texts, strict=True):
+            captions[row] = text
+    if noise.pairs:
+        owner, _ = noisy_pairs(owner, data.rows(split), noise, seed)
+    return replace(data, captions=captions, caption_image_ids=owner) if noise.words or noise.pairs else data
 
 
 def _checked(data: Data, place: str) -> Data:
@@ -130,7 +165,7 @@ def _checked(data: Data, place: str) -> Data:
     return data
 
 
-def assemble(config: TrainConfig, data: Data, model: DualEncoder, say: Say) -> Parts:
+def assemble(config: TrainConfig, data: Data, model: DualEncoder, say: Say, *, noise: Noise | None = None) -> Parts:
     """Sources for a model: cached features where a tower stays as it is and sees no augmentation, else live inputs.
 
     Args:
@@ -138,6 +173,7 @@ def assemble(config: TrainConfig, data: Data, model: DualEncoder, say: Say) -> P
         data: the data, from `open_data`.
         model: on its device.
         say: called with remarks on progress.
+        noise: noise for the pixels of plain batches; else the options' noise goes into the pixels of training batches.
 
     Raises:
         ConfigError: the model takes features and the data are images, or the other way round.
@@ -150,8 +186,8 @@ def assemble(config: TrainConfig, data: Data, model: DualEncoder, say: Say) -> P
         images = FeatureRows(torch.from_numpy(data.image_features).to(device))
         texts = FeatureRows(torch.from_numpy(data.text_features).to(device))
     else:
-        images = _image_source(config, data, model, device, say)
-        texts = _text_source(config, data, model, device, say)
+        images = _image_source(config, data, model, say, noise)
+        texts = _text_source(config, data, model, say)
     return Parts(config, data, model, images, texts, device)
 
 
@@ -191,9 +227,10 @@ def new_model(config: TrainConfig, data: Data) -> DualEncoder:
     return model
 
 
-def _image_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, device: torch.device, say: Say) -> ImageSource:
-    encoder = model.image_encoder
+def _image_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, say: Say, noise: Noise | None) -> ImageSource:
+    encoder, device = model.image_encoder, model.log_logit_scale.device
     assert encoder is not None
+    in_pixels = noise if noise is not None else _noise(config)
     frozen = model.fully_frozen("image")
     augmented = config.augment if config.augment is not None else not frozen
     live = LiveImages(
@@ -205,8 +242,10 @@ def _image_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, 
         threads=config.threads,
         device=device,
         max_bad=config.max_bad,
+        noise=in_pixels,
+        noise_in="training" if noise is None else "plain",
     )
-    if not frozen or augmented:
+    if not frozen or augmented or in_pixels.pixels:
         return live
     key = cache_key("image", encoder.weights_fingerprint(), encoder.preprocess, data.fingerprint, file_states(data.image_paths))
     path = _cache(config) / f"image-{key}.safetensors"
@@ -214,8 +253,8 @@ def _image_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, 
     return FeatureRows(matrix.to(device), unreadable)
 
 
-def _text_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, device: torch.device, say: Say) -> TextSource:
-    encoder = model.text_encoder
+def _text_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, say: Say) -> TextSource:
+    encoder, device = model.text_encoder, model.log_logit_scale.device
     assert encoder is not None
     live = LiveCaptions(data.captions, encoder.tokenizer, device)
     if not model.fully_frozen("text"):

@@ -17,7 +17,8 @@ from varalign.training.aligner import Aligner
 from varalign.training.build import Parts, assemble, new_model, open_data, saved_model
 from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.device import pick_device
-from varalign.training.progress import Progress, final_table
+from varalign.training.progress import final_table
+from varalign.training.reporter import ProgressReporter
 from varalign.training.run_folder import RunError, RunFolder, to_stderr
 from varalign.training.trainer import Trainer
 
@@ -127,7 +128,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
 
 
 def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, *, resumed: bool) -> TrainResult:
-    reporter = Progress(config, images=len(parts.train_rows), run=run.path)
+    reporter = ProgressReporter(config, images=len(parts.train_rows), run=run.path)
     trainer = Trainer(config, parts, run, reporter)
     if resumed:
         found = trainer.resume()

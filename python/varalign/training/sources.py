@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from torch import Tensor
 from varalign.data.images import Augment, ImagePipeline, Preprocess, load_images
 from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.evaluation.damage import noisy_pixels
+from varalign.evaluation.noise import Noise
 from varalign.training.run_folder import RunFailed
 
 Rows = NDArray[np.int64]
@@ -112,6 +114,8 @@ class LiveImages:
         preprocess, augment, seed, threads: as `ImagePipeline` takes them.
         device: where the pixels go.
         max_bad: share of `paths` that may be unreadable.
+        noise: noise injected on purpose into the pixels, if any.
+        noise_in: whether it goes into training batches or into plain ones.
         bad: rows found unreadable so far, with the reason.
     """
 
@@ -123,12 +127,14 @@ class LiveImages:
     threads: int
     device: torch.device
     max_bad: float
+    noise: Noise = field(default_factory=Noise)
+    noise_in: Literal["training", "plain"] = "training"
     bad: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shared = {"seed": self.seed, "threads": self.threads}
-        self._training = ImagePipeline(self.paths, self.preprocess, augment=self.augment, **shared)
-        self._evaluation = ImagePipeline(self.paths, self.preprocess, **shared)
+        seed, threads = self.seed, self.threads
+        self._training = ImagePipeline(self.paths, self.preprocess, augment=self.augment, seed=seed, threads=threads)
+        self._evaluation = ImagePipeline(self.paths, self.preprocess, seed=seed, threads=threads)
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Training batches; an unreadable image is replaced by one that is in no place of its batch.
@@ -137,28 +143,31 @@ class LiveImages:
         """
         pool = np.unique(np.concatenate(list(order))) if order else np.empty(0, np.int64)
         for batch in self._training.batches(order, epoch=epoch):
-            rows = batch.rows
+            rows, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
             if batch.errors:
                 self._note(rows, batch.errors)
-                rows = self._replace(rows.copy(), batch.pixels, [position for position, _ in batch.errors], pool, epoch)
-            yield ImageInputs(rows, self._send(batch.pixels), batch.wait)
+                rows = self._replace(rows.copy(), pixels, [position for position, _ in batch.errors], pool, epoch)
+            yield ImageInputs(rows, self._send(self._noisy("training", pixels, rows)), batch.wait)
 
     def plain(self, rows: Rows, batch_size: int) -> Iterator[ImageInputs]:
         """Evaluation batches without augmentation."""
         order = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         for batch in self._evaluation.batches(order):
-            kept, pixels = batch.rows, batch.pixels
+            kept, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
             if batch.errors:
                 self._note(kept, batch.errors)
                 good = np.ones(len(kept), bool)
                 good[[position for position, _ in batch.errors]] = False
                 kept, pixels = kept[good], pixels[good]
             if len(kept):
-                yield ImageInputs(kept, self._send(pixels), batch.wait)
+                yield ImageInputs(kept, self._send(self._noisy("plain", pixels, kept)), batch.wait)
 
     def features(self, model: DualEncoder, inputs: Tensor) -> Tensor:
         """The image tower's output."""
         return model.encode_images(inputs)
+
+    def _noisy(self, kind: str, pixels: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
+        return noisy_pixels(pixels, rows, self.noise, self.seed) if kind == self.noise_in else pixels
 
     def _send(self, pixels: NDArray[np.float32]) -> Tensor:
         tensor = torch.from_numpy(pixels)

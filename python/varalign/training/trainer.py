@@ -224,7 +224,7 @@ class Trainer:
             names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
             images = line.pop("images")
             line |= dict(zip(names, row, strict=True))
-            self.moments.update(captions, probability.double().cpu().numpy(), margin.double().cpu().numpy())
+            self.moments.update(captions, torch.stack([probability, margin], dim=1).double().cpu().numpy())
             self.reporter.step(line, images)
             lines.append(line)
         self._pending.clear()

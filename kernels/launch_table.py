@@ -1,0 +1,62 @@
+"""How large the kernels' tiles are: a table of measured configurations, and a heuristic for what is not in it.
+
+`bench/tune_contrastive.py` measures on the device at hand and prints lines for `MEASURED`. Nothing is tuned at a user's
+first step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Tile of `block_m` queries x `block_n` candidates, `block_k` dimensions at a time, and how a GPU runs it."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+# (pass, compute capability, precision, largest D that it holds for) -> Launch, ordered by D. Empty: no device has been
+# measured yet, every launch is the heuristic's.
+MEASURED: dict[tuple[str, tuple[int, int], str, int], Launch] = {}
+
+PASSES = ("similarity", "positive", "gradient", "fused")
+
+
+@lru_cache(maxsize=256)
+def launch(task: str, capability: tuple[int, int], precision: str, queries: int, dimensions: int) -> Launch:
+    """The configuration of one pass.
+
+    Args:
+        task: one of `PASSES`.
+        capability: of the CUDA device; (0, 0) is the interpreter.
+        precision: "16" (bfloat16, float16), "tf32", "ieee" (float32 at full precision) or "64".
+        queries: rows of the tile's longer side: few queries take small tiles, so that every multiprocessor has one.
+        dimensions: D.
+    """
+    depth = max(16, min(64, 1 << (dimensions - 1).bit_length()))
+    if capability == (0, 0):
+        # Interpreted, a launch costs per instruction, not per element: few, middling tiles.
+        return Launch(32, 32, depth, 1, 1)
+    for (known, device, kind, largest), choice in MEASURED.items():
+        if (known, device, kind) == (task, capability, precision) and dimensions <= largest and queries > 2048:
+            return choice
+    if task == "positive":
+        # A block's positives are about as many as its queries: a wider tile would be mostly not positives.
+        return Launch(32, 32, min(depth, 32), 4, 2)
+    if precision == "64":
+        return Launch(32, 32, 16, 4, 1)
+    if precision == "ieee":
+        # No tensor cores: 64 x 64 float32 accumulators over 128 threads are 32 registers each.
+        return Launch(64, 64, min(depth, 32), 4, 2)
+    if task == "fused":
+        # The gradient's accumulator (block_m x up to 128 dimensions) lives beside the tile.
+        return Launch(64, 64, min(depth, 32), 4, 2)
+    if queries <= 2048 or capability < (8, 0):
+        return Launch(64, 64, min(depth, 32), 4, 3 if capability >= (8, 0) else 2)
+    return Launch(128, 128, depth, 8, 3) if precision == "16" else Launch(128, 128, min(depth, 32), 8, 3)

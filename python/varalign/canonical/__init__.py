@@ -1,0 +1,1 @@
+"""Closed-form alignment of the features of two frozen encoders."""

@@ -1,0 +1,230 @@
+"""Means and covariances of image and text features, kept in one pass over any number of pairs.
+
+n pairs in a block, x image features (dx), y text features (dy), w weights of pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+BLOCK_ROWS = 8192  # rows shifted and multiplied at a time: bounds the float64 copy, costs the product nothing
+
+
+class RunningCovariance:
+    """Keeps mean_x, mean_y, cov_x, cov_y and cov_xy of paired features in memory O((dx + dy)²).
+
+    Each block is shifted by its own mean, taken in float64, before its product, and blocks are merged in float64 by
+    the formula of Chan, Golub and LeVeque (1979). Without the shift, features whose mean is 1,000 deviations lose
+    every digit of their covariance; with it, they keep them. Covariances divide by the sum of the weights.
+
+    Args:
+        dx: number of image features.
+        dy: number of text features.
+        device: where the sums live and the products run; features are moved there.
+        product_dtype: torch.float32 or torch.float64, the type of the block products (sums are always float64).
+            None takes float64 for float64 features and float32 otherwise.
+
+    Raises:
+        ValueError: for dimensions below 1, or a product dtype other than the two.
+
+    Example:
+        >>> running = RunningCovariance(2, 1)
+        >>> running.update(torch.tensor([[0.0, 0.0], [2.0, 4.0]]), torch.tensor([[1.0], [3.0]]))
+        >>> running.cov_xy.tolist()
+        [[1.0], [2.0]]
+    """
+
+    def __init__(
+        self,
+        dx: int,
+        dy: int,
+        device: torch.device | str = "cpu",
+        *,
+        product_dtype: torch.dtype | None = None,
+    ) -> None:
+        if dx < 1 or dy < 1:
+            raise ValueError(f"features need at least one dimension, got dx={dx} and dy={dy}")
+        if product_dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"product_dtype is torch.float32, torch.float64 or None, got {product_dtype}")
+        self.dx, self.dy = dx, dy
+        self.device = torch.device(device)
+        self.product_dtype = product_dtype
+        self.pairs = 0
+        self.count = 0.0
+        self.rounding = torch.finfo(torch.float64).eps
+        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=self.device)  # noqa: E731
+        self.mean_x, self.mean_y = zeros(dx), zeros(dy)
+        self._scatter_x, self._scatter_y, self._scatter_xy = zeros(dx, dx), zeros(dy, dy), zeros(dx, dy)
+
+    def update(self, image_features: Tensor, text_features: Tensor, weights: Tensor | None = None) -> None:
+        """Add a block of pairs: row i of both is one pair.
+
+        Args:
+            image_features: (n, dx), any float dtype, any device.
+            text_features: (n, dy).
+            weights: (n,) at least 0; a pair of weight 2 counts as that pair given twice. None: all 1.
+
+        Raises:
+            ValueError: for shapes that do not fit, negative weights, or a NaN or infinity, which is named by row.
+        """
+        n = image_features.shape[0]
+        if image_features.shape != (n, self.dx) or text_features.shape != (n, self.dy):
+            raise ValueError(
+                f"wanted image_features (n, {self.dx}) and text_features (n, {self.dy}), "
+                f"got {tuple(image_features.shape)} and {tuple(text_features.shape)}"
+            )
+        if weights is not None:
+            weights = torch.as_tensor(weights)
+            if weights.shape != (n,):
+                raise ValueError(f"wanted one weight a pair, ({n},), got {tuple(weights.shape)}")
+            require_finite(weights[:, None], "weights", self.pairs)
+            if bool((weights < 0).any()):
+                row = int((weights < 0).nonzero()[0])
+                raise ValueError(f"weights[{row}] is {float(weights[row])}: a pair's weight is at least 0")
+        # Looked at before anything is added: a refused block leaves the sums as they were.
+        require_finite(image_features, "image_features", self.pairs)
+        require_finite(text_features, "text_features", self.pairs)
+        for start in range(0, n, BLOCK_ROWS):
+            stop = start + BLOCK_ROWS
+            self._add(
+                image_features[start:stop].to(self.device),
+                text_features[start:stop].to(self.device),
+                None if weights is None else weights[start:stop].to(self.device, torch.float64),
+            )
+        self.pairs += n
+
+    def _add(self, x: Tensor, y: Tensor, weights: Tensor | None) -> None:
+        x, y, dtype = x.detach(), y.detach(), self._dtype(x, y)
+        if weights is not None:
+            kept = weights > 0
+            x, y, weights = x[kept], y[kept], weights[kept]
+        if len(x) == 0:
+            return
+        x, y = x.double(), y.double()
+        if weights is None:
+            count, mean_x, mean_y = float(len(x)), x.mean(0), y.mean(0)
+            x, y = (x - mean_x).to(dtype), (y - mean_y).to(dtype)
+        else:
+            count = float(weights.sum())
+            mean_x, mean_y = weights @ x / count, weights @ y / count
+            root = weights.sqrt()[:, None]
+            x, y = ((x - mean_x) * root).to(dtype), ((y - mean_y) * root).to(dtype)
+        with exact_products():
+            scatters = (x.T @ x).double(), (y.T @ y).double(), (x.T @ y).double()
+        self.rounding = max(self.rounding, torch.finfo(dtype).eps)
+        self._merge(count, mean_x, mean_y, *scatters)
+
+    def _dtype(self, x: Tensor, y: Tensor) -> torch.dtype:
+        if self.product_dtype is not None:
+            return self.product_dtype
+        return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+
+    def _merge(self, count: float, mean_x: Tensor, mean_y: Tensor, xx: Tensor, yy: Tensor, xy: Tensor) -> None:
+        total = self.count + count
+        step_x, step_y = mean_x - self.mean_x, mean_y - self.mean_y
+        between = self.count * count / total
+        self._scatter_x += xx + between * torch.outer(step_x, step_x)
+        self._scatter_y += yy + between * torch.outer(step_y, step_y)
+        self._scatter_xy += xy + between * torch.outer(step_x, step_y)
+        self.mean_x = self.mean_x + step_x * (count / total)
+        self.mean_y = self.mean_y + step_y * (count / total)
+        self.count = total
+
+    def merge(self, other: RunningCovariance) -> RunningCovariance:
+        """Add what another one has seen (another process, another fold) and return self; `other` is left as it is."""
+        if (other.dx, other.dy) != (self.dx, self.dy):
+            raise ValueError(
+                f"cannot merge features of {other.dx} and {other.dy} dimensions into {self.dx} and {self.dy}"
+            )
+        if other.count > 0:
+            means = other.mean_x, other.mean_y
+            scatters = other._scatter_x, other._scatter_y, other._scatter_xy
+            self._merge(other.count, *(t.to(self.device) for t in (*means, *scatters)))
+        self.pairs += other.pairs
+        self.rounding = max(self.rounding, other.rounding)
+        return self
+
+    @property
+    def cov_x(self) -> Tensor:
+        """Covariance of the image features, (dx, dx) float64."""
+        return self._scatter_x / max(self.count, torch.finfo(torch.float64).tiny)
+
+    @property
+    def cov_y(self) -> Tensor:
+        """Covariance of the text features, (dy, dy) float64."""
+        return self._scatter_y / max(self.count, torch.finfo(torch.float64).tiny)
+
+    @property
+    def cov_xy(self) -> Tensor:
+        """Covariance of image features (rows) with text features (columns), (dx, dy) float64."""
+        return self._scatter_xy / max(self.count, torch.finfo(torch.float64).tiny)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything kept, as float64 tensors: ready for safetensors or for sending to another process."""
+        return {
+            "totals": torch.tensor([self.count, self.pairs, self.rounding], dtype=torch.float64),
+            "mean_x": self.mean_x.clone(),
+            "mean_y": self.mean_y.clone(),
+            "scatter_x": self._scatter_x.clone(),
+            "scatter_y": self._scatter_y.clone(),
+            "scatter_xy": self._scatter_xy.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: when the state belongs to features of other dimensions.
+        """
+        shape = tuple(state["scatter_xy"].shape)
+        if shape != (self.dx, self.dy):
+            raise ValueError(f"the state is of features {shape}, this RunningCovariance of {(self.dx, self.dy)}")
+        self.count, pairs, self.rounding = state["totals"].tolist()
+        self.pairs = int(pairs)
+        copy = lambda name: state[name].to(self.device, torch.float64, copy=True)  # noqa: E731
+        self.mean_x, self.mean_y = copy("mean_x"), copy("mean_y")
+        self._scatter_x, self._scatter_y = copy("scatter_x"), copy("scatter_y")
+        self._scatter_xy = copy("scatter_xy")
+
+
+def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:
+    """Refuse NaN and infinities in an (n, d) tensor, naming the rows.
+
+    Args:
+        values: (n, d), any dtype.
+        name: what the error calls it.
+        first_row: number of its first row in the whole data set, added to the rows named.
+
+    Raises:
+        ValueError: with the first three rows and the count.
+    """
+    # A sum is finite only if no term is NaN or infinite; it may overflow, so the slow look decides.
+    if bool(torch.isfinite(values.sum(dtype=torch.float64))):
+        return
+    bad = (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
+    if len(bad) == 0:
+        return
+    shown = ", ".join(str(first_row + int(row)) for row in bad[:3])
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    raise ValueError(
+        f"{name} must be finite, found NaN or infinity in {len(bad)} of {len(values)} rows: {shown}{more}; "
+        "leave these rows out or compute them again"
+    )
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Full float32 products whatever the process has set (TensorFloat-32 and bfloat16 keep 3 digits, too few here)."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,163 @@
+"""The closed-form start: regularised canonical correlation between the features of two frozen encoders.
+
+I images, T texts, dx and dy feature dimensions, k dimensions kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varalign.canonical.covariance import BLOCK_ROWS, RunningCovariance, exact_products
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """Two linear maps that put image features and text features into one space, with what made them.
+
+    Attributes:
+        image_map: (dx, k) float64, A.
+        text_map: (dy, k) float64, B.
+        image_mean: (dx,) float64, subtracted first.
+        text_mean: (dy,) float64.
+        singular_values: (k,) float64, the regularised canonical correlations, descending, in (0, 1].
+        ridge: r.
+        power: p.
+    """
+
+    image_map: Tensor
+    text_map: Tensor
+    image_mean: Tensor
+    text_mean: Tensor
+    singular_values: Tensor
+    ridge: float
+    power: float
+
+    @property
+    def dimensions(self) -> int:
+        """k, the dimensions kept: those asked for, or fewer where the features have no more to give."""
+        return self.image_map.shape[1]
+
+    def embed_images(self, image_features: Tensor) -> Tensor:
+        """Image embeddings (n, k) float32 of unit length (a row equal to the mean has no direction and stays 0)."""
+        return _embed(image_features, self.image_mean, self.image_map)
+
+    def embed_texts(self, text_features: Tensor) -> Tensor:
+        """Text embeddings (n, k) float32 of unit length (a row equal to the mean has no direction and stays 0)."""
+        return _embed(text_features, self.text_mean, self.text_map)
+
+    def to(self, device: torch.device | str) -> ClosedForm:
+        """The same maps on another device."""
+        moved = {name: value.to(device) for name, value in self.state_dict().items() if name != "settings"}
+        return ClosedForm(**moved, ridge=self.ridge, power=self.power)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything as tensors, ready for safetensors."""
+        return {
+            "image_map": self.image_map,
+            "text_map": self.text_map,
+            "image_mean": self.image_mean,
+            "text_mean": self.text_mean,
+            "singular_values": self.singular_values,
+            "settings": torch.tensor([self.ridge, self.power], dtype=torch.float64),
+        }
+
+    @staticmethod
+    def from_state_dict(state: Mapping[str, Tensor]) -> ClosedForm:
+        """The closed form that `state_dict` was taken from."""
+        ridge, power = state["settings"].tolist()
+        return ClosedForm(**{name: state[name] for name in state if name != "settings"}, ridge=ridge, power=power)
+
+
+def _embed(features: Tensor, mean: Tensor, linear_map: Tensor) -> Tensor:
+    """normalise((features − mean) · map): shifted in float64, multiplied in float32, block by block."""
+    out = torch.empty(len(features), linear_map.shape[1], dtype=torch.float32, device=linear_map.device)
+    narrow = linear_map.float()
+    with exact_products():
+        for start in range(0, len(features), BLOCK_ROWS):
+            block = features[start : start + BLOCK_ROWS].to(mean.device, torch.float64)
+            out[start : start + len(block)] = (block - mean).float() @ narrow
+    return torch.nn.functional.normalize(out, dim=1)
+
+
+class Whitening:
+    """Eigen-decompositions of C_x and C_y, made once and used for every ridge and power.
+
+    C + r·mean(diag C)·I has the eigenvectors of C, so one decomposition a side serves all ridges: what is left for
+    each is one singular value decomposition of (dx, dy).
+    """
+
+    def __init__(self, covariance: RunningCovariance) -> None:
+        if covariance.count <= 0:
+            raise ValueError("the covariance has seen no pairs: call update with features first")
+        self.mean_x, self.mean_y = covariance.mean_x, covariance.mean_y
+        self._values_x, self._vectors_x = torch.linalg.eigh(covariance.cov_x)
+        self._values_y, self._vectors_y = torch.linalg.eigh(covariance.cov_y)
+        self._cross = self._vectors_x.T @ covariance.cov_xy @ self._vectors_y
+        self._rounding = covariance.rounding
+        self._cache: tuple[float, tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def solve(self, *, ridge: float, power: float, dimensions: int) -> ClosedForm:
+        """The closed form at one setting; arguments and errors are those of `closed_form`."""
+        if not (math.isfinite(ridge) and ridge >= 0):
+            raise ValueError(f"ridge must be at least 0 and finite, got {ridge}")
+        if not math.isfinite(power):
+            raise ValueError(f"power must be finite, got {power}")
+        if dimensions < 1:
+            raise ValueError(f"dimensions must be at least 1, got {dimensions}")
+        left, values, right = self._canonical(ridge)
+        k = min(dimensions, len(values))
+        scale = values[:k] ** power
+        return ClosedForm(
+            left[:, :k] * scale, right[:, :k] * scale, self.mean_x, self.mean_y, values[:k], float(ridge), float(power)
+        )
+
+    def _canonical(self, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+        """C̃_x^(-1/2) U, S, C̃_y^(-1/2) V: everything but the power and the cut."""
+        if self._cache is not None and self._cache[0] == ridge:
+            return self._cache[1]
+        root_x = _inverse_root(self._values_x, ridge, self._rounding)
+        root_y = _inverse_root(self._values_y, ridge, self._rounding)
+        u, s, vh = torch.linalg.svd(root_x[:, None] * self._cross * root_y, full_matrices=False)
+        # Directions without correlation are rounding noise: power 0 would give them the weight of the first one.
+        rank = int((s > max(self._cross.shape) * self._rounding * s[0].clamp_min(1e-300)).sum()) if len(s) else 0
+        left = self._vectors_x @ (root_x[:, None] * u[:, :rank])
+        right = self._vectors_y @ (root_y[:, None] * vh[:rank].T)
+        # The sign of a pair of directions is free; the largest entry of A's column is made positive, so that two
+        # machines give one answer.
+        if rank:
+            signs = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()
+            left, right = left * signs, right * signs
+        self._cache = (ridge, (left, s[:rank].clamp(max=1.0), right))
+        return self._cache[1]
+
+
+def _inverse_root(values: Tensor, ridge: float, rounding: float) -> Tensor:
+    """(λ + r·mean λ)^(-1/2), 0 where that is nothing but rounding (rank-deficient or constant features)."""
+    loaded = values.clamp(min=0) + ridge * values.clamp(min=0).mean()
+    limit = len(values) * rounding * loaded.max()
+    return torch.where(loaded > limit, loaded.clamp(min=1e-300).rsqrt(), torch.zeros_like(loaded))
+
+
+def closed_form(covariance: RunningCovariance, *, ridge: float, power: float, dimensions: int) -> ClosedForm:
+    """The linear maps that correlate the two sides best, from covariances alone.
+
+    With C̃ = C + ridge·mean(diag C)·I on both sides and C̃_x^(-1/2) C_xy C̃_y^(-1/2) = U S Vᵀ the maps are
+    A = C̃_x^(-1/2) U_k S_k^power and B = C̃_y^(-1/2) V_k S_k^power.
+
+    Args:
+        covariance: what has been seen of the pairs.
+        ridge: at least 0; 1 doubles the mean variance of each side.
+        power: 0 weighs all kept directions alike, 1 by their correlation; ½ is the geometric middle.
+        dimensions: at least 1; cut to the rank of the problem.
+
+    Raises:
+        ValueError: for settings outside these ranges, or a covariance that has seen no pair.
+
+    Source: Hotelling 1936; for two frozen encoders: Li et al., CSA, ICLR 2025.
+    """
+    return Whitening(covariance).solve(ridge=ridge, power=power, dimensions=dimensions)

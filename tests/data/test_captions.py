@@ -1,0 +1,289 @@
+"""The forms of captions files, and what becomes of each kind of bad line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from varalign.data import captions as captions_module
+from varalign.data.captions import DataError, read_captions
+
+ROWS = [("a.jpg", "A dog runs ."), ("a.jpg", "One dog, running ."), ("b.jpg", 'A sign says "stop" .')]
+
+
+def written(folder: Path, data: bytes, name: str = "captions.txt") -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+def pairs(path: Path, **options: bool) -> list[tuple[str, str]]:
+    found = read_captions(path, **options)
+    assert len(found.image_names) == len(found.captions) == len(found.lines)
+    return list(zip(found.image_names, found.captions, strict=True))
+
+
+CSV = b'image,caption\na.jpg,A dog runs .\na.jpg,"One dog, running ."\nb.jpg,"A sign says ""stop"" ."\n'
+TOKEN = b'a.jpg#0\tA dog runs .\na.jpg#1\tOne dog, running .\nb.jpg#0\tA sign says "stop" .\n'
+KARPATHY = json.dumps(
+    {
+        "dataset": "flickr8k",
+        "images": [
+            {"filename": "a.jpg", "split": "restval", "sentences": [{"raw": ROWS[0][1]}, {"raw": ROWS[1][1]}]},
+            {"filename": "b.jpg", "split": "val", "sentences": [{"raw": ROWS[2][1], "tokens": ["a"]}]},
+        ],
+    }
+).encode()
+COCO = json.dumps(
+    {
+        "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "b.jpg"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "caption": ROWS[0][1] + "\n"},
+            {"id": 2, "image_id": 7, "caption": ROWS[1][1]},
+            {"id": 3, "image_id": 9, "caption": ROWS[2][1]},
+        ],
+    }
+).encode()
+
+GOOD = {
+    "csv": CSV,
+    "no header": CSV.split(b"\n", 1)[1],
+    "no line end at the end": CSV.rstrip(),
+    "byte-order mark": b"\xef\xbb\xbf" + CSV,
+    "byte-order mark, no header": b"\xef\xbb\xbf" + CSV.split(b"\n", 1)[1],
+    "CRLF": CSV.replace(b"\n", b"\r\n"),
+    "lone CR": CSV.replace(b"\n", b"\r"),
+    "blank lines": CSV.replace(b"\n", b"\n\n  \n"),
+    "spaces around": CSV.replace(b",A", b" , A"),
+    "everything quoted": b'"image","caption"\n'
+    + b"".join(f'"{name}","{caption.replace(chr(34), chr(34) * 2)}"\n'.encode() for name, caption in ROWS),
+    "other column order": b'caption,image\nA dog runs .,a.jpg\n"One dog, running .",a.jpg\n"A sign says ""stop"" .",b.jpg\n',
+    "further columns": b'image_name,caption_number,caption\na.jpg,0,A dog runs .\na.jpg,1,"One dog, running ."\n'
+    b'b.jpg,0,"A sign says ""stop"" ."\n',
+    "capitals in the header": CSV.replace(b"image,caption", b"Image, Caption"),
+    "bare commas": CSV.replace(b'"One dog, running ."', b"One dog, running ."),
+    "bare quotes": CSV.replace(b'"A sign says ""stop"" ."', b'A sign says "stop" .'),
+    "caption over two lines": CSV.replace(b"One dog, running", b"One dog,\nrunning"),
+    "token": TOKEN,
+    "token, CRLF and a mark": b"\xef\xbb\xbf" + TOKEN.replace(b"\n", b"\r\n"),
+    "token, blank lines": b"\n" + TOKEN.replace(b"\n", b"\n\n"),
+    "karpathy": KARPATHY,
+    "coco": COCO,
+}
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_every_form_gives_the_same_captions(tmp_path: Path, form: str) -> None:
+    assert pairs(written(tmp_path, GOOD[form])) == ROWS
+
+
+BAD = {
+    "empty file": (b"", "the file is empty"),
+    "blank lines only": (b"\n \n\n", "the file is empty"),
+    "header only": (b"image,caption\n", "no caption in the file"),
+    "byte-order mark only": (b"\xef\xbb\xbf", "the file is empty"),
+    "semicolons": (b"a.jpg;A dog .\n", r"line 1: the columns are separated by semicolons; wanted commas"),
+    "semicolons under a header": (b"image;caption\na.jpg;A dog .\n", "line 1: the columns are separated by semicolons"),
+    "semicolons and a comma": (b"a.jpg;A dog, running .\n", "line 1: the columns are separated by semicolons"),
+    "tabs": (b"a.jpg\tA dog .\n", "line 1: the columns are separated by tabs"),
+    "tabs under a header": (b"image\tcaption\na.jpg\tA dog .\n", "line 1: the columns are separated by tabs"),
+    "vertical bars": (b"image_name| comment_number| comment\n", "line 1: the columns are separated by vertical bars"),
+    "semicolon further down": (CSV + b"c.jpg;A cat .\n", "line 5: the columns are separated by semicolons"),
+    "unknown header": (b"photo,description\na.jpg,A dog .\n", r"line 1: wanted a header \(image,caption\) or a row"),
+    "prose": (b"Captions of Flickr8k\n", "line 1: wanted a header"),
+    "quote never closed": (CSV + b'c.jpg,"A cat .\nd.jpg,A cow .\n', r'line 5: a quote \("\) is opened and not closed'),
+    "quote never closed, last line": (CSV + b'c.jpg,"A cat .', "line 5: a quote"),
+    "quote closed by a later row's": (CSV + b'c.jpg,"A cat .\nd.jpg,"A cow ."\n', "line 5: a quote"),
+    "quote over many lines": (CSV + b'c.jpg,"A cat .\n' + b"more\n" * 30 + b'end"\n', "line 5: a quote"),
+    "quote closed within": (CSV + b'c.jpg,"A "cat" .\n', "line 5: a quote .* closed in the middle"),
+    "two quoted captions": (CSV + b'c.jpg,"A cat","A cow"\n', "line 5: 3 columns where 2 are wanted"),
+    "no comma": (CSV + b"c.jpg\n", "line 5: 1 columns where 2 are wanted"),
+    "no name": (CSV + b",A cat .\n", "line 5: no image name"),
+    "empty caption": (CSV + b"c.jpg,\n", "line 5: the caption is empty"),
+    "caption of spaces": (CSV + b'c.jpg,"  "\nd.jpg, \n', "line 5, line 6: the caption is empty"),
+    "too few of many columns": (b"image,caption,k\na.jpg,A dog .\n", "line 2: 2 columns where 3 are wanted"),
+    "NUL": (CSV + b"c.jpg,A \0cat .\n", "line 5: a NUL character"),
+    "NUL after CRLF": (CSV.replace(b"\n", b"\r\n") + b"\0", "line 5: a NUL character"),
+    "Latin-1": (CSV + b"c.jpg,A caf\xe9 .\n", "line 5: byte 0xe9 is not UTF-8.*iconv -f WINDOWS-1252"),
+    "Latin-1, lone CR": ((CSV + b"c.jpg,A caf\xe9 .\n").replace(b"\n", b"\r"), "line 5: byte 0xe9 is not UTF-8"),
+    "UTF-16": ("image,caption\na.jpg,A dog".encode("utf-16"), "the text is UTF-16"),
+    "half a character at the end": (CSV + "c.jpg,é".encode()[:-1], "line 5: byte 0xc3 is not UTF-8"),
+    "line of 10 MB": (CSV + b"c.jpg," + b"x" * 10_000_000 + b"\n", "line 5: 10,000,006 bytes long"),
+    "zip": (b"PK\x03\x04rest", "a compressed archive"),
+    "csv under token": (TOKEN + b"c.jpg,A cat .\n", r"line 4: wanted 'name.jpg#0<TAB>caption'"),
+    "token without a name": (TOKEN + b"#0\tA cat .\n", "line 4: no image name before '#'"),
+    "token without a caption": (TOKEN + b"c.jpg#0\t\n", "line 4: the caption is empty"),
+    "token under csv": (CSV + b"c.jpg#0\tA cat, a dog .\n", "line 5: the columns are separated by tabs"),
+}
+
+
+@pytest.mark.parametrize("form", BAD)
+def test_every_bad_form_is_refused_by_file_and_line(tmp_path: Path, form: str) -> None:
+    data, message = BAD[form]
+    path = written(tmp_path, data)
+    with pytest.raises(DataError, match=message) as caught:
+        read_captions(path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < 500 + len(str(path))
+
+
+BAD_JSON = {
+    "not json": (b"{", "not valid JSON"),
+    "a list": (b"[1, 2]", "wanted a JSON object with a list 'images'"),
+    "another object": (b'{"a": 1}', "wanted a JSON object with a list 'images'"),
+    "no images": (b'{"images": []}', "the list 'images' is empty"),
+    "nested": (b'{"images": ' + b"[" * 200_000, "nested too deeply|not valid JSON"),
+    "image is no object": (b'{"images": [3]}', r"images\[0\] has no text 'filename'"),
+    "no sentences": (b'{"images": [{"filename": "a.jpg"}]}', r"images\[0\] has no list 'sentences'"),
+    "sentence is no object": (
+        b'{"images": [{"filename": "a.jpg", "sentences": ["A dog"]}]}',
+        r"images\[0\].sentences\[0\] has no text 'raw'",
+    ),
+    "no captions": (b'{"images": [{"filename": "a.jpg", "sentences": []}]}', "no caption in the file"),
+    "empty": (
+        b'{"images": [{"filename": "a.jpg", "sentences": [{"raw": " "}]}]}',
+        "image 'a.jpg': the caption is empty",
+    ),
+    "half a surrogate pair": (
+        b'{"images": [{"filename": "a.jpg", "sentences": [{"raw": "\\ud800"}]}]}',
+        "half of a surrogate pair",
+    ),
+    "NUL": (b'{"images": [{"filename": "a.jpg", "sentences": [{"raw": "a\\u0000"}]}]}', "holds a NUL"),
+    "long": (
+        b'{"images": [{"filename": "a.jpg", "sentences": [{"raw": "' + b"x" * 70_000 + b'"}]}]}',
+        "70,000 characters long",
+    ),
+    "two splits": (
+        b'{"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "x"}]},'
+        b' {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "y"}]}]}',
+        "'a.jpg' is in train and in test",
+    ),
+    "annotations no list": (b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": 3}', "is not a list"),
+    "unknown image": (
+        b'{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2, "caption": "A"}]}',
+        "image_id 2, which no entry",
+    ),
+    "id no number": (b'{"images": [{"id": "1", "file_name": "a"}], "annotations": []}', "no whole number 'id'"),
+    "huge number": (b'{"images": [{"id": ' + b"9" * 200_000 + b"}]}", "a number of 200,000 digits"),
+    "NaN": (b'{"images": [{"id": NaN}]}', "NaN is not JSON"),
+    "two images of one id": (
+        b'{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}',
+        "has the id of another image",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", BAD_JSON)
+def test_every_bad_json_is_refused(tmp_path: Path, form: str) -> None:
+    data, message = BAD_JSON[form]
+    with pytest.raises(DataError, match=message):
+        read_captions(written(tmp_path, data, "dataset.json"))
+
+
+def test_json_splits(tmp_path: Path) -> None:
+    assert read_captions(written(tmp_path, KARPATHY)).splits == {"a.jpg": "train", "b.jpg": "dev"}
+    assert read_captions(written(tmp_path, COCO)).splits is None
+    assert read_captions(written(tmp_path, COCO, "captions_val2017.json")).splits == {"a.jpg": "dev", "b.jpg": "dev"}
+    odd = read_captions(written(tmp_path, KARPATHY.replace(b"restval", b"spare")))
+    assert odd.splits == {"b.jpg": "dev"}
+    assert "1 images have a split we do not know ('spare')" in odd.notes[0]
+
+
+def test_karpathy_file_path_is_part_of_the_name(tmp_path: Path) -> None:
+    data = b'{"images": [{"filename": "a.jpg", "filepath": "val2014", "sentences": [{"raw": "x"}]}]}'
+    assert read_captions(written(tmp_path, data)).image_names == ["val2014/a.jpg"]
+
+
+def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
+    assert read_captions(written(tmp_path, CSV.replace(b"One dog, running", b"One dog,\nrunning"))).lines == [2, 3, 5]
+    assert read_captions(written(tmp_path, b"\r\n" + TOKEN)).lines == [2, 3, 4]
+    assert read_captions(written(tmp_path, COCO)).lines == [0, 0, 0]
+
+
+def test_empty_captions_are_left_out_on_request(tmp_path: Path) -> None:
+    path = written(tmp_path, CSV + b"c.jpg,\nc.jpg,A cat .\n")
+    assert pairs(path, skip_empty=True) == [*ROWS, ("c.jpg", "A cat .")]
+    found = read_captions(path, skip_empty=True)
+    assert found.empty_lines == [5]
+    assert found.notes == ["captions.txt: 1 empty captions left out (line 5)"]
+
+
+def test_the_known_slip_is_left_out_with_a_note(tmp_path: Path) -> None:
+    slip = b"".join(b"2258277193_586949ec62.jpg.1#%d\tSome people .\n" % k for k in range(5))
+    found = read_captions(written(tmp_path, TOKEN + slip, "Flickr8k.token.txt"))
+    assert len(found.captions) == 3
+    assert found.notes == [
+        "Flickr8k.token.txt: 5 captions of 2258277193_586949ec62.jpg.1 left out: a known slip of Flickr8k's own file"
+    ]
+
+
+def test_bare_commas_are_counted(tmp_path: Path) -> None:
+    found = read_captions(written(tmp_path, GOOD["bare commas"]))
+    assert found.notes == [
+        "captions.txt: 1 lines have commas outside quotes (first: line 3); their caption is everything after the first comma"
+    ]
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        read_captions(tmp_path / "absent.txt")
+    with pytest.raises(DataError, match="not a file but a folder"):
+        read_captions(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(DataError, match="not a file but a special file"):
+            read_captions(tmp_path / "pipe")
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions_module, "MAX_FILE_BYTES", 100)
+    with pytest.raises(DataError, match="101 bytes, more than the 100"):
+        read_captions(written(tmp_path, b"x" * 101))
+
+
+CAPTIONS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).map(str.strip).filter(bool)
+NAMES = st.text("abcé_-01 ", min_size=1).map(str.strip).filter(bool).map(lambda stem: stem + ".jpg")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(NAMES, CAPTIONS), min_size=1), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
+def test_what_csv_writes_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], end: str, header: bool
+) -> None:
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator=end)
+    writer.writerows([("image", "caption")] if header else [])
+    writer.writerows(rows)
+    path = tmp_path_factory.mktemp("csv") / "captions.txt"
+    path.write_bytes(text.getvalue().encode())
+    assert pairs(path) == rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=300) | st.text('a.jpg,;"\t#0\r\n{}[]:é', max_size=120).map(str.encode))
+def test_any_bytes_give_captions_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.mktemp("any") / "captions.txt"
+    path.write_bytes(data)
+    try:
+        found = pairs(path)
+    except DataError:
+        return
+    assert found
+    assert all(name and caption for name, caption in found)
+
+
+def test_all_of_flickr8k(shared_data: Path) -> None:
+    found = read_captions(shared_data / "flickr8k_128" / "captions.txt")
+    assert len(found.captions) == 40_455
+    assert len(set(found.image_names)) == 8_091
+    assert found.lines == list(range(2, 40_457))
+    assert found.notes == []
+    assert found.captions[1284 - 2].startswith('A woman with a shopping bag labeled " sale " stands')

@@ -1,0 +1,199 @@
+"""Whole runs: what they write, that they learn, and that an interrupted one ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import varalign
+from varalign.training import run as runs
+from varalign.training.assess import RECALL_KEYS, batched_loss, positions_of
+from varalign.training.checkpoint import load_checkpoint
+from varalign.training.config import ConfigError, TrainConfig
+from varalign.training.run_folder import RunError, RunFolder
+from varalign.training.sources import TooManyBadImages
+from varalign.training.trainer import Diverged, Trainer
+
+SMALL = {"embedding_dim": 16, "hidden_dim": 16, "batch_size": 16, "device": "cpu", "threads": 1, "warmup": 0.0}
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def config_for(kind: str, features_file: Path, image_folder: Path, out: Path, **options: Any) -> TrainConfig:
+    place = {"features": str(features_file)} if kind == "features" else {"data": str(image_folder), "image_size": 32}
+    return TrainConfig(**{**SMALL, **place, "out": str(out), "cache": str(out.parent / "cache"), **options})
+
+
+def without_clock(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in {"seconds", "data_wait"}} for line in lines]
+
+
+@pytest.fixture(params=["features", "images"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_a_run_writes_its_contract_and_learns(kind: str, features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    config = config_for(kind, features_file, image_folder, tmp_path / "run", epochs=15 if kind == "features" else 6)
+    result = varalign.train(config, say=quiet)
+    folder = RunFolder.open(tmp_path / "run")
+    lines = folder.read_metrics()
+    steps = [line for line in lines if line["kind"] == "step"]
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    per_epoch = (120 if kind == "features" else 60) // 16
+    assert [line["step"] for line in steps] == list(range(1, per_epoch * config.epochs + 1))
+    assert {"epoch", "loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale", "lr", "seconds", "data_wait"} <= set(steps[0])
+    assert all(line["w_i2t"] + line["w_t2i"] == pytest.approx(1) for line in steps)
+    assert [line["epoch"] for line in evaluations] == list(range(config.epochs + 1))
+    assert {*RECALL_KEYS, "images", "texts", "cosine_similarity", "loss", "split"} <= set(evaluations[0])
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert result.best_epoch > 0
+    if kind == "features":
+        assert result.test["t2i_recall@1"] > 10 * result.chance["t2i_recall@1"]
+    best = load_checkpoint(folder.checkpoints / "best")
+    assert best.state["progress"]["best_epoch"] == result.best_epoch
+    assert {path.name for path in folder.path.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "pictures"}
+    assert json.loads(json.dumps(result.as_dict()))["test"] == result.test
+    assert "chance" in result.table()
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 9])
+def test_an_interrupted_run_resumes_bit_for_bit(
+    kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance"}
+    whole = varalign.train(config_for(kind, features_file, image_folder, tmp_path / "whole", **options), say=quiet)
+
+    class Killed(BaseException):
+        pass
+
+    step = Trainer._step
+
+    def dying(self: Trainer, inputs: Any) -> None:
+        if self.progress.step == stop_at:
+            raise Killed
+        step(self, inputs)
+
+    monkeypatch.setattr(Trainer, "_step", dying)
+    with pytest.raises(Killed):
+        varalign.train(config_for(kind, features_file, image_folder, tmp_path / "cut", **options), say=quiet)
+    monkeypatch.setattr(Trainer, "_step", step)
+    torch.rand(7)  # another process has another random state
+    resumed = runs.resume(tmp_path / "cut", {}, say=quiet)
+
+    ours, theirs = (RunFolder.open(tmp_path / name) for name in ("cut", "whole"))
+    assert without_clock(ours.read_metrics()) == without_clock(theirs.read_metrics())
+    a, b = (load_checkpoint(folder.checkpoints / "last") for folder in (ours, theirs))
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, tensor in a.tensors.items():
+        assert torch.equal(tensor, b.tensors[name]), name
+    assert a.state["progress"] == b.state["progress"] and resumed.test == whole.test
+
+
+def test_thread_count_does_not_change_a_run(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    for threads in (1, 3):
+        config = config_for("images", features_file, image_folder, tmp_path / str(threads), epochs=1, threads=threads)
+        varalign.train(config, say=quiet)
+    one, three = (RunFolder.open(tmp_path / name).read_metrics() for name in ("1", "3"))
+    assert without_clock(one) == without_clock(three)
+
+
+@pytest.mark.parametrize("schedule", ["entropy", "spread", "fixed", "random"])
+def test_every_schedule_trains(schedule: str, features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    config = config_for("features", features_file, image_folder, tmp_path / "run", epochs=2, schedule=schedule, fixed_weight=0.3)
+    varalign.train(config, say=quiet)
+    weights = [line["w_i2t"] for line in RunFolder.open(tmp_path / "run").read_metrics() if line["kind"] == "step"]
+    assert all(0.05 <= weight <= 0.95 for weight in weights)
+    if schedule == "fixed":
+        assert weights == pytest.approx([0.3] * len(weights))
+
+
+def test_replay_shuffles_another_runs_weights(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    first = config_for("features", features_file, image_folder, tmp_path / "first", epochs=2, schedule="random")
+    varalign.train(first, say=quiet)
+    varalign.train(replace(first, out=str(tmp_path / "second"), schedule="replay", replay_run=str(tmp_path / "first")), say=quiet)
+    a, b = (
+        [line["w_i2t"] for line in RunFolder.open(tmp_path / name).read_metrics() if line["kind"] == "step"]
+        for name in ("first", "second")
+    )
+    assert sorted(a) == pytest.approx(sorted(b)) and a != b
+
+
+def test_early_stopping_and_the_best_checkpoint(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    config = config_for("features", features_file, image_folder, tmp_path / "run", epochs=50, patience=2, lr=0.05)
+    result = varalign.train(config, say=quiet)
+    evaluations = [line for line in RunFolder.open(tmp_path / "run").read_metrics() if line["kind"] == "eval"]
+    scores = [np.mean([line[key] for key in RECALL_KEYS]) for line in evaluations]
+    assert result.epochs < 50 and result.best_epoch == int(np.argmax(scores)) and result.epochs == result.best_epoch + 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("varalign.encoders.dual_encoder.DualEncoder.clamp_logit_scale_", lambda self: self.log_logit_scale.data.fill_(float("nan")))
+    with pytest.raises(Diverged, match="the loss is not finite at step 2"):
+        varalign.train(config_for("features", features_file, image_folder, tmp_path / "run", epochs=2), say=quiet)
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last").state["step"] == 0
+
+
+def test_an_unreadable_image_is_replaced_in_training_and_left_out_of_evaluation(
+    features_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(image_folder, folder)
+    train_name = (folder / "Flickr_8k.trainImages.txt").read_text().split()[0]
+    test_name = (folder / "Flickr_8k.testImages.txt").read_text().split()[0]
+    for name in (train_name, test_name):
+        (folder / "Images" / name).write_bytes(b"no image")
+    config = config_for("images", features_file, folder, tmp_path / "run", epochs=1, max_bad=0.05)
+    said: list[str] = []
+    result = varalign.train(config, say=said.append)
+    assert result.test["images"] == 9 and result.test["unreadable"] == 1
+    assert any(train_name in line or test_name in line for line in said)
+    with pytest.raises(TooManyBadImages, match="more than --max-bad 0 allows"):
+        varalign.train(replace(config, out=str(tmp_path / "strict"), max_bad=0.0), say=quiet)
+
+
+def test_resume_refuses_other_data(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(image_folder, folder)
+    varalign.train(config_for("images", features_file, folder, tmp_path / "run", epochs=1), say=quiet)
+    with open(folder / "captions.txt", "a") as file:
+        file.write("000.jpg,one more\n")
+    with pytest.raises(RunError, match="have changed since"):
+        runs.resume(tmp_path / "run", {}, say=quiet)
+
+
+def test_a_finished_run_resumes_to_the_same_result(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    config = config_for("features", features_file, image_folder, tmp_path / "run", epochs=2)
+    first = varalign.train(config, say=quiet)
+    assert runs.resume(tmp_path / "run", {}, say=quiet).test == first.test
+
+
+def test_noise_swaps_training_pairs_only(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    clean = varalign.train(config_for("features", features_file, image_folder, tmp_path / "a", epochs=8), say=quiet)
+    noisy = varalign.train(config_for("features", features_file, image_folder, tmp_path / "b", epochs=8, noise="swap-images=0.8"), say=quiet)
+    assert noisy.test["texts"] == clean.test["texts"]
+    assert noisy.test["t2i_recall@5"] < clean.test["t2i_recall@5"]
+    with pytest.raises(ConfigError, match="neither words nor pixels"):
+        varalign.train(config_for("features", features_file, image_folder, tmp_path / "c", noise="blur=0.5"), say=quiet)
+
+
+def test_batched_loss_and_positions() -> None:
+    same = torch.ones(8, 4) / 2
+    assert batched_loss(same, same, 10.0, 4) == pytest.approx(np.log(4), abs=1e-6)
+    assert batched_loss(same[:6], same[:6], 10.0, 4) == pytest.approx(np.log(4), abs=1e-6)  # the incomplete one is left out
+    assert batched_loss(same[:3], same[:3], 10.0, 4) == pytest.approx(np.log(3), abs=1e-6)  # unless it is the only one
+    assert positions_of(np.array([7, 3, 7]), np.array([9, 7, 3])).tolist() == [1, 2, 1]
