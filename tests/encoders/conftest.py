@@ -12,9 +12,33 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-WORDS = (
-    ["a", "the", "dog", "dogs", "run", "##s", "##ning", "two", "cats", "sit", "on", "mat", "in", "snow", "red", "ball", ".", ",", "!", "man", "woman", "with", "black", "white", "##y"]
-)
+WORDS = [
+    "a",
+    "the",
+    "dog",
+    "dogs",
+    "run",
+    "##s",
+    "##ning",
+    "two",
+    "cats",
+    "sit",
+    "on",
+    "mat",
+    "in",
+    "snow",
+    "red",
+    "ball",
+    ".",
+    ",",
+    "!",
+    "man",
+    "woman",
+    "with",
+    "black",
+    "white",
+    "##y",
+]
 
 
 class Malicious:

@@ -141,5 +141,6 @@ def test_a_hub_name_with_no_hub_in_reach(nothing_local: Path) -> None:
         build("bert:bert-base-uncased")
     assert str(caught.value).endswith(
         "download config.json, model.safetensors or model.safetensors.index.json or pytorch_model.bin, vocab.txt "
-        "or tokenizer.json from https://huggingface.co/bert-base-uncased to this machine and pass --text-encoder bert:FOLDER"
+        "or tokenizer.json from https://huggingface.co/bert-base-uncased to this machine and pass "
+        "--text-encoder bert:FOLDER"
     )

@@ -164,15 +164,17 @@ def test_configs_build_it_again_with_the_folder_gone(clip_folder: Folder) -> Non
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
-    image_again = image_encoder_from_config({**image_config, "spec": "clip:ViT-B-32@gone"}, load_weights=False)
-    text_again = text_encoder_from_config(
-        {**text_config, "spec": "clip:ViT-B-32@gone"}, tokenizer=text_encoder.tokenizer, load_weights=False
-    )
+    image_again = image_encoder_from_config(image_config, load_weights=False)
+    text_again = text_encoder_from_config(text_config, tokenizer=text_encoder.tokenizer, load_weights=False)
     image_again.load_state_dict(image_encoder.state_dict())
     text_again.load_state_dict(text_encoder.state_dict())
     assert image_again.weights_fingerprint() == image_encoder.weights_fingerprint()
     assert text_again.weights_fingerprint() == text_encoder.weights_fingerprint()
     assert image_again.preprocess == image_encoder.preprocess
+    with pytest.raises(
+        SpecError, match=r"'clip:x@.*' is no file or folder, and none of open_clip's tags for x: it has none"
+    ):
+        image_encoder_from_config(image_config, load_weights=True)
 
 
 def test_blocks_and_tail(clip_folder: Folder) -> None:

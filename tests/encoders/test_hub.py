@@ -57,6 +57,7 @@ def hub(nothing_local: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread.start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
     yield address
     server.shutdown()
     thread.join()

@@ -93,7 +93,7 @@ def test_no_tensors(tmp_path: Path) -> None:
 
 
 def test_named_file(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="'resnet18@x.pt': weights file 'x.pt' is not there"):
+    with pytest.raises(SpecError, match=r"'resnet18@x.pt': weights file 'x.pt' is not there"):
         named_file("x.pt", "resnet18@x.pt")
     with pytest.raises(SpecError, match="is a folder, not a file"):
         named_file(str(tmp_path), "resnet18@folder")
