@@ -153,10 +153,9 @@ def _read_model(folder: Path, spec: EncoderSpec) -> Any:
         model, report = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise WeightsError(
-            f"'{spec}': transformers cannot load {folder}: {str(error).strip().splitlines()[0]}"
-        ) from error
+    except Exception as error:  # each file format of transformers raises errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise WeightsError(f"'{spec}': transformers cannot load {folder}: {reason}") from error
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise WeightsError(

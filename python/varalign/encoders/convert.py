@@ -19,7 +19,7 @@ QUICK_GELU_CODE = "1.702"
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert_weights` did.
+    """What `convert` did; as a string, a line that says so.
 
     Attributes:
         source: the file read.
@@ -35,13 +35,17 @@ class Conversion:
     bytes: int
     metadata: dict[str, str]
 
+    def __str__(self) -> str:
+        activation = "; QuickGELU recorded" if self.metadata.get("quick_gelu") == "true" else ""
+        return f"{self.target}: {self.tensors} tensors, {self.bytes / 1e6:.1f} MB, from {self.source}{activation}"
 
-def convert_weights(source: Path | str, target: Path | str) -> Conversion:
+
+def convert(source: Path | str, target: Path | str) -> Conversion:
     """Write the tensors of a weights file as safetensors, dtypes kept.
 
     TorchScript archives (OpenAI's original CLIP files) are read without torch.jit, pickles with `weights_only=True`;
-    nothing in either is run. For OpenAI's CLIP files, and other archives whose code has QuickGELU's factor, the metadata
-    say so, and then `clip:ViT-B-32@TARGET` behaves as `clip:ViT-B-32@openai` does.
+    nothing in either is run. For OpenAI's CLIP files, and other archives whose code has QuickGELU's factor, the
+    metadata say so, and then `clip:ViT-B-32@TARGET` behaves as `clip:ViT-B-32@openai` does.
 
     Args:
         source: `.pt`, `.pth`, `.bin` or `.safetensors`.

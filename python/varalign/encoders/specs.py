@@ -155,6 +155,8 @@ def _checked_clip(spec: EncoderSpec, side: str) -> EncoderSpec:
     folder = Path(spec.weights).expanduser()
     if spec.name in names or not names or (folder / "open_clip_config.json").is_file():
         return spec
+    if looks_like_path(spec.weights) and not folder.exists():
+        return spec  # that is what has to be said about it, where the weights are wanted; or a saved run does without
     near = difflib.get_close_matches(spec.name, names, n=5, cutoff=0.4)
     hint = f"near it: {', '.join(near)}; " if near else ""
     raise SpecError(

@@ -130,7 +130,7 @@ def _read_pickle(path: Path) -> Any:
             f"{path} holds Python objects besides tensors, which would have to be run; refused. Save its state dict "
             f"(names and tensors) as safetensors where you trust it ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # on bytes that are no pickle torch's unpickler raises whatever they lead it to
         raise WeightsError(f"{path} is not a whole weights file of torch's: {_first_line(error)}") from error
 
 

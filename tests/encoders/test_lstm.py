@@ -1,0 +1,87 @@
+"""The LSTM sees a text's words and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from varalign.encoders.lstm import LSTMEncoder
+from varalign.encoders.specs import SpecError
+from varalign.encoders.text import build_text_encoder, text_encoder_from_config
+
+CAPTIONS = ["a dog runs in the snow", "two cats sit on a mat", "a red ball", "", "snow"]
+
+
+def tokens(encoder: LSTMEncoder, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = encoder.tokenizer(texts)
+    return torch.from_numpy(batch.ids), torch.from_numpy(batch.lengths)
+
+
+def build(**options: object) -> LSTMEncoder:
+    torch.manual_seed(0)
+    encoder = build_text_encoder("lstm", captions=CAPTIONS, **options)  # type: ignore[arg-type]
+    assert isinstance(encoder, LSTMEncoder)
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_features_equal_the_bare_lstm_on_each_text_alone(bidirectional: bool, pooling: str) -> None:
+    """Tolerance 1e-6: the same sums, in another order."""
+    encoder = build(bidirectional=bidirectional, pooling=pooling)
+    ids, lengths = tokens(encoder, CAPTIONS)
+    with torch.no_grad():
+        found = encoder(ids, lengths)
+        assert found.shape == (len(CAPTIONS), encoder.feature_dim)
+        for row, length in enumerate(lengths.clamp(min=1).tolist()):
+            states, (hidden, _) = encoder.lstm(encoder.embedding(ids[row : row + 1, :length]))
+            wanted = states[0].mean(dim=0) if pooling == "mean" else torch.cat(list(hidden[:, 0]))
+            torch.testing.assert_close(found[row], wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_padding_changes_nothing(pooling: str) -> None:
+    encoder = build(bidirectional=True, pooling=pooling)
+    ids, lengths = tokens(encoder, CAPTIONS)
+    wider = torch.cat([ids, torch.full((len(ids), 7), encoder.tokenizer.pad_id)], dim=1)
+    # What stands behind a text's length is not read, be it padding or not.
+    scribbled = torch.where(
+        torch.arange(wider.shape[1])[None] < lengths.clamp(min=1)[:, None], wider, torch.ones(()).long()
+    )
+    order = torch.tensor([4, 2, 0, 3, 1])
+    with torch.no_grad():
+        wanted = encoder(ids, lengths)
+        assert torch.equal(encoder(wider, lengths), wanted)
+        assert torch.equal(encoder(scribbled, lengths), wanted)
+        torch.testing.assert_close(encoder(ids[order], lengths[order]), wanted[order], atol=1e-6, rtol=1e-6)
+
+
+def test_gradients_reach_every_weight_but_not_padding() -> None:
+    encoder = build(bidirectional=True).train()
+    encoder(*tokens(encoder, CAPTIONS)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in encoder.parameters())
+    assert encoder.embedding.weight.grad is not None
+    assert encoder.embedding.weight.grad[encoder.tokenizer.pad_id].abs().sum() == 0
+
+
+def test_max_length_cuts() -> None:
+    assert build(max_length=4).tokenizer.max_length == 4
+    assert build().tokenizer.max_length == 40
+
+
+def test_what_it_cannot_be_built_from() -> None:
+    with pytest.raises(SpecError, match="'lstm' has no vocabulary of its own: pass the training captions"):
+        build_text_encoder("lstm")
+    with pytest.raises(ValueError, match="'lstm' pools by mean or last, not by 'cls'"):
+        build(pooling="cls")
+    with pytest.raises(ValueError, match="max_length is a number of tokens, at least 2, not 1"):
+        build(max_length=1)
+
+
+def test_config_round_trip() -> None:
+    encoder = build(bidirectional=True, pooling="last")
+    again = text_encoder_from_config(encoder.to_config(), tokenizer=encoder.tokenizer, load_weights=False).eval()
+    again.load_state_dict(encoder.state_dict())
+    assert again.weights_fingerprint() == encoder.weights_fingerprint()
+    with torch.no_grad():
+        inputs = tokens(encoder, CAPTIONS)
+        assert torch.equal(again(*inputs), encoder(*inputs))

@@ -1,0 +1,109 @@
+"""Weight files are read as tensors; whatever would have to be run is refused and not run."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from varalign.encoders.specs import SpecError
+from varalign.encoders.weights import WeightsError, is_torchscript, load_exactly, named_file, read_state_dict
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
+
+
+def same(found: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == STATE.keys() and all(torch.equal(found[k], STATE[k]) for k in STATE)
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_state_dicts(tmp_path: Path, name: str, zipped: bool) -> None:
+    torch.save(STATE, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    assert same(read_state_dict(tmp_path / name))
+
+
+def test_levels_and_prefixes_come_off(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    for content in (
+        {"state_dict": STATE, "epoch": 3},
+        {"model": STATE},
+        {"state_dict": {f"module.{k}": v for k, v in STATE.items()}, "optimizer": {"lr": 0.1}},
+    ):
+        torch.save(content, path)
+        assert same(read_state_dict(path))
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "w.safetensors")
+    assert same(read_state_dict(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, malicious: Any, zipped: bool) -> None:
+    made = tmp_path / "made"
+    path = tmp_path / "w.pt"
+    torch.save({"a": torch.ones(1), "b": malicious(made)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match="Python objects besides tensors, which would have to be run; refused"):
+        read_state_dict(path)
+    path.write_bytes(pickle.dumps(malicious(made)))
+    with pytest.raises(WeightsError):
+        read_state_dict(path)
+    assert not made.exists()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_torchscript_archive_is_refused_with_the_line_to_convert_it(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+    assert is_torchscript(path)
+    with pytest.raises(WeightsError) as caught:
+        read_state_dict(path)
+    assert f"`varalign convert {path} {tmp_path / 'w.safetensors'}`" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "content"), [("w.pt", b""), ("w.pt", b"text"), ("w.safetensors", b"text")])
+def test_broken_files(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=r"is not a whole|besides tensors"):
+        read_state_dict(tmp_path / name)
+
+
+def test_cut_short(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "w.pt")
+    save_file(STATE, tmp_path / "w.safetensors")
+    for name in ("w.pt", "w.safetensors"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(WeightsError):
+            read_state_dict(tmp_path / name)
+
+
+def test_no_tensors(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="holds no tensors"):
+        read_state_dict(tmp_path / "w.pt")
+    torch.save([torch.ones(1)], tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match="holds a list, not a state dict"):
+        read_state_dict(tmp_path / "w.pt")
+
+
+def test_named_file(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"'resnet18@x.pt': weights file 'x.pt' is not there"):
+        named_file("x.pt", "resnet18@x.pt")
+    with pytest.raises(SpecError, match="is a folder, not a file"):
+        named_file(str(tmp_path), "resnet18@folder")
+
+
+def test_load_exactly_says_what_does_not_fit(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2)
+    with pytest.raises(WeightsError) as caught:
+        load_exactly(layer, {"weight": torch.ones(3, 3), "other": torch.ones(1)}, tmp_path / "w.pt", "spec")
+    message = str(caught.value)
+    assert "1 missing (bias); 1 unknown (other); 1 of another shape (weight (3, 3) instead of (2, 3))" in message
+    load_exactly(layer, {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, tmp_path / "w.pt", "spec")
+    assert torch.equal(layer.weight, torch.ones(2, 3))
