@@ -198,7 +198,7 @@ def _add_eval(commands: Any) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from varalign.training import aligner
-    from varalign.training.progress import final_table
+    from varalign.training.tables import final_table
 
     if arguments.zero_shot is not None:
         if arguments.run is not None or arguments.data is None:
@@ -213,9 +213,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         print(json.dumps({"model": name, "split": arguments.split, "noise": arguments.noise, **result}))
         return 0
     print(final_table([{"model": name, "epochs": model.epochs, **result}, model.chance(arguments.split)]))
-    for key in ("cosine_similarity", "non_pair_similarity", "modality_gap", "alignment", "uniformity"):
-        if key in result:
-            print(f"{key.replace('_', ' '):22} {result[key]:8.4f}")
+    for key in ("cosine_similarity", "cosine_similarity_non_pairs", "modality_gap", "alignment", "image_uniformity", "text_uniformity"):
+        print(f"{key.replace('_', ' '):28} {result[key]:8.4f}")
     return 0
 
 

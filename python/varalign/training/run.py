@@ -17,9 +17,9 @@ from varalign.training.aligner import Aligner
 from varalign.training.build import Parts, assemble, new_model, open_data, saved_model
 from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.device import pick_device
-from varalign.training.progress import final_table
 from varalign.training.reporter import ProgressReporter
 from varalign.training.run_folder import RunError, RunFolder, to_stderr
+from varalign.training.tables import final_table
 from varalign.training.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -128,13 +128,13 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
 
 
 def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, *, resumed: bool) -> TrainResult:
-    reporter = ProgressReporter(config, images=len(parts.train_rows), run=run.path)
-    trainer = Trainer(config, parts, run, reporter)
+    trainer = Trainer(config, parts, run)
     if resumed:
-        found = trainer.resume()
+        found = trainer.resume(say)
         say(f"resumed at step {trainer.progress.step}" if found else "no checkpoint yet: starting from the beginning")
+    reporter = ProgressReporter(config, total=trainer.total_steps, start=trainer.progress.step, run=run.path)
     try:
-        progress = trainer.fit()
+        progress = trainer.fit(reporter)
     finally:
         reporter.close()
     if parts.bad_images():
