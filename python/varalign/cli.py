@@ -198,7 +198,7 @@ def _add_eval(commands: Any) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from varalign.training import aligner
-    from varalign.training.tables import final_table
+    from varalign.training.progress import final_table
 
     if arguments.zero_shot is not None:
         if arguments.run is not None or arguments.data is None:

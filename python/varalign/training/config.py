@@ -49,6 +49,7 @@ class TrainConfig:
     skip_missing: bool = _option(False, "data", "leave out captions that name a missing image instead of stopping")
     max_bad: float = _option(0.01, "data", "share of unreadable images above which the run stops", metavar="X", low=0.0, high=1.0)
     augment: bool | None = _option(None, "data", "random resized crop and flip in training (on where the image encoder is trained)")
+    flip: float = _option(0.5, "data", "chance that training mirrors an image; 0 where captions tell left from right", metavar="X", low=0.0, high=1.0)
     noise: str | None = _option(None, "data", "noise injected on purpose into the training pairs, such as swap-images=0.4,drop-words=0.1", metavar="SPEC")
 
     use_pretrained: bool = _option(False, "encoders", f"short for --image-encoder {PRETRAINED_IMAGE} --text-encoder {PRETRAINED_TEXT}")

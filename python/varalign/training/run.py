@@ -17,9 +17,9 @@ from varalign.training.aligner import Aligner
 from varalign.training.build import Parts, assemble, new_model, open_data, saved_model
 from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.device import pick_device
+from varalign.training.progress import final_table
 from varalign.training.reporter import ProgressReporter
 from varalign.training.run_folder import RunError, RunFolder, to_stderr
-from varalign.training.tables import final_table
 from varalign.training.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -132,7 +132,9 @@ def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started
     if resumed:
         found = trainer.resume(say)
         say(f"resumed at step {trainer.progress.step}" if found else "no checkpoint yet: starting from the beginning")
-    reporter = ProgressReporter(config, total=trainer.total_steps, start=trainer.progress.step, run=run.path)
+    reporter = ProgressReporter(
+        config, steps_per_epoch=trainer.steps_per_epoch, first_step=trainer.progress.step, run=run.path
+    )
     try:
         progress = trainer.fit(reporter)
     finally:
