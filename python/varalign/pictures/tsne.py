@@ -62,7 +62,7 @@ def _check_perplexities(perplexities: Sequence[float], points: int) -> list[floa
         if not 1.0 <= perplexity < points:
             raise ValueError(
                 f"perplexity {_written(perplexity)}: wanted at least 1 and less than the number of points, "
-                f"which is {points:,} ({points // 2:,} pairs, an image and a text each); give a smaller one or more pairs"
+                f"which is {points:,} ({points // 2:,} pairs, two points each); give a smaller one or more pairs"
             )
     return wanted
 
@@ -75,7 +75,7 @@ def _written(perplexity: float) -> str:
 def _layout(points: NDArray[np.float32], perplexity: float, seed: int) -> NDArray[np.float32]:
     """(2n, 2) coordinates of one perplexity. One thread: the order of a sum of floats decides where points end up."""
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     start = "pca" if min(points.shape) >= 2 else "random"
     with threadpool_limits(limits=1):
@@ -94,7 +94,7 @@ def layouts(
         seed: of the random start of scikit-learn's PCA and nearest neighbours.
         jobs: worker processes; None: one a perplexity, up to the cores this process may use. 1: none, done here.
     """
-    from joblib import Parallel, cpu_count, delayed
+    from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 
     workers = min(len(perplexities), jobs or cpu_count())
     if workers <= 1:
