@@ -110,7 +110,8 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         folder = SAMPLE_DATA
         say(f"no --data and no {USUAL_DATA}: training on the built-in sample in {folder}")
         say(write_sample(folder, seed=0))
-        config = replace(config, flip=0.0)  # its captions tell left from right
+        if config.augment is None:  # its captions tell place, size and left from right, which crops and mirrors change
+            config = replace(config, augment=False)
         if config.image_size is None and config.image_spec == "resnet18":
             config = replace(config, image_size=SAMPLE_SIZE)
     elif config.data is None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from varalign import __version__
-from varalign.pictures.plots import draw_training
+from varalign.pictures.report import write_report
 from varalign.training.aligner import Aligner
 from varalign.training.build import Parts, assemble, new_model, open_data, saved_model
 from varalign.training.config import FIELDS, TrainConfig
@@ -141,10 +141,10 @@ def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started
         reporter.close()
     if parts.bad_images():
         say(f"{len(parts.bad_images())} unreadable images were replaced or left out: {', '.join(list(parts.bad_images())[:3])}")
-    draw_training(run.metrics, run.pictures / "training.png")
     aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
     aligner.load_weights("best")
-    test = aligner.evaluate("test")
+    test, chance = aligner.evaluate("test"), aligner.chance("test")
+    write_report(run.path, rows=[{"model": parts.name, "epochs": progress.epoch, **test}, chance])
     return TrainResult(
         run=run.path,
         model=parts.name,
@@ -152,6 +152,6 @@ def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started
         best_epoch=progress.best_epoch,
         seconds=time.perf_counter() - started,
         test=test,
-        chance=aligner.chance("test"),
+        chance=chance,
         aligner=aligner,
     )
