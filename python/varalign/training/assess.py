@@ -34,7 +34,7 @@ def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor
     images: list[Tensor] = []
     texts: list[Tensor] = []
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), parts.autocast():
             for inputs in parts.images.plain(image_rows, batch_size):
                 images.append(model.project_images(parts.images.features(model, inputs.tensor)).float())
                 kept.append(inputs.rows)
@@ -60,7 +60,7 @@ def tower_features(parts: Parts, batch_size: int) -> tuple[NDArray[np.float32], 
     images = np.zeros((len(data.split), model.image_feature_dim), np.float32)
     texts = np.zeros((len(data.caption_owner), model.text_feature_dim), np.float32)
     found = np.zeros(len(images), bool)
-    with torch.inference_mode():
+    with torch.inference_mode(), parts.autocast():
         for inputs in parts.images.plain(np.arange(len(images), dtype=np.int64), batch_size):
             images[inputs.rows] = parts.images.features(model, inputs.tensor).float().cpu().numpy()
             found[inputs.rows] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from varalign.evaluation.damage import noisy_captions
 from varalign.evaluation.noise import Noise, noisy_pairs, parse_noise
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.training.config import ConfigError, TrainConfig
+from varalign.training.device import pick_precision
 from varalign.training.feature_cache import cache_key, default_cache, file_states, image_features, text_features
 from varalign.training.run_folder import RunError, RunFolder, read_metric_lines
 from varalign.training.sources import FeatureRows, ImageSource, LiveCaptions, LiveImages, Rows, TextSource
@@ -55,6 +57,11 @@ class Parts:
     images: ImageSource
     texts: TextSource
     device: torch.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic that `precision` names, for towers and heads; losses and metrics stay outside."""
+        dtype = pick_precision(self.config.precision, self.device)
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
 
     @property
     def name(self) -> str:

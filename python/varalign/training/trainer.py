@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,9 +90,8 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * config.epochs
         self.image_ids = torch.from_numpy(parts.data.image_ids)
         self._pending: list[tuple[dict[str, Any], Tensor, Tensor, Tensor, np.ndarray[Any, Any]]] = []
-        precision = pick_precision(config.precision, self.device)
-        self._autocast = precision if precision != torch.float32 else None
-        self._scaler = torch.amp.GradScaler(enabled=precision == torch.float16 and self.device.type == "cuda")
+        half = pick_precision(config.precision, self.device) == torch.float16
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
 
     def resume(self, say: Callable[[str], None]) -> bool:
         """Go to the run's newest whole checkpoint; false if it has none yet.
@@ -180,7 +178,7 @@ class Trainer:
         factor = rate_factor(progress.step, self.total_steps, warmup=config.warmup, schedule=config.lr_schedule)
         set_learning_rate(self.optimiser, factor)
         captions = draw_captions(self.parts.data, inputs.rows, seed=config.seed, epoch=progress.epoch)
-        with self._precision():
+        with self.parts.autocast():
             image_features = self.parts.images.features(self.model, inputs.tensor)
             text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(captions))
             image_embeddings = self.model.project_images(image_features)
@@ -217,9 +215,6 @@ class Trainer:
         self._step_started = now
         self._pending.append((line, values, probability, margin, captions))
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
-
     def _flush(self, log: MetricsLog) -> None:
         if not self._pending:
             return
@@ -243,8 +238,7 @@ class Trainer:
 
     def _close_epoch(self, log: MetricsLog) -> None:
         progress = self.progress
-        with self._precision():
-            result = assess(self.parts, "dev", batch_size=self.config.batch_size)
+        result = assess(self.parts, "dev", batch_size=self.config.batch_size)
         score = mean_recall(result)
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.best_epoch = score, progress.step, progress.epoch
