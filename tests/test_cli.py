@@ -52,9 +52,9 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
         found = leave.code  # type: ignore[assignment]
     output = capsys.readouterr()
     assert found == code, output
-    assert output.out == "" and output.err.startswith("varalign: error: "), output
-    assert "Traceback" not in output.err
-    return output.err
+    lines = [line for line in output.err.splitlines() if line.startswith("varalign: error: ")]
+    assert output.out == "" and len(lines) == 1 and "Traceback" not in output.err, output
+    return lines[0]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def truth(text: str) -> bool:
 def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(prog="varalign", description="Image-text alignment from few pairs, with a loss that is re-scheduled at every step.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and leave")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_train(commands)
     _add_eval(commands)
@@ -213,9 +213,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         print(json.dumps({"model": name, "split": arguments.split, "noise": arguments.noise, **result}))
         return 0
     print(final_table([{"model": name, "epochs": model.epochs, **result}, model.chance(arguments.split)]))
-    for key in ("cosine_similarity", "non_pair_similarity", "modality_gap", "alignment", "uniformity"):
-        if key in result:
-            print(f"{key.replace('_', ' '):22} {result[key]:8.4f}")
+    for key in ("cosine_similarity", "cosine_similarity_non_pairs", "modality_gap", "alignment", "image_uniformity", "text_uniformity"):
+        print(f"{key.replace('_', ' '):28} {result[key]:8.4f}")
     return 0
 
 

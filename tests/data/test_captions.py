@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from varalign.data import captions as captions_module
 from varalign.data.captions import DataError, read_captions
 

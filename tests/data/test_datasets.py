@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from varalign.data.captions import DataError
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.folders import ImageFile, identical_files
@@ -60,7 +59,9 @@ def test_captions_files_have_an_order_of_precedence(tmp_path: Path) -> None:
     for given in ("Flickr8k.token.txt", tmp_path / "Flickr8k.token.txt"):
         dataset = load_dataset(tmp_path, captions_file=given)
         assert dataset.captions == ["Other ."] * 3
-        assert dataset.notes[0] == "17 images have no caption and are left out: '10.jpg', '11.jpg', '12.jpg' and 14 more"
+        assert (
+            dataset.notes[0] == "17 images have no caption and are left out: '10.jpg', '11.jpg', '12.jpg' and 14 more"
+        )
     (tmp_path / "captions.txt").unlink()
     (tmp_path / "Flickr8k_text").mkdir()
     (tmp_path / "Flickr8k.token.txt").rename(tmp_path / "Flickr8k_text" / "Flickr8k.token.txt")
@@ -305,7 +306,7 @@ def test_all_of_flickr8k_with_its_lists(shared_data: Path) -> None:
 
 
 def test_the_data_rooms_import_no_torch() -> None:
-    names = "captions captions_json check datasets features folders index sample sampler splits".split()
+    names = ["captions", "captions_json", "check", "datasets", "features", "folders", "index", "sample", "sampler", "splits"]
     code = f"import sys, {', '.join(f'varalign.data.{name}' for name in names)}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

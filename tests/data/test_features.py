@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-
 from varalign.data.captions import DataError
 from varalign.data.features import FeatureSet, load_features, save_features
 
@@ -81,18 +80,27 @@ BAD: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
         {"split": None, "text_features": None},
         "no tensor text_features, split; it has image_features, text_image_ids",
     ),
-    "wrong dtype": ({"image_features": np.zeros((I, DX), np.int32)}, "image_features has dtype I32, wanted one of F16, F32"),
+    "wrong dtype": (
+        {"image_features": np.zeros((I, DX), np.int32)},
+        "image_features has dtype I32, wanted one of F16, F32",
+    ),
     "float ids": ({"text_image_ids": np.zeros(T, np.float32)}, "text_image_ids has dtype F32, wanted one of I64"),
     "wrong dimensions": ({"text_features": np.zeros((T, DY, 1), np.float16)}, r"text_features has shape \(14, 3, 1\)"),
     "no columns": ({"text_features": np.zeros((T, 0), np.float16)}, r"text_features has shape \(14, 0\), wanted 2 dim"),
-    "length of ids": ({"text_image_ids": np.zeros(T + 1, np.int64)}, r"text_image_ids has shape \(15,\), wanted \(14,\)"),
+    "length of ids": (
+        {"text_image_ids": np.zeros(T + 1, np.int64)},
+        r"text_image_ids has shape \(15,\), wanted \(14,\)",
+    ),
     "length of split": ({"split": np.zeros(I - 1, np.int64)}, r"split has shape \(5,\), wanted \(6,\)"),
     "length of image_ids": ({"image_ids": np.zeros(I - 1, np.int64)}, r"image_ids has shape \(5,\), wanted \(6,\)"),
     "id too large": ({"text_image_ids": np.full(T, I)}, r"text_image_ids\[0\] is 6, wanted 0 to 5 .* 14 are not"),
     "id negative": ({"text_image_ids": np.array([0] * 13 + [-1])}, r"text_image_ids\[13\] is -1, wanted 0 to 5"),
     "split unknown": ({"split": np.array([0, 0, 3, 0, 0, 0])}, r"split\[2\] is 3, wanted -1 to 2"),
     "not finite": ({"text_features": NAN}, "text_features row 3 is not finite .NaN or infinity.; 2 rows are not"),
-    "image without text": ({"text_image_ids": np.array([0] * 13 + [1])}, "image row 2 is in a split and has no text; 3 such"),
+    "image without text": (
+        {"text_image_ids": np.array([0] * 13 + [1])},
+        "image row 2 is in a split and has no text; 3 such",
+    ),
 }
 
 
@@ -107,7 +115,13 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(DataError, match="no such features file"):
         load_features(path)
-    for data in (b"", b"abc", b"\xff" * 64, (2**40).to_bytes(8, "little") + b"{}", (8).to_bytes(8, "little") + b"{" * 8):
+    for data in (
+        b"",
+        b"abc",
+        b"\xff" * 64,
+        (2**40).to_bytes(8, "little") + b"{}",
+        (8).to_bytes(8, "little") + b"{" * 8,
+    ):
         path.write_bytes(data)
         with pytest.raises(DataError, match=r"not a whole safetensors file .*; write it anew"):
             load_features(path)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
 from varalign.data.index import CaptionIndex
 from varalign.data.sampler import draw_captions, epoch_batches
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from varalign.data.captions import DataError
 from varalign.data.datasets import load_dataset
 from varalign.data.splits import LISTS, limit_training, seeded_split, separate_twins
@@ -33,18 +32,24 @@ def lay_out(folder: Path, lists: dict[str, list[str]], place: str = "", end: str
 def test_the_official_lists_decide(tmp_path: Path, place: str, end: str) -> None:
     dataset = load_dataset(lay_out(tmp_path, PARTS, place, end))
     assert dataset.split.tolist() == [0] * 6 + [1] * 2 + [2] * 2 + [-1] * 2
-    assert dataset.notes == ["splits from Flickr_8k.trainImages.txt and its like: 6 train, 2 dev, 2 test; 2 images in none"]
+    assert dataset.notes == [
+        "splits from Flickr_8k.trainImages.txt and its like: 6 train, 2 dev, 2 test; 2 images in none"
+    ]
 
 
 def test_two_lists_of_three_are_refused(tmp_path: Path) -> None:
     lay_out(tmp_path, {"train": NAMES[:6], "test": NAMES[8:]})
-    with pytest.raises(DataError, match=r"trainImages.txt and Flickr_8k.testImages.txt but no Flickr_8k.devImages.txt; put"):
+    with pytest.raises(
+        DataError, match=r"trainImages.txt and Flickr_8k.testImages.txt but no Flickr_8k.devImages.txt; put"
+    ):
         load_dataset(tmp_path)
 
 
 def test_an_image_in_two_lists_is_refused(tmp_path: Path) -> None:
     lay_out(tmp_path, {**PARTS, "test": ["8.jpg", "", "2.jpg"]})
-    with pytest.raises(DataError, match=r"testImages.txt line 3: image '2.jpg' is in Flickr_8k.trainImages.txt as well"):
+    with pytest.raises(
+        DataError, match=r"testImages.txt line 3: image '2.jpg' is in Flickr_8k.trainImages.txt as well"
+    ):
         load_dataset(tmp_path)
 
 
@@ -132,7 +137,9 @@ def test_training_sets_of_growing_size_are_nested() -> None:
     assert (limited[split > 0] == split[split > 0]).all()
     assert set(np.flatnonzero(limit_training(split, names, 30, 1) == 0).tolist()) != chosen[3]
     for size in (0, -1, 61):
-        with pytest.raises(DataError, match=rf"--dataset-size {size}: wanted 1 to 60, the images of the training split"):
+        with pytest.raises(
+            DataError, match=rf"--dataset-size {size}: wanted 1 to 60, the images of the training split"
+        ):
             limit_training(split, names, size, 0)
 
 

@@ -86,7 +86,8 @@ def test_optimiser_state_round_trip() -> None:
         optimiser.step()
     other_weight = torch.nn.Parameter(weight.detach().clone())
     other = torch.optim.AdamW([other_weight], lr=0.1)
-    checkpoints.restore_optimiser(other, checkpoints.flatten_optimiser(optimiser))
+    stored = {name: tensor.clone() for name, tensor in checkpoints.flatten_optimiser(optimiser).items()}
+    checkpoints.restore_optimiser(other, stored)
     for parameter, engine in ((weight, optimiser), (other_weight, other)):
         parameter.grad = torch.full((3,), 0.5)
         engine.step()

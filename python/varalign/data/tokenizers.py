@@ -284,7 +284,7 @@ def _read_merges(path: Path) -> str:
         stream, parts, lines = zlib.decompressobj(wbits=31), [], 0
         try:
             while data and not stream.eof and lines < CLIP_LINES:
-                parts.append(stream.decompress(data, 1 << 16))
+                parts.append(stream.decompress(data, 1 << 14))
                 lines += parts[-1].count(b"\n")
                 data = stream.unconsumed_tail
         except zlib.error as error:
@@ -292,8 +292,11 @@ def _read_merges(path: Path) -> str:
         if lines < CLIP_LINES and not stream.eof:
             raise ValueError(f"{path}: the gzip file ends too early; download it again")
         data = b"".join(parts)
+    end = len(data)
+    for _ in range(data.count(b"\n") - CLIP_LINES + 1):
+        end = data.rindex(b"\n", 0, end)
     try:
-        return b"\n".join(data.split(b"\n", CLIP_LINES)[:CLIP_LINES]).decode()
+        return data[:end].decode()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: not a text file in UTF-8 ({error}); give the {CLIP_VOCABULARY} of open_clip"

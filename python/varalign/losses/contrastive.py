@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
 from varalign.losses.operator import choose_backend, contrastive_forward
 from varalign.losses.statistics import DirectionStats, mean_over_queries
 from varalign.schedules import LossSchedule, build_schedule
@@ -75,20 +76,46 @@ def contrastive(
 
     Source: van den Oord et al. 2018 (InfoNCE); Radford et al. 2021 (CLIP); Khosla et al. 2020 for several positives.
     """
-    if duplicates not in DUPLICATES:
-        raise ValueError(f"duplicates must be one of {', '.join(DUPLICATES)}, not {duplicates!r}")
+    sizes = None
+    if group is not None:
+        sizes = BatchSizes.gathered(image_embeddings, text_embeddings, group)
+    return _contrastive(
+        image_embeddings, text_embeddings, logit_scale, image_ids, text_image_ids, duplicates, cache_bytes, group, sizes
+    )
+
+
+def _contrastive(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    logit_scale: Tensor | float,
+    image_ids: Tensor | None,
+    text_image_ids: Tensor | None,
+    duplicates: str,
+    cache_bytes: int,
+    group: Any,
+    sizes: BatchSizes | None,
+) -> tuple[Tensor, Tensor, DirectionStats, DirectionStats]:
+    _check_duplicates(duplicates)
     images, texts, scale = _prepared(image_embeddings, text_embeddings, logit_scale)
     image_ids, text_image_ids = _prepared_ids(images, texts, image_ids, text_image_ids, group)
     ignore = duplicates == "ignore"
     needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (images, texts, scale))
+    cache_bytes = cache_bytes if needs_gradient else 0
     backend = choose_backend(images)
-    if group is not None:
-        from varalign.losses.distributed import contrastive_across_ranks
-
-        return contrastive_across_ranks(images, texts, scale, image_ids, text_image_ids, ignore, backend, group)
-    outputs = contrastive_forward(
-        images, texts, scale, image_ids, text_image_ids, ignore, cache_bytes if needs_gradient else 0, backend
-    )
+    if sizes is not None:
+        return contrastive_across_ranks(
+            images,
+            texts,
+            scale,
+            image_ids,
+            text_image_ids,
+            sizes,
+            ignore=ignore,
+            cache_bytes=cache_bytes,
+            backend=backend,
+            group=group,
+        )
+    outputs = contrastive_forward(images, texts, scale, image_ids, text_image_ids, ignore, cache_bytes, backend)
     nll_i2t, nll_t2i, stats_i2t, stats_t2i = outputs[:4]
     scale = scale.detach()
     return (
@@ -97,6 +124,11 @@ def contrastive(
         DirectionStats.from_stacked(stats_i2t.detach(), texts.shape[0], scale),
         DirectionStats.from_stacked(stats_t2i.detach(), images.shape[0], scale),
     )
+
+
+def _check_duplicates(duplicates: str) -> None:
+    if duplicates not in DUPLICATES:
+        raise ValueError(f"duplicates must be one of {', '.join(DUPLICATES)}, not {duplicates!r}")
 
 
 class ContrastiveLoss(nn.Module):
@@ -125,8 +157,7 @@ class ContrastiveLoss(nn.Module):
         group: Any = None,
     ) -> None:
         super().__init__()
-        if duplicates not in DUPLICATES:
-            raise ValueError(f"duplicates must be one of {', '.join(DUPLICATES)}, not {duplicates!r}")
+        _check_duplicates(duplicates)
         self.schedule = build_schedule(schedule) if isinstance(schedule, str) else schedule
         self.duplicates = duplicates
         self.cache_bytes = cache_bytes
@@ -144,23 +175,26 @@ class ContrastiveLoss(nn.Module):
         text_image_ids: Tensor | None = None,
     ) -> ContrastiveOutput:
         """The step's loss; arguments as in `contrastive`."""
-        nll_i2t, nll_t2i, stats_i2t, stats_t2i = contrastive(
+        sizes = None
+        if self.group is not None:
+            sizes = BatchSizes.gathered(image_embeddings, text_embeddings, self.group)
+        nll_i2t, nll_t2i, stats_i2t, stats_t2i = _contrastive(
             image_embeddings,
             text_embeddings,
             logit_scale,
             image_ids,
             text_image_ids,
-            duplicates=self.duplicates,
-            cache_bytes=self.cache_bytes,
-            group=self.group,
+            self.duplicates,
+            self.cache_bytes,
+            self.group,
+            sizes,
         )
-        if self.group is None:
+        all_i2t, all_t2i = stats_i2t, stats_t2i
+        if sizes is None:
             loss_i2t, loss_t2i = mean_over_queries(nll_i2t, stats_i2t), mean_over_queries(nll_t2i, stats_t2i)
-            all_i2t, all_t2i = stats_i2t, stats_t2i
         else:
-            from varalign.losses.distributed import gather_stats, mean_across_ranks
-
-            all_i2t, all_t2i = gather_stats(stats_i2t, self.group), gather_stats(stats_t2i, self.group)
+            all_i2t = gather_stats(stats_i2t, sizes.images, self.group)
+            all_t2i = gather_stats(stats_t2i, sizes.texts, self.group)
             loss_i2t = mean_across_ranks(nll_i2t, stats_i2t, self.group)
             loss_t2i = mean_across_ranks(nll_t2i, stats_t2i, self.group)
         weights = self.schedule(all_i2t, all_t2i, losses=torch.stack([loss_i2t, loss_t2i]))

@@ -93,8 +93,8 @@ def measure(parts: Parts, images: Tensor, rows: Rows, texts: Tensor, captions: R
     result: dict[str, Any] = dict(retrieval(images, texts, text_image_ids))
     result |= summary(images, texts, text_image_ids)
     first = np.searchsorted(owner, np.arange(len(rows)))  # captions are grouped by image, in file order
-    result["loss"] = batched_loss(images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.logit_scale), batch_size)
-    result["logit_scale"] = float(parts.model.logit_scale)
+    result["loss"] = batched_loss(images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.logit_scale.detach()), batch_size)
+    result["logit_scale"] = float(parts.model.logit_scale.detach())
     return result
 
 

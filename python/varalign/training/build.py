@@ -17,7 +17,8 @@ from varalign.data.images import Augment
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.data.splits import limit_training
 from varalign.data.tokenizers import load_tokenizer
-from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.base import Encoder
+from varalign.encoders.dual_encoder import DualEncoder, Side
 from varalign.encoders.image import build_image_encoder
 from varalign.encoders.saved import dual_encoder_from_config
 from varalign.encoders.text import build_text_encoder
@@ -109,6 +110,7 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         folder = SAMPLE_DATA
         say(f"no --data and no {USUAL_DATA}: training on the built-in sample in {folder}")
         say(write_sample(folder, seed=0))
+        config = replace(config, flip=0.0)  # its captions tell left from right
         if config.image_size is None and config.image_spec == "resnet18":
             config = replace(config, image_size=SAMPLE_SIZE)
     elif config.data is None:
@@ -219,7 +221,8 @@ def new_model(config: TrainConfig, data: Data) -> DualEncoder:
         max_length=config.max_length,
     )
     model = DualEncoder(image_encoder, text_encoder, **shape)
-    for side, encoder in (("image", image_encoder), ("text", text_encoder)):
+    sides: tuple[tuple[Side, Encoder], ...] = (("image", image_encoder), ("text", text_encoder))
+    for side, encoder in sides:
         if config.freeze in (side, "both") or (config.freeze == "auto" and encoder.has_source):
             model.freeze(side, config.unfreeze)
     if config.unfreeze and not model.frozen:
@@ -237,7 +240,7 @@ def _image_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, 
         paths=data.image_paths,
         names=data.image_names,
         preprocess=encoder.preprocess,
-        augment=Augment() if augmented else None,
+        augment=Augment(flip=config.flip) if augmented else None,
         seed=config.seed,
         threads=config.threads,
         device=device,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from varalign.data.captions import DataError
+from varalign.encoders.specs import parse_image_spec, parse_text_spec
 
 SCHEDULE_NAMES = ("variance", "entropy", "spread", "fixed", "random", "replay")
 PRETRAINED_IMAGE = "clip:ViT-B-32@openai"
@@ -38,6 +39,7 @@ class TrainConfig:
 
     Raises:
         ConfigError: from `validate`, when a value is out of its range, naming the option.
+        SpecError: from `validate`, when an encoder spec names nothing known.
     """
 
     data: str | None = _option(None, "data", "folder of images and captions (data/flickr8k if it is there, else the built-in sample)", metavar="DIR")
@@ -47,6 +49,7 @@ class TrainConfig:
     skip_missing: bool = _option(False, "data", "leave out captions that name a missing image instead of stopping")
     max_bad: float = _option(0.01, "data", "share of unreadable images above which the run stops", metavar="X", low=0.0, high=1.0)
     augment: bool | None = _option(None, "data", "random resized crop and flip in training (on where the image encoder is trained)")
+    flip: float = _option(0.5, "data", "chance that training mirrors an image; 0 where captions tell left from right", metavar="X", low=0.0, high=1.0)
     noise: str | None = _option(None, "data", "noise injected on purpose into the training pairs, such as swap-images=0.4,drop-words=0.1", metavar="SPEC")
 
     use_pretrained: bool = _option(False, "encoders", f"short for --image-encoder {PRETRAINED_IMAGE} --text-encoder {PRETRAINED_TEXT}")
@@ -99,6 +102,8 @@ class TrainConfig:
         """
         for item in dataclasses.fields(self):
             check_value(item, getattr(self, item.name))
+        parse_image_spec(self.image_spec)
+        parse_text_spec(self.text_spec)
         if self.data is not None and self.features is not None:
             raise ConfigError("--data and --features exclude each other in training: one is images, the other is features")
         if self.features is not None and (self.image_encoder or self.text_encoder or self.use_pretrained):

@@ -1,24 +1,57 @@
-"""How a run speaks: a progress line on a terminal, a line an epoch elsewhere, TensorBoard beside it if asked."""
+"""How a run speaks: the progress line on standard error, and TensorBoard beside it if asked."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from varalign.training.run_folder import to_stderr
+from varalign.training.config import ConfigError, TrainConfig
+from varalign.training.progress import ProgressLine
 
 
 class ProgressReporter:
-    def __init__(self, config: Any, *, images: int, run: Any) -> None:
-        pass
+    """Shows a run while it goes on.
+
+    Args:
+        config: the options.
+        steps_per_epoch: steps of an epoch.
+        first_step: steps that are done already.
+        run: the run folder, where TensorBoard events go.
+
+    Raises:
+        ConfigError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, config: TrainConfig, *, steps_per_epoch: int, first_step: int, run: Path) -> None:
+        self._board = _tensorboard(run) if config.tensorboard else None
+        self._line = ProgressLine(epochs=config.epochs, steps_per_epoch=steps_per_epoch, first_step=first_step)
 
     def step(self, line: dict[str, Any], images: int) -> None:
-        pass
+        """A line of metrics."""
+        shown = {name: line[name] for name in ("data_wait", "loss", "w_i2t", "w_t2i")}
+        self._line.step(images=images, **shown)
+        if self._board is not None:
+            for name in ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale", "lr"):
+                self._board.add_scalar(f"train/{name}", line[name], line["step"])
 
     def evaluation(self, line: dict[str, Any]) -> None:
-        to_stderr(f"epoch {line['epoch']} step {line['step']} dev loss {line['loss']:.3f} i2t {line['i2t_recall@1']:.3f} t2i {line['t2i_recall@1']:.3f} i2t10 {line['i2t_recall@10']:.3f}")
-
-    def say(self, text: str) -> None:
-        to_stderr(text)
+        """An evaluation on dev."""
+        self._line.epoch_done(line["epoch"], line, note=f"dev loss {line['loss']:.4f}")
+        if self._board is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"dev/{name}", value, line["step"])
 
     def close(self) -> None:
-        pass
+        """Finish the line and TensorBoard's file."""
+        self._line.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _tensorboard(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("--tensorboard needs the package: pip install 'varalign[tensorboard]'") from None
+    return SummaryWriter(str(run / "tensorboard"))

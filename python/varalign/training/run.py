@@ -128,13 +128,15 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
 
 
 def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, *, resumed: bool) -> TrainResult:
-    reporter = ProgressReporter(config, images=len(parts.train_rows), run=run.path)
-    trainer = Trainer(config, parts, run, reporter)
+    trainer = Trainer(config, parts, run)
     if resumed:
-        found = trainer.resume()
+        found = trainer.resume(say)
         say(f"resumed at step {trainer.progress.step}" if found else "no checkpoint yet: starting from the beginning")
+    reporter = ProgressReporter(
+        config, steps_per_epoch=trainer.steps_per_epoch, first_step=trainer.progress.step, run=run.path
+    )
     try:
-        progress = trainer.fit()
+        progress = trainer.fit(reporter)
     finally:
         reporter.close()
     if parts.bad_images():

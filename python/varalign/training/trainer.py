@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,9 +46,6 @@ class Reporter(Protocol):
     def evaluation(self, line: dict[str, Any]) -> None:
         """An evaluation on dev."""
 
-    def say(self, text: str) -> None:
-        """A remark."""
-
 
 @dataclass
 class Progress:
@@ -78,11 +75,12 @@ class Trainer:
         config: the options.
         parts: the data, the model and its sources, as `build.assemble` makes them.
         run: the run folder.
-        reporter: who is told.
     """
 
-    def __init__(self, config: TrainConfig, parts: Parts, run: RunFolder, reporter: Reporter) -> None:
-        self.config, self.parts, self.run, self.reporter = config, parts, run, reporter
+    reporter: Reporter
+
+    def __init__(self, config: TrainConfig, parts: Parts, run: RunFolder) -> None:
+        self.config, self.parts, self.run = config, parts, run
         self.model, self.device = parts.model, parts.device
         self.loss = ContrastiveLoss(new_schedule(config), duplicates=config.duplicates).to(self.device)
         self.optimiser = build_optimiser(self.model, config)
@@ -97,13 +95,16 @@ class Trainer:
         self._autocast = precision if precision != torch.float32 else None
         self._scaler = torch.amp.GradScaler(enabled=precision == torch.float16 and self.device.type == "cuda")
 
-    def resume(self) -> bool:
+    def resume(self, say: Callable[[str], None]) -> bool:
         """Go to the run's newest whole checkpoint; false if it has none yet.
+
+        Args:
+            say: called with a line for each checkpoint that is damaged.
 
         Raises:
             CheckpointError: checkpoints are there and none is whole.
         """
-        found = checkpoints.newest_checkpoint(self.run.checkpoints, self.reporter.say)
+        found = checkpoints.newest_checkpoint(self.run.checkpoints, say)
         if found is None:
             self.run.cut_metrics(-1)
             return False
@@ -120,8 +121,11 @@ class Trainer:
         self.run.cut_metrics(self.progress.step)
         return True
 
-    def fit(self) -> Progress:
+    def fit(self, reporter: Reporter) -> Progress:
         """Train to the end, or until dev has not got better for `patience` epochs.
+
+        Args:
+            reporter: who is told.
 
         Returns:
             Where the run ended; `checkpoints/best` holds the best weights.
@@ -130,6 +134,7 @@ class Trainer:
             Diverged: the loss is not finite.
             TooManyBadImages: more than `max_bad` cannot be read.
         """
+        self.reporter = reporter
         log = MetricsLog(self.run.metrics)
         try:
             if self.progress.step == 0 and not checkpoints.step_folders(self.run.checkpoints):

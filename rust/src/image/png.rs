@@ -1,4 +1,5 @@
-//! PNG through the `png` crate, with Pillow's conversions to RGB.
+//! PNG through the `png` crate, with Pillow's conversions to RGB, but for 16-bit grey: its high byte is taken as that of
+//! 16-bit colour is, where Pillow (up to 13 at least) turns every level above 255 white.
 
 use std::io::Cursor;
 

@@ -71,24 +71,32 @@ fn byte_characters() -> Vec<(u8, char)> {
 impl Bpe {
     /// Read the text of a vocabulary file: one line of header, then a merge a line, the most frequent first.
     pub fn new(vocabulary: &str) -> Result<Self> {
-        let mut ids: FxHashMap<String, u32> = FxHashMap::default();
+        let characters = byte_characters();
         let (mut inner, mut last) = ([0; 256], [0; 256]);
-        for (id, (byte, character)) in (0u32..).zip(byte_characters()) {
+        // Every symbol stands in one string, which the map borrows: 49,000 small allocations would double the time.
+        let mut text = String::with_capacity(vocabulary.len());
+        let mut symbols: Vec<(std::ops::Range<usize>, u32)> = Vec::with_capacity(512 + MERGES);
+        let mut write = |parts: [&str; 2], id: u32| {
+            let from = text.len();
+            text.push_str(parts[0]);
+            text.push_str(parts[1]);
+            symbols.push((from..text.len(), id));
+        };
+        for (id, &(byte, character)) in (0u32..).zip(&characters) {
             inner[usize::from(byte)] = id;
             last[usize::from(byte)] = id + 256;
-            ids.insert(character.to_string(), id);
-            ids.insert(format!("{character}</w>"), id + 256);
+            write([character.encode_utf8(&mut [0; 4]), ""], id);
+            write([character.encode_utf8(&mut [0; 4]), "</w>"], id + 256);
         }
         let lines: Vec<&str> = vocabulary.split('\n').skip(1).take(MERGES).collect();
         let mut parts: Vec<(u32, &str, &str)> = Vec::with_capacity(lines.len());
-        ids.reserve(lines.len());
         // A blank line takes an id and merges nothing, as in the reference, whose file ends without a line feed.
         for (rank, line) in (0u32..).zip(lines.iter()) {
             let mut words = line.split_whitespace();
             match (words.next(), words.next(), words.next()) {
                 (None, _, _) => {}
                 (Some(left), Some(right), None) => {
-                    ids.insert([left, right].concat(), 512 + rank);
+                    write([left, right], 512 + rank);
                     parts.push((rank, left, right));
                 }
                 _ => {
@@ -106,8 +114,15 @@ impl Bpe {
                 "CLIP vocabulary: no merges after the first line; give the bpe_simple_vocab file of open_clip".into(),
             ));
         }
+        // Equal symbols have one id, that of the last merge that makes them.
+        let mut ids: FxHashMap<&str, u32> =
+            FxHashMap::with_capacity_and_hasher(symbols.len(), Default::default());
+        for (range, id) in &symbols {
+            ids.insert(&text[range.clone()], *id);
+        }
+        let repeated = ids.len() < symbols.len();
         let mut merges = FxHashMap::with_capacity_and_hasher(parts.len(), Default::default());
-        for &(rank, left, right) in &parts {
+        for (&(rank, left, right), (range, id)) in parts.iter().zip(&symbols[512..]) {
             let find = |symbol: &str| {
                 ids.get(symbol).copied().ok_or_else(|| {
                     Error::Value(format!(
@@ -117,8 +132,11 @@ impl Bpe {
                     ))
                 })
             };
-            // Equal symbols have one id, that of the last merge that makes them.
-            let result = ids[&[left, right].concat()];
+            let result = if repeated {
+                ids[&text[range.clone()]]
+            } else {
+                *id
+            };
             merges.insert(pair(find(left)?, find(right)?), Merge { rank, result });
         }
         let start = 512 + lines.len() as u32;

@@ -1,0 +1,130 @@
+"""The two kinds of pairs told apart from their scores: a known density for wrong pairs, a fitted normal for right ones.
+
+n scores, b bootstrap samples, g bins of the scores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOW, HIGH, BINS = -8.0, 16.0, 2400  # the line on which densities live, in deviations of wrong pairs: bins of 0.01
+BANDWIDTH = 0.15  # deviation of the kernel that smooths the density of wrong pairs
+SMALLEST_DEVIATION = 0.2
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """share_right · Normal(mean, deviation) + (1 − share_right) · the density of wrong pairs."""
+
+    share_right: float
+    mean: float
+    deviation: float
+    wrong_density: Tensor  # (BINS,) float64
+
+    def probability_right(self, scores: Tensor) -> Tensor:
+        """Posterior probability that each pair is right, (n,) float64; never falls as the score rises."""
+        centres = bin_centres()
+        parameters = torch.tensor([[self.share_right, self.mean, self.deviation]], dtype=torch.float64)
+        table = _posterior(centres, self.wrong_density, parameters)[0]
+        # A normal wider than the density of wrong pairs wins again far to the left; a lower score is no better sign.
+        peak = int(((centres - self.mean).abs()).argmin())
+        table[:peak] = table[:peak].flip(0).cummin(0).values.flip(0) if peak else table[:peak]
+        table[peak:] = table[peak:].cummax(0).values
+        return table[bins_of(scores)]
+
+
+def bin_centres() -> Tensor:
+    """Middle of each bin, (BINS,) float64."""
+    width = (HIGH - LOW) / BINS
+    return LOW + width * (torch.arange(BINS, dtype=torch.float64) + 0.5)
+
+
+def bins_of(scores: Tensor) -> Tensor:
+    """Bin of each score; scores beyond the line fall into its last bins."""
+    width = (HIGH - LOW) / BINS
+    return ((scores.double().cpu() - LOW) / width).floor().long().clamp(0, BINS - 1)
+
+
+def normal_density() -> Tensor:
+    """N(0, 1) over the bins: the density of wrong pairs in theory."""
+    return torch.exp(-(bin_centres() ** 2) / 2) / math.sqrt(2 * math.pi)
+
+
+def smoothed_density(counts: Tensor) -> Tensor:
+    """Density of wrong pairs from the histogram (BINS,) of the scores of many non-pairs.
+
+    A kernel smooths it and a thousandth of N(0, 1.5²) keeps it above 0 where no non-pair was seen.
+    """
+    width = (HIGH - LOW) / BINS
+    reach = int(5 * BANDWIDTH / width)
+    kernel = torch.exp(-((torch.arange(-reach, reach + 1, dtype=torch.float64) * width / BANDWIDTH) ** 2) / 2)
+    kernel = kernel / kernel.sum()
+    density = counts.double() / counts.sum() / width
+    smooth = torch.nn.functional.conv1d(density[None, None], kernel[None, None], padding=reach)[0, 0]
+    floor = torch.exp(-((bin_centres() / 1.5) ** 2) / 2) / (1.5 * math.sqrt(2 * math.pi))
+    return 0.999 * smooth + 0.001 * floor
+
+
+def _posterior(centres: Tensor, wrong_density: Tensor, parameters: Tensor) -> Tensor:
+    """P(right | bin), (b, g), for parameters (b, 3): share right, mean, deviation."""
+    share, mean, deviation = (column[:, None] for column in parameters.T)
+    right = share * torch.exp(-(((centres - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
+    wrong = (1 - share) * wrong_density
+    return right / (right + wrong).clamp_min(1e-300)
+
+
+def fit_mixture(counts: Tensor, wrong_density: Tensor, *, start: Tensor | None = None, steps: int = 1000) -> Tensor:
+    """Fit share, mean and deviation of the right pairs by EM, for many histograms at once.
+
+    Args:
+        counts: (b, g) histograms of scores, at least 0.
+        wrong_density: (g,) density of a wrong pair's score.
+        start: (3,) parameters to start from. None: several starts, the most likely end wins.
+        steps: the most EM steps; it stops when no parameter moves by 1e-6.
+
+    Returns:
+        (b, 3) float64: share right, mean, deviation.
+
+    Source: Dempster, Laird and Rubin 1977.
+    """
+    counts = counts.double()
+    used = counts.sum(0).nonzero()[:, 0]
+    counts, wrong_density, centres = counts[:, used], wrong_density[used], bin_centres()[used]
+    total = counts.sum(1, keepdim=True)
+    if start is not None:
+        return _expectation_maximisation(counts / total, wrong_density, centres, start.expand(len(counts), 3), steps)
+    ends = []
+    mean = (counts * centres).sum(1) / total[:, 0]
+    for share in (0.9, 0.5, 0.2):
+        first = torch.stack([torch.full_like(mean, share), (mean / share).clamp(0.5, 8.0), torch.ones_like(mean)], 1)
+        ends.append(_expectation_maximisation(counts / total, wrong_density, centres, first, steps))
+    likelihoods = torch.stack([_log_likelihood(counts / total, wrong_density, centres, end) for end in ends])
+    return torch.stack(ends)[likelihoods.argmax(0), torch.arange(len(counts))]
+
+
+def _log_likelihood(counts: Tensor, wrong_density: Tensor, centres: Tensor, parameters: Tensor) -> Tensor:
+    share, mean, deviation = (column[:, None] for column in parameters.T)
+    right = torch.exp(-(((centres - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
+    return (counts * (share * right + (1 - share) * wrong_density).clamp_min(1e-300).log()).sum(1)
+
+
+def _expectation_maximisation(
+    counts: Tensor, wrong_density: Tensor, centres: Tensor, first: Tensor, steps: int
+) -> Tensor:
+    parameters = first
+    for _ in range(steps):
+        right = counts * _posterior(centres, wrong_density, parameters)
+        share = right.sum(1)
+        # The right pairs' mean is kept at 0 or above: a pair that fits is no further than one that does not.
+        mean = ((right @ centres) / share.clamp_min(1e-12)).clamp_min(0.0)
+        spread = (right * (centres - mean[:, None]) ** 2).sum(1) / share.clamp_min(1e-12)
+        after = torch.stack([share, mean, spread.sqrt().clamp_min(SMALLEST_DEVIATION)], 1)
+        moved = float((after - parameters).abs().max())
+        parameters = after
+        if moved < 1e-6:
+            break
+    return parameters

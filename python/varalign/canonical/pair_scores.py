@@ -1,0 +1,290 @@
+"""Closed-form pair scores: which captions belong to their image, before anything is trained.
+
+n images diagnosed, t their captions, f folds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from varalign.canonical.choice import local_rows
+from varalign.canonical.covariance import RunningCovariance, exact_products, require_finite
+from varalign.canonical.mixture import BINS, Mixture, bins_of, fit_mixture, normal_density, smoothed_density
+from varalign.canonical.start import Whitening
+
+FOLD_IMAGES = 1500  # images scored against each other at a time: bounds the (images, captions) matrix
+RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0)
+CHOICE_IMAGES = 2000  # images whose scores choose the ridge
+NULL_SAMPLE = 1 << 20  # non-pairs whose scores make the density of wrong pairs, a fold
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What is known of each pair; captions of images that were not diagnosed have NaN.
+
+    Attributes:
+        scores: (T,) float64, a caption's score: mean 0 and deviation 1 for a wrong pair, higher for a right one.
+        image_scores: (I,) float64, the same with the mean of all captions of an image taken for one caption.
+        probability_right: (T,) float64, posterior of the mixture: of the image's score when scored by="image".
+        wrong_share: estimated share of wrong pairs (of wrong images when by="image").
+        low, high: its 95 % interval.
+        mixture: the fitted mixture; its share, mean and deviation are of the right pairs.
+        pairs: captions scored.
+        ridge: the one used.
+        by: "image" or "pair".
+    """
+
+    scores: Tensor
+    image_scores: Tensor
+    probability_right: Tensor
+    wrong_share: float
+    low: float
+    high: float
+    mixture: Mixture
+    pairs: int
+    ridge: float
+    by: str
+
+
+def pair_scores(
+    image_features: Tensor,
+    text_features: Tensor,
+    text_image_ids: Tensor,
+    rows: Tensor | None = None,
+    *,
+    image_ids: Tensor | None = None,
+    ridge: float | None = None,
+    dimensions: int = 256,
+    power: float = 0.5,
+    folds: int = 5,
+    rounds: int = 3,
+    by: Literal["image", "pair"] = "image",
+    samples: int = 200,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> PairScores:
+    """Score every pair with a closed form that was fitted on other images.
+
+    The images fall into folds; each fold is scored by the map fitted on the others, so no wrong caption vouches for
+    its neighbours. A pair's score is the mean over both directions of (s − mean of its non-pairs) / (deviation of its
+    non-pairs), then shifted and scaled so that the score of a non-pair has mean 0 and deviation 1: a wrong pair is a
+    non-pair that somebody has written down. The mixture is the density of the non-pairs' scores, which is known, and
+    a normal for the right pairs. Each further round weighs the pairs of the fit by their probability of being right.
+
+    Args:
+        image_features: (I, dx).
+        text_features: (T, dy).
+        text_image_ids: (T,) rows of image_features.
+        rows: (n,) the images to diagnose. None: all that have captions.
+        image_ids: (I,) equal for copies of one image: they share a fold and are no non-pairs. None: all differ.
+        ridge: of the closed form. None: the one of 0.3, 1, 3, 10, 30 at which a held-out image's captions most often
+            outscore a non-pair (few images want more). Wrong pairs do so half the time at any ridge, so the choice
+            needs no labels.
+        dimensions, power: of the closed form.
+        folds: at least 2.
+        rounds: fits, at least 1.
+        by: what is right or wrong as a whole. "image": all captions of an image come from one source. "pair": each.
+        samples: bootstrap samples of the interval.
+        seed: draws the folds and the bootstrap.
+        device: where the products run.
+        progress: called with folds done and folds in all.
+
+    The interval is a bootstrap by image (an image's captions stand or fall together, so pairs are not independent):
+    images are drawn with replacement, the mixture is fitted to each sample, once with the density of wrong pairs seen
+    on the non-pairs and once with N(0, 1), and the wider ends count: a share that hangs on the shape of the tails gets
+    a wide interval. What it cannot cover is a density of right pairs that is far from normal: with a few hundred
+    images and weak features that is a bias of some hundredths.
+
+    Raises:
+        ValueError: fewer images than two a fold, settings out of range, NaN features (which rows is said).
+    """
+    x, y = torch.as_tensor(image_features), torch.as_tensor(text_features)
+    ids = torch.as_tensor(text_image_ids).long()
+    rows = torch.unique(ids) if rows is None else torch.unique(torch.as_tensor(rows).long())
+    rows = rows[torch.isin(rows, ids)]
+    groups = torch.arange(len(x)) if image_ids is None else torch.as_tensor(image_ids).long()
+    groups = torch.unique(groups[rows], return_inverse=True)[1]
+    if folds < 2 or rounds < 1 or by not in ("image", "pair"):
+        raise ValueError(f'wanted folds >= 2, rounds >= 1, by "image" or "pair"; got {folds}, {rounds}, {by!r}')
+    if int(groups.max() if len(groups) else -1) + 1 < 2 * folds:
+        raise ValueError(f"{folds} folds need at least {2 * folds} different images with captions, got {len(rows)}")
+    texts = torch.isin(ids, rows).nonzero()[:, 0]
+    require_finite(x[rows], "image_features of the diagnosed images")
+    require_finite(y[texts], "text_features of the diagnosed captions")
+    owner = local_rows(rows, len(x))[ids[texts]]
+    scorer = _Scorer(x[rows], y[texts], owner, groups, folds, seed, torch.device(device))
+
+    weights, total = torch.ones(len(texts), dtype=torch.float64), folds * rounds
+    for number in range(rounds):
+        scorer.fit(weights)
+        if ridge is None:
+            ridge = max(RIDGES, key=lambda candidate: scorer.separation(candidate, power, dimensions))
+        # What the round does not need of the two kinds of scores is left for the last one.
+        result = scorer.score(ridge, power, dimensions, captions=by == "pair" or number == rounds - 1)
+        mixture, probability = _fit(result, by, owner)
+        if progress is not None:
+            progress(folds * (number + 1), total)
+        # The weight is the probability itself: a cut at ½ may swing between two answers.
+        weights = probability
+    assert ridge is not None
+    low, high = _interval(result, by, owner, groups, mixture, samples, seed)
+    spread = lambda size, where, values: torch.full(  # noqa: E731
+        (size,), math.nan, dtype=torch.float64
+    ).index_copy_(0, where, values)
+    return PairScores(
+        scores=spread(len(y), texts, result.pair),
+        image_scores=spread(len(x), rows, result.image),
+        probability_right=spread(len(y), texts, probability),
+        wrong_share=1 - mixture.share_right,
+        low=low,
+        high=high,
+        mixture=mixture,
+        pairs=len(texts),
+        ridge=float(ridge),
+        by=by,
+    )
+
+
+@dataclass
+class _Scored:
+    pair: Tensor  # (t,) scores of captions
+    image: Tensor  # (n,) scores of images
+    pair_null: Tensor  # (BINS,) histogram of the scores of non-pairs
+    image_null: Tensor
+
+
+class _Scorer:
+    """Holds the folds; fits on all but one, scores that one."""
+
+    def __init__(
+        self, x: Tensor, y: Tensor, owner: Tensor, groups: Tensor, folds: int, seed: int, device: torch.device
+    ) -> None:
+        self.x, self.y, self.owner, self.groups, self.device = x, y, owner, groups, device
+        count = int(groups.max()) + 1
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        self.folds, self.fold = folds, (order % folds)[groups]  # fold of each image
+        self.whitenings: list[Whitening] = []
+
+    def fit(self, weights: Tensor) -> None:
+        """One pass: a covariance a fold, merged by fours."""
+        parts = []
+        for fold in range(self.folds):
+            mine = (self.fold[self.owner] == fold).nonzero()[:, 0]
+            part = RunningCovariance(self.x.shape[1], self.y.shape[1], self.device)
+            part.update(self.x[self.owner[mine]], self.y[mine], weights[mine])
+            parts.append(part)
+        self.whitenings = []
+        for fold in range(self.folds):
+            rest = RunningCovariance(self.x.shape[1], self.y.shape[1], self.device)
+            for other, part in enumerate(parts):
+                if other != fold:
+                    rest.merge(part)
+            self.whitenings.append(Whitening(rest))
+
+    def separation(self, ridge: float, power: float, dimensions: int) -> float:
+        """How often an image's own captions outscore a non-pair, on the first folds that hold enough images."""
+        folds = next((f + 1 for f in range(self.folds) if int((self.fold <= f).sum()) >= CHOICE_IMAGES), self.folds)
+        scored = self.score(ridge, power, dimensions, captions=False, folds=folds)
+        below = scored.image_null.cumsum(0) - scored.image_null / 2
+        used = scored.image[self.fold < folds]
+        return float(below[bins_of(used)].mean() / scored.image_null.sum())
+
+    def score(
+        self, ridge: float, power: float, dimensions: int, *, captions: bool = True, folds: int | None = None
+    ) -> _Scored:
+        """Scores of the held-out images, and captions if wanted, with the histograms of those of the non-pairs."""
+        n, t = len(self.x), len(self.owner)
+        zeros = torch.zeros(BINS, dtype=torch.float64)
+        out = _Scored(torch.zeros(t).double(), torch.zeros(n).double(), zeros, zeros.clone())
+        for fold, whitening in enumerate(self.whitenings[:folds]):
+            found = whitening.solve(ridge=ridge, power=power, dimensions=dimensions)
+            held = (self.fold == fold).nonzero()[:, 0]
+            for images in held.chunk(-(-len(held) // FOLD_IMAGES)):
+                local = local_rows(images, n)[self.owner]
+                mine = (local >= 0).nonzero()[:, 0]
+                own, group = local[mine].to(self.device), self.groups[images].to(self.device)
+                u, v = found.embed_images(self.x[images]), found.embed_texts(self.y[mine])
+                together = torch.zeros(len(images), v.shape[1], device=self.device).index_add_(0, own, v)
+                together = torch.nn.functional.normalize(together, dim=1)
+                each = torch.arange(len(images), device=self.device)
+                out.image[images] = _scores(u, together, each, group, out.image_null)
+                if captions:
+                    out.pair[mine] = _scores(u, v, own, group, out.pair_null)
+        return out
+
+
+def _scores(u: Tensor, v: Tensor, own: Tensor, group: Tensor, null: Tensor) -> Tensor:
+    """Scores of the pairs (own[j], j); the scores of non-pairs are added to the histogram `null` in place."""
+    with exact_products():
+        s = u @ v.T
+    other = (group[:, None] != group[own][None]).float()  # non-pairs: images and captions of other ids
+    rows, columns = other.sum(1).clamp_min(1), other.sum(0).clamp_min(1)
+    kept = s * other
+    row_mean, column_mean = kept.sum(1) / rows, kept.sum(0) / columns
+    kept.square_()
+    row_scale = _inverse_deviation(kept.sum(1) / rows - row_mean**2)
+    column_scale = _inverse_deviation(kept.sum(0) / columns - column_mean**2)
+    # z = ½ [(s − row mean)/row deviation + (s − column mean)/column deviation], as one product and one shift.
+    z = s.mul_(0.5 * (row_scale[:, None] + column_scale))
+    z.sub_(0.5 * ((row_mean * row_scale)[:, None] + column_mean * column_scale))
+    # The mean of two standardised scores that differ a little has a deviation a little below 1: made 1 here.
+    stride = max(1, z.numel() // NULL_SAMPLE) | 1  # odd, so that it walks over all columns
+    if z.shape[1] % stride == 0:
+        stride += 2
+    non_pairs = z.flatten()[::stride][other.flatten()[::stride] > 0].double()
+    shift, scale = non_pairs.mean(), _inverse_deviation(non_pairs.var(correction=0))
+    null += torch.bincount(bins_of((non_pairs - shift) * scale), minlength=BINS).double()
+    return ((z[own, torch.arange(len(own), device=own.device)].double() - shift) * scale).cpu()
+
+
+def _inverse_deviation(variance: Tensor) -> Tensor:
+    """1/√variance, and 0 where all are alike: such a query says nothing, and its score is 0."""
+    return torch.where(variance > 1e-12, variance.clamp_min(1e-12).rsqrt(), torch.zeros_like(variance))
+
+
+def _histogram(scores: Tensor, weights: Tensor | None = None) -> Tensor:
+    return torch.bincount(bins_of(scores), weights=weights, minlength=BINS).double()
+
+
+def _fit(scored: _Scored, by: str, owner: Tensor) -> tuple[Mixture, Tensor]:
+    """The mixture, and the probability of each caption to be right."""
+    scores, null = (scored.image, scored.image_null) if by == "image" else (scored.pair, scored.pair_null)
+    density = smoothed_density(null)
+    share, mean, deviation = fit_mixture(_histogram(scores)[None], density)[0].tolist()
+    mixture = Mixture(share, mean, deviation, density)
+    probability = mixture.probability_right(scores)
+    return mixture, probability[owner] if by == "image" else probability
+
+
+def _interval(
+    scored: _Scored, by: str, owner: Tensor, groups: Tensor, mixture: Mixture, samples: int, seed: int
+) -> tuple[float, float]:
+    """95 % interval of the share of wrong pairs: bootstrap by image under both densities of wrong pairs."""
+    scores = scored.image if by == "image" else scored.pair
+    group = groups if by == "image" else groups[owner]
+    generator = torch.Generator().manual_seed(seed + 1)
+    count, bins = int(groups.max()) + 1, bins_of(scores)
+    counts = torch.zeros(samples, BINS, dtype=torch.float64)
+    for row in counts:
+        drawn = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count)
+        row += torch.bincount(bins, weights=drawn[group].double(), minlength=BINS)
+    estimate = 1 - mixture.share_right
+    low = high = estimate
+    for density in (mixture.wrong_density, normal_density()):
+        wrong = 1 - fit_mixture(_coarse(counts), density, steps=300)[:, 0]
+        low, high = min(low, float(wrong.quantile(0.025))), max(high, float(wrong.quantile(0.975)))
+    return max(0.0, low), min(1.0, high)
+
+
+def _coarse(counts: Tensor) -> Tensor:
+    """The same counts with five bins put into their middle one: a fifth of the work for the bootstrap."""
+    out = torch.zeros_like(counts)
+    out[:, 2::5] = counts.reshape(len(counts), -1, 5).sum(2)
+    return out

@@ -1,0 +1,218 @@
+"""t-SNE pictures of the shared space: texts blue, images red, a faint line from each text to its image.
+
+Source: van der Maaten & Hinton 2008, "Visualizing data using t-SNE"; scikit-learn's Barnes-Hut implementation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# n pairs, D embedding; points are the n images, then the n texts
+
+IMAGE_COLOUR = "#d7263d"
+TEXT_COLOUR = "#1f5fd0"
+_INK = "#22262e"
+_FAINT = "#8a93a3"
+
+
+def choose_pairs(n: int, limit: int = 1000, seed: int = 0) -> NDArray[np.int64]:
+    """At most `limit` of n pairs, drawn by seed without repetition, in ascending order; all of them if they are few.
+
+    Raises ValueError for a limit below 1.
+    """
+    if limit < 1:
+        raise ValueError(f"limit: wanted at least 1 pair, got {limit}")
+    if n <= limit:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).permutation(n)[:limit])
+
+
+def _check_points(image_embeddings: Any, text_embeddings: Any) -> NDArray[np.float32]:
+    images = np.asarray(image_embeddings, dtype=np.float32)
+    texts = np.asarray(text_embeddings, dtype=np.float32)
+    if images.ndim != 2 or images.shape != texts.shape or len(images) == 0:
+        raise ValueError(f"wanted n image and n text embeddings of one width (n, D), got {images.shape}, {texts.shape}")
+    for name, rows in (("image", images), ("text", texts)):
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"{name} embeddings: {len(bad)} of {len(rows)} rows hold NaN or infinity (first: row {bad[0]}); "
+                "the training has diverged, or the file is damaged"
+            )
+    points = np.concatenate([images, texts])
+    if (points == points[0]).all():
+        raise ValueError("all embeddings are one point: the encoders have collapsed and there is nothing to draw")
+    return points
+
+
+def _check_perplexities(perplexities: Sequence[float], points: int) -> list[float]:
+    wanted = list(dict.fromkeys(float(perplexity) for perplexity in perplexities))
+    if not wanted:
+        raise ValueError("perplexities: wanted at least one, got none")
+    for perplexity in wanted:
+        if not 1.0 <= perplexity < points:
+            raise ValueError(
+                f"perplexity {_written(perplexity)}: wanted at least 1 and less than the number of points, "
+                f"which is {points:,} ({points // 2:,} pairs, two points each); give a smaller one or more pairs"
+            )
+    return wanted
+
+
+def _written(perplexity: float) -> str:
+    """30.0 as `30`, 7.5 as `7.5`: for titles and file names."""
+    return repr(perplexity).removesuffix(".0")
+
+
+def _layout(points: NDArray[np.float32], perplexity: float, seed: int) -> NDArray[np.float32]:
+    """(2n, 2) coordinates of one perplexity. One thread: the order of a sum of floats decides where points end up."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    start = "pca" if min(points.shape) >= 2 else "random"
+    with threadpool_limits(limits=1):
+        layout = TSNE(perplexity=perplexity, init=start, learning_rate="auto", random_state=seed).fit_transform(points)
+    return np.asarray(layout, dtype=np.float32)
+
+
+def layouts(
+    points: NDArray[np.float32], perplexities: Sequence[float], *, seed: int = 0, jobs: int | None = None
+) -> list[NDArray[np.float32]]:
+    """t-SNE coordinates (2n, 2) for each perplexity, computed side by side; the same for the same seed and any `jobs`.
+
+    Args:
+        points: (2n, D) float32, finite.
+        perplexities: each at least 1 and below 2n.
+        seed: of the random start of scikit-learn's PCA and nearest neighbours.
+        jobs: worker processes; None: one a perplexity, up to the cores this process may use. 1: none, done here.
+    """
+    from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
+
+    workers = min(len(perplexities), jobs or cpu_count())
+    if workers <= 1:
+        return [_layout(points, perplexity, seed) for perplexity in perplexities]
+    # Processes, started fresh: forks of a program whose torch has threads can hang, and threads gained next to nothing,
+    # since scikit-learn holds the GIL for most of the descent. The slowest (largest) perplexity first, so that no
+    # worker is left with it at the end.
+    order = sorted(range(len(perplexities)), key=lambda i: -perplexities[i])
+    found = Parallel(n_jobs=workers, backend="loky")(delayed(_layout)(points, perplexities[i], seed) for i in order)
+    by_index = dict(zip(order, found, strict=True))
+    return [by_index[i] for i in range(len(perplexities))]
+
+
+def _draw(axes: Axes, layout: NDArray[np.float32], title: str, *, inches: float) -> None:
+    from matplotlib.collections import LineCollection
+
+    images, texts = np.split(layout, 2)
+    pairs = len(images)
+    crowd = min(1.0, 12.0 / math.sqrt(pairs))  # 1 up to 144 pairs, 0.38 at 1,000: more points, smaller and fainter ones
+    axes.add_collection(
+        LineCollection(
+            list(np.stack([texts, images], axis=1)), colors=_FAINT, linewidths=0.09 * inches, alpha=0.2 + 0.3 * crowd
+        )
+    )
+    area = inches**2 * (0.18 + 0.9 * crowd**2)
+    for name, points, colour in (("text", texts, TEXT_COLOUR), ("image", images, IMAGE_COLOUR)):
+        axes.scatter(
+            points[:, 0],
+            points[:, 1],
+            s=area,
+            c=colour,
+            alpha=0.85,
+            linewidths=0.05 * inches,
+            edgecolors="white",
+            label=name,
+        )
+    low, high = layout.min(axis=0), layout.max(axis=0)
+    reach = 0.53 * max(float((high - low).max()), 1e-6)
+    middle = (low + high) / 2
+    axes.set_xlim(middle[0] - reach, middle[0] + reach)
+    axes.set_ylim(middle[1] - reach, middle[1] + reach)
+    axes.set_aspect("equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#d5d9e0")
+    axes.set_title(title, fontsize=2.0 * inches, color=_INK, pad=1.2 * inches, loc="left")
+
+
+def _legend(axes: Axes, *, inches: float) -> None:
+    legend = axes.legend(
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=2,
+        frameon=False,
+        fontsize=1.7 * inches,
+        markerscale=1.6,
+        handletextpad=0.1,
+        columnspacing=1.0,
+        borderaxespad=0.2,
+        labelcolor=_INK,
+    )
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)
+
+
+def draw_tsne(
+    image_embeddings: Any,
+    text_embeddings: Any,
+    perplexities: Sequence[float],
+    out: Path,
+    *,
+    seed: int = 0,
+    jobs: int | None = None,
+) -> list[Path]:
+    """Draw one picture a perplexity (`tsne_perplexity_5.png`, …) and one sheet with all of them (`tsne.png`).
+
+    Images and texts are laid out together, in one t-SNE. Everything is checked before anything is computed.
+
+    Args:
+        image_embeddings: (n, D) finite numbers; row i belongs to row i of the texts.
+        text_embeddings: (n, D), likewise.
+        perplexities: at least 1 and below 2n, the number of points; one that stands twice is drawn once.
+        out: folder for the PNGs, made if missing; files of these names are replaced.
+        seed, jobs: as in `layouts`.
+
+    Returns:
+        The files: one a perplexity in the order given, the sheet last.
+
+    Raises:
+        ValueError: shapes that differ, NaN or infinity, all points equal, a perplexity that does not fit.
+    """
+    from matplotlib.figure import Figure  # not pyplot: the user's own backend and figures stay as they are
+
+    points = _check_points(image_embeddings, text_embeddings)
+    wanted = _check_perplexities(perplexities, len(points))
+    pairs = len(points) // 2
+    counted = f"{pairs:,} pair" + ("" if pairs == 1 else "s")
+    found = layouts(points, wanted, seed=seed, jobs=jobs)
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for perplexity, layout in zip(wanted, found, strict=True):
+        figure = Figure(figsize=(8, 8.4), dpi=180, layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=8)
+        _legend(axes, inches=8)
+        files.append(out / f"tsne_perplexity_{_written(perplexity)}.png")
+        figure.savefig(files[-1])
+
+    columns = min(len(wanted), 2 if len(wanted) in (2, 4) else 3)
+    rows = math.ceil(len(wanted) / columns)
+    side = 5.5
+    sheet = Figure(figsize=(side * columns, (side + 0.35) * rows), dpi=180, layout="constrained", facecolor="white")
+    for place, (perplexity, layout) in enumerate(zip(wanted, found, strict=True), start=1):
+        axes = sheet.add_subplot(rows, columns, place)
+        _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=side)
+        _legend(axes, inches=side)
+    files.append(out / "tsne.png")
+    sheet.savefig(files[-1])
+    return files

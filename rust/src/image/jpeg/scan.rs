@@ -1,0 +1,350 @@
+//! The entropy-coded data of one scan: sequential straight to samples, progressive into stored coefficients.
+//!
+//! Damage is treated as libjpeg treats it: data that end early are read as zeros until the unit is whole and the units
+//! after it stay as they are, up to the next restart marker; a restart marker out of turn is found again by libjpeg's
+//! rules; codes that no table has count as 0.
+
+use super::bits::{unstuff, Bits};
+use super::huffman::Table;
+use super::idct::{idct, idct_flat, Block};
+use super::{bad, Component};
+use crate::error::Result;
+
+/// From the order of the file to natural order. Runs that lead past the block end at the last coefficient.
+pub const NATURAL: [u8; 128] = {
+    let order: [u8; 64] = [
+        0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14,
+        21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60,
+        61, 54, 47, 55, 62, 63,
+    ];
+    let mut padded = [63; 128];
+    let mut k = 0;
+    while k < 64 {
+        padded[k] = order[k];
+        k += 1;
+    }
+    padded
+};
+
+/// What a scan header says.
+pub struct Scan {
+    /// Component, and the numbers of its two tables.
+    pub components: Vec<(usize, usize, usize)>,
+    /// First and last coefficient.
+    pub band: (usize, usize),
+    /// Bit position before this scan and in it.
+    pub approximation: (u32, u32),
+}
+
+/// What scans share.
+pub struct Tables {
+    /// Huffman tables of first coefficients.
+    pub dc: [Option<Table>; 4],
+    /// Huffman tables of the others.
+    pub ac: [Option<Table>; 4],
+    /// Units between restart markers, 0 for none.
+    pub restart_interval: usize,
+}
+
+/// Blocks are in the order of their rows; `None` stands for a table that the scan does not need.
+struct Part<'t> {
+    index: usize,
+    dc: Option<&'t Table>,
+    ac: Option<&'t Table>,
+    prediction: i32,
+}
+
+/// Decodes the scan whose data begin at `data[at]`; returns the position of the marker (or the end) that follows.
+#[inline(always)]
+pub fn decode_scan(
+    data: &[u8],
+    mut at: usize,
+    scan: &Scan,
+    tables: &Tables,
+    components: &mut [Component],
+    progressive: bool,
+    units: (usize, usize),
+) -> Result<usize> {
+    let mut parts = parts_of(scan, tables, progressive)?;
+    // A scan of one component has its blocks one by one, without those that fill up the last unit.
+    let (across, down) = match scan.components[..] {
+        [(only, ..)] => (components[only].blocks_across, components[only].blocks_down),
+        _ => units,
+    };
+    let single = scan.components.len() == 1;
+    let interval = if tables.restart_interval == 0 { usize::MAX } else { tables.restart_interval };
+    let mut clean = Vec::with_capacity(data.len() - at + 8);
+    at += unstuff(&data[at..], &mut clean);
+    let mut bits = Bits::new(&clean);
+    let mut left = interval;
+    let mut restarts = 0_u8;
+    let mut skip = false;
+    let mut end_of_band = 0_u32;
+    // Borrowed anew after each restart, as the bits borrow the buffer.
+    let mut spare = Vec::new();
+    for unit_y in 0..down {
+        for unit_x in 0..across {
+            if left == 0 {
+                left = interval;
+                for part in &mut parts {
+                    part.prediction = 0;
+                }
+                end_of_band = 0;
+                let (position, found) = next_restart(data, at, restarts);
+                restarts = (restarts + 1) & 7;
+                at = position;
+                if found {
+                    at += unstuff(&data[at..], &mut spare);
+                    std::mem::swap(&mut clean, &mut spare);
+                    skip = false;
+                } else {
+                    clean.clear();
+                    clean.extend_from_slice(&[0; 8]);
+                    skip = true;
+                }
+                bits = Bits::new(&clean);
+            }
+            left -= 1;
+            if skip {
+                continue;
+            }
+            for part in &mut parts {
+                let component = &mut components[part.index];
+                let (h, v) = if single { (1, 1) } else { (component.horizontal, component.vertical) };
+                for y in 0..v {
+                    for x in 0..h {
+                        let (x, y) = (unit_x * h + x, unit_y * v + y);
+                        if progressive {
+                            let block = component.block(x, y);
+                            progressive_block(&mut bits, part, scan, &mut end_of_band, block);
+                        } else {
+                            sequential_block(&mut bits, part, component, x, y)?;
+                        }
+                    }
+                }
+            }
+            skip = bits.overrun();
+        }
+    }
+    Ok(at)
+}
+
+fn parts_of<'t>(scan: &Scan, tables: &'t Tables, progressive: bool) -> Result<Vec<Part<'t>>> {
+    let (first, last) = scan.band;
+    let (high, low) = scan.approximation;
+    if progressive {
+        let band_is_right = if first == 0 { last == 0 } else { first <= last && last <= 63 && scan.components.len() == 1 };
+        if !band_is_right || low > 13 || (high != 0 && low + 1 != high) {
+            return Err(bad(format_args!("a scan has impossible progression parameters {first} {last} {high} {low}")));
+        }
+    }
+    let missing = |kind: &str, number| bad(format_args!("a scan uses Huffman table {kind} {number}, which is not defined"));
+    let wants_dc = !progressive || (first == 0 && high == 0);
+    let wants_ac = !progressive || first > 0;
+    scan.components
+        .iter()
+        .map(|&(index, dc, ac)| {
+            let dc_table = tables.dc.get(dc).and_then(Option::as_ref);
+            let ac_table = tables.ac.get(ac).and_then(Option::as_ref);
+            if wants_dc && dc_table.is_none() {
+                return Err(missing("DC", dc));
+            }
+            if wants_ac && ac_table.is_none() {
+                return Err(missing("AC", ac));
+            }
+            Ok(Part { index, dc: dc_table, ac: ac_table, prediction: 0 })
+        })
+        .collect()
+}
+
+/// Looks for restart marker number `wanted` at or after `at`, by the rules of libjpeg's `jpeg_resync_to_restart`.
+///
+/// Returns where to go on, and whether data of the wanted interval may follow there; if not, the marker at the position
+/// belongs to something later and the interval is lost.
+fn next_restart(data: &[u8], mut at: usize, wanted: u8) -> (usize, bool) {
+    loop {
+        let Some(found) = data.get(at..).and_then(|rest| memchr::memchr(0xff, rest)) else {
+            return (data.len(), false);
+        };
+        let position = at + found;
+        let fill = data[position..].iter().take_while(|&&byte| byte == 0xff).count();
+        let Some(&marker) = data.get(position + fill) else { return (data.len(), false) };
+        let after = position + fill + 1;
+        match marker {
+            // A stuffed byte, or no marker at all: passed over.
+            0..=0xbf => at = after,
+            0xd0..=0xd7 => match marker.wrapping_sub(wanted) & 7 {
+                // One of the next two: this interval is lost.
+                1 | 2 => return (position, false),
+                // One of the last two: a repetition.
+                6 | 7 => at = after,
+                _ => return (after, true),
+            },
+            _ => return (position, false),
+        }
+    }
+}
+
+/// One block of a sequential scan, decoded, transformed and stored.
+#[inline(always)]
+fn sequential_block(bits: &mut Bits<'_>, part: &mut Part<'_>, component: &mut Component, x: usize, y: usize) -> Result<()> {
+    let (Some(dc), Some(ac)) = (part.dc, part.ac) else { return Ok(()) };
+    let mut block: Block = [0; 64];
+    bits.refill();
+    let entry = dc.next(bits);
+    let difference = if entry.has_value() { i32::from(entry.value()) } else { bits.take_signed(entry.size()) };
+    part.prediction += difference;
+    if part.prediction != i32::from(part.prediction as i16) {
+        return Err(bad("damaged: a first coefficient is out of range"));
+    }
+    block[0] = part.prediction as i16;
+    let mut k = 1;
+    let mut flat = true;
+    while k < 64 {
+        bits.refill();
+        let entry = ac.next(bits);
+        if entry.has_value() {
+            k += entry.run();
+            block[usize::from(NATURAL[k & 127] & 63)] = entry.value();
+            flat = false;
+        } else if entry.size() == 0 {
+            if entry.run() != 15 {
+                break;
+            }
+            k += 15;
+        } else {
+            k += entry.run();
+            block[usize::from(NATURAL[k & 127] & 63)] = bits.take_signed(entry.size()) as i16;
+            flat = false;
+        }
+        k += 1;
+    }
+    let stride = component.stride;
+    let begin = y * 8 * stride + x * 8;
+    let Component { plane, quant, .. } = component;
+    let out = &mut plane[begin..begin + 7 * stride + 8];
+    if flat {
+        idct_flat(block[0], quant[0], out, stride);
+    } else {
+        idct(&block, quant, out, stride);
+    }
+    Ok(())
+}
+
+/// One block of a progressive scan.
+fn progressive_block(bits: &mut Bits<'_>, part: &mut Part<'_>, scan: &Scan, end_of_band: &mut u32, block: &mut Block) {
+    let (high, low) = scan.approximation;
+    match (scan.band.0, high) {
+        (0, 0) => {
+            let Some(dc) = part.dc else { return };
+            bits.refill();
+            let size = u32::from(dc.symbol(bits));
+            part.prediction = part.prediction.wrapping_add(bits.take_signed(size));
+            block[0] = (part.prediction << low) as i16;
+        }
+        (0, _) => {
+            bits.refill();
+            if bits.take(1) != 0 {
+                block[0] |= 1 << low;
+            }
+        }
+        (_, 0) => first_pass(bits, part, scan, end_of_band, block),
+        _ => refinement(bits, part, scan, end_of_band, block),
+    }
+}
+
+fn first_pass(bits: &mut Bits<'_>, part: &Part<'_>, scan: &Scan, end_of_band: &mut u32, block: &mut Block) {
+    let Some(ac) = part.ac else { return };
+    if *end_of_band > 0 {
+        *end_of_band -= 1;
+        return;
+    }
+    let (mut k, last) = scan.band;
+    while k <= last {
+        bits.refill();
+        let symbol = ac.symbol(bits);
+        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+        if size > 0 {
+            k += run;
+            let value = bits.take_signed(size);
+            block[usize::from(NATURAL[k & 127] & 63)] = (value << scan.approximation.1) as i16;
+        } else if run == 15 {
+            k += 15;
+        } else {
+            *end_of_band = (1 << run) - 1 + bits.take(run as u32) as u32;
+            break;
+        }
+        k += 1;
+    }
+}
+
+fn refinement(bits: &mut Bits<'_>, part: &Part<'_>, scan: &Scan, end_of_band: &mut u32, block: &mut Block) {
+    let Some(ac) = part.ac else { return };
+    let one = 1_i16 << scan.approximation.1;
+    let (mut k, last) = scan.band;
+    // A correction bit for a coefficient that is not 0 already.
+    let correct = |bits: &mut Bits<'_>, coefficient: &mut i16| {
+        bits.refill();
+        if bits.take(1) != 0 && *coefficient & one == 0 {
+            *coefficient = coefficient.wrapping_add(if *coefficient >= 0 { one } else { -one });
+        }
+    };
+    if *end_of_band == 0 {
+        while k <= last {
+            bits.refill();
+            let symbol = ac.symbol(bits);
+            let (mut run, size) = (i32::from(symbol >> 4), symbol & 15);
+            let mut new = 0;
+            if size > 0 {
+                // The size should be 1; libjpeg warns of others and goes on likewise.
+                new = if bits.take(1) != 0 { one } else { -one };
+            } else if run != 15 {
+                *end_of_band = (1 << run) + bits.take(run as u32) as u32;
+                break;
+            }
+            // Over `run` coefficients that are still 0, correcting those that are not.
+            while k <= last {
+                let coefficient = &mut block[usize::from(NATURAL[k & 127] & 63)];
+                if *coefficient != 0 {
+                    correct(bits, coefficient);
+                } else {
+                    run -= 1;
+                    if run < 0 {
+                        break;
+                    }
+                }
+                k += 1;
+            }
+            if new != 0 {
+                block[usize::from(NATURAL[k & 127] & 63)] = new;
+            }
+            k += 1;
+        }
+    }
+    if *end_of_band > 0 {
+        while k <= last {
+            let coefficient = &mut block[usize::from(NATURAL[k & 127] & 63)];
+            if *coefficient != 0 {
+                correct(bits, coefficient);
+            }
+            k += 1;
+        }
+        *end_of_band -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restart_markers_in_and_out_of_turn() {
+        assert_eq!(next_restart(b"\xff\xd3data", 0, 3), (2, true));
+        assert_eq!(next_restart(b"junk\xff\0\xff\xff\xd3data", 0, 3), (9, true));
+        assert_eq!(next_restart(b"\xff\xd4data", 0, 3), (0, false), "the next one: this interval is lost");
+        assert_eq!(next_restart(b"\xff\xd2\xff\xd3data", 0, 3), (4, true), "a repetition is passed over");
+        assert_eq!(next_restart(b"\xff\xd9", 0, 3), (0, false));
+        assert_eq!(next_restart(b"nothing", 0, 3), (7, false));
+        assert_eq!(next_restart(b"", 0, 0), (0, false));
+    }
+}

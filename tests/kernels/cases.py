@@ -1,0 +1,317 @@
+"""The kernels against the reference: run by `test_kernels.py`, through Triton's interpreter or on a CUDA device.
+
+Not collected by name: whether Triton interprets is decided before its first import, so these cases need a process of their
+own. The interpreter takes a pairwise cover of
+a grid of small sizes, a device one of real sizes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+
+from varalign.kernels import contrastive as kernel  # noqa: E402
+from varalign.losses.operator import contrastive_forward  # noqa: E402
+from varalign.losses.statistics import FIELDS  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Case:
+    m: int
+    n: int
+    d: int
+    scale: float
+    dtype: torch.dtype
+    ids: str
+    ignore: bool
+    cache_bytes: int
+    strided: bool
+
+
+def ids_of(kind: str, m: int, n: int) -> tuple[Tensor, Tensor]:
+    image, text = torch.arange(m), torch.arange(n)
+    if kind == "groups of five":
+        text = text // 5
+    elif kind == "one group":
+        image, text = image * 0 + 7, text * 0 + 7
+    elif kind == "shuffled":
+        # Far apart and negative ids, some without a partner.
+        generator = torch.Generator().manual_seed(m * n)
+        image = torch.randint(0, m + 1, (m,), generator=generator) * (1 << 40) - 5
+        text = torch.randint(0, m + 1, (n,), generator=generator) * (1 << 40) - 5
+    return image.to(DEVICE), text.to(DEVICE)
+
+
+def embeddings(case: Case) -> tuple[Tensor, Tensor]:
+    """Unit vectors in random directions; with 17 dimensions or more the best cosine of a row is well below 1."""
+    generator = torch.Generator().manual_seed(case.m + 1000 * case.n + case.d)
+    pair = []
+    for rows in (case.m, case.n):
+        unit = F.normalize(torch.randn(rows, case.d, generator=generator, dtype=torch.float64), dim=1)
+        unit = unit.to(case.dtype).to(DEVICE)
+        if case.strided:
+            unit = torch.stack([unit, -unit], 2)[:, :, 0]
+        pair.append(unit)
+    return pair[0], pair[1]
+
+
+def outcome(case: Case, backend: str, u: Tensor, v: Tensor) -> list[Tensor]:
+    """Values, statistics and gradients of a weighted sum of all values."""
+    wide = torch.promote_types(u.dtype, torch.float32)
+    u, v = u.detach().requires_grad_(), v.detach().requires_grad_()
+    scale = torch.tensor(case.scale, dtype=wide, device=DEVICE, requires_grad=True)
+    outputs = contrastive_forward(u, v, scale, *ids_of(case.ids, case.m, case.n), case.ignore, case.cache_bytes, backend)
+    total = 0
+    for values, seed in ((outputs[0], 1), (outputs[1], 2)):
+        generator = torch.Generator().manual_seed(seed)
+        weights = torch.rand(values.shape[0], generator=generator, dtype=torch.float64) / values.shape[0]
+        total = total + (values * weights.to(DEVICE, wide)).sum()
+    return [*outputs[:4], *torch.autograd.grad(total, (u, v, scale))]
+
+
+# Error allowed beyond twice that of the reference in the same dtype, as a share of the largest value: what one rounding of
+# the derivatives to 16 bits costs, or of a logit kept in 16 bits.
+ALLOWED = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 2e-3}
+
+
+def check(case: Case) -> None:
+    u, v = embeddings(case)
+    truth = outcome(replace(case, dtype=torch.float64), "reference", u.double(), v.double())
+    plain = outcome(replace(case, cache_bytes=0), "reference", u, v)
+    ours = outcome(case, "triton", u, v)
+    for place, (true, theirs, mine) in enumerate(zip(truth, plain, ours, strict=True)):
+        finite = torch.isfinite(true)
+        assert torch.equal(finite, torch.isfinite(mine)), place
+        assert torch.equal(true[~finite], mine[~finite].double()), place
+        error, allowed = ((x.double() - true)[finite].abs() for x in (mine, theirs))
+        if not finite.any():
+            continue
+        largest = true[finite].abs().max()
+        share = ALLOWED[case.dtype] if place >= 4 else 3e-6
+        # A derivative by a logit is at most 1 in size: where the loss is solved, gradients may be all rounding.
+        floor = 1e-7 * case.scale if place >= 4 else 1e-6
+        assert error.max() <= 2 * allowed.max() + share * largest + floor, (place, error.max(), allowed.max(), largest)
+
+
+GRID = {
+    "m": [1, 2, 31, 33, 64, 65],
+    "n": [1, 2, 32, 63, 100],
+    "d": [1, 17, 64, 130],
+    "scale": [1.0, 14.3, 100.0],
+    "dtype": [torch.float32, torch.bfloat16, torch.float16, torch.float64],
+    "ids": ["pairs", "groups of five", "one group", "shuffled"],
+    "ignore": [False, True],
+    "cache_bytes": [0, 1 << 28],
+    "strided": [False, True],
+}
+DEVICE_GRID = {
+    **GRID,
+    "m": [1, 2, 63, 64, 65, 1000, 4097],
+    "n": [1, 2, 63, 64, 65, 1000, 4097],
+    "d": [1, 17, 64, 384, 512, 768],
+    "dtype": [torch.float32, torch.bfloat16, torch.float16],
+}
+
+
+def pairwise(grid: dict[str, list[object]]) -> list[Case]:
+    """Few cases among which every pair of values of every two parameters occurs (greedy)."""
+    names = list(grid)
+    missing = {
+        (a, x, b, y) for a, b in itertools.combinations(names, 2) for x in range(len(grid[a])) for y in range(len(grid[b]))
+    }
+    cases = []
+    while missing:
+        a, x, b, y = min(missing)
+        row = {a: x, b: y}
+        for name in names:
+            if name not in row:
+                gains = [
+                    sum(
+                        ((name, value, other, row[other]) in missing) + ((other, row[other], name, value) in missing)
+                        for other in row
+                    )
+                    for value in range(len(grid[name]))
+                ]
+                row[name] = gains.index(max(gains))
+        missing -= {(a, row[a], b, row[b]) for a, b in itertools.combinations(names, 2)}
+        cases.append(Case(**{name: grid[name][row[name]] for name in names}))
+    return cases
+
+
+CASES = pairwise(GRID if INTERPRETED else DEVICE_GRID)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_reference(case: Case) -> None:
+    check(case)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several super-blocks of columns and several blocks of derivatives at a small size."""
+    monkeypatch.setattr(kernel, "PARTIAL_BYTES", 1)
+    monkeypatch.setattr(kernel, "BLOCK", 40)
+
+
+BLOCKS = Case(90, 101, 24, 14.3, torch.float32, "shuffled", True, 0, False)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_of_every_kind(dtype: torch.dtype, cache_bytes: int) -> None:
+    check(replace(BLOCKS, dtype=dtype, cache_bytes=cache_bytes))
+    check(replace(BLOCKS, dtype=dtype, cache_bytes=cache_bytes, m=81, n=40, ids="groups of five", ignore=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("ignore", [False, True])
+def test_fused_backward(dtype: torch.dtype, ignore: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = kernel.tile_gradients
+    monkeypatch.setattr(kernel, "tile_gradients", lambda *a, **k: original(*a, **k, backward="fused"))
+    check(Case(37, 70, 140, 14.3, dtype, "shuffled", ignore, 0, True))
+
+
+def test_splits_of_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_multiprocessors", lambda device: 3)
+    check(Case(33, 250, 16, 14.3, torch.float32, "shuffled", False, 0, False))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels take 64 bits in the interpreter only")
+@pytest.mark.parametrize("ignore", [False, True])
+def test_gradcheck(ignore: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    u = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    v = torch.randn(5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([0, 1, 9]), torch.tensor([1, 0, 0, 3, 1])
+    assert torch.autograd.gradcheck(
+        lambda *x: contrastive_forward(*x, *ids, ignore, 0, "triton")[:2], (u, v, scale), fast_mode=True
+    )
+
+
+def test_repeats_bit_for_bit() -> None:
+    case = Case(130, 100, 48, 14.3, torch.bfloat16, "shuffled", False, 0, False)
+    first, second = (outcome(case, "triton", *embeddings(case)) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_overfitted_batch_keeps_its_digits(dtype: torch.dtype) -> None:
+    """Loss 6e-4: the one-hot is subtracted before rounding, so gradients keep the dtype's digits (1 - p is 5e-4 here)."""
+    u = torch.eye(64, device=DEVICE).to(dtype)
+    scale = 11.5
+    ids = torch.arange(64, device=DEVICE)
+    results = {}
+    for backend, x in (("triton", u), ("reference", u.double())):
+        x = x.detach().requires_grad_()
+        wide = torch.promote_types(x.dtype, torch.float32)
+        outputs = contrastive_forward(
+            x, x.detach(), torch.tensor(scale, dtype=wide, device=DEVICE), ids, ids, False, 0, backend
+        )
+        results[backend] = outputs[0].detach().double(), torch.autograd.grad(outputs[0].sum(), x)[0].double()
+    (value, gradient), (true_value, true_gradient) = results["triton"], results["reference"]
+    assert true_value.max() < 1e-3
+    torch.testing.assert_close(value, true_value, rtol=1e-5, atol=0)
+    assert (gradient - true_gradient).norm() <= (1e-5 if dtype == torch.float32 else 4e-3) * true_gradient.norm()
+
+
+def test_nan_reaches_the_loss() -> None:
+    case = Case(40, 40, 16, 14.3, torch.float32, "pairs", False, 1 << 20, False)
+    u, v = embeddings(case)
+    u[3, 2] = torch.nan
+    values_i2t, values_t2i, *_, gradient, _, _ = outcome(case, "triton", u, v)
+    assert values_i2t.isnan().nonzero().flatten().tolist() == [3]
+    assert values_t2i.isnan().all()
+    assert gradient[3].isnan().all()
+
+
+def test_the_statistics_have_names() -> None:
+    case = Case(5, 6, 4, 14.3, torch.float32, "pairs", False, 0, False)
+    assert outcome(case, "triton", *embeddings(case))[2].shape == (len(FIELDS), 5)
+
+
+def test_traced_shapes_are_the_real_ones() -> None:
+    for dtype, cache_bytes in ((torch.float32, 1 << 20), (torch.bfloat16, 1 << 20), (torch.bfloat16, 0)):
+        case = Case(6, 9, 4, 14.3, dtype, "pairs", False, cache_bytes, False)
+        u, v = embeddings(case)
+        ids = ids_of("pairs", 6, 9)
+        arguments = (u, v, torch.tensor(9.0, device=DEVICE), *ids, True, cache_bytes, "triton")
+        torch.library.opcheck(contrastive_forward, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+needs_device = pytest.mark.skipif(INTERPRETED, reason="needs a CUDA device")
+
+
+@needs_device
+def test_offsets_beyond_31_bits() -> None:
+    rows, dimensions = (1 << 31) // 4096 + 1000, 4096
+    u = torch.zeros(64, dimensions, device=DEVICE, dtype=torch.bfloat16)
+    v = torch.zeros(rows, dimensions, device=DEVICE, dtype=torch.bfloat16)
+    u[:, 0] = 1
+    v[-64:, 0] = 1
+    ids, text_ids = torch.arange(64, device=DEVICE), torch.arange(rows, device=DEVICE) - (rows - 64)
+    outputs = contrastive_forward(u, v, torch.tensor(20.0, device=DEVICE), ids, text_ids, False, 0, "triton")
+    assert torch.all(outputs[2][FIELDS.index("positive_max")] == 1)
+
+
+@needs_device
+def test_memory_is_linear() -> None:
+    """N = 65,536, D = 256, bfloat16: beyond inputs and gradients, one float32 gradient (64 MiB) and 200 MiB."""
+    n = 65536
+    u, v = (F.normalize(torch.randn(n, 256, device=DEVICE), dim=1).bfloat16().requires_grad_() for _ in range(2))
+    ids = torch.arange(n, device=DEVICE)
+
+    def step() -> None:
+        outputs = contrastive_forward(u, v, torch.tensor(20.0, device=DEVICE), ids, ids, False, 0, "triton")
+        torch.autograd.grad(outputs[0].mean() + outputs[1].mean(), (u, v))
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    returned = 2 * u.numel() * u.element_size()
+    assert torch.cuda.max_memory_allocated() - before - returned <= (64 + 200) << 20
+
+
+@needs_device
+def test_cuda_graph_autocast_and_compile() -> None:
+    from varalign.losses import ContrastiveLoss
+
+    u, v = (F.normalize(torch.randn(512, 64, device=DEVICE), dim=1).requires_grad_() for _ in range(2))
+    loss = ContrastiveLoss("fixed").to(DEVICE)
+    scale = torch.tensor(14.3, device=DEVICE)
+
+    def step() -> tuple[Tensor, ...]:
+        value = loss(u, v, scale).loss
+        return value, *torch.autograd.grad(value, (u, v))
+
+    eager = step()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    for one, other in zip(captured, eager, strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.autocast("cuda", torch.bfloat16):
+        torch.testing.assert_close(step()[0], eager[0], rtol=2e-2, atol=0)
+    compiled = torch.compile(lambda u, v: loss(u * 1.0, v, scale).loss)
+    torch.testing.assert_close(compiled(u, v), eager[0])
+
+

@@ -1,0 +1,93 @@
+"""The report page: self-contained, escaped, and written from whatever a run folder holds."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from varalign.pictures.report import Example, Found, write_report
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(file) -> Page:
+    page = Page()
+    page.feed(file.read_text(encoding="utf-8"))
+    return page
+
+
+def test_a_whole_run_is_one_page(tmp_path):
+    run = tmp_path / "a<b>&c"
+    (run / "pictures").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(run / "pictures" / "tsne.png")
+    Image.new("RGB", (8, 8), "blue").save(run / "pictures" / "tsne_perplexity_5.png")
+    (run / "config.json").write_text(json.dumps({"note": "</pre><script>alert(1)</script>", "epochs": 3}))
+    lines = [
+        {"kind": "step", "step": 0, "loss_i2t": 1.0, "loss_t2i": 1.0, "w_i2t": 0.5, "w_t2i": 0.5, "logit_scale": 14.3},
+        {
+            "kind": "eval",
+            "split": "dev",
+            "epoch": 1,
+            "i2t_recall@1": 0.5,
+            "t2i_recall@1": 0.4,
+            "images": 10,
+            "texts": 50,
+        },
+        {"kind": "eval", "split": "dev", "epoch": 2, "i2t_recall@1": 0.3, "t2i_recall@1": float("nan")},
+        {"kind": "eval", "split": "test", "epoch": 2, "i2t_recall@1": 0.25, "images": 1000, "texts": 5000, "loss": 0.5},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    photo = tmp_path / "dog & cat.jpg"
+    Image.new("RGB", (640, 480), "green").save(photo)
+    (tmp_path / "broken.jpg").write_text("text")
+    examples = [
+        Example("<i>two dogs</i>", [Found(photo, 0.71, True), Found(tmp_path / "broken.jpg", 0.5, False)], rank=1),
+        Example(photo, [Found('a "cat" <img src=x onerror=alert(2)>', 0.4, False)], rank=1234),
+    ]
+    file = write_report(run, examples=examples)
+    assert file == run / "report.html"
+    page = read(file)
+    assert "script" not in page.tags and "i" not in page.tags and page.tags.count("img") == 4
+    assert all(source.startswith("data:image/") for source in page.sources) and "http" not in file.read_text()
+    for text in (
+        "<i>two dogs</i>",
+        "a<b>&c",
+        "alert(1)",
+        "broken.jpg (cannot be read)",
+        "place 1,234",
+        "dev, best epoch",
+    ):
+        assert text in page.text
+    assert "50.0" in page.text and "25.0" in page.text and "5,000" in page.text and "nan" not in page.text
+    first = re.search(r'alt="training"', file.read_text())
+    assert first is not None and (run / "pictures" / "training.png").is_file()
+    jpeg = next(source for source in page.sources if "jpeg" in source).partition(",")[2]
+    assert base64.b64decode(jpeg).startswith(b"\xff\xd8")
+
+
+def test_an_empty_folder_rows_of_ones_own_and_faults(tmp_path):
+    assert "a run of varalign" in read(write_report(tmp_path)).text
+    page = read(write_report(tmp_path, rows=[{"model": "<chance>", "i2t_recall@1": 0.001}]))
+    assert "<chance>" in page.text and "0.1" in page.text
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json: wanted JSON"):
+        write_report(tmp_path)
+    with pytest.raises(FileNotFoundError, match="wanted a run folder"):
+        write_report(tmp_path / "none")

@@ -1,0 +1,97 @@
+"""t-SNE pictures: files, repeatability, and the faults that are named before anything is computed."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from varalign.pictures.tsne import choose_pairs, draw_tsne, layouts
+
+
+def pairs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    images = generator.standard_normal((count, 8)).astype(np.float32)
+    return images, images + 0.1 * generator.standard_normal((count, 8)).astype(np.float32)
+
+
+def test_writes_one_picture_a_perplexity_and_a_sheet(tmp_path):
+    from PIL import Image
+
+    files = draw_tsne(*pairs(12), [5, 7.5, 5.0], tmp_path / "pictures", jobs=1)
+    assert [file.name for file in files] == ["tsne_perplexity_5.png", "tsne_perplexity_7.5.png", "tsne.png"]
+    with Image.open(files[0]) as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+        assert picture.size[0] > 1000
+    assert any(red > 200 and blue < 100 for red, _, blue in colours)
+    assert any(blue > 190 and red < 80 for red, _, blue in colours)
+
+
+def test_the_same_seed_gives_the_same_coordinates_in_processes_and_here():
+    points = np.concatenate(pairs(15))
+    here = layouts(points, [3.0, 8.0], seed=4, jobs=1)
+    beside = layouts(points, [3.0, 8.0], seed=4, jobs=2)
+    assert all(np.array_equal(a, b) for a, b in zip(here, beside, strict=True))
+    assert here[0].shape == (30, 2) and not np.array_equal(here[0], here[1])
+
+
+def test_close_pairs_are_drawn_close():
+    layout = layouts(np.concatenate(pairs(40)), [5.0], jobs=1)[0]
+    images, texts = np.split(layout, 2)
+    apart = np.linalg.norm(images[:, None] - texts[None], axis=2)
+    assert np.median(np.diag(apart)) < 0.3 * np.median(apart)
+
+
+def test_one_pair_and_one_dimension(tmp_path):
+    assert len(draw_tsne([[0.0, 1.0]], [[1.0, 0.0]], [1], tmp_path)) == 2
+    assert len(draw_tsne([[0.0], [2.0]], [[1.0], [3.0]], [2], tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("perplexities", "message"),
+    [
+        ([5, 24], r"perplexity 24: wanted at least 1 and less than the number of points, which is 24 \(12 pairs"),
+        ([30.5], "perplexity 30.5: wanted"),
+        ([0], "perplexity 0: wanted at least 1"),
+        ([float("nan")], "perplexity nan"),
+        ([], "wanted at least one, got none"),
+    ],
+)
+def test_perplexities_that_do_not_fit(tmp_path, perplexities, message):
+    with pytest.raises(ValueError, match=message):
+        draw_tsne(*pairs(12), perplexities, tmp_path / "none")
+    assert not os.listdir(tmp_path)
+
+
+def test_embeddings_that_cannot_be_drawn(tmp_path):
+    images, texts = pairs(12)
+    with pytest.raises(ValueError, match=r"one width \(n, D\), got \(12, 8\), \(11, 8\)"):
+        draw_tsne(images, texts[:11], [5], tmp_path)
+    texts[3, 2] = np.inf
+    with pytest.raises(ValueError, match=r"text embeddings: 1 of 12 rows hold NaN or infinity \(first: row 3\)"):
+        draw_tsne(images, texts, [5], tmp_path)
+    with pytest.raises(ValueError, match="collapsed"):
+        draw_tsne(np.ones((12, 8)), np.ones((12, 8)), [5], tmp_path)
+
+
+def test_choose_pairs():
+    assert choose_pairs(3).tolist() == [0, 1, 2]
+    chosen = choose_pairs(5000, 1000, seed=1)
+    assert len(set(chosen.tolist())) == 1000 and (np.diff(chosen) > 0).all() and chosen.max() < 5000
+    assert np.array_equal(chosen, choose_pairs(5000, 1000, seed=1))
+    assert not np.array_equal(chosen, choose_pairs(5000, 1000, seed=2))
+    with pytest.raises(ValueError, match="limit"):
+        choose_pairs(3, 0)
+
+
+def test_leaves_pyplot_alone(tmp_path):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, numpy as np; from pathlib import Path; from varalign.pictures.tsne import draw_tsne; "
+        "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules; "
+        f"draw_tsne(np.eye(4), np.eye(4)[::-1], [2], Path({str(tmp_path)!r})); "
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
