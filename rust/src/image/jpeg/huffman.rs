@@ -66,14 +66,15 @@ impl Table {
         for length in 1..=16_u32 {
             table.offset[length as usize] = index as i32 - code as i32;
             for _ in 0..counts[length as usize - 1] {
-                if code >= 1 << length {
-                    return Err(bad("a Huffman table has more codes than fit"));
-                }
                 if length <= LOOK {
                     table.fill(code, length, symbols[index]);
                 }
                 code += 1;
                 index += 1;
+                // The code of all ones must stay free.
+                if code >= 1 << length {
+                    return Err(bad("damaged: a Huffman table has more codes than fit"));
+                }
             }
             table.limit[length as usize] = code << (16 - length);
             code <<= 1;

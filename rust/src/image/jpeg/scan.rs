@@ -100,7 +100,6 @@ pub fn decode_scan(
                 } else {
                     clean.clear();
                     clean.extend_from_slice(&[0; 8]);
-                    skip = true;
                 }
                 bits = Bits::new(&clean);
             }
