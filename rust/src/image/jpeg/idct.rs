@@ -13,12 +13,19 @@ pub type Block = [i16; 64];
 #[inline(always)]
 pub fn idct(block: &Block, quant: &Block, out: &mut [u8], stride: usize) {
     let mut lanes = [[0_i32; 8]; 8];
-    for (lanes, (coefficients, quant)) in lanes.iter_mut().zip(block.chunks_exact(8).zip(quant.chunks_exact(8))) {
+    for (lanes, (coefficients, quant)) in lanes
+        .iter_mut()
+        .zip(block.chunks_exact(8).zip(quant.chunks_exact(8)))
+    {
         for lane in 0..8 {
             lanes[lane] = i32::from(coefficients[lane].wrapping_mul(quant[lane]));
         }
     }
-    if block[8..].iter().fold(0, |any, &coefficient| any | coefficient) == 0 {
+    if block[8..]
+        .iter()
+        .fold(0, |any, &coefficient| any | coefficient)
+        == 0
+    {
         // Nothing to do down the columns but the scaling, at 16 bits.
         let first = lanes[0].map(|value| i32::from((value << PASS1_BITS) as i16));
         lanes = [first; 8];
@@ -86,7 +93,8 @@ fn pass<const SHIFT: u32>(v: &mut [[i32; 8]; 8]) {
     let sub = |a: i32, b: i32| a.wrapping_sub(b);
     for lane in 0..8 {
         let x: [i32; 8] = [
-            v[0][lane], v[1][lane], v[2][lane], v[3][lane], v[4][lane], v[5][lane], v[6][lane], v[7][lane],
+            v[0][lane], v[1][lane], v[2][lane], v[3][lane], v[4][lane], v[5][lane], v[6][lane],
+            v[7][lane],
         ];
         // Even part.
         let z1 = mul(add(x[2], x[6]), C0_541);
@@ -132,8 +140,13 @@ mod tests {
             for v in 0..8 {
                 for u in 0..8 {
                     let norm = |k: usize| if k == 0 { 0.5_f64.sqrt() } else { 1.0 };
-                    let cosine = |at: f64, k: usize| ((2.0 * at + 1.0) * k as f64 * std::f64::consts::PI / 16.0).cos();
-                    sum += norm(u) * norm(v) / 4.0 * f64::from(block[v * 8 + u]) * cosine(x, u) * cosine(y, v);
+                    let cosine = |at: f64, k: usize| {
+                        ((2.0 * at + 1.0) * k as f64 * std::f64::consts::PI / 16.0).cos()
+                    };
+                    sum += norm(u) * norm(v) / 4.0
+                        * f64::from(block[v * 8 + u])
+                        * cosine(x, u)
+                        * cosine(y, v);
                 }
             }
             sum.clamp(0.0, 255.0)
@@ -144,7 +157,8 @@ mod tests {
     fn within_a_level_of_the_definition() {
         let quant = [1; 64];
         for seed in 0..200 {
-            let mut block: Block = std::array::from_fn(|k| (mix(seed * 64 + k as u64) % 200) as i16 - 100);
+            let mut block: Block =
+                std::array::from_fn(|k| (mix(seed * 64 + k as u64) % 200) as i16 - 100);
             if seed % 2 == 0 {
                 block[5..].fill(0);
             }
