@@ -4,3 +4,4 @@
 
 pub mod error;
 mod python;
+pub mod tokenize;

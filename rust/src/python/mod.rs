@@ -1,4 +1,6 @@
-//! Every Python binding of the crate, and nothing else.
+//! Every Python binding of the crate, and nothing else; one file and one `register` a subject.
+
+mod tokenize;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -17,5 +19,6 @@ impl From<Error> for PyErr {
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    tokenize::register(module)?;
     Ok(())
 }
