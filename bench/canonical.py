@@ -1,7 +1,6 @@
 """Closed-form alignment: covariance of a stream, choice of the settings and pair scores, on made-up features.
 
-The covariance is compared with NumPy's and a plain float64 product of the whole; the fit with scikit-learn's CCA is left
-out, because it solves another problem (no ridge) and does not finish at these widths.
+The covariance is compared with NumPy's float64 covariance of the whole.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def test_the_share_comes_back_and_wrong_scores_are_standard(share, by):
     x, y, ids = made_up(1000)
     given = swapped(ids, 1000, share, by)
     found = pair_scores(x, y, given, by=by, samples=50)
-    # Made-up right pairs have left-skewed scores (skewness -0.9 one caption at a time, on the real features -0.1), which
+    # Made-up right pairs have left-skewed scores (skewness -0.9 by the caption; real features: -0.1), which
     # the fitted normal cannot follow: their low tail counts as wrong, about 0.05 of the pairs. The interval does not
     # cover that, so it is not held against the truth here.
     assert found.wrong_share == pytest.approx(share, abs=0.04 if by == "image" else 0.06)
