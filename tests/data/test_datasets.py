@@ -306,7 +306,18 @@ def test_all_of_flickr8k_with_its_lists(shared_data: Path) -> None:
 
 
 def test_the_data_rooms_import_no_torch() -> None:
-    names = ["captions", "captions_json", "check", "datasets", "features", "folders", "index", "sample", "sampler", "splits"]
+    names = [
+        "captions",
+        "captions_json",
+        "check",
+        "datasets",
+        "features",
+        "folders",
+        "index",
+        "sample",
+        "sampler",
+        "splits",
+    ]
     code = f"import sys, {', '.join(f'varalign.data.{name}' for name in names)}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -86,14 +86,18 @@ def assess(parts: Parts, split: str, *, batch_size: int) -> dict[str, Any]:
     return measure(parts, images, rows, texts, captions, batch_size=batch_size)
 
 
-def measure(parts: Parts, images: Tensor, rows: Rows, texts: Tensor, captions: Rows, *, batch_size: int) -> dict[str, Any]:
+def measure(
+    parts: Parts, images: Tensor, rows: Rows, texts: Tensor, captions: Rows, *, batch_size: int
+) -> dict[str, Any]:
     """The numbers of `assess` from embeddings that are there."""
     owner = positions_of(parts.data.caption_owner[captions], rows)
     text_image_ids = torch.from_numpy(owner).to(texts.device)
     result: dict[str, Any] = dict(retrieval(images, texts, text_image_ids))
     result |= summary(images, texts, text_image_ids)
     first = np.searchsorted(owner, np.arange(len(rows)))  # captions are grouped by image, in file order
-    result["loss"] = batched_loss(images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.logit_scale.detach()), batch_size)
+    result["loss"] = batched_loss(
+        images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.logit_scale.detach()), batch_size
+    )
     result["logit_scale"] = float(parts.model.logit_scale.detach())
     return result
 

@@ -201,7 +201,9 @@ class Trainer:
             pairs = [output.stats_i2t, output.stats_t2i]
             probability = sum((alpha * s.positive_mean - s.lse).exp() for s in pairs) / 2
             margin = sum(s.positive_max - s.negative_max for s in pairs) / 2
-            values = torch.stack([output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha]).detach().double()
+            values = (
+                torch.stack([output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha]).detach().double()
+            )
         now = time.perf_counter()
         line = {
             "kind": "step",
@@ -218,7 +220,9 @@ class Trainer:
     def _flush(self, log: MetricsLog) -> None:
         if not self._pending:
             return
-        table = torch.stack([values for _, values, _, _, _ in self._pending]).cpu().tolist()  # the host waits for the GPU here
+        table = (
+            torch.stack([values for _, values, _, _, _ in self._pending]).cpu().tolist()
+        )  # the host waits for the GPU here
         lines = []
         for (line, _, probability, margin, captions), row in zip(self._pending, table, strict=True):
             names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
@@ -268,4 +272,6 @@ class Trainer:
                 checkpoints.point(folder, "best", target)
             checkpoints.prune(folder, self.config.keep, progress.best_step)
         except OSError as error:
-            raise RunFailed(f"{error.filename or folder}: the checkpoint cannot be written: {error.strerror or error}") from None
+            raise RunFailed(
+                f"{error.filename or folder}: the checkpoint cannot be written: {error.strerror or error}"
+            ) from None
