@@ -391,7 +391,7 @@ fn load(row: &[u8], at: usize) -> u64 {
 
 /// Transposes an 8 by 8 square of bytes, the lowest byte of a word being the first.
 #[inline(always)]
-fn turn(square: &mut [u64; 8]) {
+pub(super) fn turn(square: &mut [u64; 8]) {
     // Swaps halves of halves: blocks of 4 by 4 bytes, then 2 by 2, then single bytes.
     for (distance, mask) in [
         (4, 0x0000_0000_ffff_ffff_u64),

@@ -30,6 +30,7 @@ pub fn unstuff(data: &[u8], out: &mut Vec<u8>) -> usize {
 }
 
 /// A window on unstuffed, padded data. Past their end it reads zeros, and `overrun` says so.
+#[derive(Clone, Copy)]
 pub struct Bits<'a> {
     data: &'a [u8],
     /// Bytes loaded.

@@ -109,9 +109,9 @@ impl Table {
     /// Takes a code (and its value, where the entry has it). [`Bits::refill`] must have gone before.
     #[inline(always)]
     pub fn next(&self, bits: &mut Bits<'_>) -> Entry {
-        let entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
+        let mut entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
         if entry == 0 {
-            return self.long(bits);
+            entry = self.long(bits.peek(16) as u32);
         }
         bits.skip(entry & 31);
         Entry(entry)
@@ -120,9 +120,9 @@ impl Table {
     /// Takes a code alone and gives its symbol.
     #[inline(always)]
     pub fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
-        let entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
+        let mut entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
         if entry == 0 {
-            return (self.long(bits).0 >> 8) as u8;
+            entry = self.long(bits.peek(16) as u32);
         }
         let symbol = (entry >> 8) as u8;
         let value = if entry & 32 != 0 {
@@ -134,20 +134,19 @@ impl Table {
         symbol
     }
 
-    /// A code longer than [`LOOK`]. One that no table entry has counts as symbol 0 of 17 bits, as libjpeg has it.
-    #[cold]
-    fn long(&self, bits: &mut Bits<'_>) -> Entry {
-        let code = bits.peek(16) as u32;
+    /// The entry of a code longer than [`LOOK`], from the next 16 bits. One that the table lacks counts as symbol 0 of
+    /// 17 bits, as libjpeg has it. (By value: a reference to the bits would keep them out of registers.)
+    #[inline(never)]
+    fn long(&self, code: u32) -> u32 {
         let mut length = LOOK + 1;
         while length <= 16 && code >= self.limit[length as usize] {
             length += 1;
         }
-        bits.skip(length);
         if length > 16 {
-            return Entry(0);
+            return length;
         }
         let index = (code >> (16 - length)) as i32 + self.offset[length as usize];
-        Entry(u32::from(self.symbols[(index & 255) as usize]) << 8)
+        length | u32::from(self.symbols[(index & 255) as usize]) << 8
     }
 }
 

@@ -57,7 +57,7 @@ struct Component {
     /// Samples, in whole units.
     stride: usize,
     plane: Vec<u8>,
-    /// Coefficients of a progressive file, block by block, in whole units.
+    /// Coefficients, block by block, in whole units: of all a progressive file, of one row of units of a sequential one.
     coefficients: Vec<Block>,
 }
 
@@ -68,6 +68,34 @@ impl Component {
 
     fn block(&mut self, x: usize, y: usize) -> &mut Block {
         &mut self.coefficients[y * (self.stride / 8) + x]
+    }
+
+    /// Samples of `rows` rows of blocks from the stored coefficients, which begin at row `first`.
+    #[inline(always)]
+    fn transform(&mut self, first: usize, rows: usize) {
+        let Component {
+            coefficients,
+            plane,
+            quant,
+            stride,
+            ..
+        } = self;
+        let blocks = coefficients.chunks_exact(*stride / 8);
+        let planes = plane.chunks_exact_mut(*stride * 8).skip(first).take(rows);
+        for (row, plane) in blocks.zip(planes) {
+            for (x, block) in row.iter().enumerate() {
+                let out = &mut plane[x * 8..];
+                if block[1..]
+                    .iter()
+                    .fold(0, |any, &coefficient| any | coefficient)
+                    == 0
+                {
+                    idct::idct_flat(block[0], quant[0], out, *stride);
+                } else {
+                    idct::idct(block, quant, out, *stride);
+                }
+            }
+        }
     }
 }
 
@@ -124,7 +152,7 @@ fn decode_inner(data: &[u8], limits: &Limits) -> Result<Stored> {
     let colors = colors_of(&frame.components, jfif, adobe);
     if frame.progressive {
         for component in &mut frame.components {
-            transform(component);
+            component.transform(0, component.plane.len() / component.stride / 8);
         }
     }
     let image = render::render(&frame.components, colors, frame.width, frame.height)?;
@@ -132,26 +160,6 @@ fn decode_inner(data: &[u8], limits: &Limits) -> Result<Stored> {
         .or(xmp_orientation)
         .unwrap_or(1);
     Ok(Stored { image, orientation })
-}
-
-/// Samples from stored coefficients.
-#[inline(always)]
-fn transform(component: &mut Component) {
-    let Component {
-        coefficients,
-        plane,
-        quant,
-        stride,
-        ..
-    } = component;
-    for (row, plane) in coefficients
-        .chunks_exact(*stride / 8)
-        .zip(plane.chunks_exact_mut(*stride * 8))
-    {
-        for (x, block) in row.iter().enumerate() {
-            idct::idct(block, quant, &mut plane[x * 8..], *stride);
-        }
-    }
 }
 
 /// What was read of the file.
@@ -472,11 +480,7 @@ fn read_frame(marker: u8, body: &[u8], length: usize, limits: &Limits) -> Result
             blocks_down: own_height.div_ceil(8),
             stride,
             plane: vec![128; stride * rows],
-            coefficients: if progressive {
-                vec![[0; 64]; stride * rows / 64]
-            } else {
-                Vec::new()
-            },
+            coefficients: vec![[0; 64]; stride / 8 * if progressive { rows / 8 } else { v }],
         }
     });
     Ok(Frame {

@@ -1,4 +1,4 @@
-//! The entropy-coded data of one scan: sequential straight to samples, progressive into stored coefficients.
+//! The entropy-coded data of one scan: sequential to samples row by row, progressive into stored coefficients.
 //!
 //! Damage is treated as libjpeg treats it: data that end early are read as zeros until the unit is whole and the units
 //! after it stay as they are, up to the next restart marker; a restart marker out of turn is found again by libjpeg's
@@ -6,7 +6,7 @@
 
 use super::bits::{unstuff, Bits};
 use super::huffman::Table;
-use super::idct::{idct, idct_flat, Block};
+use super::idct::Block;
 use super::{bad, Component};
 use crate::error::Result;
 
@@ -122,18 +122,26 @@ pub fn decode_scan(
                 };
                 for y in 0..v {
                     for x in 0..h {
-                        let (x, y) = (unit_x * h + x, unit_y * v + y);
+                        let block = component
+                            .block(unit_x * h + x, if progressive { unit_y * v + y } else { y });
                         if progressive {
-                            let block = component.block(x, y);
                             progressive_block(&mut bits, part, scan, &mut end_of_band, block);
                         } else {
-                            sequential_block(&mut bits, part, component, x, y)?;
+                            sequential_block(&mut bits, part, block)?;
                         }
                     }
                 }
             }
             skip = bits.overrun();
             intact &= !skip;
+        }
+        if !progressive {
+            for part in &parts {
+                let component = &mut components[part.index];
+                let rows = if single { 1 } else { component.vertical };
+                component.transform(unit_y * rows, rows);
+                component.coefficients.fill([0; 64]);
+            }
         }
     }
     Ok((at, intact))
@@ -215,21 +223,16 @@ fn next_restart(data: &[u8], mut at: usize, wanted: u8) -> (usize, bool) {
     }
 }
 
-/// One block of a sequential scan, decoded, transformed and stored.
+/// One block of a sequential scan.
 #[inline(always)]
-fn sequential_block(
-    bits: &mut Bits<'_>,
-    part: &mut Part<'_>,
-    component: &mut Component,
-    x: usize,
-    y: usize,
-) -> Result<()> {
+fn sequential_block(shared: &mut Bits<'_>, part: &mut Part<'_>, block: &mut Block) -> Result<()> {
     let (Some(dc), Some(ac)) = (part.dc, part.ac) else {
         return Ok(());
     };
-    let mut block: Block = [0; 64];
+    // A copy that lives in registers.
+    let mut bits = *shared;
     bits.refill();
-    let entry = dc.next(bits);
+    let entry = dc.next(&mut bits);
     let difference = if entry.has_value() {
         i32::from(entry.value())
     } else {
@@ -241,35 +244,21 @@ fn sequential_block(
     }
     block[0] = part.prediction as i16;
     let mut k = 1;
-    let mut flat = true;
     while k < 64 {
         bits.refill();
-        let entry = ac.next(bits);
+        let entry = ac.next(&mut bits);
+        k += entry.run();
+        let at = usize::from(NATURAL[k & 127] & 63);
         if entry.has_value() {
-            k += entry.run();
-            block[usize::from(NATURAL[k & 127] & 63)] = entry.value();
-            flat = false;
-        } else if entry.size() == 0 {
-            if entry.run() != 15 {
-                break;
-            }
-            k += 15;
-        } else {
-            k += entry.run();
-            block[usize::from(NATURAL[k & 127] & 63)] = bits.take_signed(entry.size()) as i16;
-            flat = false;
+            block[at] = entry.value();
+        } else if entry.size() != 0 {
+            block[at] = bits.take_signed(entry.size()) as i16;
+        } else if entry.run() != 15 {
+            break;
         }
         k += 1;
     }
-    let stride = component.stride;
-    let begin = y * 8 * stride + x * 8;
-    let Component { plane, quant, .. } = component;
-    let out = &mut plane[begin..begin + 7 * stride + 8];
-    if flat {
-        idct_flat(block[0], quant[0], out, stride);
-    } else {
-        idct(&block, quant, out, stride);
-    }
+    *shared = bits;
     Ok(())
 }
 
