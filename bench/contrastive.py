@@ -100,7 +100,7 @@ def public_kernels(folder: Path | None) -> dict[str, Loss | str]:
             module = importlib.util.module_from_spec(specification)
             specification.loader.exec_module(module)
             found[path.stem] = module.loss
-        except Exception as error:  # noqa: PERF203
+        except Exception as error:
             found[path.stem] = f"not imported: {error}"
     return found
 

@@ -135,15 +135,18 @@ def test_how_many_blocks_can_be_unfrozen() -> None:
 
 def test_parameter_groups_hold_every_trainable_parameter_once() -> None:
     model = build(head="mlp")
+    assert model.image_encoder is not None
+    model.image_encoder.has_source = True
     model.freeze("image", 2)
     groups = model.parameter_groups(1e-3, 1e-5, 0.1)
-    assert [group["name"] for group in groups] == ["heads", "heads_no_decay", "towers", "towers_no_decay"]
-    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
-        (1e-3, 0.1),
-        (1e-3, 0.0),
-        (1e-5, 0.1),
-        (1e-5, 0.0),
-    ]
+    assert {group["name"]: (group["lr"], group["weight_decay"]) for group in groups} == {
+        "heads": (1e-3, 0.1),
+        "heads_no_decay": (1e-3, 0.0),
+        "towers": (1e-3, 0.1),
+        "towers_no_decay": (1e-3, 0.0),
+        "pretrained_towers": (1e-5, 0.1),
+        "pretrained_towers_no_decay": (1e-5, 0.0),
+    }
     listed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-
 import varalign
 from varalign.cli import main
 from varalign.encoders.specs import WeightsChanged

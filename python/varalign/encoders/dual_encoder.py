@@ -14,6 +14,7 @@ from varalign.encoders.heads import build_head
 from varalign.encoders.specs import SpecError
 
 Side = Literal["image", "text"]
+SIDES: tuple[Side, Side] = ("image", "text")
 
 MAX_LOGIT_SCALE = 100.0
 INITIAL_LOGIT_SCALE = 1 / 0.07
@@ -179,36 +180,36 @@ class DualEncoder(nn.Module):
         return self
 
     def parameter_groups(self, lr: float, tower_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """The trainable parameters as groups for an optimiser: heads at `lr`, towers at `tower_lr`.
+        """The trainable parameters as groups for an optimiser.
 
-        No decay for biases, norms, embeddings (word, position, class) and the logit scale: decay would pull them
-        to zero, where they mean something else, instead of keeping a map small.
+        Heads, and towers that start from random weights, train at `lr`; pretrained towers at `tower_lr`. No decay for
+        biases, norms, embeddings (word, position, class) and the logit scale: decay would pull them to zero, where they
+        mean something else, instead of keeping a map small.
 
         Returns:
             Dicts with `name`, `params`, `lr` and `weight_decay`; empty groups are left out, every trainable parameter
             is in exactly one. A schedule of the rate multiplies each group's own `lr`.
         """
         undecayed = _undecayed(self)
-        groups: list[dict[str, Any]] = []
-        for name, rate in (("heads", lr), ("towers", tower_lr)):
-            for decays in (True, False):
-                params = [
-                    parameter
-                    for key, parameter in self.named_parameters()
-                    if parameter.requires_grad
-                    and (key.startswith(("image_encoder.", "text_encoder.")) == (name == "towers"))
-                    and (id(parameter) not in undecayed) == decays
-                ]
-                if params:
-                    groups.append(
-                        {
-                            "name": name if decays else f"{name}_no_decay",
-                            "params": params,
-                            "lr": rate,
-                            "weight_decay": weight_decay if decays else 0.0,
-                        }
-                    )
-        return groups
+        pretrained = tuple(f"{side}_encoder." for side in SIDES if getattr(self.encoder(side), "has_source", False))
+        towers = tuple(f"{side}_encoder." for side in SIDES)
+        groups: dict[tuple[str, bool], dict[str, Any]] = {}
+        for key, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            name = "pretrained_towers" if key.startswith(pretrained) else "towers" if key.startswith(towers) else "heads"
+            decays = id(parameter) not in undecayed
+            group = groups.setdefault(
+                (name, decays),
+                {
+                    "name": name if decays else f"{name}_no_decay",
+                    "params": [],
+                    "lr": tower_lr if name == "pretrained_towers" else lr,
+                    "weight_decay": weight_decay if decays else 0.0,
+                },
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """The state dict without the towers that are fully frozen and can be read again from their source.
