@@ -1,12 +1,14 @@
 """The contrastive loss on a GPU: the same three passes as `varalign.losses.reference`, with kernels from `tiles`.
 
-`tile_sums` forward (1 unit; a unit is one M x N x D product), `positive_terms` for `duplicates="ignore"` (next to nothing),
-`tile_gradients` backward (3 units, 2 where the logits were kept). Every result is the same bit for bit from run to run.
+`tile_sums` forward (1 unit; a unit is one M x N x D product), `positive_terms` for `duplicates="ignore"` (next to
+nothing), `tile_gradients` backward (3 units, 2 where the logits were kept). Every result is the same bit for bit from
+run to run.
 
-The default backward, "blocks", writes the derivatives by the logits a block at a time and lets cuBLAS multiply them into
+The default backward, "blocks", writes the derivatives by the logits a block at a time and lets cuBLAS multiply them
+into
 float32: 3 units. "fused" keeps them on the chip and pays for it by computing the logits again for every slice of the
-dimensions and for each side: 4 units up to D = 128, 2 + 2 D / 128 above. Neither has been timed on a GPU; "blocks" is the
-default for its count, and because two of its three units are plain matrix products at the library's own rate.
+dimensions and for each side: 4 units up to D = 128, 2 + 2 D / 128 above. Neither has been timed on a GPU; "blocks" is
+the default for its count, and because two of its three units are plain matrix products at the library's own rate.
 
 On the CPU the kernels run only in Triton's interpreter (TRITON_INTERPRET=1 before the first import), for tests.
 """
@@ -22,14 +24,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
 from varalign.kernels import fields as f
 from varalign.kernels import tiles
 from varalign.kernels.launch_table import Launch, launch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# Column partials of one call of the similarity pass: 16 bytes a column and row block. At N = 256k this is 2,048 columns.
+# Column partials of one call of the similarity pass: 16 bytes a column and row block. At N = 256k this is 2,048
+# columns.
 PARTIAL_BYTES = 64 << 20
 # Side of a block of derivatives, a whole matrix up to twice that: 8192^2 in 16 bits is 128 MiB.
 BLOCK = 4096
@@ -54,7 +56,8 @@ def tile_sums(
     width = PARTIAL_BYTES // (row_blocks * 4 * wide.itemsize)
     width = min(triton.cdiv(n, config.block_n), max(1, width // config.block_n)) * config.block_n
     tiles_wide = width // config.block_n
-    # Few row blocks: several programs share a row's columns, until every multiprocessor has four programs or a tile each.
+    # Few row blocks: several programs share a row's columns, until every multiprocessor has four programs or a tile
+    # each.
     splits = max(1, min(tiles_wide, triton.cdiv(4 * _multiprocessors(rows.device), row_blocks)))
     per_split = triton.cdiv(tiles_wide, splits)
     splits = triton.cdiv(tiles_wide, per_split)
@@ -190,8 +193,8 @@ def _fused(
         slice_width = max(16, min(128, triton.next_power_of_2(u.shape[1])))
         grid = (triton.cdiv(u.shape[0], config.block_m), triton.cdiv(u.shape[1], slice_width))
         tiles.fused_rows[grid](
-            u, v, scale, codes, other_codes, *swapped, out, u.shape[0], v.shape[0], u.shape[1], *u.stride(), *v.stride(),
-            IGNORE=ignore, BD=slice_width, **_options(config, u),
+            u, v, scale, codes, other_codes, *swapped, out, u.shape[0], v.shape[0], u.shape[1], *u.stride(),
+            *v.stride(), IGNORE=ignore, BD=slice_width, **_options(config, u),
         )  # fmt: skip
         gradients.append(out)
     slope = torch.linalg.vecdot(gradients[0], rows.to(gradients[0].dtype)).sum() * gain
@@ -201,9 +204,9 @@ def _fused(
 def empty_cache(rows: Tensor, columns: Tensor, cache_bytes: int) -> Tensor:
     """An uninitialised (M, N) cache of the logits if it fits, else an empty tensor.
 
-    32-bit embeddings keep 32 bits. 16-bit ones keep 16: whole multiples of the largest possible |z| / 32767, wrong by at
-    most 0.0015 at a logit scale of 100 (0.2 % of a probability, less than rounding it to bfloat16). Exponentials would
-    need a common maximum, and a row's is not a column's: at that scale one of them underflows.
+    32-bit embeddings keep 32 bits. 16-bit ones keep 16: whole multiples of the largest possible |z| / 32767, wrong by
+    at most 0.0015 at a logit scale of 100 (0.2 % of a probability, less than rounding it to bfloat16). Exponentials
+    would need a common maximum, and a row's is not a column's: at that scale one of them underflows.
     """
     count = rows.shape[0] * columns.shape[0]
     dtype = torch.int16 if rows.dtype.itemsize == 2 else rows.dtype
@@ -274,7 +277,8 @@ def _positive_pass(
 def _merge(parts: Tensor, sums: Tensor, count: int, stride: int) -> None:
     queries = sums.shape[1]
     tiles.merge_parts[(triton.cdiv(queries, 64),)](
-        parts, sums, count, queries, stride, WIDE=_triton_dtype(sums.dtype), BP=min(64, triton.next_power_of_2(count)), BQ=64
+        parts, sums, count, queries, stride, WIDE=_triton_dtype(sums.dtype), BP=min(64,
+        triton.next_power_of_2(count)), BQ=64
     )  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """Row numbers of the two tables that the tile passes and the losses exchange. No torch here.
 
 A pass over an M x N tile of logits z leaves, for every query, what `QUERY_SUMS` names; positives and negatives are kept
-apart so that the loss is their log-sum-exps' difference and loses no digits when it is near zero. The backward pass needs,
-for every query, what `QUERY_TERMS` names.
+apart so that the loss is their log-sum-exps' difference and loses no digits when it is near zero. The backward pass
+needs, for every query, what `QUERY_TERMS` names.
 """
 
-# What one pass leaves for each query (a row of the table each), logits z, candidates split into positives and negatives.
+# What one pass leaves for each query (a row of the table each), logits z, candidates split into positives and
+# negatives.
 NEGATIVE_MAX = 0  # max z over the negatives, -inf without any
 NEGATIVE_SUM = 1  # sum of exp(z - NEGATIVE_MAX)
 NEGATIVE_WEIGHTED = 2  # sum of z exp(z - NEGATIVE_MAX)

@@ -3,10 +3,11 @@
 Letters: U (M, D) and V (N, D) the embeddings, z = scale * U V' the logits; m running maximum, l running sum of
 exponentials, w the same weighted by z, low running minimum. Offsets are 64-bit: N * D may pass 2^31.
 
-Ids come as 32-bit codes, equal where the ids are (`matching`): a thread holds a tile's columns, and 64 bits each would spill.
+Ids come as 32-bit codes, equal where the ids are (`matching`): a thread holds a tile's columns, and 64 bits each
+would spill.
 
-No atomics anywhere: each program writes its own slots, and slots are merged in a fixed order, so every run gives the same
-bits.
+No atomics anywhere: each program writes its own slots, and slots are merged in a fixed order, so every run gives the
+same bits.
 """
 
 import triton
@@ -49,8 +50,8 @@ def similarity_pass(
 ):  # fmt: skip
     """Running m, l, w of the negatives and low of all candidates, for the rows over the columns begin:end and back.
 
-    Program (r, s): row block r over the s-th share of the columns' tiles. row_parts (splits, 4, M) go on from call to call;
-    column_parts (row blocks, 4, end - begin) are written whole. CACHE 1 keeps z as it is,
+    Program (r, s): row block r over the s-th share of the columns' tiles. row_parts (splits, 4, M) go on from call to
+    call; column_parts (row blocks, 4, end - begin) are written whole. CACHE 1 keeps z as it is,
     CACHE 2 as 16-bit multiples of step.
     """
     row_block = tl.program_id(0).to(tl.int64)
@@ -210,7 +211,7 @@ def positive_pass(
 
 @triton.jit
 def _one_direction(z, positive, some, shift, positive_shift, share, inverse, upstream, IGNORE: tl.constexpr):
-    """upstream * (P - Y) of one direction; terms are (BM, 1) or (1, BN). Y leaves here, in float32, before any rounding."""
+    """upstream * (P - Y) of one direction; terms are (BM, 1) or (1, BN). Y leaves in float32, before any rounding."""
     g = tl.exp(z - shift)
     if some:
         if IGNORE:
@@ -268,12 +269,14 @@ def _gradient_tile(
 
 @triton.jit
 def gradient_block(
-    U, V, scale_ptr, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr, out,
+    U, V, scale_ptr, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, cache,
+    step_ptr, out,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd, row_begin, column_begin, height, width,
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Design (a): write the block height x width of derivatives at (row_begin, column_begin); matrix products follow."""
+    """Design (a): write the block height x width of derivatives at (row_begin, column_begin); matrix products
+    follow."""
     # Eight row blocks walk the columns together, so that their tiles of U and V are read from the cache.
     pid = tl.program_id(0)
     row_blocks = tl.cdiv(height, BM)
@@ -286,8 +289,10 @@ def gradient_block(
     c = column_block.to(tl.int64) * BN + tl.arange(0, BN)
     corner = (row_begin + row_block.to(tl.int64) * BM) * N + column_begin + column_block * BN
     g = _gradient_tile(
-        U, V, tl.load(scale_ptr), row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr,
-        row_begin + r, column_begin + c, r < height, c < width, corner, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
+        U, V, tl.load(scale_ptr), row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream,
+        cache, step_ptr,
+        row_begin + r, column_begin + c, r < height, c < width, corner, M, N, D, stride_um, stride_ud, stride_vn,
+        stride_vd,
         IGNORE, WIDE, PRECISION, UPCAST, CACHE, BM, BN, BK,
     )  # fmt: skip
     inside = (r < height)[:, None] & (c < width)[None, :]

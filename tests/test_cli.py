@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from varalign.cli import build_parser, dashed, main
 
 
@@ -62,7 +61,10 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
     [
         ("train --epochs -1", "--epochs is -1, but must be at least 1"),
         ("train --epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
-        ("train --schedule best", "--schedule 'best' is not known: it takes variance, entropy, spread, fixed, random, replay"),
+        (
+            "train --schedule best",
+            "--schedule 'best' is not known: it takes variance, entropy, spread, fixed, random, replay",
+        ),
         ("train --use-pretrained maybe", "takes True or False, not 'maybe'"),
         ("train --data nowhere", "nowhere"),
         ("train --features nowhere.safetensors", "nowhere.safetensors"),
@@ -108,7 +110,9 @@ def test_captions_that_name_no_image_there(capsys: pytest.CaptureFixture[str], t
 
 def test_images_that_are_texts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     names = [f"{i}.jpg" for i in range(40)]
-    data = folder(tmp_path, "image,caption\n" + "".join(f"{n},dog {n}\n" for n in names), {n: n.encode() for n in names})
+    data = folder(
+        tmp_path, "image,caption\n" + "".join(f"{n},dog {n}\n" for n in names), {n: n.encode() for n in names}
+    )
     message = refused(capsys, "train", "--data", data, "--out", str(tmp_path / "run"), "--batch-size", "8", code=1)
     assert "cannot be read, more than --max-bad 0.01 allows" in message
     assert main(["data", "check", data]) == 1
@@ -127,5 +131,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_installed_command_is_this_one() -> None:
-    found = subprocess.run([sys.executable, "-m", "varalign.cli", "--version"], capture_output=True, text=True, timeout=60)
+    found = subprocess.run(
+        [sys.executable, "-m", "varalign.cli", "--version"], capture_output=True, text=True, timeout=60
+    )
     assert found.returncode == 0 and found.stdout.startswith("varalign ")

@@ -37,7 +37,7 @@ def modules() -> dict[str, Path]:
 def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
     """The modules that a file imports; names of `from a import b` count as a and as a.b. `if TYPE_CHECKING` does not count."""
     tree = ast.parse(path.read_text())
-    nodes = [node for node in tree.body] if top_level else [node for node in ast.walk(tree)]
+    nodes = tree.body if top_level else list(ast.walk(tree))
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
@@ -93,5 +93,8 @@ def test_help_imports_no_torch(argv: list[str]) -> None:
 
 
 def test_import_varalign_is_lazy_and_complete() -> None:
-    code = "import sys, varalign\nassert 'torch' not in sys.modules\n[getattr(varalign, name) for name in varalign.__all__]"
+    code = (
+        "import sys, varalign\nassert 'torch' not in sys.modules\n"
+        "[getattr(varalign, name) for name in varalign.__all__]"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from varalign.losses import DirectionStats
 from varalign.schedules import SCHEDULES, build_schedule
 
@@ -71,9 +70,7 @@ def test_degenerate_directions() -> None:
         weights = build_schedule(name)(stats(), stats(candidates=1))
         torch.testing.assert_close(weights, torch.tensor([0.95, 0.05]))
     # 1e-3 to the 30th is no float32; the ratio is.
-    torch.testing.assert_close(
-        build_schedule("variance", gamma=30)(stats(1e-3), stats(1e-3)), torch.tensor([0.5, 0.5])
-    )
+    torch.testing.assert_close(build_schedule("variance", gamma=30)(stats(1e-3), stats(1e-3)), torch.tensor([0.5, 0.5]))
 
 
 def test_a_step_gone_wrong_leaves_no_trace() -> None:
@@ -140,7 +137,10 @@ def test_replay_is_the_same_weights_in_another_order() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "varience"}, "unknown loss schedule 'varience'; known ones: variance, entropy, spread, fixed, random, replay"),
+        (
+            {"name": "varience"},
+            "unknown loss schedule 'varience'; known ones: variance, entropy, spread, fixed, random, replay",
+        ),
         ({"name": "variance", "floor": 0.6}, "floor must be from 0 to 0.5, not 0.6"),
         ({"name": "variance", "beta": 1.0}, "beta must be from 0 up to, not including, 1, not 1.0"),
         ({"name": "variance", "gamma": -1.0}, "gamma must be 0 or more, not -1.0"),

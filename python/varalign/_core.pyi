@@ -23,6 +23,7 @@ def load_images(
     threads: int = 0,
     uint8: bool = False,
 ) -> tuple[NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]]]: ...
+
 @final
 class ImagePreparation:
     def __new__(
@@ -49,9 +50,7 @@ class ImagePipeline:
 class ImageRun:
     def next(
         self,
-    ) -> (
-        tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]], float] | None
-    ): ...
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]], float] | None: ...
     def close(self) -> None: ...
 
 # Caption tokenizers
@@ -77,13 +76,22 @@ class CaptionTokenizer:
     @property
     def marks(self) -> tuple[int, int, int]: ...
     def encode(
-        self, texts: tuple[str, ...], ids: NDArray[np.int32] | NDArray[np.int64], lengths: NDArray[np.int64], threads: int
+        self,
+        texts: tuple[str, ...],
+        ids: NDArray[np.int32] | NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        threads: int,
     ) -> list[int]: ...
     def encode_pieces(
-        self, texts: tuple[str, ...], ids: NDArray[np.int32] | NDArray[np.int64], lengths: NDArray[np.int64], threads: int
+        self,
+        texts: tuple[str, ...],
+        ids: NDArray[np.int32] | NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        threads: int,
     ) -> list[int]: ...
 
 def build_word_vocabulary(texts: tuple[str, ...], min_count: int, max_words: int) -> list[str]: ...
+
 # Statistics: rust/src/python/stats.rs
 
 @final

@@ -95,8 +95,13 @@ def truth(text: str) -> bool:
 
 def build_parser() -> Parser:
     """The parser of all commands."""
-    parser = Parser(prog="varalign", description="Image-text alignment from few pairs, with a loss that is re-scheduled at every step.")
-    parser.add_argument("--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and leave")
+    parser = Parser(
+        prog="varalign",
+        description="Image-text alignment from few pairs, with a loss that is re-scheduled at every step.",
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print the version and leave"
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     _add_train(commands)
     _add_eval(commands)
@@ -128,7 +133,12 @@ def _add_train(commands: Any) -> None:
         group = item.metadata["group"]
         groups.setdefault(group, parser.add_argument_group(group))
         _add_option(groups[group], name)
-    groups["output"].add_argument("--config", metavar="FILE", type=Path, help="options from a TOML file or a run's config.json; the command line goes over it")
+    groups["output"].add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help="options from a TOML file or a run's config.json; the command line goes over it",
+    )
     groups["output"].add_argument("--resume", metavar="RUN", type=Path, help="go on with a run that was interrupted")
     groups["output"].add_argument("--json", action="store_true", help="print the result as one JSON value")
     parser.set_defaults(handler=_train)
@@ -137,7 +147,13 @@ def _add_train(commands: Any) -> None:
 def _add_option(group: Any, name: str) -> None:
     item = FIELDS[name]
     default = item.default
-    text = item.metadata["help"] + ("" if default in (None, False) else f" (default {default:g})" if isinstance(default, float) else f" (default {default})")
+    text = item.metadata["help"] + (
+        ""
+        if default in (None, False)
+        else f" (default {default:g})"
+        if isinstance(default, float)
+        else f" (default {default})"
+    )
     text = text.replace("%", "%%")
     if field_type(name) is bool:
         group.add_argument(option_name(name), dest=name, nargs="?", const=True, type=truth, metavar="BOOL", help=text)
@@ -156,7 +172,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if resume is not None:
         clash = sorted(option_name(name) for name in given if name not in {"device", "threads", "cache"})
         if clash or hasattr(arguments, "config"):
-            raise DataError(f"--resume goes on with the run's own options: leave out {', '.join(clash or ['--config'])}")
+            raise DataError(
+                f"--resume goes on with the run's own options: leave out {', '.join(clash or ['--config'])}"
+            )
     else:
         layers = [read_config_file(arguments.config)] if hasattr(arguments, "config") else []
         config = resolve([*layers, given])
@@ -177,7 +195,9 @@ def _run_argument(parser: argparse.ArgumentParser) -> None:
 def _place_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="another data folder than the run's own")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (the best there is)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads that decode images; 0 takes all cores")
+    parser.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="threads that decode images; 0 takes all cores"
+    )
     parser.add_argument("--cache", metavar="DIR", help="folder of cached tower features (~/.cache/varalign)")
 
 
@@ -190,8 +210,14 @@ def _add_eval(commands: Any) -> None:
     parser = commands.add_parser("eval", help="measure a run, or zero-shot CLIP, on a split")
     _run_argument(parser)
     _split_argument(parser, "test")
-    parser.add_argument("--zero-shot", metavar="SPEC", help="measure CLIP as it is instead of a run, such as clip:ViT-B-32@openai; needs --data")
-    parser.add_argument("--noise", metavar="SPEC", help="noise injected into the split, such as blur=0.5,drop-words=0.2")
+    parser.add_argument(
+        "--zero-shot",
+        metavar="SPEC",
+        help="measure CLIP as it is instead of a run, such as clip:ViT-B-32@openai; needs --data",
+    )
+    parser.add_argument(
+        "--noise", metavar="SPEC", help="noise injected into the split, such as blur=0.5,drop-words=0.2"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON value")
     parser.set_defaults(handler=_eval)
 
@@ -204,7 +230,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         if arguments.run is not None or arguments.data is None:
             raise DataError("--zero-shot SPEC takes --data DIR and no RUN")
         model = aligner.zero_shot(arguments.zero_shot, arguments.data, **_places(arguments, data=False))
-        name = arguments.zero_shot
+        name = str(model.name)
     else:
         model, name = _load(arguments), ""
         name = str(model.name)
@@ -213,7 +239,14 @@ def _eval(arguments: argparse.Namespace) -> int:
         print(json.dumps({"model": name, "split": arguments.split, "noise": arguments.noise, **result}))
         return 0
     print(final_table([{"model": name, "epochs": model.epochs, **result}, model.chance(arguments.split)]))
-    for key in ("cosine_similarity", "cosine_similarity_non_pairs", "modality_gap", "alignment", "image_uniformity", "text_uniformity"):
+    for key in (
+        "cosine_similarity",
+        "cosine_similarity_non_pairs",
+        "modality_gap",
+        "alignment",
+        "image_uniformity",
+        "text_uniformity",
+    ):
         print(f"{key.replace('_', ' '):28} {result[key]:8.4f}")
     return 0
 
@@ -239,8 +272,12 @@ def _add_visualize(commands: Any) -> None:
     parser = commands.add_parser("visualize", help="draw the shared space by t-SNE at several perplexities")
     _run_argument(parser)
     _split_argument(parser, "test")
-    parser.add_argument("--perplexities", type=float, nargs="+", default=[5, 10, 30, 50], metavar="P", help="default 5 10 30 50")
-    parser.add_argument("--pairs", type=int, default=1000, metavar="N", help="most pairs drawn, chosen by seed (default 1000)")
+    parser.add_argument(
+        "--perplexities", type=float, nargs="+", default=[5, 10, 30, 50], metavar="P", help="default 5 10 30 50"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=1000, metavar="N", help="most pairs drawn, chosen by seed (default 1000)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the choice and of t-SNE (default 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the pictures (RUN/pictures)")
     parser.add_argument("--json", action="store_true", help="print the files as one JSON value")
@@ -260,7 +297,9 @@ def _add_embed(commands: Any) -> None:
     parser = commands.add_parser("embed", help="write embeddings, or the towers' features, with ids")
     _run_argument(parser)
     _split_argument(parser, "all", every=True)
-    parser.add_argument("--features", action="store_true", help="write the towers' outputs as a features file for `train --features`")
+    parser.add_argument(
+        "--features", action="store_true", help="write the towers' outputs as a features file for `train --features`"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, .safetensors or .npz")
     parser.add_argument("--json", action="store_true", help="print what was written as one JSON value")
     parser.set_defaults(handler=_embed)
@@ -278,7 +317,9 @@ def _embed(arguments: argparse.Namespace) -> int:
 
 def _add_search(commands: Any) -> None:
     parser = commands.add_parser("search", help="find the best images for a text, or the best captions for an image")
-    parser.add_argument("words", nargs="+", metavar="[RUN] TEXT", help="run folder (the newest under runs/) and the text")
+    parser.add_argument(
+        "words", nargs="+", metavar="[RUN] TEXT", help="run folder (the newest under runs/) and the text"
+    )
     parser.add_argument("--image", type=Path, metavar="FILE", help="find captions for this image instead")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="how many (default 5)")
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best, last or step-N (default best)")
@@ -342,7 +383,9 @@ def _data_sample(arguments: argparse.Namespace) -> int:
 
 
 def _add_convert(commands: Any) -> None:
-    parser = commands.add_parser("convert", help="turn .pt weights or TorchScript archives into safetensors, running nothing in them")
+    parser = commands.add_parser(
+        "convert", help="turn .pt weights or TorchScript archives into safetensors, running nothing in them"
+    )
     parser.add_argument("source", metavar="IN", type=Path)
     parser.add_argument("target", metavar="OUT.safetensors", type=Path)
     parser.set_defaults(handler=_convert)

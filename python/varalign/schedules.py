@@ -4,8 +4,8 @@ For schedules with a statistic q, q^ is its exponential moving average (bias-cor
 
     w_d = floor + (1 - 2 floor) q^_d^gamma / (q^_i2t^gamma + q^_t2i^gamma).
 
-`variance` is the paper's (Pillai 2025, arXiv 2503.03202), which publishes no code: moving average, floor and gamma are this
-project's reading of it.
+`variance` is the paper's (Pillai 2025, arXiv 2503.03202), which publishes no code: moving average, floor and gamma
+are this project's reading of it.
 """
 
 from __future__ import annotations

@@ -16,11 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-
 from varalign.data.images import MAX_PIXELS, Augment, Preprocess, decode_image, load_images, prepare
 
-JPEG_MEAN, JPEG_MAX = 0.3, 4
-"""Levels that a decoded JPEG may differ from libjpeg-turbo's: mean and largest."""
+JPEG_MEAN, JPEG_MAX = 0.0, 0
+"""Levels that a decoded JPEG may differ from libjpeg-turbo's (in Pillow), mean and largest: none."""
 
 
 def picture(width: int = 61, height: int = 47, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -53,13 +52,11 @@ def assert_close(data: bytes, mean: float = 0.0, largest: int = 0) -> None:
     assert difference.mean() <= mean and difference.max() <= largest, (difference.mean(), difference.max())
 
 
-MODES = ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"]
+MODES = ["1", "L", "P", "RGB", "RGBA", "LA"]
 
 
 def in_mode(mode: str, width: int = 61, height: int = 47) -> Image.Image:
     rgb = Image.fromarray(picture(width, height))
-    if mode == "I;16":
-        return Image.fromarray((picture(width, height, 1)[..., 0].astype(np.uint16) << 8) + 77)
     if mode in ("RGBA", "LA"):
         image = rgb.convert("RGB" if mode == "RGBA" else "L").convert(mode)
         image.putalpha(Image.fromarray(picture(width, height, 1, seed=9)[..., 0]))
@@ -73,12 +70,18 @@ def test_png_of_every_mode_is_pillows_to_the_bit(mode: str, width: int) -> None:
     assert_close(encoded(in_mode(mode, width), "PNG"))
 
 
+def test_png_of_16_bit_grey_keeps_the_high_byte_where_pillow_makes_it_white() -> None:
+    levels = picture(channels=1)[..., 0]
+    data = encoded(Image.fromarray((levels.astype(np.uint16) << 8) + 77), "PNG")
+    np.testing.assert_array_equal(decode_image(data), np.repeat(levels[..., None], 3, -1))
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_png_palette_of_few_bits_with_transparency(bits: int) -> None:
     image = Image.fromarray(picture()).convert("P", palette=Image.Palette.ADAPTIVE, colors=1 << bits)
     assert_close(encoded(image, "PNG", bits=bits))
     assert_close(encoded(image, "PNG", bits=bits, transparency=0))
-    assert_close(encoded(image, "PNG", bits=bits, transparency=bytes(range(0, 1 << bits))))
+    assert_close(encoded(image, "PNG", bits=bits, transparency=bytes(range(1 << bits))))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "1"])
@@ -199,7 +202,7 @@ def test_damage_is_an_error_or_a_picture_and_never_more(kind: str, draw: st.Data
     try:
         pixels = decode_image(bytes(data), max_pixels=1_000_000)
     except ValueError as error:
-        assert str(error)  # noqa: PT017
+        assert str(error)
     else:
         assert pixels.ndim == 3 and pixels.shape[2] == 3
 
@@ -364,11 +367,11 @@ def test_odd_images_have_the_outcome_of_their_manifest(shared_data: Path) -> Non
             theirs = by_pillow(data)
             assert pixels.shape == theirs.shape, name
             difference = np.abs(pixels.astype(int) - theirs)
-            assert difference.mean() < JPEG_MEAN and difference.max() <= JPEG_MAX, name
+            assert difference.mean() <= JPEG_MEAN and difference.max() <= JPEG_MAX, name
 
 
 def test_real_photographs_agree_with_pillow(shared_data: Path) -> None:
-    """Decoded, and resized and cropped to 224: mean difference below 0.05 levels, at most 4."""
+    """Decoded, and resized and cropped to 224: no difference at all."""
     paths = sorted((shared_data / "flickr8k_originals" / "Images").iterdir())[::5]
     preprocess = Preprocess()
     pixels, errors = load_images(paths, preprocess, dtype="uint8")
@@ -378,4 +381,4 @@ def test_real_photographs_agree_with_pillow(shared_data: Path) -> None:
             theirs = by_torchvision(image.convert("RGB"), preprocess)
         for ours, reference in [(decode_image(path.read_bytes()), by_pillow(path.read_bytes())), (got, theirs)]:
             difference = np.abs(ours.astype(int) - reference)
-            assert difference.mean() < 0.05 and difference.max() <= JPEG_MAX, path.name
+            assert difference.max() <= JPEG_MAX, path.name

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from varalign.data.images import Augment, ImageBatches, ImagePipeline, Preprocess, load_images
 
 PREPROCESS = Preprocess(size=24)
@@ -78,9 +77,7 @@ def test_augmentation_is_that_of_load_images(paths: list[Path]) -> None:
     pipeline = ImagePipeline(paths, PREPROCESS, augment=Augment(), seed=9)
     for epoch in (0, 1):
         (batch,) = pipeline.batches([np.array([4, 2])], epoch=epoch)
-        expected, _ = load_images(
-            [paths[4], paths[2]], PREPROCESS, augment=Augment(), seed=9, epoch=epoch, rows=[4, 2]
-        )
+        expected, _ = load_images([paths[4], paths[2]], PREPROCESS, augment=Augment(), seed=9, epoch=epoch, rows=[4, 2])
         np.testing.assert_array_equal(batch.pixels, expected)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from varalign.data.images import Preprocess
+from varalign.encoders.convert import convert
 from varalign.encoders.image import build_image_encoder, image_encoder_from_config
 from varalign.encoders.specs import SpecError, WeightsUnavailable
 from varalign.encoders.text import build_text_encoder, text_encoder_from_config
@@ -80,7 +81,7 @@ def test_custom_text_state_dicts_are_the_same_model(clip_folder: Folder, clip_co
 def small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip_config: dict[str, Any]) -> str:
     """A name that open_clip knows, for a small model."""
     from open_clip import factory
-    from varalign.encoders import clip_source, specs
+    from varalign.encoders import specs
 
     monkeypatch.setitem(factory._MODEL_CONFIGS, "small-32", clip_config)
     monkeypatch.setattr(specs, "clip_models", lambda: ("small-32",))
@@ -91,7 +92,6 @@ def small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clip_config: di
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: tags.get(tag, {}))
     monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: list(tags))
     tags["gelu"]["mean"] = (0.1, 0.2, 0.3)
-    assert clip_source.CONFIG_NAME == "open_clip_config.json"
     return "small-32"
 
 
@@ -121,6 +121,26 @@ def test_a_file_without_record_gets_the_names_activation_and_a_line(
         encoder = build_image_encoder(f"clip:{small_model}@{path}").eval()
     assert f"records no activation and gets GELU, as {small_model} says" in caplog.text
     assert f"clip:{small_model}-quickgelu@{path}" in caplog.text
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(pixels), model.encode_image(pixels), atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_openais_archive_converted_is_quickgelu(small_model: str, clip_folder: Folder, tmp_path: Path) -> None:
+    _, model = clip_folder(quick_gelu=True)
+    sizes = {
+        "input_resolution": torch.tensor(32),
+        "context_length": torch.tensor(20),
+        "vocab_size": torch.tensor(49408),
+    }
+    archived = {**{name: tensor.half() for name, tensor in model.state_dict().items()}, **sizes}
+    torch.jit.save(torch.jit.script(module_tree(archived)), tmp_path / "openai.pt")
+    with pytest.raises(WeightsError, match=r"`varalign convert .*openai\.pt .*openai\.safetensors`"):
+        build_image_encoder(f"clip:{small_model}@{tmp_path / 'openai.pt'}")
+    convert(tmp_path / "openai.pt", tmp_path / "openai.safetensors")
+    encoder = build_image_encoder(f"clip:{small_model}@{tmp_path / 'openai.safetensors'}").eval()
+    model.load_state_dict({name: tensor.float() for name, tensor in archived.items() if name not in sizes})
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(encoder(pixels), model.encode_image(pixels), atol=1e-5, rtol=0)
@@ -222,6 +242,26 @@ def test_a_tag_with_no_hub_in_reach(nothing_local: Path) -> None:
         "https://huggingface.co/timm/vit_base_patch32_clip_224.openai to this machine and pass "
         "--text-encoder clip:ViT-B-32-quickgelu@FILE"
     )
+
+
+class Node(torch.nn.Module):
+    """A module that only holds others and tensors."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def module_tree(state: dict[str, torch.Tensor]) -> Node:
+    """Modules whose state dict is `state`."""
+    root = Node()
+    for name, tensor in state.items():
+        node, *path = root, *name.split(".")
+        for part in path[:-1]:
+            if not hasattr(node, part):
+                node.add_module(part, Node())
+            node = getattr(node, part)
+        node.register_buffer(path[-1], tensor)
+    return root
 
 
 def put_into_cache(cache: Path, repo: str, weights: Path) -> None:

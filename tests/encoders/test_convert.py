@@ -140,6 +140,6 @@ def test_targets(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder"):
         convert(tmp_path / "in.pt", tmp_path / "none" / "out.safetensors")
     convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(WeightsError, match="is there already"):
         convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "out.safetensors"]

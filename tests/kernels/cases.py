@@ -1,8 +1,7 @@
 """The kernels against the reference: run by `test_kernels.py`, through Triton's interpreter or on a CUDA device.
 
-Not collected by name: whether Triton interprets is decided before its first import, so these cases need a process of their
-own. The interpreter takes a pairwise cover of
-a grid of small sizes, a device one of real sizes.
+Not collected by name: whether Triton interprets is decided before its first import, so these cases need a process of
+their own. The interpreter takes a pairwise cover of a grid of small sizes, a device one of real sizes.
 """
 
 from __future__ import annotations
@@ -69,7 +68,9 @@ def outcome(case: Case, backend: str, u: Tensor, v: Tensor) -> list[Tensor]:
     wide = torch.promote_types(u.dtype, torch.float32)
     u, v = u.detach().requires_grad_(), v.detach().requires_grad_()
     scale = torch.tensor(case.scale, dtype=wide, device=DEVICE, requires_grad=True)
-    outputs = contrastive_forward(u, v, scale, *ids_of(case.ids, case.m, case.n), case.ignore, case.cache_bytes, backend)
+    outputs = contrastive_forward(
+        u, v, scale, *ids_of(case.ids, case.m, case.n), case.ignore, case.cache_bytes, backend
+    )
     total = 0
     for values, seed in ((outputs[0], 1), (outputs[1], 2)):
         generator = torch.Generator().manual_seed(seed)
@@ -78,8 +79,8 @@ def outcome(case: Case, backend: str, u: Tensor, v: Tensor) -> list[Tensor]:
     return [*outputs[:4], *torch.autograd.grad(total, (u, v, scale))]
 
 
-# Error allowed beyond twice that of the reference in the same dtype, as a share of the largest value: what one rounding of
-# the derivatives to 16 bits costs, or of a logit kept in 16 bits.
+# Error allowed beyond twice that of the reference in the same dtype, as a share of the largest value: what one
+# rounding of the derivatives to 16 bits costs, or of a logit kept in 16 bits.
 ALLOWED = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 6e-3, torch.float16: 2e-3}
 
 
@@ -126,7 +127,10 @@ def pairwise(grid: dict[str, list[object]]) -> list[Case]:
     """Few cases among which every pair of values of every two parameters occurs (greedy)."""
     names = list(grid)
     missing = {
-        (a, x, b, y) for a, b in itertools.combinations(names, 2) for x in range(len(grid[a])) for y in range(len(grid[b]))
+        (a, x, b, y)
+        for a, b in itertools.combinations(names, 2)
+        for x in range(len(grid[a]))
+        for y in range(len(grid[b]))
     }
     cases = []
     while missing:
@@ -208,7 +212,7 @@ def test_repeats_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_overfitted_batch_keeps_its_digits(dtype: torch.dtype) -> None:
-    """Loss 6e-4: the one-hot is subtracted before rounding, so gradients keep the dtype's digits (1 - p is 5e-4 here)."""
+    """Loss 6e-4: the one-hot is subtracted before rounding, so gradients keep the dtype's digits."""
     u = torch.eye(64, device=DEVICE).to(dtype)
     scale = 11.5
     ids = torch.arange(64, device=DEVICE)
@@ -313,5 +317,3 @@ def test_cuda_graph_autocast_and_compile() -> None:
         torch.testing.assert_close(step()[0], eager[0], rtol=2e-2, atol=0)
     compiled = torch.compile(lambda u, v: loss(u * 1.0, v, scale).loss)
     torch.testing.assert_close(compiled(u, v), eager[0])
-
-

@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-
 from varalign.losses import ContrastiveLoss, ContrastiveOutput
 
 DIMENSIONS = 12

@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from varalign.data.features import FeatureSet, save_features
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "white": (240, 240, 240), "black": (10, 10, 10)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 200, 40),
+    "blue": (40, 60, 230),
+    "white": (240, 240, 240),
+    "black": (10, 10, 10),
+}
 PLACES = {"left": (0, 1), "right": (2, 1), "top": (1, 0), "bottom": (1, 2)}
 
 
@@ -40,7 +45,9 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("squares")
     (folder / "Images").mkdir()
     random = np.random.default_rng(3)
-    kinds = [(ground, square, place) for ground in COLOURS for square in COLOURS for place in PLACES if ground != square]
+    kinds = [
+        (ground, square, place) for ground in COLOURS for square in COLOURS for place in PLACES if ground != square
+    ]
     lines = ["image,caption"]
     names = []
     for number, kind in enumerate(random.permutation(len(kinds))[:80]):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
-
 import varalign
+from safetensors.numpy import load_file
 from varalign.cli import main
 from varalign.data.captions import DataError
 from varalign.training.config import TrainConfig
@@ -20,7 +19,14 @@ def run(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "squares"
     varalign.train(
         TrainConfig(
-            data=str(image_folder), image_size=32, out=str(out), epochs=4, batch_size=16, embedding_dim=16, device="cpu", threads=1
+            data=str(image_folder),
+            image_size=32,
+            out=str(out),
+            epochs=4,
+            batch_size=16,
+            embedding_dim=16,
+            device="cpu",
+            threads=1,
         ),
         say=lambda _: None,
     )
@@ -35,11 +41,17 @@ def test_embeddings_of_files_and_of_the_split_agree(run: Path, image_folder: Pat
     assert images.shape == (10, 16) and texts.shape == (2, 16)
     assert np.linalg.norm(images, axis=1) == pytest.approx(1, abs=1e-5)
     scores, rows = model.rank(texts[:1], images, 3)
-    assert scores[0].tolist() == sorted((images @ texts[0]).tolist(), reverse=True)[:3] == pytest.approx(scores[0].tolist())
+    assert (
+        scores[0].tolist()
+        == sorted((images @ texts[0]).tolist(), reverse=True)[:3]
+        == pytest.approx(scores[0].tolist())
+    )
     assert rows.shape == (1, 3)
 
 
-def test_eval_visualize_embed_and_search_by_command(run: Path, tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_visualize_embed_and_search_by_command(
+    run: Path, tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["eval", str(run), "--split", "test", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["images"] == 10 and result["texts"] == 20 and 0 <= result["i2t_recall@1"] <= 1
@@ -60,7 +72,25 @@ def test_eval_visualize_embed_and_search_by_command(run: Path, tmp_path: Path, i
     assert np.load(tmp_path / "a.npz")["image_embeddings"].shape == (10, 16)
     assert main(["embed", str(run), "--features", "--out", str(tmp_path / "f.safetensors")]) == 0
     capsys.readouterr()
-    assert main(["train", "--features", str(tmp_path / "f.safetensors"), "--epochs", "1", "--batch-size", "16", "--out", str(tmp_path / "frozen"), "--device", "cpu", "--json"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--features",
+                str(tmp_path / "f.safetensors"),
+                "--epochs",
+                "1",
+                "--batch-size",
+                "16",
+                "--out",
+                str(tmp_path / "frozen"),
+                "--device",
+                "cpu",
+                "--json",
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["epochs"] == 1
 
     assert main(["search", str(run), "a red square on blue", "--top", "2", "--json"]) == 0
@@ -71,7 +101,10 @@ def test_eval_visualize_embed_and_search_by_command(run: Path, tmp_path: Path, i
 
 
 def test_what_a_model_of_features_cannot_do(features_file: Path, tmp_path: Path) -> None:
-    varalign.train(TrainConfig(features=str(features_file), out=str(tmp_path / "run"), epochs=1, batch_size=16, device="cpu"), say=lambda _: None)
+    varalign.train(
+        TrainConfig(features=str(features_file), out=str(tmp_path / "run"), epochs=1, batch_size=16, device="cpu"),
+        say=lambda _: None,
+    )
     model = varalign.load(tmp_path / "run", device="cpu")
     with pytest.raises(DataError, match="no text encoder"):
         model.embed_texts(["a"])

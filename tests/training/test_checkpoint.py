@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from varalign.training import checkpoint as checkpoints
 from varalign.training.checkpoint import CheckpointError
 

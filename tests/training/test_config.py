@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from varalign.training.config import (
     FIELDS,
     SCHEDULE_NAMES,
@@ -74,7 +73,7 @@ def test_config_files_in_toml_json_and_a_runs_own(tmp_path: Path) -> None:
 )
 def test_bad_config_files(tmp_path: Path, name: str, text: str, words: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigError, match="^") as caught:
+    with pytest.raises(ConfigError) as caught:
         read_config_file(tmp_path / name)
     assert words in str(caught.value) and name in str(caught.value)
 

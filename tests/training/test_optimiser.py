@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
+import itertools
 
+import pytest
 from varalign.training.optimiser import rate_factor
 
 
@@ -12,7 +13,7 @@ def test_warm_up_rises_linearly_and_cosine_ends_near_zero() -> None:
     assert factors[:3] == pytest.approx([0.1, 0.2, 0.3])
     assert factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.5)
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
     assert 0 < factors[-1] < 1e-3
 
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from varalign.training.run_folder import MetricsLog, RunError, RunFolder, write_atomically
 
 
@@ -80,7 +79,9 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path: Path) -> No
         f"with RunFolder(Path({str(run.path)!r})).locked():\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(RunError, match=f"in use by process {holder.pid}"), run.locked():
             pass

@@ -15,6 +15,7 @@ from varalign.canonical.start import ClosedForm, Whitening
 
 Metric = Callable[[Tensor, Tensor, Tensor], float]
 DEV_IMAGES = 1000  # more dev images than this cost time (their square) and change no choice
+PAIRS_AT_ONCE = 65536  # bounds the copy of the features of repeated images
 
 
 class Features(Protocol):
@@ -51,11 +52,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class ClosedFormChoice:
-    """The best closed form, its trial, and the table of all trials in the order in which they ran."""
+    """The best closed form, its trial, all trials in the order in which they ran, and the covariance fitted on."""
 
     closed_form: ClosedForm
     best: Trial
     trials: list[Trial] = field(repr=False)
+    covariance: RunningCovariance = field(repr=False)
 
 
 def choose_closed_form(
@@ -118,7 +120,7 @@ def choose_closed_form(
     if not has_dev:
         covariance = pair_covariance(x, y, ids, train, weights=weights, device=device)
     chosen = Whitening(covariance).solve(ridge=best.ridge, power=best.power, dimensions=best.dimensions)
-    return ClosedFormChoice(chosen, best, trials)
+    return ClosedFormChoice(chosen, best, trials, covariance)
 
 
 def pair_covariance(
@@ -146,7 +148,8 @@ def pair_covariance(
     if len(texts) == 0:
         raise ValueError(f"none of the {len(rows)} training images has a caption: there is no pair to fit on")
     running = RunningCovariance(image_features.shape[1], text_features.shape[1], device)
-    for part in texts.split(65536):
+    for start in range(0, len(texts), PAIRS_AT_ONCE):
+        part = texts[start : start + PAIRS_AT_ONCE]
         part_weights = None if weights is None else weights[part]
         running.update(image_features[text_image_ids[part]], text_features[part], part_weights)
     return running

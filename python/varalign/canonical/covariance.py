@@ -56,9 +56,12 @@ class RunningCovariance:
         self.pairs = 0
         self.count = 0.0
         self.rounding = torch.finfo(torch.float64).eps
-        zeros = lambda *shape: torch.zeros(shape, dtype=torch.float64, device=self.device)  # noqa: E731
-        self.mean_x, self.mean_y = zeros(dx), zeros(dy)
-        self._scatter_x, self._scatter_y, self._scatter_xy = zeros(dx, dx), zeros(dy, dy), zeros(dx, dy)
+        self.mean_x, self.mean_y = self._zeros(dx), self._zeros(dy)
+        self._scatter_x, self._scatter_y = self._zeros(dx, dx), self._zeros(dy, dy)
+        self._scatter_xy = self._zeros(dx, dy)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64, device=self.device)
 
     def update(self, image_features: Tensor, text_features: Tensor, weights: Tensor | None = None) -> None:
         """Add a block of pairs: row i of both is one pair.
@@ -185,10 +188,9 @@ class RunningCovariance:
             raise ValueError(f"the state is of features {shape}, this RunningCovariance of {(self.dx, self.dy)}")
         self.count, pairs, self.rounding = state["totals"].tolist()
         self.pairs = int(pairs)
-        copy = lambda name: state[name].to(self.device, torch.float64, copy=True)  # noqa: E731
-        self.mean_x, self.mean_y = copy("mean_x"), copy("mean_y")
-        self._scatter_x, self._scatter_y = copy("scatter_x"), copy("scatter_y")
-        self._scatter_xy = copy("scatter_xy")
+        own = {name: value.to(self.device, torch.float64, copy=True) for name, value in state.items()}
+        self.mean_x, self.mean_y = own["mean_x"], own["mean_y"]
+        self._scatter_x, self._scatter_y, self._scatter_xy = own["scatter_x"], own["scatter_y"], own["scatter_xy"]
 
 
 def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:

@@ -34,7 +34,8 @@ class Mixture:
         peak = int(((centres - self.mean).abs()).argmin())
         table[:peak] = table[:peak].flip(0).cummin(0).values.flip(0) if peak else table[:peak]
         table[peak:] = table[peak:].cummax(0).values
-        return table[bins_of(scores)]
+        probability: Tensor = table[bins_of(scores)]
+        return probability
 
 
 def bin_centres() -> Tensor:
@@ -74,7 +75,8 @@ def _posterior(centres: Tensor, wrong_density: Tensor, parameters: Tensor) -> Te
     share, mean, deviation = (column[:, None] for column in parameters.T)
     right = share * torch.exp(-(((centres - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
     wrong = (1 - share) * wrong_density
-    return right / (right + wrong).clamp_min(1e-300)
+    posterior: Tensor = right / (right + wrong).clamp_min(1e-300)
+    return posterior
 
 
 def fit_mixture(counts: Tensor, wrong_density: Tensor, *, start: Tensor | None = None, steps: int = 1000) -> Tensor:
@@ -109,7 +111,8 @@ def fit_mixture(counts: Tensor, wrong_density: Tensor, *, start: Tensor | None =
 def _log_likelihood(counts: Tensor, wrong_density: Tensor, centres: Tensor, parameters: Tensor) -> Tensor:
     share, mean, deviation = (column[:, None] for column in parameters.T)
     right = torch.exp(-(((centres - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
-    return (counts * (share * right + (1 - share) * wrong_density).clamp_min(1e-300).log()).sum(1)
+    likelihood: Tensor = (counts * (share * right + (1 - share) * wrong_density).clamp_min(1e-300).log()).sum(1)
+    return likelihood
 
 
 def _expectation_maximisation(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from varalign.encoders.specs import SpecError
+
 if TYPE_CHECKING:
     from varalign.data.images import Preprocess
     from varalign.data.tokenizers import Tokenizer
@@ -32,7 +34,7 @@ class Encoder(nn.Module):
         """The repeated blocks, first to last; the last ones are what `unfreeze` frees.
 
         Raises:
-            ValueError: this architecture has no list of blocks that varalign knows.
+            SpecError: this architecture has no list of blocks that varalign knows.
         """
         raise NotImplementedError
 
@@ -132,7 +134,7 @@ def known_blocks(tower: nn.Module, paths: tuple[str, ...], spec: str) -> list[nn
             return list(found)
     if all(hasattr(tower, f"layer{i}") for i in range(1, 5)):
         return [getattr(tower, f"layer{i}") for i in range(1, 5)]
-    raise ValueError(f"'{spec}': varalign knows no list of blocks in this architecture, so it cannot unfreeze its last")
+    raise SpecError(f"'{spec}': varalign knows no list of blocks in this architecture, so it cannot unfreeze its last")
 
 
 def present(tower: nn.Module, names: tuple[str, ...]) -> list[nn.Module | nn.Parameter]:

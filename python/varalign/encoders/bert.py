@@ -65,7 +65,7 @@ class BertEncoder(TextEncoder):
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
-            raise ValueError(f"'{spec}' pools by {' or '.join(POOLINGS)}, not by '{pooling}'")
+            raise SpecError(f"'{spec}' pools by {' or '.join(POOLINGS)}, not by '{pooling}'")
         if architecture is not None and not load_weights and tokenizer is not None:
             self.model = _random_model(architecture["config"])
         else:

@@ -19,7 +19,6 @@ from varalign.encoders.weights import WeightsError, load_exactly, read_state_dic
 # The half that is not wanted is built as small as open_clip allows, and dropped.
 SMALL_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
 SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1, "context_length": 2, "vocab_size": 2}
-OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
 
 class ClipImageEncoder(ImageEncoder):
@@ -166,9 +165,10 @@ class ClipTextEncoder(TextEncoder):
         if text.text_projection is None:
             return pooled
         if isinstance(text.text_projection, nn.Linear):
-            projected: Tensor = text.text_projection(pooled)
-            return projected
-        return pooled @ text.text_projection
+            pooled = text.text_projection(pooled)
+        else:
+            pooled = torch.matmul(pooled, text.text_projection)
+        return pooled
 
     def blocks(self) -> list[nn.Module]:
         """The transformer's blocks."""

@@ -19,7 +19,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from varalign.data.images import Preprocess
 from varalign.encoders.base import plain
@@ -195,8 +195,8 @@ def _source(
 def _preprocess(spec: EncoderSpec, size: Any, values: Mapping[str, Any]) -> Preprocess:
     import open_clip
 
-    modes = {"shortest": "crop", "squash": "squash"}
-    resize = modes.get(values.get("resize_mode", "shortest"))
+    modes: dict[str, Literal["crop", "squash"]] = {"shortest": "crop", "squash": "squash"}
+    resize = modes.get(str(values.get("resize_mode", "shortest")))
     interpolation = values.get("interpolation", "bicubic")
     if isinstance(size, (list, tuple)):
         size = size[0] if len(set(size)) == 1 else None

@@ -53,8 +53,8 @@ def convert(source: Path | str, target: Path | str) -> Conversion:
 
     Raises:
         FileNotFoundError: no such source.
-        FileExistsError: the target is there already.
-        WeightsError: the source holds more than tensors, none, or is broken; or the target has another suffix.
+        WeightsError: the source holds more than tensors, none, or is broken; or the target is there already or
+            has another suffix.
     """
     from safetensors.torch import save_file
 
@@ -64,7 +64,7 @@ def convert(source: Path | str, target: Path | str) -> Conversion:
     if target.suffix != ".safetensors":
         raise WeightsError(f"the converted file is a .safetensors file, not {target.name}")
     if target.exists():
-        raise FileExistsError(f"{target} is there already; name another file, or remove it first")
+        raise WeightsError(f"{target} is there already; name another file, or remove it first")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} into")
     state, metadata = _read(source)

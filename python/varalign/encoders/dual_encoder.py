@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder, parameters_of
 from varalign.encoders.heads import build_head
+from varalign.encoders.specs import SpecError
 
 Side = Literal["image", "text"]
 
@@ -139,18 +140,18 @@ class DualEncoder(nn.Module):
                 projection). Embeddings and stem stay frozen.
 
         Raises:
-            ValueError: `unfreeze` is negative or more than the tower has blocks.
+            SpecError: `unfreeze` is negative or more than the tower has blocks.
         """
         encoder = self.encoder(tower)
         if unfreeze < 0:
-            raise ValueError(f"unfreeze is a number of blocks, 0 or more, not {unfreeze}")
+            raise SpecError(f"unfreeze is a number of blocks, 0 or more, not {unfreeze}")
         if encoder is None:
             return
         encoder.requires_grad_(False)
         if unfreeze > 0:
             blocks = encoder.blocks()
             if unfreeze > len(blocks):
-                raise ValueError(
+                raise SpecError(
                     f"unfreeze {unfreeze}: the {tower} tower '{encoder.spec}' has {len(blocks)} blocks; "
                     f"pass at most {len(blocks)}, or train the whole tower"
                 )

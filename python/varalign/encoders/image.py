@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from varalign.encoders.base import ImageEncoder
-from varalign.encoders.specs import parse_image_spec
+from varalign.encoders.specs import SpecError, parse_image_spec
 
 __all__ = ["ImageEncoder", "build_image_encoder", "image_encoder_from_config"]
 
@@ -27,13 +27,13 @@ def build_image_encoder(
         architecture: what `ImageEncoder.architecture()` once gave, so that nothing has to be looked up.
 
     Raises:
-        SpecError: the spec names nothing known.
+        SpecError: the spec names nothing known, or a size is out of range.
         WeightsUnavailable: its weights are not here and not to be downloaded now.
         WeightsError: its weights file is broken, holds more than tensors, or does not fit.
     """
     parsed = parse_image_spec(spec)
     if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size is a number of pixels, at least 1, not {image_size}")
+        raise SpecError(f"image_size is a number of pixels, at least 1, not {image_size}")
     if parsed.kind == "clip":
         from varalign.encoders.clip import ClipImageEncoder
 

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.base import TextEncoder, cut_padding, masked_mean, plain, token_mask
+from varalign.encoders.specs import SpecError
 
 POOLINGS = ("mean", "last")
 
@@ -46,7 +47,7 @@ class LSTMEncoder(TextEncoder):
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
-            raise ValueError(f"'lstm' pools by {' or '.join(POOLINGS)}, not by '{pooling}'")
+            raise SpecError(f"'lstm' pools by {' or '.join(POOLINGS)}, not by '{pooling}'")
         self.tokenizer = tokenizer
         self.spec = spec
         self.has_source = False

@@ -29,7 +29,7 @@ TEXT_SPECS = ("lstm", "bert:HUB-NAME", "bert:FOLDER", "clip:MODEL@TAG", "clip:MO
 
 
 class SpecError(ValueError):
-    """An encoder spec that names nothing known; the message lists what is known."""
+    """A spec that names nothing known, or an option that an encoder has not; the message says what there is."""
 
 
 class WeightsUnavailable(RuntimeError):

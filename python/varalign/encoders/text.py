@@ -39,14 +39,14 @@ def build_text_encoder(
         architecture: what `TextEncoder.architecture()` once gave, so that nothing has to be looked up.
 
     Raises:
-        SpecError: the spec names nothing known.
+        SpecError: the spec names nothing known, pooling is unknown to the kind, or `lstm` gets neither captions nor
+            tokenizer.
         WeightsUnavailable: its weights are not here and not to be downloaded now.
         WeightsError: its weights file is broken, holds more than tensors, or does not fit.
-        ValueError: pooling unknown to the kind, or `lstm` with neither captions nor tokenizer.
     """
     parsed = parse_text_spec(spec)
     if max_length is not None and max_length < 2:
-        raise ValueError(f"max_length is a number of tokens, at least 2, not {max_length}")
+        raise SpecError(f"max_length is a number of tokens, at least 2, not {max_length}")
     if parsed.kind == "clip":
         from varalign.encoders.clip import ClipTextEncoder
 

@@ -47,8 +47,8 @@ def contrastive(
     """Contrastive loss of every image and every text, with statistics of their scores, in memory linear in the batch.
 
     For image i with similarities s_ij = u_i . v_j and logits z = logit_scale * s, the value is
-    LSE_j z_ij - mean of z_ij over its positives (the texts with its id); for texts the same over columns. A query without
-    positives has value 0. Where an embedding is NaN, so are the values that it touches.
+    LSE_j z_ij - mean of z_ij over its positives (the texts with its id); for texts the same over columns. A query
+    without positives has value 0. Where an embedding is NaN, so are the values that it touches.
 
     Args:
         image_embeddings: (M, D) unit vectors (others are computed as they are), float64, float32, bfloat16 or float16.
@@ -59,7 +59,8 @@ def contrastive(
         duplicates: several positives of a query share its softmax ("positive"), or each is scored against the negatives
             alone ("ignore").
         cache_bytes: what the forward pass may keep of the logits to spare the backward pass one matrix product.
-        group: a torch.distributed process group: the embeddings are this rank's, each is compared with every rank's, and
+        group: a torch.distributed process group: the embeddings are this rank's, each is compared with every rank's,
+            and
             values and statistics are this rank's; see `varalign.losses.distributed`.
 
     Returns:
@@ -134,12 +135,13 @@ def _check_duplicates(duplicates: str) -> None:
 class ContrastiveLoss(nn.Module):
     """The contrastive loss, its two directions weighted by a loss schedule: w_i2t L_i2t + w_t2i L_t2i.
 
-    Works in any training loop: `loss(image_embeddings, text_embeddings, logit_scale).loss.backward()`. The schedule's state
-    is in `state_dict`.
+    Works in any training loop: `loss(image_embeddings, text_embeddings, logit_scale).loss.backward()`. The schedule's
+    state is in `state_dict`.
 
-    With a process group every rank's `loss` has the same value, the loss over all ranks' queries. Its gradient is this rank's
-    share times the number of ranks, so that averaging the parameters' gradients over ranks, as DistributedDataParallel does,
-    gives the gradient of one process with all the data; the logit scale's too, if it is averaged with them.
+    With a process group every rank's `loss` has the same value, the loss over all ranks' queries. Its gradient is
+    this rank's share times the number of ranks, so that averaging the parameters' gradients over ranks, as
+    DistributedDataParallel does, gives the gradient of one process with all the data; the logit scale's too, if it is
+    averaged with them.
 
     Args:
         schedule: a `LossSchedule` or the name of one.
@@ -205,7 +207,7 @@ class ContrastiveLoss(nn.Module):
 def _prepared(
     image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of one dtype and the logit scale as a () tensor of the losses' dtype, or an error that says what is wrong."""
+    """Embeddings of one dtype and the logit scale as a () tensor of the losses' dtype; an error says what is wrong."""
     for name, tensor in (("image_embeddings", image_embeddings), ("text_embeddings", text_embeddings)):
         if tensor.ndim != 2 or 0 in tensor.shape:
             raise ValueError(
@@ -241,7 +243,7 @@ def _prepared(
 def _prepared_ids(
     images: Tensor, texts: Tensor, image_ids: Tensor | None, text_image_ids: Tensor | None, group: Any
 ) -> tuple[Tensor, Tensor]:
-    """Ids of both sides as (M,) and (N,) int64 on the embeddings' device; pair i is image i and text i where none are given."""
+    """Ids of both sides as (M,) and (N,) int64 on the embeddings' device; without any, pair i is image i, text i."""
     if image_ids is None and text_image_ids is None:
         count = max(images.shape[0], texts.shape[0])
         ids = torch.arange(count, device=images.device)

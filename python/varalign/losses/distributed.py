@@ -1,12 +1,12 @@
 """The contrastive loss over several processes: rows stay, texts travel.
 
 Every rank has its own images and texts. The texts (embeddings, not images) are gathered, so a rank computes its images
-against all texts: an M_r x N tile. The images' values are then complete; the texts' are merged from the ranks' column sums,
-9 numbers a text. Backward, the texts' upstream gradients are gathered (one number each) and the gradients of all texts are
-summed into the rank that owns each.
+against all texts: an M_r x N tile. The images' values are then complete; the texts' are merged from the ranks' column
+sums, 9 numbers a text. Backward, the texts' upstream gradients are gathered (one number each) and the gradients of
+all texts are summed into the rank that owns each.
 
-Derivatives are those of the sum of all ranks' losses. The logit scale's is this rank's part of it: the ranks' parts add up.
-Batches may differ in size from rank to rank.
+Derivatives are those of the sum of all ranks' losses. The logit scale's is this rank's part of it: the ranks' parts
+add up. Batches may differ in size from rank to rank.
 """
 
 from __future__ import annotations
@@ -124,8 +124,12 @@ class _AcrossRanks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, row_upstream: Tensor | None, column_upstream: Tensor | None, *others: Any) -> tuple[Any, ...]:
-        images, texts, scale, image_ids, text_ids, row_stats, own_stats, row_terms, column_terms, cache = ctx.saved_tensors
+    def backward(
+        ctx: Any, row_upstream: Tensor | None, column_upstream: Tensor | None, *others: Any
+    ) -> tuple[Any, ...]:
+        images, texts, scale, image_ids, text_ids, row_stats, own_stats, row_terms, column_terms, cache = (
+            ctx.saved_tensors
+        )
         sizes, group = ctx.sizes.texts, ctx.group
         row_gradient, column_gradient, scale_gradient = passes(ctx.backend).tile_gradients(
             images,
@@ -228,7 +232,7 @@ def _sum_to_owners(gradient: Tensor, sizes: list[int], group: Any) -> Tensor:
         return gradient[_own_part(sizes, group)]
     longest = max(sizes)
     if min(sizes) < longest:
-        parts = gradient.split(sizes)
+        parts = torch.split(gradient, sizes)
         gradient = torch.cat(
             [torch.cat([part, part.new_zeros(longest - part.shape[0], part.shape[1])]) for part in parts]
         )

@@ -6,8 +6,9 @@ Registered with shapes only ("fake") besides, so that torch.compile traces throu
 
 # No `from __future__ import annotations`: torch.library reads the annotations as objects.
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +22,12 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @lru_cache(maxsize=1)
-def kernel() -> Optional[ModuleType]:  # noqa: UP045
+def kernel() -> ModuleType | None:
     """The module of Triton kernels, or None where triton is not installed (macOS, Windows)."""
     try:
-        from varalign.kernels import contrastive
+        return import_module("varalign.kernels.contrastive")
     except ImportError:
         return None
-    return contrastive  # type: ignore[no-any-return]
 
 
 def choose_backend(embeddings: Tensor) -> str:
@@ -78,8 +78,14 @@ def contrastive_forward(
         row_ignored, column_ignored = module.positive_terms(
             rows, columns, scale, row_ids, column_ids, negative_lse(row_sums), negative_lse(column_sums)
         )
-    row_results = settle(row_sums, scale, similarity_variance(rows, columns), row_ignored)
-    column_results = settle(column_sums, scale, similarity_variance(columns, rows), column_ignored)
+    if backend == "reference" and cache.numel():
+        # A small batch, all of whose logits are at hand: cheaper than two D x D covariances.
+        row_variance, column_variance = ((cache - cache.mean(d, keepdim=True)).square_().mean(d) for d in (1, 0))
+        row_variance, column_variance = row_variance / scale**2, column_variance / scale**2
+    else:
+        row_variance, column_variance = similarity_variance(rows, columns), similarity_variance(columns, rows)
+    row_results = settle(row_sums, scale, row_variance, row_ignored)
+    column_results = settle(column_sums, scale, column_variance, column_ignored)
     (row_values, row_stats, row_terms), (column_values, column_stats, column_terms) = row_results, column_results
     return row_values, column_values, row_stats, column_stats, row_terms, column_terms, cache
 
@@ -135,7 +141,7 @@ def _(rows, columns, scale, *others):  # type: ignore[no-untyped-def]
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     rows, columns, scale, row_ids, column_ids, ignore, _, backend = inputs
-    values_rows, values_columns, row_stats, column_stats, row_terms, column_terms, cache = output
+    _row_values, _column_values, row_stats, column_stats, row_terms, column_terms, cache = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(row_stats, column_stats, row_terms, column_terms, cache)
     ctx.save_for_backward(
@@ -144,9 +150,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.ignore, ctx.backend = ignore, backend
 
 
-def _backward(
-    ctx: Any, row_upstream: Optional[Tensor], column_upstream: Optional[Tensor], *others: Any
-) -> tuple[Any, ...]:  # noqa: UP045
+def _backward(ctx: Any, row_upstream: Tensor | None, column_upstream: Tensor | None, *others: Any) -> tuple[Any, ...]:
     rows, columns, scale, row_ids, column_ids, row_stats, column_stats, row_terms, column_terms, cache = (
         ctx.saved_tensors
     )
@@ -167,7 +171,7 @@ def _backward(
     return (*gradients, None, None, None, None, None)
 
 
-def counted_upstream(upstream: Optional[Tensor], stats: Tensor) -> Tensor:  # noqa: UP045
+def counted_upstream(upstream: Tensor | None, stats: Tensor) -> Tensor:
     """(Q,) upstream gradient with zeros at the queries without positives, whose value is the constant 0."""
     if upstream is None:
         return torch.zeros_like(stats[0])

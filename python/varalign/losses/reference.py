@@ -19,7 +19,7 @@ from torch import Tensor
 from varalign.kernels import fields as f
 
 # 2^20 logits a chunk: 4 MiB in float32, which stays in a core's share of the cache over the dozen passes made over it.
-# 2^18 was 20 % slower (short matrix products), 2^22 slower by 15 % (memory traffic), N = 8,192, D = 512, one core.
+# A quarter of it was slower (short matrix products), four times as much no faster (memory traffic).
 CHUNK_LOGITS = 1 << 20
 
 

@@ -27,7 +27,8 @@ def settle(sums: Tensor, scale: Tensor, variance: Tensor, ignored: Tensor | None
         sums: (QUERY_SUMS, Q) of all candidates.
         scale: (), the logit scale.
         variance: (Q,) of the similarities.
-        ignored: for `duplicates="ignore"`, (2, Q): sums over the positives of log(1 + e^(L- - z)) and of its derivative.
+        ignored: for `duplicates="ignore"`, (2, Q): sums over the positives of log(1 + e^(L- - z)) and of its
+        derivative.
 
     Returns:
         values (Q,), statistics (7, Q) in the order of `FIELDS`, terms (QUERY_TERMS, Q).
@@ -54,7 +55,8 @@ def settle(sums: Tensor, scale: Tensor, variance: Tensor, ignored: Tensor | None
         terms = torch.stack([shift, negatives, kept, inverse])
     values = torch.where(found, values, torch.zeros_like(values))
 
-    # A sum of exponentials is at least 1 (its own maximum) or exactly 0 (no such candidate), so the clamp changes nothing.
+    # A sum of exponentials is at least 1 (its own maximum) or exactly 0 (no such candidate), so the clamp changes
+    # nothing.
     weighted = share * sums[f.NEGATIVE_WEIGHTED] / sums[f.NEGATIVE_SUM].clamp_min(1)
     weighted = weighted + torch.sigmoid(-difference) * sums[f.POSITIVE_WEIGHTED] / sums[f.POSITIVE_SUM].clamp_min(1)
     none = torch.full_like(count, -torch.inf)

@@ -13,8 +13,8 @@ class DirectionStats:
     """Statistics of every query's scores over its candidates, for one direction (i2t: queries are images).
 
     Each tensor is (queries,), detached, float32 (float64 for float64 embeddings), on the embeddings' device. Apart from
-    `lse` they are similarities s = u.v, not logits. A query without positives has `positive_mean` and `positive_max` -inf,
-    one without negatives has `negative_max` -inf.
+    `lse` they are similarities s = u.v, not logits. A query without positives has `positive_mean` and `positive_max`
+    -inf, one without negatives has `negative_max` -inf.
 
     Attributes:
         lse: log-sum-exp of the logits over all candidates.
@@ -70,7 +70,7 @@ class DirectionStats:
     @classmethod
     def from_stacked(cls, table: Tensor, candidates: int, logit_scale: Tensor) -> DirectionStats:
         """The inverse of `stacked`; the tensors are views of `table`."""
-        return cls(*table.unbind(0), candidates=candidates, logit_scale=logit_scale)
+        return cls(**dict(zip(FIELDS, table.unbind(0), strict=True)), candidates=candidates, logit_scale=logit_scale)
 
 
 FIELDS = tuple(field.name for field in fields(DirectionStats))[:7]
@@ -87,11 +87,12 @@ def mean_over_queries(values: Tensor, stats: DirectionStats) -> Tensor:
 
 
 def similarity_variance(queries: Tensor, candidates: Tensor) -> Tensor:
-    """(Q,) variance of each query's similarities over the (N, D) candidates, divided by N, without a Q x N pass if N > D.
+    """(Q,) variance of each query's similarities over the (N, D) candidates, divided by N, without a Q x N pass if N
+    > D.
 
-    Var_j(u.v_j) = u' Cov(V) u costs Q D^2; with fewer candidates than dimensions the centred product itself is cheaper. The
-    candidates are centred first in both: the difference of mean square and squared mean would lose every digit where all
-    texts point the same way.
+    Var_j(u.v_j) = u' Cov(V) u costs Q D^2; with fewer candidates than dimensions the centred product itself is
+    cheaper. The candidates are centred first in both: the difference of mean square and squared mean would lose every
+    digit where all texts point the same way.
 
     Args:
         queries: (Q, D). candidates: (N, D).
@@ -105,8 +106,8 @@ def similarity_variance(queries: Tensor, candidates: Tensor) -> Tensor:
 def embedding_moments(embeddings: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D), divided by the count, of (N, D) embeddings, in O(chunk * D) extra memory.
 
-    Accumulates in float32 (float64 for float64). On CUDA, 16-bit embeddings are multiplied as bfloat16 after centring, on
-    the tensor cores: otherwise the D x D products would cost a fifth of the loss at N = 32k.
+    Accumulates in float32 (float64 for float64). On CUDA, 16-bit embeddings are multiplied as bfloat16 after
+    centring, on the tensor cores: otherwise the D x D products would cost a fifth of the loss at N = 32k.
     """
     count = embeddings.shape[0]
     mean = _wide_sum(embeddings) / count

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
+from torch import nn
 
 from varalign.data.captions import DataError
 from varalign.data.datasets import ImageCaptions
 from varalign.data.features import FeatureSet, save_features
 from varalign.data.images import load_images
-from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
+from varalign.encoders.image import build_image_encoder
+from varalign.encoders.text import build_text_encoder
 from varalign.evaluation.noise import parse_noise
 from varalign.evaluation.retrieval import chance, top_k
 from varalign.pictures.tsne import choose_pairs, draw_tsne
@@ -68,6 +71,32 @@ def load(
     return aligner
 
 
+def zero_shot(
+    spec: str, data: Path | str, *, device: str | None = None, threads: int = 0, cache: str | None = None
+) -> Aligner:
+    """CLIP as it was published, its own two towers and no training: the baseline that everybody asks for.
+
+    Args:
+        spec: `clip:MODEL@WEIGHTS`, for both towers.
+        data: a data folder.
+        device, threads, cache: as for `load`.
+
+    Raises:
+        SpecError: another kind of encoder.
+        WeightsUnavailable: the weights are neither here nor in reach.
+    """
+    config = TrainConfig(
+        data=str(data), image_encoder=spec, text_encoder=spec, device=device, threads=threads, cache=cache
+    ).validate()
+    images, texts = build_image_encoder(spec), build_text_encoder(spec)
+    # its scale is at the clamp, 100, in every checkpoint that was trained to the end
+    model = DualEncoder(images, texts, embedding_dim=images.feature_dim, logit_scale=MAX_LOGIT_SCALE)
+    model.image_head, model.text_head = nn.Identity(), nn.Identity()
+    model.freeze("image")
+    model.freeze("text")
+    return Aligner(model.to(pick_device(device)), config, name=f"zero-shot {spec}")
+
+
 class Aligner:
     """A dual encoder with its data.
 
@@ -80,7 +109,13 @@ class Aligner:
     """
 
     def __init__(
-        self, model: DualEncoder, config: TrainConfig, *, name: str, run: RunFolder | None = None, parts: Parts | None = None
+        self,
+        model: DualEncoder,
+        config: TrainConfig,
+        *,
+        name: str,
+        run: RunFolder | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self.model, self.config, self.name, self.run = model.eval(), config, name, run
         self.epochs = 0
@@ -118,7 +153,9 @@ class Aligner:
         """
         encoder = self.model.image_encoder
         if encoder is None:
-            raise DataError(f"{self.name}: trained on a features file, so it has no image encoder: embed features instead")
+            raise DataError(
+                f"{self.name}: trained on a features file, so it has no image encoder: embed features instead"
+            )
         found = [np.empty((0, self.model.embedding_dim), np.float32)]
         with torch.inference_mode():
             for start in range(0, len(files), EMBED_BATCH):
@@ -144,7 +181,9 @@ class Aligner:
         """
         encoder = self.model.text_encoder
         if encoder is None:
-            raise DataError(f"{self.name}: trained on a features file, so it has no text encoder: embed features instead")
+            raise DataError(
+                f"{self.name}: trained on a features file, so it has no text encoder: embed features instead"
+            )
         found = [np.empty((0, self.model.embedding_dim), np.float32)]
         with torch.inference_mode():
             for start in range(0, len(texts), EMBED_BATCH):
@@ -154,7 +193,9 @@ class Aligner:
                 found.append(self.model.project_texts(features).float().cpu().numpy())
         return np.concatenate(found)
 
-    def rank(self, queries: NDArray[np.float32], candidates: NDArray[np.float32], top: int = 5) -> tuple[NDArray[Any], NDArray[Any]]:
+    def rank(
+        self, queries: NDArray[np.float32], candidates: NDArray[np.float32], top: int = 5
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """The best candidates of each query by cosine similarity.
 
         Args:
@@ -207,7 +248,13 @@ class Aligner:
         return np.arange(len(data.split), dtype=np.int64) if split == "all" else data.rows(split)
 
     def visualize(
-        self, perplexities: Sequence[float], *, split: str = "test", pairs: int = 1000, seed: int = 0, out: Path | None = None
+        self,
+        perplexities: Sequence[float],
+        *,
+        split: str = "test",
+        pairs: int = 1000,
+        seed: int = 0,
+        out: Path | None = None,
     ) -> list[Path]:
         """t-SNE pictures of a split: each image with its first caption, at several perplexities and on one sheet.
 
@@ -311,7 +358,8 @@ class Aligner:
         scores, found = self.rank(query, texts, top)
         owner = self.parts.data.caption_owner
         return [
-            self._hit(score, owner[captions[place]], captions[place]) for score, place in zip(scores[0], found[0], strict=True)
+            self._hit(score, owner[captions[place]], captions[place])
+            for score, place in zip(scores[0], found[0], strict=True)
         ]
 
     def _hit(self, score: float, row: int, caption: int | None = None) -> dict[str, Any]:
@@ -323,4 +371,3 @@ class Aligner:
     def _embedded(self, split: str) -> tuple[NDArray[np.float32], Rows, NDArray[np.float32], Rows]:
         images, rows, texts, captions = embed_split(self.parts, self.rows(split), self.config.batch_size)
         return images.cpu().numpy(), rows, texts.cpu().numpy(), captions
-

@@ -34,7 +34,7 @@ def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor
     images: list[Tensor] = []
     texts: list[Tensor] = []
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), parts.autocast():
             for inputs in parts.images.plain(image_rows, batch_size):
                 images.append(model.project_images(parts.images.features(model, inputs.tensor)).float())
                 kept.append(inputs.rows)
@@ -60,7 +60,7 @@ def tower_features(parts: Parts, batch_size: int) -> tuple[NDArray[np.float32], 
     images = np.zeros((len(data.split), model.image_feature_dim), np.float32)
     texts = np.zeros((len(data.caption_owner), model.text_feature_dim), np.float32)
     found = np.zeros(len(images), bool)
-    with torch.inference_mode():
+    with torch.inference_mode(), parts.autocast():
         for inputs in parts.images.plain(np.arange(len(images), dtype=np.int64), batch_size):
             images[inputs.rows] = parts.images.features(model, inputs.tensor).float().cpu().numpy()
             found[inputs.rows] = True
@@ -86,14 +86,18 @@ def assess(parts: Parts, split: str, *, batch_size: int) -> dict[str, Any]:
     return measure(parts, images, rows, texts, captions, batch_size=batch_size)
 
 
-def measure(parts: Parts, images: Tensor, rows: Rows, texts: Tensor, captions: Rows, *, batch_size: int) -> dict[str, Any]:
+def measure(
+    parts: Parts, images: Tensor, rows: Rows, texts: Tensor, captions: Rows, *, batch_size: int
+) -> dict[str, Any]:
     """The numbers of `assess` from embeddings that are there."""
     owner = positions_of(parts.data.caption_owner[captions], rows)
     text_image_ids = torch.from_numpy(owner).to(texts.device)
     result: dict[str, Any] = dict(retrieval(images, texts, text_image_ids))
     result |= summary(images, texts, text_image_ids)
     first = np.searchsorted(owner, np.arange(len(rows)))  # captions are grouped by image, in file order
-    result["loss"] = batched_loss(images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.logit_scale.detach()), batch_size)
+    result["loss"] = batched_loss(
+        images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.logit_scale.detach()), batch_size
+    )
     result["logit_scale"] = float(parts.model.logit_scale.detach())
     return result
 

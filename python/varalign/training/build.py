@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from varalign.evaluation.damage import noisy_captions
 from varalign.evaluation.noise import Noise, noisy_pairs, parse_noise
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.training.config import ConfigError, TrainConfig
+from varalign.training.device import pick_precision
 from varalign.training.feature_cache import cache_key, default_cache, file_states, image_features, text_features
 from varalign.training.run_folder import RunError, RunFolder, read_metric_lines
 from varalign.training.sources import FeatureRows, ImageSource, LiveCaptions, LiveImages, Rows, TextSource
@@ -55,6 +57,11 @@ class Parts:
     images: ImageSource
     texts: TextSource
     device: torch.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic that `precision` names, for towers and heads; losses and metrics stay outside."""
+        dtype = pick_precision(self.config.precision, self.device)
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype)
 
     @property
     def name(self) -> str:
@@ -102,9 +109,15 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         for note in features.notes:
             say(note)
         if config.dataset_size is not None:
-            names = [str(row) for row in range(len(features.split))] if features.image_names is None else features.image_names
+            names = (
+                [str(row) for row in range(len(features.split))]
+                if features.image_names is None
+                else features.image_names
+            )
             features = replace(features, split=limit_training(features.split, names, config.dataset_size, config.seed))
-        return replace(config, features=str(path)), damaged(_checked(features, str(path)), _noise(config), "train", config.seed)
+        return replace(config, features=str(path)), damaged(
+            _checked(features, str(path)), _noise(config), "train", config.seed
+        )
     folder = Path(config.data) if config.data is not None else USUAL_DATA
     if config.data is None and not USUAL_DATA.is_dir():
         folder = SAMPLE_DATA
@@ -125,7 +138,9 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     )
     for note in dataset.notes:
         say(note)
-    return replace(config, data=str(folder.resolve())), damaged(_checked(dataset, str(folder)), _noise(config), "train", config.seed)
+    return replace(config, data=str(folder.resolve())), damaged(
+        _checked(dataset, str(folder)), _noise(config), "train", config.seed
+    )
 
 
 def _noise(config: TrainConfig) -> Noise:
@@ -143,7 +158,9 @@ def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
     """
     if isinstance(data, FeatureSet):
         if noise.words or noise.pixels:
-            raise ConfigError(f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions work")
+            raise ConfigError(
+                f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions work"
+            )
         if not noise.pairs:
             return data
         owner, _ = noisy_pairs(data.text_image_ids, data.rows(split), noise, seed)
@@ -152,7 +169,9 @@ def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
     if noise.words:
         chosen = data.caption_rows(data.rows(split))
         train = {word for row in data.caption_rows(data.rows("train")).tolist() for word in captions[row].split()}
-        texts = noisy_captions([captions[row] for row in chosen.tolist()], noise, seed, rows=chosen, vocabulary=sorted(train))
+        texts = noisy_captions(
+            [captions[row] for row in chosen.tolist()], noise, seed, rows=chosen, vocabulary=sorted(train)
+        )
         captions = list(captions)
         for row, text in zip(chosen.tolist(), texts, strict=True):
             captions[row] = text
@@ -164,7 +183,9 @@ def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
 def _checked(data: Data, place: str) -> Data:
     for split, least in (("train", 2), ("dev", 1), ("test", 1)):
         if len(data.rows(split)) < least:
-            raise ConfigError(f"{place}: its {split} split has {len(data.rows(split))} images; training needs at least {least}")
+            raise ConfigError(
+                f"{place}: its {split} split has {len(data.rows(split))} images; training needs at least {least}"
+            )
     return data
 
 
@@ -198,7 +219,9 @@ def _check_widths(data: FeatureSet, model: DualEncoder, place: str | None) -> No
     found = (data.image_features.shape[1], data.text_features.shape[1])
     wanted = (model.image_feature_dim, model.text_feature_dim)
     if found != wanted:
-        raise ConfigError(f"{place}: features of {found[0]} and {found[1]} dimensions, but the model takes {wanted[0]} and {wanted[1]}")
+        raise ConfigError(
+            f"{place}: features of {found[0]} and {found[1]} dimensions, but the model takes {wanted[0]} and {wanted[1]}"
+        )
 
 
 def new_model(config: TrainConfig, data: Data) -> DualEncoder:
@@ -231,7 +254,9 @@ def new_model(config: TrainConfig, data: Data) -> DualEncoder:
     return model
 
 
-def _image_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, say: Say, noise: Noise | None) -> ImageSource:
+def _image_source(
+    config: TrainConfig, data: ImageCaptions, model: DualEncoder, say: Say, noise: Noise | None
+) -> ImageSource:
     encoder, device = model.image_encoder, model.log_logit_scale.device
     assert encoder is not None
     in_pixels = noise if noise is not None else _noise(config)
@@ -251,7 +276,9 @@ def _image_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, 
     )
     if not frozen or augmented or in_pixels.pixels:
         return live
-    key = cache_key("image", encoder.weights_fingerprint(), encoder.preprocess, data.fingerprint, file_states(data.image_paths))
+    key = cache_key(
+        "image", encoder.weights_fingerprint(), encoder.preprocess, data.fingerprint, file_states(data.image_paths)
+    )
     path = _cache(config) / f"image-{key}.safetensors"
     matrix, unreadable = image_features(model, live, len(data.image_paths), encoder.feature_dim, path, say)
     return FeatureRows(matrix.to(device), unreadable)

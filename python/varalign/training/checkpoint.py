@@ -163,7 +163,9 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's state as tensors by name: `<index of the parameter>.<key>`."""
     state = optimiser.state_dict()["state"]
-    return {f"{index}.{key}": torch.as_tensor(value) for index, values in state.items() for key, value in values.items()}
+    return {
+        f"{index}.{key}": torch.as_tensor(value) for index, values in state.items() for key, value in values.items()
+    }
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -42,55 +42,126 @@ class TrainConfig:
         SpecError: from `validate`, when an encoder spec names nothing known.
     """
 
-    data: str | None = _option(None, "data", "folder of images and captions (data/flickr8k if it is there, else the built-in sample)", metavar="DIR")
-    features: str | None = _option(None, "data", "features file of frozen encoders, instead of images (made by `varalign embed --features`)", metavar="FILE")
-    dataset_size: int | None = _option(None, "data", "use N images of the training split, drawn by seed", metavar="N", low=2)
+    data: str | None = _option(
+        None,
+        "data",
+        "folder of images and captions (data/flickr8k if it is there, else the built-in sample)",
+        metavar="DIR",
+    )
+    features: str | None = _option(
+        None,
+        "data",
+        "features file of frozen encoders, instead of images (made by `varalign embed --features`)",
+        metavar="FILE",
+    )
+    dataset_size: int | None = _option(
+        None, "data", "use N images of the training split, drawn by seed", metavar="N", low=2
+    )
     captions_per_image: int | None = _option(None, "data", "use the first N captions of each image", metavar="N", low=1)
     skip_missing: bool = _option(False, "data", "leave out captions that name a missing image instead of stopping")
-    max_bad: float = _option(0.01, "data", "share of unreadable images above which the run stops", metavar="X", low=0.0, high=1.0)
-    augment: bool | None = _option(None, "data", "random resized crop and flip in training (on where the image encoder is trained)")
-    flip: float = _option(0.5, "data", "chance that training mirrors an image; 0 where captions tell left from right", metavar="X", low=0.0, high=1.0)
-    noise: str | None = _option(None, "data", "noise injected on purpose into the training pairs, such as swap-images=0.4,drop-words=0.1", metavar="SPEC")
+    max_bad: float = _option(
+        0.01, "data", "share of unreadable images above which the run stops", metavar="X", low=0.0, high=1.0
+    )
+    augment: bool | None = _option(
+        None, "data", "random resized crop and flip in training (on where the image encoder is trained)"
+    )
+    flip: float = _option(
+        0.5,
+        "data",
+        "chance that training mirrors an image; 0 where captions tell left from right",
+        metavar="X",
+        low=0.0,
+        high=1.0,
+    )
+    noise: str | None = _option(
+        None,
+        "data",
+        "noise injected on purpose into the training pairs, such as swap-images=0.4,drop-words=0.1",
+        metavar="SPEC",
+    )
 
-    use_pretrained: bool = _option(False, "encoders", f"short for --image-encoder {PRETRAINED_IMAGE} --text-encoder {PRETRAINED_TEXT}")
-    image_encoder: str | None = _option(None, "encoders", f"image encoder, kind:name@weights ({CUSTOM_IMAGE})", metavar="SPEC")
-    text_encoder: str | None = _option(None, "encoders", f"text encoder, kind:name@weights ({CUSTOM_TEXT})", metavar="SPEC")
-    image_size: int | None = _option(None, "encoders", "side of the square that images are brought to, in pixels (the encoder's own)", metavar="N", low=16, high=1024)
-    max_length: int | None = _option(None, "encoders", "most tokens of a caption, marks included (the tokenizer's own)", metavar="N", low=3, high=512)
-    pooling: Literal["mean", "cls", "last"] = _option("mean", "encoders", "how token vectors become one (cls: bert only, last: lstm only)")
+    use_pretrained: bool = _option(
+        False, "encoders", f"short for --image-encoder {PRETRAINED_IMAGE} --text-encoder {PRETRAINED_TEXT}"
+    )
+    image_encoder: str | None = _option(
+        None, "encoders", f"image encoder, kind:name@weights ({CUSTOM_IMAGE})", metavar="SPEC"
+    )
+    text_encoder: str | None = _option(
+        None, "encoders", f"text encoder, kind:name@weights ({CUSTOM_TEXT})", metavar="SPEC"
+    )
+    image_size: int | None = _option(
+        None,
+        "encoders",
+        "side of the square that images are brought to, in pixels (the encoder's own)",
+        metavar="N",
+        low=16,
+        high=1024,
+    )
+    max_length: int | None = _option(
+        None, "encoders", "most tokens of a caption, marks included (the tokenizer's own)", metavar="N", low=3, high=512
+    )
+    pooling: Literal["mean", "cls", "last"] = _option(
+        "mean", "encoders", "how token vectors become one (cls: bert only, last: lstm only)"
+    )
     bidirectional: bool = _option(False, "encoders", "run the LSTM in both directions")
     unfreeze: int = _option(0, "encoders", "train the last N blocks of frozen towers too", metavar="N", low=0)
-    freeze: Literal["auto", "none", "image", "text", "both"] = _option("auto", "encoders", "which towers stay as they are (auto: the pretrained kinds)")
+    freeze: Literal["auto", "none", "image", "text", "both"] = _option(
+        "auto", "encoders", "which towers stay as they are (auto: the pretrained kinds)"
+    )
     embedding_dim: int = _option(256, "encoders", "dimensions of the shared space", metavar="N", low=1, high=4096)
     head: Literal["linear", "mlp"] = _option("mlp", "encoders", "projection head over each tower")
     hidden_dim: int = _option(512, "encoders", "width of the mlp head", metavar="N", low=1)
     dropout: float = _option(0.1, "encoders", "dropout in the heads", metavar="X", low=0.0, high=0.95)
 
-    schedule: Literal["variance", "entropy", "spread", "fixed", "random", "replay"] = _option("variance", "loss", "how the two directions of the loss are weighted at each step")
+    schedule: Literal["variance", "entropy", "spread", "fixed", "random", "replay"] = _option(
+        "variance", "loss", "how the two directions of the loss are weighted at each step"
+    )
     schedule_floor: float = _option(0.05, "loss", "least weight of a direction", metavar="X", low=0.0, high=0.5)
-    schedule_beta: float = _option(0.9, "loss", "decay of the running mean of the schedule's statistic", metavar="X", low=0.0, high=0.9999)
+    schedule_beta: float = _option(
+        0.9, "loss", "decay of the running mean of the schedule's statistic", metavar="X", low=0.0, high=0.9999
+    )
     schedule_gamma: float = _option(1.0, "loss", "power of the statistic in the weights", metavar="X", low=0.0)
-    fixed_weight: float = _option(0.5, "loss", "weight of image-to-text under --schedule fixed", metavar="X", low=0.0, high=1.0)
-    replay_run: str | None = _option(None, "loss", "run whose weights --schedule replay shuffles in time", metavar="RUN")
-    duplicates: Literal["positive", "ignore"] = _option("positive", "loss", "whether further positives of a query stay in its denominator")
+    fixed_weight: float = _option(
+        0.5, "loss", "weight of image-to-text under --schedule fixed", metavar="X", low=0.0, high=1.0
+    )
+    replay_run: str | None = _option(
+        None, "loss", "run whose weights --schedule replay shuffles in time", metavar="RUN"
+    )
+    duplicates: Literal["positive", "ignore"] = _option(
+        "positive", "loss", "whether further positives of a query stay in its denominator"
+    )
 
     epochs: int = _option(30, "training", "passes over the training images", metavar="N", low=1)
     batch_size: int = _option(128, "training", "images a step", metavar="N", low=2)
-    lr: float = _option(1e-3, "training", "learning rate of heads and of towers trained from scratch", metavar="X", low=0.0)
+    lr: float = _option(
+        1e-3, "training", "learning rate of heads and of towers trained from scratch", metavar="X", low=0.0
+    )
     tower_lr: float = _option(1e-5, "training", "learning rate of unfrozen pretrained towers", metavar="X", low=0.0)
     weight_decay: float = _option(0.01, "training", "AdamW's weight decay", metavar="X", low=0.0)
-    warmup: float = _option(0.05, "training", "share of the steps over which the learning rate rises", metavar="X", low=0.0, high=1.0)
-    lr_schedule: Literal["cosine", "step", "constant"] = _option("cosine", "training", "how the learning rate falls after warm-up (step: a tenth at 60 and at 85 per cent)")
+    warmup: float = _option(
+        0.05, "training", "share of the steps over which the learning rate rises", metavar="X", low=0.0, high=1.0
+    )
+    lr_schedule: Literal["cosine", "step", "constant"] = _option(
+        "cosine", "training", "how the learning rate falls after warm-up (step: a tenth at 60 and at 85 per cent)"
+    )
     clip_grad: float = _option(1.0, "training", "largest norm of the gradient; 0 leaves it alone", metavar="X", low=0.0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = _option("auto", "training", "arithmetic of the towers (auto: bf16 on CUDA that has it, else fp32)")
-    patience: int = _option(0, "training", "stop after N epochs without a better mean recall on dev; 0 never", metavar="N", low=0)
-    seed: int = _option(0, "training", "seed of splits, order, augmentation and weights", metavar="S", low=0, high=2**63 - 1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _option(
+        "auto", "training", "arithmetic of the towers (auto: bf16 on CUDA that has it, else fp32)"
+    )
+    patience: int = _option(
+        0, "training", "stop after N epochs without a better mean recall on dev; 0 never", metavar="N", low=0
+    )
+    seed: int = _option(
+        0, "training", "seed of splits, order, augmentation and weights", metavar="S", low=0, high=2**63 - 1
+    )
     device: str | None = _option(None, "training", "cpu, cuda, cuda:N or mps (the best there is)", metavar="DEVICE")
     threads: int = _option(0, "training", "threads that decode images; 0 takes all cores", metavar="N", low=0)
 
     out: str | None = _option(None, "output", "run folder (runs/<date>-<time>)", metavar="DIR")
     cache: str | None = _option(None, "output", "folder of cached tower features (~/.cache/varalign)", metavar="DIR")
-    checkpoint_every: int = _option(0, "output", "write a checkpoint every N steps too; one is written every epoch", metavar="N", low=0)
+    checkpoint_every: int = _option(
+        0, "output", "write a checkpoint every N steps too; one is written every epoch", metavar="N", low=0
+    )
     keep: int = _option(2, "output", "checkpoints kept beside the best", metavar="N", low=1)
     tensorboard: bool = _option(False, "output", "write TensorBoard events into the run folder (extra `tensorboard`)")
 
@@ -105,11 +176,17 @@ class TrainConfig:
         parse_image_spec(self.image_spec)
         parse_text_spec(self.text_spec)
         if self.data is not None and self.features is not None:
-            raise ConfigError("--data and --features exclude each other in training: one is images, the other is features")
+            raise ConfigError(
+                "--data and --features exclude each other in training: one is images, the other is features"
+            )
         if self.features is not None and (self.image_encoder or self.text_encoder or self.use_pretrained):
-            raise ConfigError("--features holds the towers' output already: leave out --image-encoder, --text-encoder and --use-pretrained")
+            raise ConfigError(
+                "--features holds the towers' output already: leave out --image-encoder, --text-encoder and --use-pretrained"
+            )
         if self.features is not None and self.unfreeze:
-            raise ConfigError("--unfreeze needs the towers, which a features file does not have: train from --data instead")
+            raise ConfigError(
+                "--unfreeze needs the towers, which a features file does not have: train from --data instead"
+            )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")
         return self

@@ -45,7 +45,9 @@ def file_states(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def image_features(model: DualEncoder, source: ImageSource, count: int, dim: int, path: Path, say: Say) -> tuple[Tensor, frozenset[int]]:
+def image_features(
+    model: DualEncoder, source: ImageSource, count: int, dim: int, path: Path, say: Say
+) -> tuple[Tensor, frozenset[int]]:
     """Features of all images, from the cache file or made now and kept there.
 
     Args:

@@ -120,14 +120,18 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
         options = {name: value for name, value in saved["options"].items() if name in FIELDS}
         config, data = open_data(TrainConfig(**{**options, **overrides}).validate(), say)
         if data.fingerprint != saved["data"]["fingerprint"]:
-            raise RunError(f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back")
+            raise RunError(
+                f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
+            )
         device = pick_device(config.device)
         torch.manual_seed(config.seed)
         parts = assemble(config, data, saved_model(run).to(device), say)
         return _finish(config, parts, run, say, started, resumed=True)
 
 
-def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, *, resumed: bool) -> TrainResult:
+def _finish(
+    config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, *, resumed: bool
+) -> TrainResult:
     trainer = Trainer(config, parts, run)
     if resumed:
         found = trainer.resume(say)
@@ -140,7 +144,9 @@ def _finish(config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started
     finally:
         reporter.close()
     if parts.bad_images():
-        say(f"{len(parts.bad_images())} unreadable images were replaced or left out: {', '.join(list(parts.bad_images())[:3])}")
+        say(
+            f"{len(parts.bad_images())} unreadable images were replaced or left out: {', '.join(list(parts.bad_images())[:3])}"
+        )
     aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
     aligner.load_weights("best")
     test, chance = aligner.evaluate("test"), aligner.chance("test")

@@ -91,7 +91,9 @@ class RunFolder:
         if path.is_file():
             raise RunError(f"--out {path}: is a file; name a folder")
         if (path / "config.json").exists():
-            raise RunError(f"--out {path}: holds a run already; go on with it by `--resume {path}` or name another folder")
+            raise RunError(
+                f"--out {path}: holds a run already; go on with it by `--resume {path}` or name another folder"
+            )
         if path.is_dir() and any(name for name in os.listdir(path) if name != ".lock"):
             raise RunError(f"--out {path}: is not empty and holds no run; name a new folder")
 
@@ -272,5 +274,7 @@ class MetricsLog:
 
 
 def _encode(line: dict[str, Any]) -> bytes:
-    plain = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()}
+    plain = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+    }
     return (json.dumps(plain, allow_nan=False) + "\n").encode()

@@ -205,7 +205,9 @@ class LiveImages:
                     pixels[position], rows[position] = loaded[0], candidate
                     break
             else:
-                raise TooManyBadImages(f"{self.names[rows[position]]} cannot be read and no image outside its batch can take its place")
+                raise TooManyBadImages(
+                    f"{self.names[rows[position]]} cannot be read and no image outside its batch can take its place"
+                )
         return rows
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -91,9 +90,8 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * config.epochs
         self.image_ids = torch.from_numpy(parts.data.image_ids)
         self._pending: list[tuple[dict[str, Any], Tensor, Tensor, Tensor, np.ndarray[Any, Any]]] = []
-        precision = pick_precision(config.precision, self.device)
-        self._autocast = precision if precision != torch.float32 else None
-        self._scaler = torch.amp.GradScaler(enabled=precision == torch.float16 and self.device.type == "cuda")
+        half = pick_precision(config.precision, self.device) == torch.float16
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
 
     def resume(self, say: Callable[[str], None]) -> bool:
         """Go to the run's newest whole checkpoint; false if it has none yet.
@@ -180,7 +178,7 @@ class Trainer:
         factor = rate_factor(progress.step, self.total_steps, warmup=config.warmup, schedule=config.lr_schedule)
         set_learning_rate(self.optimiser, factor)
         captions = draw_captions(self.parts.data, inputs.rows, seed=config.seed, epoch=progress.epoch)
-        with self._precision():
+        with self.parts.autocast():
             image_features = self.parts.images.features(self.model, inputs.tensor)
             text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(captions))
             image_embeddings = self.model.project_images(image_features)
@@ -203,7 +201,9 @@ class Trainer:
             pairs = [output.stats_i2t, output.stats_t2i]
             probability = sum((alpha * s.positive_mean - s.lse).exp() for s in pairs) / 2
             margin = sum(s.positive_max - s.negative_max for s in pairs) / 2
-            values = torch.stack([output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha]).detach().double()
+            values = (
+                torch.stack([output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha]).detach().double()
+            )
         now = time.perf_counter()
         line = {
             "kind": "step",
@@ -217,13 +217,12 @@ class Trainer:
         self._step_started = now
         self._pending.append((line, values, probability, margin, captions))
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
-
     def _flush(self, log: MetricsLog) -> None:
         if not self._pending:
             return
-        table = torch.stack([values for _, values, _, _, _ in self._pending]).cpu().tolist()  # the host waits for the GPU here
+        table = (
+            torch.stack([values for _, values, _, _, _ in self._pending]).cpu().tolist()
+        )  # the host waits for the GPU here
         lines = []
         for (line, _, probability, margin, captions), row in zip(self._pending, table, strict=True):
             names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
@@ -243,8 +242,7 @@ class Trainer:
 
     def _close_epoch(self, log: MetricsLog) -> None:
         progress = self.progress
-        with self._precision():
-            result = assess(self.parts, "dev", batch_size=self.config.batch_size)
+        result = assess(self.parts, "dev", batch_size=self.config.batch_size)
         score = mean_recall(result)
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.best_epoch = score, progress.step, progress.epoch
@@ -274,4 +272,6 @@ class Trainer:
                 checkpoints.point(folder, "best", target)
             checkpoints.prune(folder, self.config.keep, progress.best_step)
         except OSError as error:
-            raise RunFailed(f"{error.filename or folder}: the checkpoint cannot be written: {error.strerror or error}") from None
+            raise RunFailed(
+                f"{error.filename or folder}: the checkpoint cannot be written: {error.strerror or error}"
+            ) from None

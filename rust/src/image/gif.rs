@@ -18,6 +18,9 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
     }
     let mut decoder = options.read_info(data).map_err(bad)?;
     let screen = (decoder.width() as usize, decoder.height() as usize);
+    if screen != (0, 0) {
+        check_size("GIF", screen.0.max(1), screen.1.max(1), 4, limits)?;
+    }
     let frame = decoder
         .next_frame_info()
         .map_err(bad)?

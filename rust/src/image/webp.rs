@@ -11,6 +11,19 @@ use crate::error::Result;
 /// The first image of a WebP file, as stored.
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
     let bad = |error: image_webp::DecodingError| damaged("WebP", error);
+    // The size of all that follows the first eight bytes.
+    let declared = data.get(4..8).map_or(0, |size| {
+        u32::from_le_bytes([size[0], size[1], size[2], size[3]]) as usize
+    });
+    if declared > data.len() - 8 {
+        return Err(damaged(
+            "WebP",
+            format_args!(
+                "the file is cut short: {declared} bytes are declared, {} there",
+                data.len() - 8
+            ),
+        ));
+    }
     let mut decoder = WebPDecoder::new(Cursor::new(data)).map_err(bad)?;
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);

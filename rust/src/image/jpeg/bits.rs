@@ -30,6 +30,7 @@ pub fn unstuff(data: &[u8], out: &mut Vec<u8>) -> usize {
 }
 
 /// A window on unstuffed, padded data. Past their end it reads zeros, and `overrun` says so.
+#[derive(Clone, Copy)]
 pub struct Bits<'a> {
     data: &'a [u8],
     /// Bytes loaded.
@@ -43,14 +44,23 @@ pub struct Bits<'a> {
 impl<'a> Bits<'a> {
     /// `data` as [`unstuff`] makes them.
     pub fn new(data: &'a [u8]) -> Bits<'a> {
-        Bits { data, at: 0, window: 0, count: 0 }
+        Bits {
+            data,
+            at: 0,
+            window: 0,
+            count: 0,
+        }
     }
 
     /// Makes at least 32 bits available: enough for a code of 16 and its value of 15.
     #[inline(always)]
     pub fn refill(&mut self) {
         if self.count < 32 {
-            if let Some(bytes) = self.data.get(self.at..self.at + 8).and_then(|bytes| bytes.try_into().ok()) {
+            if let Some(bytes) = self
+                .data
+                .get(self.at..self.at + 8)
+                .and_then(|bytes| bytes.try_into().ok())
+            {
                 // Bits past `count` may be set already: by the same bytes, to the same values (Giesen 2018, variant 4).
                 self.window |= u64::from_be_bytes(bytes) >> self.count;
             } else if let Some(rest) = self.data.get(self.at..) {
@@ -109,7 +119,11 @@ mod tests {
     fn stuffing_and_markers() {
         let mut out = Vec::new();
         for (data, taken, expected) in [
-            (b"ab\xff\0c\xff\xd9rest".as_slice(), 5, b"ab\xffc".as_slice()),
+            (
+                b"ab\xff\0c\xff\xd9rest".as_slice(),
+                5,
+                b"ab\xffc".as_slice(),
+            ),
             (b"ab\xff\xff\0c", 6, b"ab\xffc"),
             (b"ab\xff\xff\xd0", 2, b"ab"),
             (b"ab\xff", 2, b"ab"),
@@ -124,7 +138,10 @@ mod tests {
     #[test]
     fn every_bit_in_order_and_zeros_after() {
         let mut data: Vec<u8> = (0..50_u8).map(|k| k.wrapping_mul(37)).collect();
-        let expected: Vec<i32> = data.iter().flat_map(|byte| (0..8).rev().map(move |bit| i32::from(byte >> bit & 1))).collect();
+        let expected: Vec<i32> = data
+            .iter()
+            .flat_map(|byte| (0..8).rev().map(move |bit| i32::from(byte >> bit & 1)))
+            .collect();
         data.extend([0; PADDING]);
         let mut bits = Bits::new(&data);
         for (index, bit) in expected.iter().enumerate() {
@@ -143,6 +160,14 @@ mod tests {
         data.extend([0; PADDING]);
         let mut bits = Bits::new(&data);
         bits.refill();
-        assert_eq!((bits.take_signed(2), bits.take_signed(2), bits.take_signed(0), bits.take_signed(4)), (-2, -2, 0, 10));
+        assert_eq!(
+            (
+                bits.take_signed(2),
+                bits.take_signed(2),
+                bits.take_signed(0),
+                bits.take_signed(4)
+            ),
+            (-2, -2, 0, 10)
+        );
     }
 }

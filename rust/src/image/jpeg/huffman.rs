@@ -59,21 +59,26 @@ impl Table {
         if dc && symbols[..total].iter().any(|&symbol| symbol > 15) {
             return Err(bad("a Huffman table has a size above 15"));
         }
-        let mut table =
-            Table { look: Box::new([0; 1 << LOOK]), limit: [u32::MAX; 18], offset: [0; 17], symbols: [0; 256] };
+        let mut table = Table {
+            look: Box::new([0; 1 << LOOK]),
+            limit: [u32::MAX; 18],
+            offset: [0; 17],
+            symbols: [0; 256],
+        };
         table.symbols[..total].copy_from_slice(&symbols[..total]);
         let (mut code, mut index) = (0_u32, 0_usize);
         for length in 1..=16_u32 {
             table.offset[length as usize] = index as i32 - code as i32;
             for _ in 0..counts[length as usize - 1] {
-                if code >= 1 << length {
-                    return Err(bad("a Huffman table has more codes than fit"));
-                }
                 if length <= LOOK {
                     table.fill(code, length, symbols[index]);
                 }
                 code += 1;
                 index += 1;
+                // The code of all ones must stay free.
+                if code >= 1 << length {
+                    return Err(bad("damaged: a Huffman table has more codes than fit"));
+                }
             }
             table.limit[length as usize] = code << (16 - length);
             code <<= 1;
@@ -91,7 +96,11 @@ impl Table {
             // The value's own bits follow the code.
             if size > 0 && size <= spare {
                 let bits = (rest >> (spare - size)) as i32;
-                let value = if bits < 1 << (size - 1) { bits + 1 - (1 << size) } else { bits };
+                let value = if bits < 1 << (size - 1) {
+                    bits + 1 - (1 << size)
+                } else {
+                    bits
+                };
                 *entry = (length + size) | 32 | u32::from(symbol) << 8 | (value as u32) << 16;
             }
         }
@@ -100,9 +109,9 @@ impl Table {
     /// Takes a code (and its value, where the entry has it). [`Bits::refill`] must have gone before.
     #[inline(always)]
     pub fn next(&self, bits: &mut Bits<'_>) -> Entry {
-        let entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
+        let mut entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
         if entry == 0 {
-            return self.long(bits);
+            entry = self.long(bits.peek(16) as u32);
         }
         bits.skip(entry & 31);
         Entry(entry)
@@ -111,30 +120,33 @@ impl Table {
     /// Takes a code alone and gives its symbol.
     #[inline(always)]
     pub fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
-        let entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
+        let mut entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
         if entry == 0 {
-            return (self.long(bits).0 >> 8) as u8;
+            entry = self.long(bits.peek(16) as u32);
         }
         let symbol = (entry >> 8) as u8;
-        let value = if entry & 32 != 0 { u32::from(symbol & 15) } else { 0 };
+        let value = if entry & 32 != 0 {
+            u32::from(symbol & 15)
+        } else {
+            0
+        };
         bits.skip((entry & 31) - value);
         symbol
     }
 
-    /// A code longer than [`LOOK`]. One that no table entry has counts as symbol 0 of 17 bits, as libjpeg has it.
-    #[cold]
-    fn long(&self, bits: &mut Bits<'_>) -> Entry {
-        let code = bits.peek(16) as u32;
+    /// The entry of a code longer than [`LOOK`], from the next 16 bits. One that the table lacks counts as symbol 0 of
+    /// 17 bits, as libjpeg has it. (By value: a reference to the bits would keep them out of registers.)
+    #[inline(never)]
+    fn long(&self, code: u32) -> u32 {
         let mut length = LOOK + 1;
         while length <= 16 && code >= self.limit[length as usize] {
             length += 1;
         }
-        bits.skip(length);
         if length > 16 {
-            return Entry(0);
+            return length;
         }
         let index = (code >> (16 - length)) as i32 + self.offset[length as usize];
-        Entry(u32::from(self.symbols[(index & 255) as usize]) << 8)
+        length | u32::from(self.symbols[(index & 255) as usize]) << 8
     }
 }
 

@@ -19,14 +19,32 @@ enum Upsampling {
 
 /// The picture from its planes.
 #[inline(always)]
-pub fn render(components: &[Component], colors: Colors, width: usize, height: usize) -> Result<Rgb> {
-    let h_max = components.iter().map(|component| component.horizontal).max().unwrap_or(1);
-    let v_max = components.iter().map(|component| component.vertical).max().unwrap_or(1);
-    let upsampling: Vec<Upsampling> =
-        components.iter().map(|component| upsampling_of(component, h_max, v_max)).collect::<Result<_>>()?;
+pub fn render(
+    components: &[Component],
+    colors: Colors,
+    width: usize,
+    height: usize,
+) -> Result<Rgb> {
+    let h_max = components
+        .iter()
+        .map(|component| component.horizontal)
+        .max()
+        .unwrap_or(1);
+    let v_max = components
+        .iter()
+        .map(|component| component.vertical)
+        .max()
+        .unwrap_or(1);
+    let upsampling: Vec<Upsampling> = components
+        .iter()
+        .map(|component| upsampling_of(component, h_max, v_max))
+        .collect::<Result<_>>()?;
     let mut pixels = vec![0; width * height * 3];
     // Room for the last pair of a row whose width is odd.
-    let mut rows: Vec<Vec<u8>> = components.iter().map(|component| vec![0; component.width * h_max + h_max]).collect();
+    let mut rows: Vec<Vec<u8>> = components
+        .iter()
+        .map(|component| vec![0; component.width * h_max + h_max])
+        .collect();
     let mut sums = Vec::new();
     for (y, out) in pixels.chunks_exact_mut(width * 3).enumerate() {
         for ((component, &upsampling), row) in components.iter().zip(&upsampling).zip(&mut rows) {
@@ -65,13 +83,19 @@ pub fn render(components: &[Component], colors: Colors, width: usize, height: us
             }
         }
     }
-    Ok(Rgb { width, height, pixels })
+    Ok(Rgb {
+        width,
+        height,
+        pixels,
+    })
 }
 
 fn upsampling_of(component: &Component, h_max: usize, v_max: usize) -> Result<Upsampling> {
     let (h, v) = (component.horizontal, component.vertical);
     if h_max % h != 0 || v_max % v != 0 {
-        return Err(bad(format_args!("sampling {h}x{v} of {h_max}x{v_max} is no whole ratio, which is not supported")));
+        return Err(bad(format_args!(
+            "sampling {h}x{v} of {h_max}x{v_max} is no whole ratio, which is not supported"
+        )));
     }
     // libjpeg filters only where a row has more than two samples to go by.
     let wide = component.width > 2;
@@ -86,12 +110,22 @@ fn upsampling_of(component: &Component, h_max: usize, v_max: usize) -> Result<Up
 
 /// Row `y` of the picture, of one component.
 #[inline(always)]
-fn upsample(component: &Component, upsampling: Upsampling, y: usize, out: &mut [u8], sums: &mut Vec<i32>) {
+fn upsample(
+    component: &Component,
+    upsampling: Upsampling,
+    y: usize,
+    out: &mut [u8],
+    sums: &mut Vec<i32>,
+) {
     let width = component.width;
     // The row that is nearest but for this one: above for an even row, below for an odd one; itself at the edges.
     let near = |y: usize| {
         let row = y / 2;
-        let other = if y % 2 == 0 { row.saturating_sub(1) } else { (row + 1).min(component.height - 1) };
+        let other = if y % 2 == 0 {
+            row.saturating_sub(1)
+        } else {
+            (row + 1).min(component.height - 1)
+        };
         (&component.row(row)[..width], &component.row(other)[..width])
     };
     match upsampling {
@@ -109,11 +143,18 @@ fn upsample(component: &Component, upsampling: Upsampling, y: usize, out: &mut [
         Upsampling::Both => {
             let (row, other) = near(y);
             sums.clear();
-            sums.extend(row.iter().zip(other).map(|(&a, &b)| i32::from(a) * 3 + i32::from(b)));
+            sums.extend(
+                row.iter()
+                    .zip(other)
+                    .map(|(&a, &b)| i32::from(a) * 3 + i32::from(b)),
+            );
             both(sums, out);
         }
         Upsampling::Repeat(across, down) => {
-            for (out, &level) in out.chunks_exact_mut(across).zip(&component.row(y / down)[..width]) {
+            for (out, &level) in out
+                .chunks_exact_mut(across)
+                .zip(&component.row(y / down)[..width])
+            {
                 out.fill(level);
             }
         }
@@ -164,7 +205,11 @@ fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     let red = y + ((91_881 * cr + HALF) >> 16);
     let green = y + ((-22_554 * cb - 46_802 * cr + HALF) >> 16);
     let blue = y + ((116_130 * cb + HALF) >> 16);
-    [red.clamp(0, 255) as u8, green.clamp(0, 255) as u8, blue.clamp(0, 255) as u8]
+    [
+        red.clamp(0, 255) as u8,
+        green.clamp(0, 255) as u8,
+        blue.clamp(0, 255) as u8,
+    ]
 }
 
 /// Stored inks (inverted, as Adobe writes them and Pillow assumes of every file) to RGB by Pillow's formula.

@@ -1,4 +1,4 @@
-//! The entropy-coded data of one scan: sequential straight to samples, progressive into stored coefficients.
+//! The entropy-coded data of one scan: sequential to samples row by row, progressive into stored coefficients.
 //!
 //! Damage is treated as libjpeg treats it: data that end early are read as zeros until the unit is whole and the units
 //! after it stay as they are, up to the next restart marker; a restart marker out of turn is found again by libjpeg's
@@ -6,16 +6,16 @@
 
 use super::bits::{unstuff, Bits};
 use super::huffman::Table;
-use super::idct::{idct, idct_flat, Block};
+use super::idct::Block;
 use super::{bad, Component};
 use crate::error::Result;
 
 /// From the order of the file to natural order. Runs that lead past the block end at the last coefficient.
 pub const NATURAL: [u8; 128] = {
     let order: [u8; 64] = [
-        0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14,
-        21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60,
-        61, 54, 47, 55, 62, 63,
+        0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27,
+        20, 13, 6, 7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+        58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
     ];
     let mut padded = [63; 128];
     let mut k = 0;
@@ -54,7 +54,8 @@ struct Part<'t> {
     prediction: i32,
 }
 
-/// Decodes the scan whose data begin at `data[at]`; returns the position of the marker (or the end) that follows.
+/// Decodes the scan whose data begin at `data[at]`; returns the position of the marker (or the end) that
+/// follows, and whether the data sufficed.
 #[inline(always)]
 pub fn decode_scan(
     data: &[u8],
@@ -64,7 +65,7 @@ pub fn decode_scan(
     components: &mut [Component],
     progressive: bool,
     units: (usize, usize),
-) -> Result<usize> {
+) -> Result<(usize, bool)> {
     let mut parts = parts_of(scan, tables, progressive)?;
     // A scan of one component has its blocks one by one, without those that fill up the last unit.
     let (across, down) = match scan.components[..] {
@@ -72,13 +73,18 @@ pub fn decode_scan(
         _ => units,
     };
     let single = scan.components.len() == 1;
-    let interval = if tables.restart_interval == 0 { usize::MAX } else { tables.restart_interval };
+    let interval = if tables.restart_interval == 0 {
+        usize::MAX
+    } else {
+        tables.restart_interval
+    };
     let mut clean = Vec::with_capacity(data.len() - at + 8);
     at += unstuff(&data[at..], &mut clean);
     let mut bits = Bits::new(&clean);
     let mut left = interval;
     let mut restarts = 0_u8;
     let mut skip = false;
+    let mut intact = true;
     let mut end_of_band = 0_u32;
     // Borrowed anew after each restart, as the bits borrow the buffer.
     let mut spare = Vec::new();
@@ -100,7 +106,6 @@ pub fn decode_scan(
                 } else {
                     clean.clear();
                     clean.extend_from_slice(&[0; 8]);
-                    skip = true;
                 }
                 bits = Bits::new(&clean);
             }
@@ -110,35 +115,58 @@ pub fn decode_scan(
             }
             for part in &mut parts {
                 let component = &mut components[part.index];
-                let (h, v) = if single { (1, 1) } else { (component.horizontal, component.vertical) };
+                let (h, v) = if single {
+                    (1, 1)
+                } else {
+                    (component.horizontal, component.vertical)
+                };
                 for y in 0..v {
                     for x in 0..h {
-                        let (x, y) = (unit_x * h + x, unit_y * v + y);
+                        let block = component
+                            .block(unit_x * h + x, if progressive { unit_y * v + y } else { y });
                         if progressive {
-                            let block = component.block(x, y);
                             progressive_block(&mut bits, part, scan, &mut end_of_band, block);
                         } else {
-                            sequential_block(&mut bits, part, component, x, y)?;
+                            sequential_block(&mut bits, part, block)?;
                         }
                     }
                 }
             }
             skip = bits.overrun();
+            intact &= !skip;
+        }
+        if !progressive {
+            for part in &parts {
+                let component = &mut components[part.index];
+                let rows = if single { 1 } else { component.vertical };
+                component.transform(unit_y * rows, rows);
+                component.coefficients.fill([0; 64]);
+            }
         }
     }
-    Ok(at)
+    Ok((at, intact))
 }
 
 fn parts_of<'t>(scan: &Scan, tables: &'t Tables, progressive: bool) -> Result<Vec<Part<'t>>> {
     let (first, last) = scan.band;
     let (high, low) = scan.approximation;
     if progressive {
-        let band_is_right = if first == 0 { last == 0 } else { first <= last && last <= 63 && scan.components.len() == 1 };
+        let band_is_right = if first == 0 {
+            last == 0
+        } else {
+            first <= last && last <= 63 && scan.components.len() == 1
+        };
         if !band_is_right || low > 13 || (high != 0 && low + 1 != high) {
-            return Err(bad(format_args!("a scan has impossible progression parameters {first} {last} {high} {low}")));
+            return Err(bad(format_args!(
+                "a scan has impossible progression parameters {first} {last} {high} {low}"
+            )));
         }
     }
-    let missing = |kind: &str, number| bad(format_args!("a scan uses Huffman table {kind} {number}, which is not defined"));
+    let missing = |kind: &str, number| {
+        bad(format_args!(
+            "a scan uses Huffman table {kind} {number}, which is not defined"
+        ))
+    };
     let wants_dc = !progressive || (first == 0 && high == 0);
     let wants_ac = !progressive || first > 0;
     scan.components
@@ -152,7 +180,12 @@ fn parts_of<'t>(scan: &Scan, tables: &'t Tables, progressive: bool) -> Result<Ve
             if wants_ac && ac_table.is_none() {
                 return Err(missing("AC", ac));
             }
-            Ok(Part { index, dc: dc_table, ac: ac_table, prediction: 0 })
+            Ok(Part {
+                index,
+                dc: dc_table,
+                ac: ac_table,
+                prediction: 0,
+            })
         })
         .collect()
 }
@@ -167,8 +200,13 @@ fn next_restart(data: &[u8], mut at: usize, wanted: u8) -> (usize, bool) {
             return (data.len(), false);
         };
         let position = at + found;
-        let fill = data[position..].iter().take_while(|&&byte| byte == 0xff).count();
-        let Some(&marker) = data.get(position + fill) else { return (data.len(), false) };
+        let fill = data[position..]
+            .iter()
+            .take_while(|&&byte| byte == 0xff)
+            .count();
+        let Some(&marker) = data.get(position + fill) else {
+            return (data.len(), false);
+        };
         let after = position + fill + 1;
         match marker {
             // A stuffed byte, or no marker at all: passed over.
@@ -185,54 +223,53 @@ fn next_restart(data: &[u8], mut at: usize, wanted: u8) -> (usize, bool) {
     }
 }
 
-/// One block of a sequential scan, decoded, transformed and stored.
+/// One block of a sequential scan.
 #[inline(always)]
-fn sequential_block(bits: &mut Bits<'_>, part: &mut Part<'_>, component: &mut Component, x: usize, y: usize) -> Result<()> {
-    let (Some(dc), Some(ac)) = (part.dc, part.ac) else { return Ok(()) };
-    let mut block: Block = [0; 64];
+fn sequential_block(shared: &mut Bits<'_>, part: &mut Part<'_>, block: &mut Block) -> Result<()> {
+    let (Some(dc), Some(ac)) = (part.dc, part.ac) else {
+        return Ok(());
+    };
+    // A copy that lives in registers.
+    let mut bits = *shared;
     bits.refill();
-    let entry = dc.next(bits);
-    let difference = if entry.has_value() { i32::from(entry.value()) } else { bits.take_signed(entry.size()) };
+    let entry = dc.next(&mut bits);
+    let difference = if entry.has_value() {
+        i32::from(entry.value())
+    } else {
+        bits.take_signed(entry.size())
+    };
     part.prediction += difference;
     if part.prediction != i32::from(part.prediction as i16) {
         return Err(bad("damaged: a first coefficient is out of range"));
     }
     block[0] = part.prediction as i16;
     let mut k = 1;
-    let mut flat = true;
     while k < 64 {
         bits.refill();
-        let entry = ac.next(bits);
+        let entry = ac.next(&mut bits);
+        k += entry.run();
+        let at = usize::from(NATURAL[k & 127] & 63);
         if entry.has_value() {
-            k += entry.run();
-            block[usize::from(NATURAL[k & 127] & 63)] = entry.value();
-            flat = false;
-        } else if entry.size() == 0 {
-            if entry.run() != 15 {
-                break;
-            }
-            k += 15;
-        } else {
-            k += entry.run();
-            block[usize::from(NATURAL[k & 127] & 63)] = bits.take_signed(entry.size()) as i16;
-            flat = false;
+            block[at] = entry.value();
+        } else if entry.size() != 0 {
+            block[at] = bits.take_signed(entry.size()) as i16;
+        } else if entry.run() != 15 {
+            break;
         }
         k += 1;
     }
-    let stride = component.stride;
-    let begin = y * 8 * stride + x * 8;
-    let Component { plane, quant, .. } = component;
-    let out = &mut plane[begin..begin + 7 * stride + 8];
-    if flat {
-        idct_flat(block[0], quant[0], out, stride);
-    } else {
-        idct(&block, quant, out, stride);
-    }
+    *shared = bits;
     Ok(())
 }
 
 /// One block of a progressive scan.
-fn progressive_block(bits: &mut Bits<'_>, part: &mut Part<'_>, scan: &Scan, end_of_band: &mut u32, block: &mut Block) {
+fn progressive_block(
+    bits: &mut Bits<'_>,
+    part: &mut Part<'_>,
+    scan: &Scan,
+    end_of_band: &mut u32,
+    block: &mut Block,
+) {
     let (high, low) = scan.approximation;
     match (scan.band.0, high) {
         (0, 0) => {
@@ -253,7 +290,13 @@ fn progressive_block(bits: &mut Bits<'_>, part: &mut Part<'_>, scan: &Scan, end_
     }
 }
 
-fn first_pass(bits: &mut Bits<'_>, part: &Part<'_>, scan: &Scan, end_of_band: &mut u32, block: &mut Block) {
+fn first_pass(
+    bits: &mut Bits<'_>,
+    part: &Part<'_>,
+    scan: &Scan,
+    end_of_band: &mut u32,
+    block: &mut Block,
+) {
     let Some(ac) = part.ac else { return };
     if *end_of_band > 0 {
         *end_of_band -= 1;
@@ -278,7 +321,13 @@ fn first_pass(bits: &mut Bits<'_>, part: &Part<'_>, scan: &Scan, end_of_band: &m
     }
 }
 
-fn refinement(bits: &mut Bits<'_>, part: &Part<'_>, scan: &Scan, end_of_band: &mut u32, block: &mut Block) {
+fn refinement(
+    bits: &mut Bits<'_>,
+    part: &Part<'_>,
+    scan: &Scan,
+    end_of_band: &mut u32,
+    block: &mut Block,
+) {
     let Some(ac) = part.ac else { return };
     let one = 1_i16 << scan.approximation.1;
     let (mut k, last) = scan.band;
@@ -341,8 +390,16 @@ mod tests {
     fn restart_markers_in_and_out_of_turn() {
         assert_eq!(next_restart(b"\xff\xd3data", 0, 3), (2, true));
         assert_eq!(next_restart(b"junk\xff\0\xff\xff\xd3data", 0, 3), (9, true));
-        assert_eq!(next_restart(b"\xff\xd4data", 0, 3), (0, false), "the next one: this interval is lost");
-        assert_eq!(next_restart(b"\xff\xd2\xff\xd3data", 0, 3), (4, true), "a repetition is passed over");
+        assert_eq!(
+            next_restart(b"\xff\xd4data", 0, 3),
+            (0, false),
+            "the next one: this interval is lost"
+        );
+        assert_eq!(
+            next_restart(b"\xff\xd2\xff\xd3data", 0, 3),
+            (4, true),
+            "a repetition is passed over"
+        );
         assert_eq!(next_restart(b"\xff\xd9", 0, 3), (0, false));
         assert_eq!(next_restart(b"nothing", 0, 3), (7, false));
         assert_eq!(next_restart(b"", 0, 0), (0, false));

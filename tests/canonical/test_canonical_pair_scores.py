@@ -1,0 +1,129 @@
+"""Pair scores: what a wrong pair's score is drawn from, the estimated share on made-up and on real features."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from varalign.canonical import pair_scores
+from varalign.canonical.mixture import Mixture, bin_centres, bins_of, fit_mixture, normal_density, smoothed_density
+
+
+def made_up(images: int, captions: int = 3, noise: float = 1.0, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(images, 16, generator=g)
+    ids = torch.arange(images).repeat_interleave(captions)
+    a, b = torch.randn(16, 40, generator=g), torch.randn(16, 24, generator=g)
+    x = z @ a + noise * 4 * torch.randn(images, 40, generator=g)
+    y = z[ids] @ b + noise * 4 * torch.randn(len(ids), 24, generator=g)
+    return x, y, ids
+
+
+def swapped(ids: torch.Tensor, images: int, share: float, by: str, seed: int = 1) -> torch.Tensor:
+    """Each chosen image (or caption) gets the captions (the place) of the next chosen one."""
+    g = torch.Generator().manual_seed(seed)
+    count = images if by == "image" else len(ids)
+    chosen = torch.randperm(count, generator=g)[: round(share * count)]
+    if by == "image":
+        table = torch.arange(images)
+        table[chosen] = chosen.roll(1)
+        return table[ids]
+    new = ids.clone()
+    new[chosen] = ids[chosen.roll(1)]
+    return new
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("by", ["image", "pair"])
+def test_the_share_comes_back_and_wrong_scores_are_standard(share, by):
+    x, y, ids = made_up(1000)
+    given = swapped(ids, 1000, share, by)
+    found = pair_scores(x, y, given, by=by, samples=50)
+    # Made-up right pairs have left-skewed scores (skewness -0.9 by the caption; real features: -0.1), which
+    # the fitted normal cannot follow: their low tail counts as wrong, about 0.05 of the pairs. The interval does not
+    # cover that, so it is not held against the truth here.
+    assert found.wrong_share == pytest.approx(share, abs=0.04 if by == "image" else 0.06)
+    assert found.low <= found.wrong_share <= found.high <= found.low + 0.2
+    wrong = given != ids
+    if share:
+        scores = found.scores[wrong]
+        # Mean 0 and deviation 1, within four standard errors (captions of an image are not independent: by image).
+        error = 4 / math.sqrt(share * 1000)
+        assert abs(float(scores.mean())) < error and abs(float(scores.std()) - 1) < error
+        assert float(found.probability_right[~wrong].mean()) > float(found.probability_right[wrong].mean()) + 0.5
+
+
+def test_unrelated_features_score_as_n01_and_are_found_wrong():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(800, 30, generator=g), torch.randn(800, 20, generator=g)
+    found = pair_scores(x, y, torch.arange(800), rounds=1, ridge=1.0, samples=20)
+    # A straight test of the claim: the quantiles of 800 held-out scores are those of N(0, 1), to four standard errors.
+    for q in (0.05, 0.25, 0.5, 0.75, 0.95):
+        z = math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * q - 1)))
+        below = float((found.scores < z).double().mean())
+        assert below == pytest.approx(q, abs=4 * math.sqrt(q * (1 - q) / 800))
+    assert found.wrong_share > 0.6 or found.high > 0.9
+
+
+def test_images_that_are_not_asked_for_have_no_score_and_no_say():
+    x, y, ids = made_up(200)
+    rows = torch.arange(0, 150)
+    found = pair_scores(x, y, ids, rows, rounds=1, samples=10)
+    assert bool(found.scores[ids >= 150].isnan().all()) and bool(found.image_scores[:150].isfinite().all())
+    x[150:], y[ids >= 150] = float("nan"), float("nan")
+    again = pair_scores(x, y, ids, rows, rounds=1, samples=10)
+    assert torch.equal(again.scores[ids < 150], found.scores[ids < 150]) and again.wrong_share == found.wrong_share
+
+
+def test_copies_of_an_image_are_no_non_pairs():
+    x, y, ids = made_up(100, noise=0.3)
+    both = torch.cat([x, x]), torch.cat([y, y]), torch.cat([ids, ids + 100])
+    known = pair_scores(*both, image_ids=torch.arange(100).repeat(2), rounds=1, ridge=1.0, samples=10)
+    assert torch.allclose(known.image_scores[:100], known.image_scores[100:], atol=1e-4)
+    assert known.wrong_share < 0.1
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [({"folds": 1}, "folds >= 2"), ({"rounds": 0}, "rounds >= 1"), ({"by": "word"}, "word"), ({"folds": 60}, "120")],
+)
+def test_settings_out_of_range_are_refused(change, message):
+    x, y, ids = made_up(100)
+    with pytest.raises(ValueError, match=message):
+        pair_scores(x, y, ids, **change)
+
+
+def test_nan_and_constant_features():
+    x, y, ids = made_up(100)
+    constant = pair_scores(x, torch.ones_like(y), ids, rounds=1, samples=5)
+    assert bool(constant.scores.isfinite().all()) and 0 <= constant.low <= constant.high <= 1
+    x[[4, 8]] = float("nan")
+    with pytest.raises(ValueError, match=r"image_features.*2 of 100 rows: 4, 8"):
+        pair_scores(x, y, ids)
+
+
+def test_mixture_finds_known_parameters_and_its_posterior_never_falls():
+    g = torch.Generator().manual_seed(0)
+    scores = torch.cat([torch.randn(6000, generator=g), 3 + 1.2 * torch.randn(14000, generator=g)])
+    counts = torch.bincount(bins_of(scores), minlength=len(bin_centres()))[None]
+    share, mean, deviation = fit_mixture(counts, normal_density())[0].tolist()
+    assert (share, mean, deviation) == pytest.approx((0.7, 3.0, 1.2), abs=0.03)
+    table = Mixture(share, mean, deviation, normal_density()).probability_right(bin_centres())
+    assert bool((table.diff() >= 0).all()) and float(table[0]) < 0.01 and float(table[-1]) > 0.99
+    null = torch.bincount(bins_of(torch.randn(200000, generator=g)), minlength=len(bin_centres()))
+    assert float((smoothed_density(null) - normal_density()).abs().max()) < 0.01
+
+
+def test_real_features_with_swapped_images(shared_data: Path):
+    from safetensors.torch import load_file
+
+    data = load_file(shared_data / "features" / "flickr8k.safetensors")
+    x, y, ids = data["image_features"].float(), data["text_features"].float(), data["text_image_ids"].long()
+    rows = (data["split"] == 0).nonzero()[:, 0][:600]
+    table = torch.arange(len(x))
+    chosen = rows[torch.randperm(600, generator=torch.Generator().manual_seed(0))[:240]]
+    table[chosen] = chosen.roll(1)
+    found = pair_scores(x, y, table[ids], rows, rounds=2, ridge=10.0, samples=10)
+    assert found.wrong_share == pytest.approx(0.4, abs=0.06)

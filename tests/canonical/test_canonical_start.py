@@ -1,0 +1,227 @@
+"""The closed form against slow, literal algebra, on odd features, and its choice on dev."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from varalign.canonical import (
+    ClosedForm,
+    Grid,
+    ResidualHead,
+    RunningCovariance,
+    best_logit_scale,
+    choose_closed_form,
+    closed_form,
+    residual_heads,
+)
+from varalign.canonical.choice import mean_recall_at_1
+
+
+def latent(n: int, dx: int = 12, dy: int = 9, k: int = 5, noise: float = 0.3, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, k, generator=g)
+    mix = torch.Generator().manual_seed(99)
+    a, b = torch.randn(k, dx, generator=mix), torch.randn(k, dy, generator=mix)
+    x = z @ a + noise * torch.randn(n, dx, generator=g)
+    y = z @ b + noise * torch.randn(n, dy, generator=g)
+    return x, y
+
+
+def covariance_of(x: torch.Tensor, y: torch.Tensor) -> RunningCovariance:
+    running = RunningCovariance(x.shape[1], y.shape[1])
+    running.update(x, y)
+    return running
+
+
+def inverse_root(c: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(c)
+    return vectors @ torch.diag(values**-0.5) @ vectors.T
+
+
+@pytest.mark.parametrize("ridge,power", [(0.1, 0.0), (1.0, 0.5), (3.0, 1.0)])
+def test_maps_are_those_of_the_definition(ridge, power):
+    x, y = (t.double() for t in latent(400))
+    running = covariance_of(x, y)
+    found = closed_form(running, ridge=ridge, power=power, dimensions=4)
+    cx, cy = running.cov_x, running.cov_y
+    wx = inverse_root(cx + ridge * cx.diagonal().mean() * torch.eye(12))
+    wy = inverse_root(cy + ridge * cy.diagonal().mean() * torch.eye(9))
+    u, s, vh = torch.linalg.svd(wx @ running.cov_xy @ wy)
+    a, b = wx @ u[:, :4] * s[:4] ** power, wy @ vh[:4].T * s[:4] ** power
+    assert torch.allclose(found.singular_values, s[:4], atol=1e-10)
+    # The sign of a pair of columns is free: compared through the product of both maps.
+    assert torch.allclose(found.image_map @ found.text_map.T, a @ b.T, atol=1e-10)
+    assert torch.allclose(found.image_map.abs(), a.abs(), atol=1e-8)
+
+
+def test_without_a_ridge_it_is_canonical_correlation():
+    x, y = (t.double() for t in latent(400))
+    found = closed_form(covariance_of(x, y), ridge=0, power=0, dimensions=9)
+    u = (x - found.image_mean) @ found.image_map
+    v = (y - found.text_mean) @ found.text_map
+    n, k = len(x), found.dimensions
+    assert torch.allclose(u.T @ u / n, torch.eye(k, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(u.T @ v / n, torch.diag(found.singular_values), atol=1e-9)
+
+
+ODD = {
+    "rank deficient": lambda x, y: (torch.cat([x, x @ torch.ones(12, 3)], 1), y),
+    "constant column": lambda x, y: (torch.cat([x, torch.full((len(x), 1), 7.0)], 1), y),
+    "duplicated rows": lambda x, y: (x.repeat(3, 1), y.repeat(3, 1)),
+    "duplicated columns": lambda x, y: (torch.cat([x, x], 1), torch.cat([y, y], 1)),
+    "fewer pairs than dimensions": lambda x, y: (x[:6], y[:6]),
+    "one pair": lambda x, y: (x[:1], y[:1]),
+    "constant image features": lambda x, y: (torch.ones_like(x), y),
+    "one text dimension": lambda x, y: (x, y[:, :1]),
+    "huge": lambda x, y: (x * 1e6, y * 1e-6),
+}
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1.0])
+@pytest.mark.parametrize("name", ODD)
+def test_odd_features_work(name, ridge):
+    x, y = ODD[name](*latent(60))
+    found = closed_form(covariance_of(x, y), ridge=ridge, power=0.5, dimensions=256)
+    assert found.dimensions <= min(x.shape[1], y.shape[1])
+    for embeddings in (found.embed_images(x), found.embed_texts(y)):
+        assert embeddings.shape == (len(x), found.dimensions) and bool(embeddings.isfinite().all())
+        if found.dimensions:
+            norms = embeddings.norm(dim=1)
+            assert bool(((norms - 1).abs() < 1e-5).logical_or(norms == 0).all())
+    assert bool(((found.singular_values > 0) & (found.singular_values <= 1)).all())
+    if name in ("one pair", "constant image features"):
+        assert found.dimensions == 0  # there is nothing that both sides share
+
+
+def test_a_shift_of_the_features_changes_nothing():
+    x, y = latent(300)
+    plain = closed_form(covariance_of(x, y), ridge=1, power=0.5, dimensions=4)
+    moved = closed_form(covariance_of(x + 1000, y - 500), ridge=1, power=0.5, dimensions=4)
+    assert torch.allclose(plain.embed_images(x), moved.embed_images(x + 1000), atol=2e-4)
+
+
+def test_state_comes_back():
+    x, y = latent(100)
+    found = closed_form(covariance_of(x, y), ridge=1, power=0.5, dimensions=4)
+    again = ClosedForm.from_state_dict(found.state_dict())
+    assert torch.equal(again.embed_texts(y), found.embed_texts(y))
+    assert (again.ridge, again.power, again.dimensions) == (1.0, 0.5, 4)
+
+
+@pytest.mark.parametrize("settings", [{"ridge": -1}, {"ridge": float("nan")}, {"dimensions": 0}, {"power": 1e400}])
+def test_settings_out_of_range_are_refused(settings):
+    x, y = latent(20)
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        closed_form(covariance_of(x, y), **{"ridge": 1, "power": 0.5, "dimensions": 2, **settings})
+
+
+def feature_set(images: int = 300, captions: int = 3, dev: bool = True, numpy: bool = False) -> SimpleNamespace:
+    x, y = latent(images * captions, noise=1.0)
+    x = x[::captions]
+    ids = torch.arange(images).repeat_interleave(captions)
+    z, _ = latent(images, noise=0.0)
+    y = torch.randn(5, 9, generator=torch.Generator().manual_seed(3))
+    y = (z[:, :5] @ y)[ids] + torch.randn(len(ids), 9, generator=torch.Generator().manual_seed(4))
+    x = z + torch.randn(images, 12, generator=torch.Generator().manual_seed(5))
+    split = torch.zeros(images, dtype=torch.int8)
+    if dev:
+        split[-100:] = 1
+    fields = {"image_features": x, "text_features": y, "text_image_ids": ids, "split": split}
+    return SimpleNamespace(**({k: v.numpy() for k, v in fields.items()} if numpy else fields))
+
+
+@pytest.mark.parametrize("dev", [True, False])
+@pytest.mark.parametrize("numpy", [True, False])
+def test_choice_is_the_best_row_of_its_table(dev, numpy):
+    seen: list[tuple[int, int]] = []
+    grid = Grid(ridges=(0.1, 1.0), powers=(0.5, 1.0), dimensions=(2, 8, 100, 200))
+    data = feature_set(dev=dev, numpy=numpy)
+    choice = choose_closed_form(data, grid=grid, progress=lambda done, total, trial: seen.append((done, total)))
+    assert choice.best.score == max(trial.score for trial in choice.trials)
+    assert len(choice.trials) == 12 and seen[-1][1] == 16  # 100 and 200 keep the same 9 dimensions
+    assert choice.closed_form.ridge == choice.best.ridge
+    assert choice.covariance.pairs == (600 if dev else 900)
+    again = choose_closed_form(data, None if not dev else choice.covariance, grid=grid)
+    assert torch.equal(again.closed_form.image_map, choice.closed_form.image_map)
+
+
+def test_choice_takes_another_metric_and_pair_weights():
+    data = feature_set()
+    weights = torch.ones(900)
+    worst = choose_closed_form(data, metric=lambda u, v, ids: -mean_recall_at_1(u, v, ids), weights=weights)
+    assert worst.best.score == max(t.score for t in worst.trials) <= 0
+    with pytest.raises(ValueError, match="weights belong in the covariance"):
+        choose_closed_form(data, worst.covariance, weights=weights)
+
+
+def test_recall_counts_ties_against_the_model():
+    u, v = torch.eye(3), torch.eye(3)[[0, 0, 1, 2]]
+    ids = torch.tensor([0, 0, 1, 2])
+    assert mean_recall_at_1(u, v, ids) == 1.0
+    assert mean_recall_at_1(torch.ones(3, 3), torch.ones(4, 3), ids) == 0.0
+    # Image 1 loses its caption to image 0's second one; that caption's own image is still its best.
+    s_u = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    s_v = torch.tensor([[1.0, 0.0], [0.0, 0.9], [0.2, 0.5]])
+    assert mean_recall_at_1(s_u, s_v, torch.tensor([0, 0, 1])) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_logit_scale_is_the_minimum_of_the_loss():
+    x, y = latent(300, noise=1.0)
+    found = closed_form(covariance_of(x, y), ridge=1, power=0.5, dimensions=8)
+    u, v = found.embed_images(x).double(), found.embed_texts(y).double()
+
+    def loss(scale: float) -> float:
+        s = scale * u @ v.T
+        return float((s.logsumexp(1) + s.logsumexp(0) - 2 * s.diagonal()).mean())
+
+    best = best_logit_scale(u, v, batch_size=300)
+    grid = [loss(best * f) for f in (0.9, 0.99, 1.0, 1.01, 1.1)]
+    assert min(grid) == grid[2]
+    assert best_logit_scale(u, v, batch_size=100) < best  # fewer candidates ask for less
+    eye = torch.eye(8)
+    # Perfect pairs want the largest scale; the search stops where the loss is nothing but rounding.
+    assert 7 * math.exp(-best_logit_scale(eye, eye)) < 1e-15
+    with pytest.raises(ValueError, match="two or more pairs"):
+        best_logit_scale(u[:1], v[:1])
+
+
+def test_heads_start_at_the_closed_form_and_load_from_sizes():
+    x, y = latent(400)
+    running = covariance_of(x, y)
+    found = closed_form(running, ridge=1, power=0.5, dimensions=4)
+    image, text = residual_heads(found, running, 16, dropout=0.5, noise=1.0)
+    image.eval()
+    projected = image(x).detach()
+    assert torch.allclose(torch.nn.functional.normalize(projected, dim=1), found.embed_images(x), atol=1e-5)
+    assert float(projected.norm(dim=1).pow(2).mean()) == pytest.approx(1.0, rel=1e-4)
+    assert float(projected.norm(dim=1).mean()) == pytest.approx(1.0, rel=0.15)
+    with torch.no_grad():
+        for p in image.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    copy = ResidualHead(**image.to_config())
+    assert not any(bool(p.any()) for name, p in copy.named_parameters() if not name.startswith("residual.0"))
+    copy.load_state_dict(image.state_dict())
+    assert torch.equal(copy.eval()(x), image(x))
+    text.train()(y).square().sum().backward()
+    assert all(p.grad is not None for p in text.parameters())
+    fixed = ResidualHead.from_closed_form(found, running, "text", hidden_dim=0, train_linear=False)
+    assert fixed.residual is None and not any(p.requires_grad for p in fixed.parameters())
+    assert ResidualHead(**fixed.to_config()).to_config() == fixed.to_config()
+
+
+def test_heads_leave_the_random_state_alone_and_follow_their_seed():
+    x, y = latent(50)
+    running = covariance_of(x, y)
+    found = closed_form(running, ridge=1, power=0.5, dimensions=4)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, _ = residual_heads(found, running, 8, seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    same, _ = residual_heads(found, running, 8, seed=1)
+    other, _ = residual_heads(found, running, 8, seed=2)
+    assert torch.equal(one.residual[0].weight, same.residual[0].weight)
+    assert not torch.equal(one.residual[0].weight, other.residual[0].weight)

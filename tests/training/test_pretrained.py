@@ -1,0 +1,117 @@
+"""Frozen, partly unfrozen and zero-shot towers from checkpoints in the real formats, through whole runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import varalign
+from varalign.cli import main
+from varalign.encoders.specs import WeightsChanged
+from varalign.training import run as runs
+from varalign.training.checkpoint import load_checkpoint
+from varalign.training.config import TrainConfig
+
+ClipFolder = Callable[..., tuple[Path, Any]]
+
+
+def config_for(clip: Path, bert: Path, images: Path, tmp_path: Path, name: str = "run", **options: Any) -> TrainConfig:
+    settings: dict[str, Any] = {
+        "data": str(images),
+        "image_encoder": f"clip:ViT-tiny@{clip}",
+        "text_encoder": f"bert:{bert}",
+        "out": str(tmp_path / name),
+        "cache": str(tmp_path / "cache"),
+        "epochs": 2,
+        "batch_size": 16,
+        "embedding_dim": 16,
+        "device": "cpu",
+    }
+    return TrainConfig(**{**settings, **options})
+
+
+def test_frozen_towers_are_run_once_and_their_features_kept(
+    clip_folder: ClipFolder, bert_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    clip, _ = clip_folder()
+    said: list[str] = []
+    first = varalign.train(config_for(clip, bert_folder, image_folder, tmp_path), say=said.append)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert not any("from the cache" in line for line in said)
+    said.clear()
+    again = varalign.train(config_for(clip, bert_folder, image_folder, tmp_path, "again"), say=said.append)
+    assert sum("from the cache" in line for line in said) == 2
+    assert again.test == first.test
+
+    names = load_checkpoint(tmp_path / "run" / "checkpoints" / "best").part("model")
+    assert not any(name.startswith(("image_encoder", "text_encoder")) for name in names), "frozen towers stay out"
+    model = varalign.load(tmp_path / "run", device="cpu")
+    assert model.embed_texts(["a dog in the snow"]).shape == (1, 16)
+    assert model.embed_images([image_folder / "Images" / "000.jpg"]).shape == (1, 16)
+    assert model.evaluate("test") == first.test
+
+
+def test_a_frozen_run_resumes_and_refuses_other_weights(
+    clip_folder: ClipFolder, bert_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    clip, model = clip_folder()
+    first = varalign.train(config_for(clip, bert_folder, image_folder, tmp_path), say=lambda _: None)
+    assert runs.resume(tmp_path / "run", {}, say=lambda _: None).test == first.test
+    from safetensors.torch import save_file
+
+    save_file(
+        {name: tensor + 0.01 for name, tensor in model.state_dict().items()}, clip / "open_clip_model.safetensors"
+    )
+    with pytest.raises(WeightsChanged):
+        varalign.load(tmp_path / "run")
+
+
+def test_unfrozen_blocks_train_and_are_checkpointed(
+    clip_folder: ClipFolder, bert_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    clip, _ = clip_folder()
+    config = config_for(clip, bert_folder, image_folder, tmp_path, unfreeze=1, epochs=1, tower_lr=1e-3)
+    result = varalign.train(config, say=lambda _: None)
+    folder = tmp_path / "run" / "checkpoints"
+    start, end = (load_checkpoint(folder / name).part("model") for name in ("step-0", "last"))
+    moved = {name for name in start if not torch.equal(start[name], end[name])}
+    assert any(name.startswith("image_encoder") for name in moved) and any(
+        name.startswith("text_encoder") for name in moved
+    )
+    assert not any("embeddings.word_embeddings" in name or "conv1" in name for name in moved), (
+        "stem and embeddings stay"
+    )
+    assert varalign.load(tmp_path / "run", checkpoint="best", device="cpu").evaluate("test") == result.test
+
+
+def test_zero_shot_clip_is_a_row(
+    clip_folder: ClipFolder, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, _ = clip_folder()
+    line = [
+        "eval",
+        "--zero-shot",
+        f"clip:ViT-tiny@{clip}",
+        "--data",
+        str(image_folder),
+        "--cache",
+        str(tmp_path),
+        "--json",
+    ]
+    assert main(line) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 10 and result["texts"] == 20 and result["logit_scale"] == pytest.approx(100)
+
+
+def test_no_hub_and_nothing_local_is_one_message(
+    nothing_local: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--use_pretrained", "True", "--data", str(image_folder), "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and "--image-encoder" in message and "varalign: error:" in message
+    assert not (tmp_path / "run").exists()
