@@ -61,7 +61,8 @@ GOOD = {
     "spaces around": CSV.replace(b",A", b" , A"),
     "everything quoted": b'"image","caption"\n'
     + b"".join(f'"{name}","{caption.replace(chr(34), chr(34) * 2)}"\n'.encode() for name, caption in ROWS),
-    "other column order": b'caption,image\nA dog runs .,a.jpg\n"One dog, running .",a.jpg\n"A sign says ""stop"" .",b.jpg\n',
+    "other column order": b'caption,image\nA dog runs .,a.jpg\n"One dog, running .",a.jpg\n'
+    b'"A sign says ""stop"" .",b.jpg\n',
     "further columns": b'image_name,caption_number,caption\na.jpg,0,A dog runs .\na.jpg,1,"One dog, running ."\n'
     b'b.jpg,0,"A sign says ""stop"" ."\n',
     "capitals in the header": CSV.replace(b"image,caption", b"Image, Caption"),
@@ -224,7 +225,8 @@ def test_the_known_slip_is_left_out_with_a_note(tmp_path: Path) -> None:
 def test_bare_commas_are_counted(tmp_path: Path) -> None:
     found = read_captions(written(tmp_path, GOOD["bare commas"]))
     assert found.notes == [
-        "captions.txt: 1 lines have commas outside quotes (first: line 3); their caption is everything after the first comma"
+        "captions.txt: 1 lines have commas outside quotes (first: line 3); "
+        "their caption is everything after the first comma"
     ]
 
 

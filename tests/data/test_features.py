@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 from varalign.data.captions import DataError
 from varalign.data.features import FeatureSet, load_features, save_features
 
-I, T, DX, DY = 6, 14, 5, 3  # images, texts, their dimensions
+IMAGES, T, DX, DY = 6, 14, 5, 3  # images, texts, their dimensions
 
 
 def tensors() -> dict[str, NDArray[Any]]:
     rng = np.random.default_rng(0)
     return {
-        "image_features": rng.standard_normal((I, DX)).astype(np.float16),
+        "image_features": rng.standard_normal((IMAGES, DX)).astype(np.float16),
         "text_features": rng.standard_normal((T, DY)).astype(np.float16),
         "text_image_ids": np.array([0, 0, 1, 2, 3, 4, 5, 5, 0, 1, 2, 3, 4, 4]),
         "split": np.array([0, 0, 1, 2, 0, -1]),
@@ -39,14 +39,14 @@ def test_reading(tmp_path: Path) -> None:
     assert features.rows("train").tolist() == [0, 1, 4]
     assert features.caption_rows([5, 0]).tolist() == [6, 7, 0, 1, 8]
     assert features.first_captions([4, 2]).tolist() == [5, 3]
-    assert features.image_ids.tolist() == list(range(I))
+    assert features.image_ids.tolist() == list(range(IMAGES))
     assert (features.image_names, features.notes) == (None, [])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_what_is_saved_is_read_back(tmp_path: Path, dtype: str) -> None:
     features = load_features(written(tmp_path, image_ids=np.array([0, 1, 2, 3, 0, 5])))
-    named = FeatureSet(**{**vars(features), "image_names": [f"é {i}.jpg" for i in range(I)]})
+    named = FeatureSet(**{**vars(features), "image_names": [f"é {i}.jpg" for i in range(IMAGES)]})
     path = tmp_path / "new" / "features.safetensors"
     path.parent.mkdir()
     save_features(path, named, dtype=dtype)  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ BAD: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
         "no tensor text_features, split; it has image_features, text_image_ids",
     ),
     "wrong dtype": (
-        {"image_features": np.zeros((I, DX), np.int32)},
+        {"image_features": np.zeros((IMAGES, DX), np.int32)},
         "image_features has dtype I32, wanted one of F16, F32",
     ),
     "float ids": ({"text_image_ids": np.zeros(T, np.float32)}, "text_image_ids has dtype F32, wanted one of I64"),
@@ -91,9 +91,12 @@ BAD: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
         {"text_image_ids": np.zeros(T + 1, np.int64)},
         r"text_image_ids has shape \(15,\), wanted \(14,\)",
     ),
-    "length of split": ({"split": np.zeros(I - 1, np.int64)}, r"split has shape \(5,\), wanted \(6,\)"),
-    "length of image_ids": ({"image_ids": np.zeros(I - 1, np.int64)}, r"image_ids has shape \(5,\), wanted \(6,\)"),
-    "id too large": ({"text_image_ids": np.full(T, I)}, r"text_image_ids\[0\] is 6, wanted 0 to 5 .* 14 are not"),
+    "length of split": ({"split": np.zeros(IMAGES - 1, np.int64)}, r"split has shape \(5,\), wanted \(6,\)"),
+    "length of image_ids": (
+        {"image_ids": np.zeros(IMAGES - 1, np.int64)},
+        r"image_ids has shape \(5,\), wanted \(6,\)",
+    ),
+    "id too large": ({"text_image_ids": np.full(T, IMAGES)}, r"text_image_ids\[0\] is 6, wanted 0 to 5 .* 14 are not"),
     "id negative": ({"text_image_ids": np.array([0] * 13 + [-1])}, r"text_image_ids\[13\] is -1, wanted 0 to 5"),
     "split unknown": ({"split": np.array([0, 0, 3, 0, 0, 0])}, r"split\[2\] is 3, wanted -1 to 2"),
     "not finite": ({"text_features": NAN}, "text_features row 3 is not finite .NaN or infinity.; 2 rows are not"),
@@ -142,7 +145,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 def test_names_must_fit(tmp_path: Path) -> None:
     path = written(tmp_path)
     (tmp_path / "image_names.txt").write_text("a.jpg\nb.jpg\n")
-    with pytest.raises(DataError, match="image_names.txt: 2 names for 6 images"):
+    with pytest.raises(DataError, match=r"image_names\.txt: 2 names for 6 images"):
         load_features(path)
 
 

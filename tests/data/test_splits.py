@@ -61,7 +61,7 @@ def test_listed_images_that_are_not_there_are_noted(tmp_path: Path) -> None:
 def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
     lay_out(tmp_path, PARTS)
     (tmp_path / LISTS["dev"]).write_bytes(b"6.jpg\n\xff\xfe")
-    with pytest.raises(DataError, match="devImages.txt: byte 6 is not UTF-8"):
+    with pytest.raises(DataError, match=r"devImages\.txt: byte 6 is not UTF-8"):
         load_dataset(tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_training_sets_of_growing_size_are_nested() -> None:
     sizes = [1, 2, 7, 30, 59, 60]
     chosen = [set(np.flatnonzero(limit_training(split, names, size, 0) == 0).tolist()) for size in sizes]
     assert [len(rows) for rows in chosen] == sizes
-    assert all(small < large for small, large in zip(chosen, chosen[1:], strict=False))
+    assert all(chosen[k] < chosen[k + 1] for k in range(len(chosen) - 1))
     limited = limit_training(split, names, 7, 0)
     assert (limited[split > 0] == split[split > 0]).all()
     assert set(np.flatnonzero(limit_training(split, names, 30, 1) == 0).tolist()) != chosen[3]

@@ -81,6 +81,12 @@ def load_dataset(
     )
     if found.missing and not skip_missing:
         raise DataError(missing_message(found))
+    dataset = assemble(found, seed=seed, dataset_size=dataset_size)
+    return dataset if captions_per_image is None else _first_captions_only(dataset, captions_per_image)
+
+
+def assemble(found: FoundFolder, *, seed: int = 0, dataset_size: int | None = None) -> ImageCaptions:
+    """The data set of what a folder holds, its missing images left out; DataError where no image or split is left."""
     if not found.images:
         raise DataError(
             f"{found.caption_files[0]}: no caption names an image that is in {_places(found)}; is it the right folder?"
@@ -90,7 +96,7 @@ def load_dataset(
     split, split_notes = choose_splits(found, image_ids, seed=seed)
     if dataset_size is not None:
         split = limit_training(split, names, dataset_size, seed)
-    dataset = ImageCaptions(
+    return ImageCaptions(
         folder=found.folder,
         caption_file=found.caption_files[0],
         image_names=names,
@@ -102,7 +108,6 @@ def load_dataset(
         image_bytes=np.array([image.size for image in found.images], dtype=np.int64),
         notes=[*found.notes, *_notes(found, image_ids), *split_notes],
     )
-    return dataset if captions_per_image is None else _first_captions_only(dataset, captions_per_image)
 
 
 def missing_message(found: FoundFolder) -> str:

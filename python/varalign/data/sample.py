@@ -1,8 +1,8 @@
 """The built-in data set: drawn scenes with five captions each, in Flickr8k's layout, for a first run on any machine.
 
-A scene is one to four large things (a colour, a shape, a size) somewhere in one of six places. Its captions name colours,
-shapes, counts, relations and the place in different words, so that they tell most scenes from each other. No two images
-have the same scene. Everything is drawn from a seed: the same seed gives the same bytes for one version of Pillow.
+A scene is one to four large things (a colour, a shape, a size) somewhere in one of six places. Its captions name
+colours, shapes, counts, relations and the place in different words, so that they tell most scenes from each other. No
+two images have the same scene. Everything is drawn from a seed: a seed gives the same bytes with one version of Pillow.
 """
 
 from __future__ import annotations

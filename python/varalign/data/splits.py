@@ -2,7 +2,8 @@
 
 The first of these that is there decides, and a note says which: splits in the captions file (Karpathy's, COCO's), where
 it names more than one; Flickr8k's lists (Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt, all three, in the
-folder or in Flickr8k_text/), where an image in no list gets none; else a split drawn by the seed, image by image.
+folder or in Flickr8k_text/), where an image in no list gets none; else a split drawn by the seed, image by image. Where
+a captions file has no test split (COCO's), half of its dev images, drawn by the seed, are the test split.
 
 The drawn split gives a tenth of the images each to dev and test, at least 1 and at most 5,000, and needs 3 different
 images. Images are put in an order by a hash of seed and name, so the split depends on nothing but the seed and the set
@@ -43,7 +44,7 @@ def choose_splits(found: FoundFolder, image_ids: NDArray[np.int64], *, seed: int
         for row, name in found.splits.items():
             split[row] = SPLITS[name]
         source = "splits from " + first_three([path.name for path in found.caption_files])
-        notes: list[str] = []
+        notes = _halve_held_out(split, names, image_ids, seed)
     elif lists := _find_lists(found.folder):
         split, notes = _from_lists(lists, names)
         source = f"splits from {LISTS['train']} and its like"
@@ -59,6 +60,20 @@ def choose_splits(found: FoundFolder, image_ids: NDArray[np.int64], *, seed: int
             f"{found.folder}: no image is left for training ({notes[0]}); put images and captions of it there"
         )
     return split, notes
+
+
+def _halve_held_out(split: NDArray[np.int8], names: list[str], image_ids: NDArray[np.int64], seed: int) -> list[str]:
+    """Where a captions file has one of dev and test (COCO's), make half of it, by seed, the other; in place."""
+    there = set(split.tolist()) & {1, 2}
+    if len(there) != 1:
+        return []
+    code = there.pop()
+    rows = np.flatnonzero(split == code)
+    first = {image_id: names[row] for row, image_id in reversed(list(zip(rows, image_ids[rows].tolist(), strict=True)))}
+    chosen = sorted(first, key=lambda image_id: draw_key(first[image_id], seed))[: len(first) // 2]
+    split[rows[np.isin(image_ids[rows], chosen)]] = 3 - code
+    have, new = ("dev", "test") if code == 1 else ("test", "dev")
+    return [f"there is no {new} split: half of the {have} images, drawn by seed {seed}, are {new}"]
 
 
 def seeded_split(names: list[str], image_ids: NDArray[np.int64], seed: int) -> NDArray[np.int8]:

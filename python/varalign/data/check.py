@@ -1,0 +1,198 @@
+"""Says what is in a data folder, and whether training on it would work."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from varalign.data.captions import DataError, first_three, shown
+from varalign.data.datasets import ImageCaptions, assemble, missing_message
+from varalign.data.folders import FoundFolder, read_folder
+from varalign.data.images import decode_image
+from varalign.data.index import SPLITS
+
+MAX_BAD = 0.01
+MAX_IMAGE_BYTES = 256 << 20
+_BROKEN = ("broken image", "image not found", "no caption", "n/a", "todo", "null", "none", "nan")
+_SHOWN = 10
+
+
+@dataclass
+class Report:
+    """What `check_dataset` found.
+
+    splits: images in each split, with those in none. captions_per_image: least, mean and most. missing: "name (where)"
+    of each caption's image that is not there. unreadable: image name to what is wrong with it. copies: groups of
+    byte-identical images. suspicious: "name: 'caption': why". repeated: captions that stand under more than one image,
+    with their number. without_captions: images that no caption names. problems: why training would fail; empty where
+    it would not. notes: what loading the data says.
+    """
+
+    folder: str
+    captions_file: str | None = None
+    images: int = 0
+    captions: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    captions_per_image: dict[str, float] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    copies: list[list[str]] = field(default_factory=list)
+    suspicious: list[str] = field(default_factory=list)
+    repeated: dict[str, int] = field(default_factory=dict)
+    without_captions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> bool:
+        """Whether training would fail."""
+        return bool(self.problems)
+
+    def as_dict(self) -> dict[str, object]:
+        """All of it as plain values for JSON, with `faults`."""
+        return {**asdict(self), "faults": self.faults}
+
+    def lines(self) -> list[str]:
+        """All of it for people, at most ten entries of each list."""
+        lines = [f"{self.folder}: {self.images:,} images, {self.captions:,} captions ({self.captions_file})"]
+        if self.splits:
+            lines.append("splits: " + ", ".join(f"{count:,} {name}" for name, count in self.splits.items()))
+        if self.captions_per_image:
+            per = self.captions_per_image
+            lines.append(f"captions an image: {per['least']:.0f} to {per['most']:.0f}, {per['mean']:.2f} on average")
+        lines += [f"note: {note}" for note in self.notes]
+        unreadable = [f"{shown(name)}: {why}" for name, why in self.unreadable.items()]
+        repeated = [f"{shown(caption)}: {count:,} times" for caption, count in self.repeated.items()]
+        for title, items in (
+            ("missing images", self.missing),
+            ("unreadable images", unreadable),
+            ("copies, byte for byte", [" = ".join(shown(name) for name in group) for group in self.copies]),
+            ("suspicious captions", self.suspicious),
+            ("captions under more than one image", repeated),
+            ("images without captions", [shown(name) for name in self.without_captions]),
+        ):
+            lines.append(f"{title}: {len(items):,}" if items else f"{title}: none")
+            lines += [f"  {item}" for item in items[:_SHOWN]]
+            if len(items) > _SHOWN:
+                lines.append(f"  and {len(items) - _SHOWN:,} more")
+        lines += [f"fault: {problem}" for problem in self.problems]
+        lines.append("training would fail" if self.faults else "fit for training")
+        return lines
+
+
+def check_dataset(
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    captions_file: Path | str | None = None,
+    max_bad: float = MAX_BAD,
+    threads: int | None = None,
+) -> Report:
+    """Read captions and splits, decode every image, and report; nothing that is bad in the data raises.
+
+    seed, captions_file: as for `load_dataset`. max_bad: share of unreadable images from which on training stops.
+    threads: for decoding; None takes the processors there are.
+    """
+    folder = Path(folder)
+    captions_path = Path(captions_file) if captions_file is not None else None
+    report = Report(str(folder))
+    try:
+        found = read_folder(folder, captions_path, skip_empty=True)
+        report.captions_file = first_three([str(path) for path in found.caption_files])
+        report.images, report.captions = len(found.images), len(found.captions)
+        report.missing = sorted(
+            {f"{shown(m.name)} ({f'line {m.line}' if m.line else m.file.name})" for m in found.missing}
+        )
+        report.without_captions = found.bare
+        _note_faults_of_captions(report, found)
+        dataset = assemble(found, seed=seed)
+    except DataError as error:
+        report.problems.append(str(error))
+        return report
+    _describe(report, dataset)
+    _judge_captions(report, dataset)
+    _decode_all(report, dataset, max_bad, threads)
+    return report
+
+
+def _note_faults_of_captions(report: Report, found: FoundFolder) -> None:
+    if found.missing:
+        report.problems.append(missing_message(found))
+    if found.empty:
+        report.problems.append(
+            f"{len(found.empty):,} captions are empty: {first_three(found.empty)}; write them, remove the lines, or "
+            "pass --skip-missing to leave them out"
+        )
+
+
+def _describe(report: Report, dataset: ImageCaptions) -> None:
+    report.notes = [note for note in dataset.notes if "left out" not in note and "copies of another" not in note]
+    report.splits = {name: int((dataset.split == code).sum()) for name, code in SPLITS.items()}
+    report.splits["none"] = int((dataset.split < 0).sum())
+    counts = np.diff(dataset.caption_offsets)
+    report.captions_per_image = {"least": int(counts.min()), "mean": float(counts.mean()), "most": int(counts.max())}
+    groups: dict[int, list[str]] = {}
+    for name, image_id in zip(dataset.image_names, dataset.image_ids.tolist(), strict=True):
+        groups.setdefault(image_id, []).append(name)
+    report.copies = [names for names in groups.values() if len(names) > 1]
+    for name, least in (("train", 2), ("dev", 1), ("test", 1)):
+        if report.splits[name] < least:
+            report.problems.append(
+                f"the {name} split has {report.splits[name]} images; training needs at least {least}"
+            )
+
+
+def _judge_captions(report: Report, dataset: ImageCaptions) -> None:
+    owners: dict[str, set[int]] = {}
+    for caption, row in zip(dataset.captions, dataset.caption_image_ids.tolist(), strict=True):
+        why = _suspicion(caption)
+        if why:
+            report.suspicious.append(f"{shown(dataset.image_names[row])}: {shown(caption)}: {why}")
+        owners.setdefault(" ".join(caption.lower().split()), set()).add(int(dataset.image_ids[row]))
+    repeated = Counter({caption: len(rows) for caption, rows in owners.items() if len(rows) > 1})
+    report.repeated = dict(repeated.most_common())
+
+
+def _suspicion(caption: str) -> str:
+    """Why a caption says too little to learn from, or nothing."""
+    words = [word for word in caption.lower().split() if any(letter.isalnum() for letter in word)]
+    text = " ".join(words)
+    if any(text == mark or (" " in mark and mark in text) for mark in _BROKEN):
+        return "says that something went wrong"
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in caption.replace("\t", " ")):
+        return "holds control characters"
+    if "http://" in text or "https://" in text:
+        return "holds a web address"
+    return "a word or less" if len(words) < 2 else ""
+
+
+def _decode_all(report: Report, dataset: ImageCaptions, max_bad: float, threads: int | None) -> None:
+    with ThreadPoolExecutor(threads or min(32, os.cpu_count() or 1)) as pool:
+        for name, why in zip(
+            dataset.image_names, pool.map(_unreadable, dataset.image_paths, chunksize=64), strict=True
+        ):
+            if why:
+                report.unreadable[name] = why
+    share = len(report.unreadable) / len(dataset.image_names)
+    if share > max_bad:
+        report.problems.append(
+            f"{len(report.unreadable):,} of {len(dataset.image_names):,} images are unreadable, more than --max-bad "
+            f"{max_bad:g}: mend or remove them"
+        )
+
+
+def _unreadable(path: Path) -> str:
+    """What is wrong with an image file, or nothing."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_IMAGE_BYTES:
+            return f"{size:,} bytes, more than the {MAX_IMAGE_BYTES:,} of any image that is read"
+        decode_image(path.read_bytes())
+    except (ValueError, OSError) as error:
+        return str(error)
+    return ""

@@ -1,0 +1,127 @@
+"""The report on a data folder: what it names, and when it says that training would fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from varalign.data.check import Report, check_dataset
+from varalign.data.sample import write_sample
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_sample(tmp_path / "data", images=40, size=32)
+    return tmp_path / "data"
+
+
+def add_captions(folder: Path, *lines: str) -> None:
+    with (folder / "captions.txt").open("a") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def image(folder: Path, number: int) -> Path:
+    return folder / "Images" / f"scene_{number:05d}.jpg"
+
+
+def test_a_good_folder(folder: Path) -> None:
+    report = check_dataset(folder)
+    assert not report.faults
+    assert (report.images, report.captions) == (40, 200)
+    assert report.splits == {"train": 20, "dev": 10, "test": 10, "none": 0}
+    assert report.captions_per_image == {"least": 5, "mean": 5.0, "most": 5}
+    assert report.lines()[-1] == "fit for training"
+    assert "missing images: none" in report.lines()
+    assert json.loads(json.dumps(report.as_dict()))["faults"] is False
+
+
+def test_suspicious_and_repeated_captions_are_no_fault(folder: Path) -> None:
+    add_captions(
+        folder,
+        "scene_00000.jpg,A",
+        "scene_00001.jpg,broken image",
+        "scene_00002.jpg,. . .",
+        "scene_00003.jpg,A bell\x07 rings",
+        "scene_00004.jpg,see https://example.org/x",
+        "scene_00005.jpg,Two dogs run .",
+        "scene_00006.jpg,two dogs  run .",
+        "scene_00006.jpg,two dogs run .",
+    )
+    report = check_dataset(folder)
+    assert not report.faults
+    assert report.suspicious == [
+        "'scene_00000.jpg': 'A': a word or less",
+        "'scene_00001.jpg': 'broken image': says that something went wrong",
+        "'scene_00002.jpg': '. . .': a word or less",
+        "'scene_00003.jpg': 'A bell\\x07 rings': holds control characters",
+        "'scene_00004.jpg': 'see https://example.org/x': holds a web address",
+    ]
+    assert report.repeated == {"two dogs run .": 2}
+    assert report.captions_per_image["most"] == 7
+
+
+def test_copies_and_images_without_captions_are_no_fault(folder: Path) -> None:
+    image(folder, 1).write_bytes(image(folder, 0).read_bytes())
+    (folder / "Images" / "new.jpg").write_bytes(image(folder, 2).read_bytes())
+    report = check_dataset(folder)
+    assert not report.faults
+    assert report.copies == [["scene_00000.jpg", "scene_00001.jpg"]]
+    assert report.without_captions == ["new.jpg"]
+
+
+def test_missing_images_are_a_fault(folder: Path) -> None:
+    for number in range(3):
+        image(folder, number).unlink()
+    report = check_dataset(folder)
+    assert len(report.missing) == 15
+    assert "'scene_00000.jpg' (line 2)" in report.missing
+    assert "15 captions name images not in" in report.problems[0]
+    assert report.images == 37, "the rest is looked at all the same"
+    assert report.lines()[-1] == "training would fail"
+    assert "  and 5 more" in report.lines()
+
+
+def test_empty_captions_are_a_fault(folder: Path) -> None:
+    add_captions(folder, "scene_00000.jpg,")
+    assert check_dataset(folder).problems == [
+        "1 captions are empty: captions.txt line 202; write them, remove the lines, or pass "
+        "--skip-missing to leave them out"
+    ]
+
+
+def test_unreadable_images_are_a_fault_above_the_limit(folder: Path) -> None:
+    image(folder, 4).write_bytes(b"this is text")
+    image(folder, 5).write_bytes(image(folder, 5).read_bytes()[:200])
+    report = check_dataset(folder)
+    assert list(report.unreadable) == ["scene_00004.jpg", "scene_00005.jpg"]
+    assert all(report.unreadable.values())
+    assert report.problems == ["2 of 40 images are unreadable, more than --max-bad 0.01: mend or remove them"]
+    assert not check_dataset(folder, max_bad=0.05).faults
+
+
+def test_an_empty_split_is_a_fault(folder: Path) -> None:
+    (folder / "Flickr_8k.devImages.txt").write_text("")
+    assert check_dataset(folder).problems == ["the dev split has 0 images; training needs at least 1"]
+
+
+def test_what_cannot_be_read_is_the_fault(tmp_path: Path, folder: Path) -> None:
+    assert "there is no such folder" in check_dataset(tmp_path / "absent").problems[0]
+    (folder / "captions.txt").write_bytes(b"image;caption\n")
+    report = check_dataset(folder)
+    assert "separated by semicolons" in report.problems[0]
+    assert isinstance(report, Report)
+    assert report.lines()[-1] == "training would fail"
+
+
+@pytest.mark.slow
+def test_flickr8k(shared_data: Path) -> None:
+    report = check_dataset(shared_data / "flickr8k_128")
+    assert not report.faults
+    assert report.unreadable == {}
+    assert report.copies == [["2851198725_37b6027625.jpg", "3050606344_af711c726c.jpg"]]
+    assert [line.split(":")[0].strip("'") for line in report.suspicious] == [
+        "2428275562_4bde2bc5ea.jpg",
+        "2755314937_1e974bf2b5.jpg",
+        "3640443200_b8066f37f6.jpg",
+    ]
