@@ -33,11 +33,11 @@ class Features(Protocol):
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings tried; every combination is one trial."""
+    """The settings tried: every ridge and power at the most dimensions, then fewer dimensions at the best of them."""
 
-    ridges: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+    ridges: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0)
     powers: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
-    dimensions: Sequence[int] = (128, 384)
+    dimensions: Sequence[int] = (128, 256, 384)
 
 
 @dataclass(frozen=True)
@@ -176,27 +176,31 @@ def choose_settings(
     Raises:
         ValueError: for an empty grid.
     """
-    grid, metric = grid or Grid(), metric or mean_recall_at_1
-    total = len(grid.ridges) * len(grid.powers) * len(grid.dimensions)
-    if total == 0:
+    grid, score_of = grid or Grid(), metric or mean_recall_at_1
+    if not (grid.ridges and grid.powers and grid.dimensions):
         raise ValueError(f"the grid has no setting to try: {grid}")
+    first, *fewer = sorted(set(grid.dimensions), reverse=True)
+    total = len(grid.ridges) * len(grid.powers) + len(fewer)
     trials: list[Trial] = []
-    done = 0
-    for ridge in grid.ridges:
-        for power in grid.powers:
-            seen = set()
-            for dimensions in grid.dimensions:
-                done += 1
-                found = whitening.solve(ridge=ridge, power=power, dimensions=dimensions)
-                if found.dimensions in seen:  # the features had no more to give
-                    continue
-                seen.add(found.dimensions)
-                u, v = found.embed_images(image_features), found.embed_texts(text_features)
-                score = metric(u, v, text_image_ids.to(u.device))
-                trials.append(Trial(ridge, power, dimensions, float(score)))
-                if progress is not None:
-                    progress(done, total, trials[-1])
-    return max(trials, key=lambda trial: trial.score), trials
+
+    def attempt(ridge: float, power: float, dimensions: int) -> Trial:
+        found = whitening.solve(ridge=ridge, power=power, dimensions=dimensions)
+        u, v = found.embed_images(image_features), found.embed_texts(text_features)
+        trial = Trial(ridge, power, found.dimensions, float(score_of(u, v, text_image_ids.to(u.device))))
+        trials.append(trial)
+        if progress is not None:
+            progress(len(trials), total, trial)
+        return trial
+
+    best = max((attempt(ridge, power, first) for ridge in grid.ridges for power in grid.powers), key=_score)
+    for dimensions in fewer:
+        if dimensions < min(best.dimensions, trials[-1].dimensions):  # else the features have no more to give
+            best = max(best, attempt(best.ridge, best.power, dimensions), key=_score)
+    return best, trials
+
+
+def _score(trial: Trial) -> float:
+    return trial.score
 
 
 def mean_recall_at_1(image_embeddings: Tensor, text_embeddings: Tensor, text_image_ids: Tensor) -> float:
