@@ -35,7 +35,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
-    """The modules that a file imports; names of `from a import b` count as a and as a.b. `if TYPE_CHECKING` does not count."""
+    """The modules that a file imports; `from a import b` counts as a and as a.b, `if TYPE_CHECKING` does not count."""
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_level else list(ast.walk(tree))
     typing_only = {

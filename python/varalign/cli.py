@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; the process's own if None.
 
     Returns:
-        The exit code: 0 done; 1 it ran and failed, or a check found faults; 2 wrong use or input; 130 or 143 interrupted.
+        The exit code: 0 done; 1 it ran and failed, or a check found faults; 2 wrong use or input; 130 or 143
+        interrupted.
     """
     arguments = build_parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
     handler: Handler = arguments.handler

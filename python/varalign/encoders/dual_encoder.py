@@ -197,7 +197,9 @@ class DualEncoder(nn.Module):
         for key, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
-            name = "pretrained_towers" if key.startswith(pretrained) else "towers" if key.startswith(towers) else "heads"
+            name = (
+                "pretrained_towers" if key.startswith(pretrained) else "towers" if key.startswith(towers) else "heads"
+            )
             decays = id(parameter) not in undecayed
             group = groups.setdefault(
                 (name, decays),

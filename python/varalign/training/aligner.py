@@ -316,7 +316,7 @@ class Aligner:
         }
         if file.suffix == ".npz":
             with open(file, "wb") as handle:
-                np.savez(handle, **arrays)
+                np.savez(handle, **arrays)  # type: ignore[arg-type]
         else:
             write_atomically(file, save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
         names = getattr(data, "image_names", None)

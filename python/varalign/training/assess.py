@@ -23,7 +23,8 @@ def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor
     """Unit vectors of images and of all their captions, without gradient.
 
     Returns:
-        image_embeddings (I, D) float32 on the device, the image rows that could be read (I,), text_embeddings (T, D), caption rows (T,).
+        image_embeddings (I, D) float32 on the device, the image rows that could be read (I,), text_embeddings (T, D),
+        caption rows (T,).
 
     Raises:
         ValueError: none of the images can be read.
@@ -54,7 +55,7 @@ def tower_features(parts: Parts, batch_size: int) -> tuple[NDArray[np.float32], 
     """The towers' outputs, before the heads, of all images and captions of the data.
 
     Returns:
-        image_features (I, Dx), zeros for images that cannot be read; text_features (T, Dy); the rows that cannot be read.
+        image_features (I, Dx), zeros where an image cannot be read; text_features (T, Dy); the rows that cannot be read.
     """
     model, data = parts.model.eval(), parts.data
     images = np.zeros((len(data.split), model.image_feature_dim), np.float32)
@@ -79,8 +80,8 @@ def assess(parts: Parts, split: str, *, batch_size: int) -> dict[str, Any]:
         batch_size: images a batch of the loss, the run's own.
 
     Returns:
-        `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `cosine_similarity` and the other statistics of the
-        embeddings, `loss` (½/½ symmetric, the model's logit scale, first caption of each image).
+        `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `cosine_similarity` and the other statistics of
+        the embeddings, `loss` (½/½ symmetric, the model's logit scale, first caption of each image).
     """
     images, rows, texts, captions = embed_split(parts, parts.data.rows(split), batch_size)
     return measure(parts, images, rows, texts, captions, batch_size=batch_size)

@@ -98,7 +98,7 @@ class Parts:
 def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     """The data that the options name, and the options with their place resolved.
 
-    Without `data` and `features`: `data/flickr8k` if it is there, else the built-in sample, written to `data/sample` first.
+    Without `data` and `features`: `data/flickr8k` if it is there, else the built-in sample, written to `data/sample`.
 
     Raises:
         DataError: for everything in the data that no run can be made of.
@@ -159,7 +159,7 @@ def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
     if isinstance(data, FeatureSet):
         if noise.words or noise.pixels:
             raise ConfigError(
-                f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions work"
+                f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions do"
             )
         if not noise.pairs:
             return data
@@ -220,7 +220,7 @@ def _check_widths(data: FeatureSet, model: DualEncoder, place: str | None) -> No
     wanted = (model.image_feature_dim, model.text_feature_dim)
     if found != wanted:
         raise ConfigError(
-            f"{place}: features of {found[0]} and {found[1]} dimensions, but the model takes {wanted[0]} and {wanted[1]}"
+            f"{place}: features of {found[0]} and {found[1]} dimensions, but the model takes {wanted[0]}, {wanted[1]}"
         )
 
 

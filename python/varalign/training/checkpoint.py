@@ -1,7 +1,8 @@
 """Checkpoints: safetensors and JSON with a checksum, written whole or not at all.
 
-A checkpoint is a folder `step-N` with `tensors.safetensors` and `state.json`; the latter holds the checksum of the former and
-one of itself. The folder is filled under a temporary name, synced and renamed. `best` and `last` are links to step folders.
+A checkpoint is a folder `step-N` with `tensors.safetensors` and `state.json`; the latter holds the checksum of the
+former and one of itself. The folder is filled under a temporary name, synced and renamed. `best` and `last` are links
+to step folders.
 """
 
 from __future__ import annotations

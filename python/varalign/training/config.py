@@ -181,7 +181,7 @@ class TrainConfig:
             )
         if self.features is not None and (self.image_encoder or self.text_encoder or self.use_pretrained):
             raise ConfigError(
-                "--features holds the towers' output already: leave out --image-encoder, --text-encoder and --use-pretrained"
+                "--features holds the towers' output already: leave out --image-encoder, --text-encoder, --use-pretrained"
             )
         if self.features is not None and self.unfreeze:
             raise ConfigError(

@@ -145,7 +145,8 @@ def _finish(
         reporter.close()
     if parts.bad_images():
         say(
-            f"{len(parts.bad_images())} unreadable images were replaced or left out: {', '.join(list(parts.bad_images())[:3])}"
+            f"{len(parts.bad_images())} unreadable images were replaced or left out: "
+            + ", ".join(list(parts.bad_images())[:3])
         )
     aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
     aligner.load_weights("best")

@@ -1,6 +1,6 @@
 """The run folder: where a run's configuration, metrics, checkpoints and pictures lie. Torch-free.
 
-`config.json`, `metrics.jsonl`, `checkpoints/step-N/` with `best` and `last`, tokenizer and encoder files in `assets/`, `pictures/`.
+`config.json`, `metrics.jsonl`, `checkpoints/step-N/` with `best` and `last`, the tokenizer in `assets/`, `pictures/`.
 Every file is written to a temporary name, synced and renamed, so that a reader sees the old one or the new one.
 """
 

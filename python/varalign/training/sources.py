@@ -1,6 +1,6 @@
-"""Where a step's inputs come from: one source a side, live (pixels, tokens through the tower) or cached (rows of features).
+"""Where a step's inputs come from: one source a side, live (through the tower) or cached (rows of features).
 
-A source hands over `Inputs` on the training device; `features` turns them into tower outputs inside the trainer's autocast.
+A source hands over inputs on the training device; `features` turns them into tower outputs inside the autocast.
 B batch, S image side, L tokens, D feature dimensions.
 """
 
@@ -181,7 +181,8 @@ class LiveImages:
         if len(self.bad) > self.max_bad * len(self.paths):
             first = "; ".join(f"{self.names[row]}: {reason}" for row, reason in list(self.bad.items())[:3])
             raise TooManyBadImages(
-                f"{len(self.bad)} of {len(self.paths)} images cannot be read, more than --max-bad {self.max_bad:g} allows: {first}; "
+                f"{len(self.bad)} of {len(self.paths)} images cannot be read, more than --max-bad {self.max_bad:g} allows: "
+                f"{first}; "
                 f"`varalign data check` lists them all"
             )
 
@@ -217,7 +218,7 @@ class LiveCaptions:
     Args:
         captions: (T,) all captions.
         tokenizer: turns them into ids.
-        device: where ids go; lengths stay on the CPU, where packing needs them and the encoders cut the padding by them.
+        device: where ids go; lengths stay on the CPU, where the encoders pack and cut by them.
     """
 
     def __init__(self, captions: Sequence[str], tokenizer: Tokenizer, device: torch.device) -> None:

@@ -1,7 +1,8 @@
 """The trainer: order in, weights out.
 
-One step, read aloud: rows and one caption each; the towers' features; unit vectors; one loss a direction with its statistics;
-two weights from the schedule; backward, clip, step, clamp the scale; the pair statistics and one line of metrics.
+One step, read aloud: rows and one caption each; the towers' features; unit vectors; one loss a direction with its
+statistics; two weights from the schedule; backward, clip, step, clamp the scale; the pair statistics and one line of
+metrics.
 Numbers leave the device in blocks of `FLUSH_EVERY` steps, so that no step makes the GPU wait for the host.
 """
 
@@ -236,8 +237,8 @@ class Trainer:
         bad = next((line for line in lines if not math.isfinite(line["loss"])), None)
         if bad:
             raise Diverged(
-                f"the loss is not finite at step {bad['step']} (epoch {bad['epoch']}): lower --lr, or set --precision fp32; "
-                f"the checkpoints before it are in {self.run.checkpoints}"
+                f"the loss is not finite at step {bad['step']} (epoch {bad['epoch']}): lower --lr, or set --precision fp32;"
+                f" the checkpoints before it are in {self.run.checkpoints}"
             )
 
     def _close_epoch(self, log: MetricsLog) -> None:
