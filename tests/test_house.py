@@ -35,7 +35,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
-    """The modules that a file imports; `from a import b` counts as a and as a.b, `if TYPE_CHECKING` does not count."""
+    """The modules that a file imports; `from a import b` is a.b where that is one, `if TYPE_CHECKING` does not count."""
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_level else list(ast.walk(tree))
     typing_only = {
@@ -52,8 +52,10 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            for alias in node.names:
+                inner = PACKAGE.parent.joinpath(*node.module.split("."), alias.name)
+                is_module = inner.with_suffix(".py").exists() or inner.is_dir()
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
     return found
 
 

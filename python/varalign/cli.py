@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from varalign.data.captions import DataError
+from varalign.data.errors import DataError
 from varalign.training.config import FIELDS, field_choices, field_type, option_name
 
 Handler = Callable[[argparse.Namespace], int]
@@ -371,6 +371,8 @@ def _add_data(commands: Any) -> None:
 def _data_check(arguments: argparse.Namespace) -> int:
     from varalign.data.check import check_dataset
 
+    if not arguments.folder.is_dir():
+        raise DataError(f"{arguments.folder}: no such folder; wanted one with captions.txt and Images/")
     report = check_dataset(arguments.folder)
     print(json.dumps(report.as_dict()) if arguments.json else "\n".join(report.lines()))
     return 1 if report.faults else 0

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from varalign.data import captions as captions_module
-from varalign.data.captions import DataError, read_captions
+from varalign.data.captions import read_captions
+from varalign.data.errors import DataError
 
 ROWS = [("a.jpg", "A dog runs ."), ("a.jpg", "One dog, running ."), ("b.jpg", 'A sign says "stop" .')]
 

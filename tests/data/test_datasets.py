@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from varalign.data.captions import DataError
 from varalign.data.datasets import ImageCaptions, load_dataset
+from varalign.data.errors import DataError
 from varalign.data.folders import ImageFile, identical_files
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from varalign.data.captions import DataError
+from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, load_features, save_features
 
 IMAGES, T, DX, DY = 6, 14, 5, 3  # images, texts, their dimensions

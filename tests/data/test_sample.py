@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from varalign.data.captions import DataError
 from varalign.data.datasets import load_dataset
+from varalign.data.errors import DataError
 from varalign.data.sample import sample_scenes, split_sizes, write_sample
 from varalign.data.scenes import COLOURS, SHAPES
 

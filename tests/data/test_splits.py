@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from varalign.data.captions import DataError
 from varalign.data.datasets import load_dataset
+from varalign.data.errors import DataError
 from varalign.data.splits import LISTS, limit_training, seeded_split, separate_twins
 
 NAMES = [f"{number}.jpg" for number in range(12)]

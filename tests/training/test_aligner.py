@@ -10,7 +10,7 @@ import pytest
 import varalign
 from safetensors.numpy import load_file
 from varalign.cli import main
-from varalign.data.captions import DataError
+from varalign.data.errors import DataError
 from varalign.training.config import TrainConfig
 
 

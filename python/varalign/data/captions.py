@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import csv
 import re
-import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-MAX_FILE_BYTES = 256 << 20
-MAX_LINE_BYTES = 1 << 16
+from varalign.data.caption_file import MAX_LINE_BYTES, CaptionFile
+from varalign.data.captions_json import read_json_captions
+from varalign.data.errors import MAX_FILE_BYTES, DataError, first_three, read_bytes, shown
+
 MAX_QUOTED_LINES = 16
 KNOWN_SLIP = "2258277193_586949ec62.jpg.1"
 
@@ -39,28 +39,6 @@ _OTHER_DELIMITER = re.compile(
 _DELIMITER_NAMES = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-class DataError(ValueError):
-    """Bad input in a data set: the message says which file, what was wanted, what came, and what to do."""
-
-
-@dataclass(frozen=True)
-class CaptionFile:
-    """What one captions file says, in file order.
-
-    path: the file. image_names, captions, lines: (T,) each; `lines` are 1-based, 0 for JSON. splits: image name to
-    "train", "dev" or "test" where the file carries splits, else None. notes: lines that the user should see.
-    empty_lines: the lines left out because their caption is empty (with `skip_empty` only).
-    """
-
-    path: Path
-    image_names: list[str]
-    captions: list[str]
-    lines: list[int]
-    splits: dict[str, str] | None = None
-    notes: list[str] = field(default_factory=list)
-    empty_lines: list[int] = field(default_factory=list)
-
-
 def read_captions(path: Path | str, *, skip_empty: bool = False) -> CaptionFile:
     """Read a captions file, whichever of the known forms it has.
 
@@ -70,8 +48,6 @@ def read_captions(path: Path | str, *, skip_empty: bool = False) -> CaptionFile:
     path = Path(path)
     text = _read_text(path)
     if path.suffix.lower() == ".json" or text[:256].lstrip()[:1] in ("{", "["):
-        from varalign.data.captions_json import read_json_captions
-
         found = read_json_captions(path, text)
     else:
         lines = _split_lines(path, text)
@@ -86,33 +62,6 @@ def read_captions(path: Path | str, *, skip_empty: bool = False) -> CaptionFile:
         if isinstance(rows, _CsvRows):
             found.notes.extend(rows.notes())
     return _without_empty(_without_known_slip(found), skip_empty)
-
-
-def shown(text: str, limit: int = 80) -> str:
-    """Quote text for a message: escapes control characters and cuts what is too long."""
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
-
-
-def first_three(items: list[str], what: str = "") -> str:
-    """List the first three items and count the others: "a, b, c and 4 more"."""
-    more = len(items) - 3
-    tail = f" and {more:,} more{' ' + what if what else ''}" if more > 0 else ""
-    return ", ".join(items[:3]) + tail
-
-
-def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Read a regular file of at most `limit` bytes; DataError for anything else (a folder, a pipe, no such file)."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{path}: not a file but a {'folder' if stat.S_ISDIR(status.st_mode) else 'special file'}")
-        if status.st_size > limit:
-            raise DataError(f"{path}: {status.st_size:,} bytes, more than the {limit:,} that are read; split the file")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return data
 
 
 def _read_text(path: Path) -> str:

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from varalign.data.captions import MAX_LINE_BYTES, CaptionFile, DataError, first_three, shown
+from varalign.data.caption_file import MAX_LINE_BYTES, CaptionFile
+from varalign.data.errors import DataError, first_three, shown
 
 _SPLITS = {"train": "train", "restval": "train", "val": "dev", "dev": "dev", "test": "test"}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from varalign.data.captions import DataError, first_three, shown
 from varalign.data.datasets import ImageCaptions, assemble, missing_message
+from varalign.data.errors import DataError, first_three, shown
 from varalign.data.folders import FoundFolder, read_folder
 from varalign.data.images import decode_image
 from varalign.data.index import SPLITS

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.captions import DataError, first_three, shown
+from varalign.data.errors import DataError, first_three, shown
 from varalign.data.folders import FoundFolder, Missing, identical_files, read_folder
 from varalign.data.index import CaptionIndex
 from varalign.data.splits import choose_splits, limit_training

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.captions import DataError, first_three, read_bytes
+from varalign.data.errors import DataError, first_three, read_bytes
 from varalign.data.index import CaptionIndex
 from varalign.data.splits import separate_twins
 

@@ -23,7 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.captions import CaptionFile, DataError, first_three, read_captions, shown
+from varalign.data.caption_file import CaptionFile
+from varalign.data.captions import read_captions
+from varalign.data.errors import DataError, first_three, shown
 
 CAPTION_FILES = (
     "captions.txt",

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from varalign.data.captions import DataError
+from varalign.data.errors import DataError
 from varalign.data.scenes import Scene, caption_scene, draw_scene, imagine_scene
 from varalign.data.splits import LISTS
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 from torch import nn
 
-from varalign.data.captions import DataError
 from varalign.data.datasets import ImageCaptions
+from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, save_features
 from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder

@@ -55,7 +55,7 @@ def tower_features(parts: Parts, batch_size: int) -> tuple[NDArray[np.float32], 
     """The towers' outputs, before the heads, of all images and captions of the data.
 
     Returns:
-        image_features (I, Dx), zeros where an image cannot be read; text_features (T, Dy); the rows that cannot be read.
+        image_features (I, Dx), zeros where one cannot be read; text_features (T, Dy); the rows that cannot be read.
     """
     model, data = parts.model.eval(), parts.data
     images = np.zeros((len(data.split), model.image_feature_dim), np.float32)

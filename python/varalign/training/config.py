@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from varalign.data.captions import DataError
+from varalign.data.errors import DataError
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 
 SCHEDULE_NAMES = ("variance", "entropy", "spread", "fixed", "random", "replay")
@@ -181,7 +181,7 @@ class TrainConfig:
             )
         if self.features is not None and (self.image_encoder or self.text_encoder or self.use_pretrained):
             raise ConfigError(
-                "--features holds the towers' output already: leave out --image-encoder, --text-encoder, --use-pretrained"
+                "--features holds the towers' output already: leave out --image-encoder, --text-encoder and the like"
             )
         if self.features is not None and self.unfreeze:
             raise ConfigError(

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from varalign.data.captions import DataError
+from varalign.data.errors import DataError
 
 RUN_KIND = "varalign-run"
 

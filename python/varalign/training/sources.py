@@ -181,8 +181,8 @@ class LiveImages:
         if len(self.bad) > self.max_bad * len(self.paths):
             first = "; ".join(f"{self.names[row]}: {reason}" for row, reason in list(self.bad.items())[:3])
             raise TooManyBadImages(
-                f"{len(self.bad)} of {len(self.paths)} images cannot be read, more than --max-bad {self.max_bad:g} allows: "
-                f"{first}; "
+                f"{len(self.bad)} of {len(self.paths)} images cannot be read, more than --max-bad "
+                f"{self.max_bad:g} allows: {first}; "
                 f"`varalign data check` lists them all"
             )
 

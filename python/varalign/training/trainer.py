@@ -237,8 +237,8 @@ class Trainer:
         bad = next((line for line in lines if not math.isfinite(line["loss"])), None)
         if bad:
             raise Diverged(
-                f"the loss is not finite at step {bad['step']} (epoch {bad['epoch']}): lower --lr, or set --precision fp32;"
-                f" the checkpoints before it are in {self.run.checkpoints}"
+                f"the loss is not finite at step {bad['step']} (epoch {bad['epoch']}): lower --lr, or set --precision "
+                f"fp32; the checkpoints before it are in {self.run.checkpoints}"
             )
 
     def _close_epoch(self, log: MetricsLog) -> None:
