@@ -5,4 +5,5 @@
 pub mod error;
 pub mod image;
 mod python;
+mod simd;
 pub mod stats;

@@ -18,6 +18,7 @@ use scan::{Scan, Tables, NATURAL};
 use super::decode::{check_size, damaged, Stored};
 use super::{exif, Limits};
 use crate::error::{Error, Result};
+use crate::simd::vectorize;
 
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
@@ -118,7 +119,7 @@ fn cut_short() -> Error {
 
 /// The first picture of a JPEG (or MPO) file, as stored.
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
-    super::vectorize(
+    vectorize(
         #[inline(always)]
         || decode_inner(data, limits),
     )
