@@ -7,3 +7,4 @@ pub mod image;
 mod python;
 mod simd;
 pub mod stats;
+pub mod tokenize;

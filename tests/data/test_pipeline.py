@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -10,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from varalign.data.images import Augment, ImageBatches, ImagePipeline, Preprocess, load_images
 
 PREPROCESS = Preprocess(size=24)
@@ -37,10 +37,8 @@ def image_threads() -> list[str]:
     """Names of this process's threads that belong to a pipeline."""
     names = []
     for task in Path("/proc/self/task").iterdir():
-        try:
+        with contextlib.suppress(OSError):  # a thread may end between the two looks
             names.append((task / "comm").read_text().strip())
-        except OSError:
-            continue
     return [name for name in names if name.startswith("varalign-")]
 
 
@@ -78,9 +76,7 @@ def test_augmentation_is_that_of_load_images(paths: list[Path]) -> None:
     pipeline = ImagePipeline(paths, PREPROCESS, augment=Augment(), seed=9)
     for epoch in (0, 1):
         (batch,) = pipeline.batches([np.array([4, 2])], epoch=epoch)
-        expected, _ = load_images(
-            [paths[4], paths[2]], PREPROCESS, augment=Augment(), seed=9, epoch=epoch, rows=[4, 2]
-        )
+        expected, _ = load_images([paths[4], paths[2]], PREPROCESS, augment=Augment(), seed=9, epoch=epoch, rows=[4, 2])
         np.testing.assert_array_equal(batch.pixels, expected)
 
 

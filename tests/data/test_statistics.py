@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
 from varalign.data.statistics import PairMoments, RunningMoments
 
 finite = st.floats(-1e6, 1e6, allow_nan=False, width=32)

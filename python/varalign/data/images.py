@@ -97,7 +97,9 @@ def load_images(
     row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()
     preparation = prepare(preprocess, augment, seed, max_pixels)
     uint8 = _is_uint8(dtype)
-    pixels, errors = _core.load_images([os.fspath(path) for path in paths], row_list, preparation, epoch, threads, uint8)
+    pixels, errors = _core.load_images(
+        [os.fspath(path) for path in paths], row_list, preparation, epoch, threads, uint8
+    )
     return pixels, errors
 
 

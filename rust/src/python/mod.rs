@@ -1,7 +1,8 @@
-//! Every Python binding of the crate, a file a subject, and nothing else.
+//! Every Python binding of the crate, and nothing else; one file and one `register` a subject.
 
 mod images;
 mod stats;
+mod tokenize;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -35,5 +36,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     images::register(module)?;
     stats::register(module)?;
+    tokenize::register(module)?;
     Ok(())
 }

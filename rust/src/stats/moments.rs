@@ -237,7 +237,7 @@ impl RunningMoments {
     /// Adds rows: `values` holds them one after the other, `columns` values each.
     pub fn update<T: Value>(&mut self, values: &[T], threads: usize) -> Result<()> {
         let width = self.columns.len();
-        if values.len() % width != 0 {
+        if !values.len().is_multiple_of(width) {
             return Err(Error::Value(format!(
                 "{} values are no whole rows of {width} columns",
                 values.len()

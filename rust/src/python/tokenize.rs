@@ -1,0 +1,191 @@
+//! The tokenizers in Python: `varalign._core.CaptionTokenizer`.
+
+use numpy::{PyReadwriteArray1, PyReadwriteArray2, PyUntypedArrayMethods};
+use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError};
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+
+use crate::error::{Error, Result};
+use crate::tokenize::{build_vocabulary, Clean, Input, TokenId, Tokenizer};
+
+/// Token ids as the caller wants them.
+#[derive(FromPyObject)]
+enum Ids<'py> {
+    Long(PyReadwriteArray2<'py, i64>),
+    Int(PyReadwriteArray2<'py, i32>),
+}
+
+/// A tokenizer over one vocabulary; threads may share it. `varalign.data.tokenizers` is the public face.
+#[pyclass(frozen, module = "varalign._core")]
+struct CaptionTokenizer {
+    tokenizer: Tokenizer,
+}
+
+#[pymethods]
+impl CaptionTokenizer {
+    /// CLIP's byte-pair encoding from the text of a vocabulary file.
+    #[staticmethod]
+    fn clip(py: Python<'_>, vocabulary: &str) -> PyResult<Self> {
+        Ok(Self {
+            tokenizer: py.detach(|| Tokenizer::clip(vocabulary))?,
+        })
+    }
+
+    /// BERT's WordPiece from the text of a vocabulary file, an entry a line; marks are start, end, padding, unknown.
+    #[staticmethod]
+    #[pyo3(signature = (vocabulary, marks, special, *, lower, strip_accents, split_chinese))]
+    fn bert(
+        py: Python<'_>,
+        vocabulary: &str,
+        marks: (String, String, String, String),
+        special: Vec<String>,
+        lower: bool,
+        strip_accents: bool,
+        split_chinese: bool,
+    ) -> PyResult<Self> {
+        let clean = Clean {
+            lower,
+            strip_accents,
+            split_chinese,
+            compose: false,
+        };
+        let marks = [
+            marks.0.as_str(),
+            marks.1.as_str(),
+            marks.2.as_str(),
+            marks.3.as_str(),
+        ];
+        let special: Vec<&str> = special.iter().map(String::as_str).collect();
+        let entries: Vec<&str> = vocabulary.split('\n').collect();
+        Ok(Self {
+            tokenizer: py.detach(|| Tokenizer::bert(&entries, marks, &special, clean))?,
+        })
+    }
+
+    /// Whole words, a word a line, the first with id 4.
+    #[staticmethod]
+    fn words(vocabulary: &str) -> PyResult<Self> {
+        let words: Vec<&str> = if vocabulary.is_empty() {
+            Vec::new()
+        } else {
+            vocabulary.split('\n').collect()
+        };
+        Ok(Self {
+            tokenizer: Tokenizer::words(&words)?,
+        })
+    }
+
+    #[getter]
+    fn vocabulary_size(&self) -> usize {
+        self.tokenizer.vocabulary_size()
+    }
+
+    /// The ids of the start mark, the end mark and the padding.
+    #[getter]
+    fn marks(&self) -> (u32, u32, u32) {
+        self.tokenizer.marks()
+    }
+
+    /// Encode texts into the rows of `ids` and write `lengths`; returns the rows that must be repaired first.
+    fn encode(
+        &self,
+        texts: &Bound<'_, PyTuple>,
+        ids: Ids<'_>,
+        lengths: PyReadwriteArray1<'_, i64>,
+        threads: usize,
+    ) -> PyResult<Vec<usize>> {
+        self.encode_input(texts, Input::Texts, ids, lengths, threads)
+    }
+
+    /// Encode texts that are repaired and cut into words, one word a line (CLIP).
+    fn encode_pieces(
+        &self,
+        texts: &Bound<'_, PyTuple>,
+        ids: Ids<'_>,
+        lengths: PyReadwriteArray1<'_, i64>,
+        threads: usize,
+    ) -> PyResult<Vec<usize>> {
+        self.encode_input(texts, Input::Pieces, ids, lengths, threads)
+    }
+}
+
+impl CaptionTokenizer {
+    fn encode_input(
+        &self,
+        texts: &Bound<'_, PyTuple>,
+        input: Input,
+        ids: Ids<'_>,
+        lengths: PyReadwriteArray1<'_, i64>,
+        threads: usize,
+    ) -> PyResult<Vec<usize>> {
+        match ids {
+            Ids::Long(ids) => self.encode_into(texts, input, ids, lengths, threads),
+            Ids::Int(ids) => self.encode_into(texts, input, ids, lengths, threads),
+        }
+    }
+
+    fn encode_into<T: TokenId + numpy::Element>(
+        &self,
+        texts: &Bound<'_, PyTuple>,
+        input: Input,
+        mut ids: PyReadwriteArray2<'_, T>,
+        mut lengths: PyReadwriteArray1<'_, i64>,
+        threads: usize,
+    ) -> PyResult<Vec<usize>> {
+        if ids.shape()[0] != texts.len() {
+            let message = format!(
+                "{} texts need ids of as many rows, got {}",
+                texts.len(),
+                ids.shape()[0]
+            );
+            return Err(Error::Value(message).into());
+        }
+        // The tuple keeps every string alive, and strings do not change: borrowing them without the GIL is sound.
+        let borrowed = borrow_texts(texts)?;
+        let (ids, lengths) = (ids.as_slice_mut()?, lengths.as_slice_mut()?);
+        let encode = || -> Result<Vec<usize>> {
+            self.tokenizer
+                .encode(&borrowed, input, ids, lengths, threads)
+        };
+        Ok(texts.py().detach(encode)?)
+    }
+}
+
+/// The texts as UTF-8, without a copy where they are ASCII; None where a text has none, holding half a surrogate pair.
+fn borrow_texts<'a>(texts: &'a Bound<'_, PyTuple>) -> PyResult<Vec<Option<&'a str>>> {
+    let mut borrowed = Vec::with_capacity(texts.len());
+    for (index, text) in texts.iter_borrowed().enumerate() {
+        match text.extract::<&'a str>() {
+            Ok(text) => borrowed.push(Some(text)),
+            Err(error) if error.is_instance_of::<PyUnicodeEncodeError>(texts.py()) => {
+                borrowed.push(None)
+            }
+            Err(_) => {
+                let kind = text.get_type().name()?;
+                return Err(PyTypeError::new_err(format!(
+                    "texts[{index}] must be a str, got {kind}"
+                )));
+            }
+        }
+    }
+    Ok(borrowed)
+}
+
+/// The words of some texts that occur at least `min_count` times, the most frequent first, at most `max_words`.
+#[pyfunction]
+fn build_word_vocabulary(
+    texts: &Bound<'_, PyTuple>,
+    min_count: usize,
+    max_words: usize,
+) -> PyResult<Vec<String>> {
+    let borrowed: Vec<&str> = borrow_texts(texts)?.into_iter().flatten().collect();
+    Ok(texts
+        .py()
+        .detach(|| build_vocabulary(&borrowed, min_count, max_words)))
+}
+
+/// Add the tokenizers to the module.
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<CaptionTokenizer>()?;
+    module.add_function(wrap_pyfunction!(build_word_vocabulary, module)?)
+}
