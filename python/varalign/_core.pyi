@@ -1,12 +1,25 @@
-"""The compiled core of varalign."""
-
-from __future__ import annotations
+"""The compiled core; `varalign.data` is its public face."""
 
 from collections.abc import Sequence
 from typing import final
 
 import numpy as np
+from numpy import int32, int64
 from numpy.typing import NDArray
+
+__all__ = [
+    "MAX_PIXELS",
+    "CaptionTokenizer",
+    "ImagePipeline",
+    "ImagePreparation",
+    "ImageRun",
+    "Moments",
+    "PairMoments",
+    "__version__",
+    "build_word_vocabulary",
+    "decode_image",
+    "load_images",
+]
 
 __version__: str
 
@@ -53,45 +66,6 @@ class ImageRun:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]], float] | None: ...
     def close(self) -> None: ...
 
-# Caption tokenizers
-
-@final
-class CaptionTokenizer:
-    @staticmethod
-    def clip(vocabulary: str) -> CaptionTokenizer: ...
-    @staticmethod
-    def bert(
-        vocabulary: str,
-        marks: tuple[str, str, str, str],
-        special: list[str],
-        *,
-        lower: bool,
-        strip_accents: bool,
-        split_chinese: bool,
-    ) -> CaptionTokenizer: ...
-    @staticmethod
-    def words(vocabulary: str) -> CaptionTokenizer: ...
-    @property
-    def vocabulary_size(self) -> int: ...
-    @property
-    def marks(self) -> tuple[int, int, int]: ...
-    def encode(
-        self,
-        texts: tuple[str, ...],
-        ids: NDArray[np.int32] | NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        threads: int,
-    ) -> list[int]: ...
-    def encode_pieces(
-        self,
-        texts: tuple[str, ...],
-        ids: NDArray[np.int32] | NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        threads: int,
-    ) -> list[int]: ...
-
-def build_word_vocabulary(texts: tuple[str, ...], min_count: int, max_words: int) -> list[str]: ...
-
 # Statistics: rust/src/python/stats.rs
 
 @final
@@ -123,3 +97,34 @@ class PairMoments:
     def parts(self) -> tuple[NDArray[np.uint64], list[NDArray[np.float64]], list[NDArray[np.float64]]]: ...
     def update(self, indices: NDArray[np.int64], values: NDArray[np.float64]) -> None: ...
     def merge(self, other: PairMoments) -> None: ...
+
+# Caption tokenizers
+
+@final
+class CaptionTokenizer:
+    @staticmethod
+    def clip(vocabulary: str) -> CaptionTokenizer: ...
+    @staticmethod
+    def bert(
+        vocabulary: str,
+        marks: tuple[str, str, str, str],
+        special: list[str],
+        *,
+        lower: bool,
+        strip_accents: bool,
+        split_chinese: bool,
+    ) -> CaptionTokenizer: ...
+    @staticmethod
+    def words(vocabulary: str) -> CaptionTokenizer: ...
+    @property
+    def vocabulary_size(self) -> int: ...
+    @property
+    def marks(self) -> tuple[int, int, int]: ...
+    def encode(
+        self, texts: tuple[str, ...], ids: NDArray[int32] | NDArray[int64], lengths: NDArray[int64], threads: int
+    ) -> list[int]: ...
+    def encode_pieces(
+        self, texts: tuple[str, ...], ids: NDArray[int32] | NDArray[int64], lengths: NDArray[int64], threads: int
+    ) -> list[int]: ...
+
+def build_word_vocabulary(texts: tuple[str, ...], min_count: int, max_words: int) -> list[str]: ...

@@ -5,5 +5,6 @@
 pub mod error;
 pub mod image;
 mod python;
+mod simd;
 pub mod stats;
 pub mod tokenize;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -36,10 +37,8 @@ def image_threads() -> list[str]:
     """Names of this process's threads that belong to a pipeline."""
     names = []
     for task in Path("/proc/self/task").iterdir():
-        try:
+        with contextlib.suppress(OSError):  # a thread may end between the two looks
             names.append((task / "comm").read_text().strip())
-        except OSError:
-            continue
     return [name for name in names if name.startswith("varalign-")]
 
 

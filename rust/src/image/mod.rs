@@ -40,9 +40,3 @@ impl Default for Limits {
         }
     }
 }
-
-/// Runs `work` compiled for the widest vectors that this processor has, as far as it is inlined here.
-#[inline(always)]
-pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(work)
-}

@@ -108,7 +108,6 @@ pub fn load_all<T: Element>(
         }
         run();
     });
-    drop(work);
     let mut errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
     errors.sort();
     (pixels, errors)

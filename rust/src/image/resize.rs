@@ -6,6 +6,7 @@
 
 use super::Rgb;
 use crate::error::{Error, Result};
+use crate::simd::vectorize;
 
 /// Bits after the point of a weight: 32 less 8 of a sample less 2 for the overshoot of the bicubic kernel.
 const PRECISION: u32 = 22;
@@ -242,7 +243,7 @@ pub fn resize(
         tile,
         turned,
     } = scratch;
-    super::vectorize(
+    vectorize(
         #[inline(always)]
         || {
             // Pillow's choice since version 13 (found by experiment): down first for tall pictures.

@@ -35,7 +35,7 @@ impl From<Error> for PyErr {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     images::register(module)?;
-    tokenize::register(module)?;
     stats::register(module)?;
+    tokenize::register(module)?;
     Ok(())
 }

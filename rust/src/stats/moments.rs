@@ -7,6 +7,7 @@
 //! Blocks and the order in which they merge depend on the data's shape alone, never on threads.
 
 use crate::error::{Error, Result};
+use crate::simd::vectorize;
 
 /// Values in a block that is shifted by one value.
 const BLOCK: usize = 4096;
@@ -76,6 +77,7 @@ pub trait Value: Copy + PartialOrd + Send + Sync {
     /// As float64, exactly.
     fn wide(self) -> f64;
     /// Moments of a run of at most [`BLOCK`] values of one column.
+    #[inline(always)]
     fn block(values: &[Self]) -> Column {
         float_block(values)
     }
@@ -99,6 +101,7 @@ impl Value for u8 {
     }
 
     /// Whole numbers: the sums are exact.
+    #[inline(always)]
     fn block(values: &[u8]) -> Column {
         let (mut sum, mut squares) = (0_u32, 0_u32);
         let (mut min, mut max) = (u8::MAX, 0);
@@ -119,6 +122,7 @@ impl Value for u8 {
     }
 }
 
+#[inline(always)]
 fn float_block<T: Value>(values: &[T]) -> Column {
     let first = values[0];
     let shift = first.wide();
@@ -126,7 +130,23 @@ fn float_block<T: Value>(values: &[T]) -> Column {
     let mut squares = [0.0; LANES];
     let mut low = [first; LANES];
     let mut high = [first; LANES];
-    let mut step = |lane: usize, value: T| {
+    let whole = values.chunks_exact(LANES);
+    let rest = whole.remainder();
+    for values in whole {
+        for lane in 0..LANES {
+            let value = values[lane];
+            let d = value.wide() - shift;
+            sums[lane] += d;
+            squares[lane] += d * d;
+            low[lane] = if value < low[lane] { value } else { low[lane] };
+            high[lane] = if value > high[lane] {
+                value
+            } else {
+                high[lane]
+            };
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
         let d = value.wide() - shift;
         sums[lane] += d;
         squares[lane] += d * d;
@@ -136,16 +156,6 @@ fn float_block<T: Value>(values: &[T]) -> Column {
         } else {
             high[lane]
         };
-    };
-    let whole = values.chunks_exact(LANES);
-    let rest = whole.remainder();
-    for values in whole {
-        for (lane, &value) in values.iter().enumerate() {
-            step(lane, value);
-        }
-    }
-    for (lane, &value) in rest.iter().enumerate() {
-        step(lane, value);
     }
     let count = values.len() as f64;
     let sum = tree_sum(sums);
@@ -167,6 +177,7 @@ fn float_block<T: Value>(values: &[T]) -> Column {
     }
 }
 
+#[inline(always)]
 fn tree_sum(mut lanes: [f64; LANES]) -> f64 {
     let mut width = LANES / 2;
     while width > 0 {
@@ -226,7 +237,7 @@ impl RunningMoments {
     /// Adds rows: `values` holds them one after the other, `columns` values each.
     pub fn update<T: Value>(&mut self, values: &[T], threads: usize) -> Result<()> {
         let width = self.columns.len();
-        if values.len() % width != 0 {
+        if !values.len().is_multiple_of(width) {
             return Err(Error::Value(format!(
                 "{} values are no whole rows of {width} columns",
                 values.len()
@@ -239,7 +250,10 @@ impl RunningMoments {
         let share = chunks.div_ceil(threads).max(1);
         let work = |parts: &mut [Option<RunningMoments>], values: &[T]| {
             for (part, values) in parts.iter_mut().zip(values.chunks(chunk)) {
-                *part = Some(moments_of(values, width));
+                *part = Some(vectorize(
+                    #[inline(always)]
+                    || moments_of(values, width),
+                ));
             }
         };
         std::thread::scope(|scope| {
@@ -280,6 +294,7 @@ impl RunningMoments {
 }
 
 /// Moments of whole rows, from blocks in order.
+#[inline(always)]
 fn moments_of<T: Value>(values: &[T], width: usize) -> RunningMoments {
     let mut moments = RunningMoments {
         count: 0,

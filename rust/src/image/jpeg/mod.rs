@@ -1,8 +1,9 @@
 //! JPEG, sequential and progressive, to the bit as libjpeg-turbo decodes it for Pillow.
 //!
-//! A decoder of our own, because reading photographs is what the core is for: it takes half the time of the crates that
-//! need no assembler to build, and it treats damage and rare layouts (restart intervals, odd sampling, Adobe colours)
-//! as libjpeg does, which they do not. Not decoded: arithmetic coding, lossless, hierarchical and 12-bit files.
+//! A decoder of our own, because the pixels must not depend on who decodes: crates that need no assembler to build differ
+//! from libjpeg by up to 4 levels where colours are subsampled, garble valid files (grey with restart intervals), and
+//! treat damage in ways of their own. Not decoded: arithmetic coding, lossless, hierarchical and 12-bit files. Known to
+//! differ: where a progressive file ends before full precision, libjpeg smooths over the missing bits.
 
 mod bits;
 mod huffman;
@@ -18,6 +19,7 @@ use scan::{Scan, Tables, NATURAL};
 use super::decode::{check_size, damaged, Stored};
 use super::{exif, Limits};
 use crate::error::{Error, Result};
+use crate::simd::vectorize;
 
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
@@ -118,7 +120,7 @@ fn cut_short() -> Error {
 
 /// The first picture of a JPEG (or MPO) file, as stored.
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
-    super::vectorize(
+    vectorize(
         #[inline(always)]
         || decode_inner(data, limits),
     )

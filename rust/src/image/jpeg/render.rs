@@ -92,7 +92,7 @@ pub fn render(
 
 fn upsampling_of(component: &Component, h_max: usize, v_max: usize) -> Result<Upsampling> {
     let (h, v) = (component.horizontal, component.vertical);
-    if h_max % h != 0 || v_max % v != 0 {
+    if !h_max.is_multiple_of(h) || !v_max.is_multiple_of(v) {
         return Err(bad(format_args!(
             "sampling {h}x{v} of {h_max}x{v_max} is no whole ratio, which is not supported"
         )));
@@ -121,7 +121,7 @@ fn upsample(
     // The row that is nearest but for this one: above for an even row, below for an odd one; itself at the edges.
     let near = |y: usize| {
         let row = y / 2;
-        let other = if y % 2 == 0 {
+        let other = if y.is_multiple_of(2) {
             row.saturating_sub(1)
         } else {
             (row + 1).min(component.height - 1)
@@ -135,7 +135,7 @@ fn upsample(
         }
         Upsampling::Down => {
             let (row, other) = near(y);
-            let bias = if y % 2 == 0 { 1 } else { 2 };
+            let bias = if y.is_multiple_of(2) { 1 } else { 2 };
             for ((out, &a), &b) in out.iter_mut().zip(row).zip(other) {
                 *out = ((u16::from(a) * 3 + u16::from(b) + bias) >> 2) as u8;
             }
