@@ -35,7 +35,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
-    """The modules that a file imports; `from a import b` is a.b where that is one, `if TYPE_CHECKING` does not count."""
+    """The modules that a file imports; `from a import b` is a.b where that is one; `if TYPE_CHECKING` is left out."""
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_level else list(ast.walk(tree))
     typing_only = {
