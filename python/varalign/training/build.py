@@ -68,7 +68,7 @@ class Parts:
         """The encoders in short, for tables."""
         if self.config.features:
             return f"features:{Path(self.config.features).name}"
-        return f"{self.config.image_spec} + {self.config.text_spec}"
+        return f"{_short(self.config.image_spec)} + {_short(self.config.text_spec)}"
 
     @property
     def train_rows(self) -> Rows:
@@ -93,6 +93,12 @@ class Parts:
             run.assets.mkdir(exist_ok=True)
             encoder.tokenizer.save(run.assets)
         return self.model.to_config()
+
+
+def _short(spec: str) -> str:
+    """A spec with only the last part of a path in it: `clip:ViT-B-32@/a/b/c.pt` → `clip:ViT-B-32@c.pt`."""
+    head, mark, place = spec.rpartition("@" if "@" in spec else ":")
+    return head + mark + Path(place).name if Path(place).is_absolute() or Path(place).exists() else spec
 
 
 def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
