@@ -22,10 +22,12 @@ lint:            ## ruff, mypy, the extension's stubs, rustfmt, clippy
 	cargo clippy --release --all-targets -- -D warnings
 
 bench:           ## every benchmark that runs on this machine, as JSON lines into bench/results/
-	for script in tokenize decode stats pipeline contrastive; do \
+	mkdir -p bench/results
+	for script in tokens decode stats pipeline contrastive canonical; do \
 	  $(PYTHON) bench/$$script.py --json > bench/results/$$script-$$(uname -m).json || exit 1; \
 	done
 
 bench-gpu:       ## the GPU tests and the kernel's benchmark, on a machine with CUDA
 	$(PYTHON) -m pytest -m gpu
+	mkdir -p bench/results
 	$(PYTHON) bench/contrastive.py --json > bench/results/contrastive-cuda.json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from varalign.data.errors import DataError
 from varalign.training.config import FIELDS, field_choices, field_type, option_name
+from varalign.training.run_folder import json_text
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -35,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done; 1 it ran and failed, or a check found faults; 2 wrong use or input; 130 or 143
         interrupted.
     """
-    arguments = build_parser().parse_args(dashed(sys.argv[1:] if argv is None else argv))
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(dashed(sys.argv[1:] if argv is None else argv))
+    if rest and hasattr(arguments, "words") and not any(word.startswith("-") for word in rest):
+        arguments.words += rest  # `search RUN --top 3 "text"`: argparse takes positionals in one place only
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     handler: Handler = arguments.handler
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -183,7 +188,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     as_json = getattr(arguments, "json", False)
     result = run.resume(resume, given) if resume is not None else run.train(config)
-    print(json.dumps(result.as_dict()) if as_json else result.table())
+    print(json_text(result.as_dict()) if as_json else result.table())
     return 0
 
 
@@ -195,6 +200,7 @@ def _run_argument(parser: argparse.ArgumentParser) -> None:
 
 def _place_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="another data folder than the run's own")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out captions that name a missing image")
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (the best there is)")
     parser.add_argument(
         "--threads", type=int, default=0, metavar="N", help="threads that decode images; 0 takes all cores"
@@ -217,6 +223,9 @@ def _add_eval(commands: Any) -> None:
         help="measure CLIP as it is instead of a run, such as clip:ViT-B-32@openai; needs --data",
     )
     parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="with --zero-shot: seed of the split (default 0)"
+    )
+    parser.add_argument(
         "--noise", metavar="SPEC", help="noise injected into the split, such as blur=0.5,drop-words=0.2"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON value")
@@ -230,16 +239,20 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.zero_shot is not None:
         if arguments.run is not None or arguments.data is None:
             raise DataError("--zero-shot SPEC takes --data DIR and no RUN")
-        model = aligner.zero_shot(arguments.zero_shot, arguments.data, **_places(arguments, data=False))
+        model = aligner.zero_shot(
+            arguments.zero_shot, arguments.data, seed=arguments.seed, **_places(arguments, data=False)
+        )
         name = str(model.name)
     else:
         model, name = _load(arguments), ""
         name = str(model.name)
     result = model.evaluate(arguments.split, noise=arguments.noise)
     if arguments.json:
-        print(json.dumps({"model": name, "split": arguments.split, "noise": arguments.noise, **result}))
+        print(json_text({"model": name, "split": arguments.split, "noise": arguments.noise, **result}))
         return 0
     print(final_table([{"model": name, "epochs": model.epochs, **result}, model.chance(arguments.split)]))
+    if "unreadable" in result:
+        print(f"{result['unreadable']} unreadable images left out")
     for key in (
         "cosine_similarity",
         "cosine_similarity_non_pairs",
@@ -253,7 +266,12 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _places(arguments: argparse.Namespace, *, data: bool = True) -> dict[str, Any]:
-    places = {"device": arguments.device, "threads": arguments.threads, "cache": arguments.cache}
+    places = {
+        "skip_missing": arguments.skip_missing,
+        "device": arguments.device,
+        "threads": arguments.threads,
+        "cache": arguments.cache,
+    }
     return places | ({"data": arguments.data} if data else {})
 
 
@@ -290,7 +308,7 @@ def _visualize(arguments: argparse.Namespace) -> int:
     files = model.visualize(
         arguments.perplexities, split=arguments.split, pairs=arguments.pairs, seed=arguments.seed, out=arguments.out
     )
-    print(json.dumps([str(file) for file in files]) if arguments.json else "\n".join(str(file) for file in files))
+    print(json_text([str(file) for file in files]) if arguments.json else "\n".join(str(file) for file in files))
     return 0
 
 
@@ -310,7 +328,7 @@ def _embed(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
     written = model.write_embeddings(arguments.out, split=arguments.split, features=arguments.features)
     if arguments.json:
-        print(json.dumps(written))
+        print(json_text(written))
     else:
         print(f"{arguments.out}: {written['images']} images, {written['texts']} texts")
     return 0
@@ -348,7 +366,7 @@ def _search(arguments: argparse.Namespace) -> int:
         else model.search_captions(arguments.image, top=arguments.top, split=arguments.split)
     )
     if arguments.json:
-        print(json.dumps(found))
+        print(json_text(found))
     else:
         for item in found:
             print(f"{item['score']:7.4f}  {item['image']}  {item['caption']}")
@@ -374,7 +392,7 @@ def _data_check(arguments: argparse.Namespace) -> int:
     if not arguments.folder.is_dir():
         raise DataError(f"{arguments.folder}: no such folder; wanted one with captions.txt and Images/")
     report = check_dataset(arguments.folder)
-    print(json.dumps(report.as_dict()) if arguments.json else "\n".join(report.lines()))
+    print(json_text(report.as_dict()) if arguments.json else "\n".join(report.lines()))
     return 1 if report.faults else 0
 
 

@@ -19,14 +19,15 @@ from varalign.data.features import FeatureSet, save_features
 from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.image import build_image_encoder
+from varalign.encoders.specs import SpecError
 from varalign.encoders.text import build_text_encoder
 from varalign.evaluation.noise import parse_noise
 from varalign.evaluation.retrieval import chance, top_k
 from varalign.pictures.tsne import choose_pairs, draw_tsne
-from varalign.training.assess import embed_split, measure, positions_of, tower_features
+from varalign.training.assess import embed_split, measure, owners, tower_features
 from varalign.training.build import Parts, assemble, damaged, open_data, saved_model
 from varalign.training.checkpoint import load_checkpoint
-from varalign.training.config import FIELDS, TrainConfig
+from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
 from varalign.training.run_folder import RunFolder, to_stderr, write_atomically
 from varalign.training.sources import Rows
@@ -39,6 +40,7 @@ def load(
     *,
     checkpoint: str = "best",
     data: Path | str | None = None,
+    skip_missing: bool = False,
     device: str | None = None,
     threads: int = 0,
     cache: str | None = None,
@@ -49,9 +51,12 @@ def load(
         run: the run folder.
         checkpoint: `best`, `last` or `step-N`.
         data: another data folder (or features file) than the run's own.
+        skip_missing: leave out captions that name a missing image.
         device: as `--device`.
         threads: threads that decode images; 0 takes all cores.
         cache: folder of cached tower features.
+
+    Noise that the run was trained with is not in the data of the opened run.
 
     Raises:
         RunError: no such run or checkpoint, or a damaged one.
@@ -59,34 +64,52 @@ def load(
     """
     folder = RunFolder.open(Path(run))
     saved = folder.config()
-    options = {name: value for name, value in saved["options"].items() if name in FIELDS}
+    options = folder.options()
+    options |= {"noise": None, "skip_missing": skip_missing or options.get("skip_missing", False)}
     options |= {"device": device, "threads": threads, "cache": cache or options.get("cache")}
     if data is not None:
         place = "features" if options.get("features") else "data"
         options |= {place: str(data), "dataset_size": None, "captions_per_image": None}
     config = TrainConfig(**options).validate()
     model = saved_model(folder).to(pick_device(device))
-    aligner = Aligner(model, config, name=saved["name"], run=folder)
+    aligner = Aligner(model, config, name=str(saved.get("name", folder.path.name)), run=folder)
     aligner.load_weights(checkpoint)
     return aligner
 
 
 def zero_shot(
-    spec: str, data: Path | str, *, device: str | None = None, threads: int = 0, cache: str | None = None
+    spec: str,
+    data: Path | str,
+    *,
+    seed: int = 0,
+    skip_missing: bool = False,
+    device: str | None = None,
+    threads: int = 0,
+    cache: str | None = None,
 ) -> Aligner:
     """CLIP as it was published, its own two towers and no training: the baseline that everybody asks for.
 
     Args:
         spec: `clip:MODEL@WEIGHTS`, for both towers.
         data: a data folder.
-        device, threads, cache: as for `load`.
+        seed: of the split, where the data bring none: the seed of the run to compare with.
+        skip_missing, device, threads, cache: as for `load`.
 
     Raises:
         SpecError: another kind of encoder.
         WeightsUnavailable: the weights are neither here nor in reach.
     """
+    if not spec.startswith("clip:"):
+        raise SpecError(f"--zero-shot {spec!r}: takes CLIP, whose towers share a space: clip:MODEL@WEIGHTS")
     config = TrainConfig(
-        data=str(data), image_encoder=spec, text_encoder=spec, device=device, threads=threads, cache=cache
+        data=str(data),
+        image_encoder=spec,
+        text_encoder=spec,
+        seed=seed,
+        skip_missing=skip_missing,
+        device=device,
+        threads=threads,
+        cache=cache,
     ).validate()
     images, texts = build_image_encoder(spec), build_text_encoder(spec)
     # its scale is at the clamp, 100, in every checkpoint that was trained to the end
@@ -137,7 +160,8 @@ class Aligner:
         assert self.run is not None
         found = load_checkpoint(self.run.checkpoints / checkpoint)
         self.model.load_checkpoint_state(found.part("model"))
-        self.epochs = int(found.state["progress"]["epoch"])
+        done = [line["epoch"] for line in self.run.read_metrics() if line.get("kind") == "eval"]
+        self.epochs = max(done, default=0)
 
     def embed_images(self, files: Sequence[Path | str]) -> NDArray[np.float32]:
         """Unit vectors of image files.
@@ -238,9 +262,11 @@ class Aligner:
 
     def chance(self, split: str = "test") -> dict[str, Any]:
         """What a ranking without any knowledge reaches on a split: a row for the table."""
-        rows = self.parts.data.rows(split)
-        captions_per_image = np.diff(self.parts.data.caption_offsets)[rows]
-        return {"model": "chance", **chance(len(rows), captions_per_image)}
+        data = self.parts.data
+        rows = data.rows(split)
+        _, which = np.unique(data.image_ids[rows], return_inverse=True)
+        counts = np.bincount(which, weights=np.diff(data.caption_offsets)[rows]).astype(np.int64)
+        return {"model": "chance", **chance(len(counts), counts)}
 
     def rows(self, split: str) -> Rows:
         """Image rows of a split, or of everything for `all`."""
@@ -275,10 +301,14 @@ class Aligner:
             if self.run is None:
                 raise DataError("name a folder for the pictures: this model has no run")
             out = self.run.pictures
+        if pairs < 2:
+            raise DataError(f"--pairs is {pairs}, but must be at least 2")
+        if out.exists() and not out.is_dir():
+            raise DataError(f"--out {out}: is a file; name a folder")
         rows = self.rows(split)
         rows = rows[choose_pairs(len(rows), pairs, seed)]
         images, kept, texts, captions = embed_split(self.parts, rows, self.config.batch_size)
-        owner = positions_of(self.parts.data.caption_owner[captions], kept)
+        owner = owners(self.parts, captions, kept)
         first = texts[torch.from_numpy(np.searchsorted(owner, np.arange(len(kept)))).to(texts.device)]
         try:
             return draw_tsne(images.cpu().numpy(), first.cpu().numpy(), perplexities, out, seed=seed)
@@ -304,6 +334,10 @@ class Aligner:
         file.parent.mkdir(parents=True, exist_ok=True)
         parts, data = self.parts, self.parts.data
         if features:
+            if split != "all":
+                raise DataError(
+                    "--features writes all splits into one file, as `train --features` wants: leave out --split"
+                )
             return self._write_features(file)
         images, rows, texts, captions = embed_split(parts, self.rows(split), self.config.batch_size)
         arrays = {
@@ -311,7 +345,7 @@ class Aligner:
             "text_embeddings": texts.cpu().numpy(),
             "image_rows": rows,
             "text_rows": captions,
-            "text_image_ids": positions_of(data.caption_owner[captions], rows),
+            "text_image_ids": owners(parts, captions, rows),
             "split": data.split[rows],
         }
         if file.suffix == ".npz":

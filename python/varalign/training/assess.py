@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varalign.data.errors import DataError
 from varalign.evaluation.embedding_statistics import summary
 from varalign.evaluation.retrieval import retrieval
 from varalign.losses.contrastive import contrastive
@@ -20,14 +21,14 @@ RECALL_KEYS = tuple(f"{direction}_recall@{k}" for direction in ("i2t", "t2i") fo
 
 
 def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor, Rows, Tensor, Rows]:
-    """Unit vectors of images and of all their captions, without gradient.
+    """Unit vectors of images and of all their captions, without gradient; copies of an image count as one.
 
     Returns:
         image_embeddings (I, D) float32 on the device, the image rows that could be read (I,), text_embeddings (T, D),
         caption rows (T,).
 
     Raises:
-        ValueError: none of the images can be read.
+        DataError: none of the images can be read.
     """
     model, was_training = parts.model, parts.model.training
     model.eval()
@@ -40,15 +41,27 @@ def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor
                 images.append(model.project_images(parts.images.features(model, inputs.tensor)).float())
                 kept.append(inputs.rows)
             if not kept:
-                raise ValueError(f"none of the {len(image_rows)} images of this split can be read")
+                raise DataError(
+                    f"none of the {len(image_rows)} images of this split can be read; see `varalign data check`"
+                )
             rows = np.concatenate(kept)
             captions = parts.data.caption_rows(rows)
+            owner = parts.data.image_ids[parts.data.caption_owner[captions]]
+            rows, firsts = one_of_each(rows, parts.data.image_ids)
+            captions = captions[np.argsort(positions_of(owner, parts.data.image_ids[rows]), kind="stable")]
             for start in range(0, len(captions), TEXT_BATCH):
                 chosen = captions[start : start + TEXT_BATCH]
                 texts.append(model.project_texts(parts.texts.features(model, parts.texts.inputs(chosen))).float())
     finally:
         model.train(was_training)
-    return torch.cat(images), rows, torch.cat(texts), captions
+    return torch.cat(images)[torch.from_numpy(firsts).to(images[0].device)], rows, torch.cat(texts), captions
+
+
+def one_of_each(rows: Rows, image_ids: Rows) -> tuple[Rows, Rows]:
+    """The rows without those whose image (by id: copies count as one) came before, and their places in `rows`."""
+    _, places = np.unique(image_ids[rows], return_index=True)
+    places = np.sort(places).astype(np.int64)
+    return rows[places], places
 
 
 def tower_features(parts: Parts, batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32], list[int]]:
@@ -91,7 +104,7 @@ def measure(
     parts: Parts, images: Tensor, rows: Rows, texts: Tensor, captions: Rows, *, batch_size: int
 ) -> dict[str, Any]:
     """The numbers of `assess` from embeddings that are there."""
-    owner = positions_of(parts.data.caption_owner[captions], rows)
+    owner = owners(parts, captions, rows)
     text_image_ids = torch.from_numpy(owner).to(texts.device)
     result: dict[str, Any] = dict(retrieval(images, texts, text_image_ids))
     result |= summary(images, texts, text_image_ids)
@@ -101,6 +114,12 @@ def measure(
     )
     result["logit_scale"] = float(parts.model.logit_scale.detach())
     return result
+
+
+def owners(parts: Parts, captions: Rows, rows: Rows) -> Rows:
+    """(T,) the place in `rows` of each caption's image, or of the copy of it that stands there."""
+    ids = parts.data.image_ids
+    return positions_of(ids[parts.data.caption_owner[captions]], ids[rows])
 
 
 def batched_loss(images: Tensor, texts: Tensor, logit_scale: float, batch_size: int) -> float:

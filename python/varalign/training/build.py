@@ -283,7 +283,7 @@ def _image_source(
     if not frozen or augmented or in_pixels.pixels:
         return live
     key = cache_key(
-        "image", encoder.weights_fingerprint(), encoder.preprocess, data.fingerprint, file_states(data.image_paths)
+        "image", encoder.weights_fingerprint(), encoder.preprocess, data.image_names, file_states(data.image_paths)
     )
     path = _cache(config) / f"image-{key}.safetensors"
     matrix, unreadable = image_features(model, live, len(data.image_paths), encoder.feature_dim, path, say)
@@ -332,9 +332,9 @@ def new_schedule(config: TrainConfig) -> LossSchedule:
     replay = None
     if config.replay_run is not None:
         lines = read_metric_lines(RunFolder.open(Path(config.replay_run)).metrics)
-        replay = [line["w_i2t"] for line in lines if line["kind"] == "step"]
-        if not replay:
-            raise ConfigError(f"--replay-run {config.replay_run}: that run has no step in its metrics.jsonl")
+        replay = [line.get("w_i2t") for line in lines if line.get("kind") == "step"]
+        if not replay or not all(isinstance(weight, float) for weight in replay):
+            raise ConfigError(f"--replay-run {config.replay_run}: that run's metrics.jsonl has no steps with weights")
     return build_schedule(
         config.schedule,
         floor=config.schedule_floor,

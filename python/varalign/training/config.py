@@ -183,6 +183,12 @@ class TrainConfig:
             raise ConfigError(
                 "--features holds the towers' output already: leave out --image-encoder, --text-encoder and the like"
             )
+        live = ("captions_per_image", "skip_missing", "augment", "image_size", "max_length", "pooling", "bidirectional")
+        for name in live if self.features is not None else ():
+            if getattr(self, name) != FIELDS[name].default:
+                raise ConfigError(
+                    f"{option_name(name)} needs images and captions: a features file holds what became of them"
+                )
         if self.features is not None and self.unfreeze:
             raise ConfigError(
                 "--unfreeze needs the towers, which a features file does not have: train from --data instead"
@@ -283,7 +289,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
     if isinstance(values, dict) and isinstance(values.get("options"), dict):  # a run's config.json
-        values = values["options"]
+        values = {name: value for name, value in values["options"].items() if name != "out"}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: wanted options by name, found {type(values).__name__}")
     return known_options(values, str(path))

@@ -101,7 +101,7 @@ def text_features(model: DualEncoder, source: TextSource, count: int, dim: int, 
 def _read(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | None:
     try:
         tensors = load_tensors(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):
         return None
     features = tensors.get("features")
     return tensors if features is not None and tuple(features.shape) == shape else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,6 @@ class ProgressReporter:
         steps_per_epoch: steps of an epoch.
         first_step: steps that are done already.
         run: the run folder, where TensorBoard events go.
-
-    Raises:
-        ConfigError: TensorBoard is asked for and not installed.
     """
 
     def __init__(self, config: TrainConfig, *, steps_per_epoch: int, first_step: int, run: Path) -> None:
@@ -49,9 +47,17 @@ class ProgressReporter:
             self._board.close()
 
 
+def check_tensorboard(config: TrainConfig) -> None:
+    """Refuse `--tensorboard` where the package is missing.
+
+    Raises:
+        ConfigError: naming the extra.
+    """
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard needs the package: pip install 'varalign[tensorboard]'")
+
+
 def _tensorboard(run: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("--tensorboard needs the package: pip install 'varalign[tensorboard]'") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(run / "tensorboard"))

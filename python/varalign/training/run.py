@@ -14,11 +14,11 @@ import torch
 from varalign import __version__
 from varalign.pictures.report import write_report
 from varalign.training.aligner import Aligner
-from varalign.training.build import Parts, assemble, new_model, open_data, saved_model
-from varalign.training.config import FIELDS, TrainConfig
-from varalign.training.device import pick_device
+from varalign.training.build import Parts, assemble, new_model, new_schedule, open_data, saved_model
+from varalign.training.config import TrainConfig
+from varalign.training.device import pick_device, pick_precision
 from varalign.training.progress import final_table
-from varalign.training.reporter import ProgressReporter
+from varalign.training.reporter import ProgressReporter, check_tensorboard
 from varalign.training.run_folder import RunError, RunFolder, to_stderr
 from varalign.training.trainer import Trainer
 
@@ -82,6 +82,9 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
     out = None if config.out is None else Path(config.out)
     if out is not None:
         RunFolder.check_new(out)
+    pick_precision(config.precision, device)  # what can be refused is refused before anything is written
+    new_schedule(config)
+    check_tensorboard(config)
     config, data = open_data(config, say)
     torch.manual_seed(config.seed)
     parts = assemble(config, data, new_model(config, data).to(device), say)
@@ -117,9 +120,8 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
     run = RunFolder.open(path)
     with run.locked():
         saved = run.config()
-        options = {name: value for name, value in saved["options"].items() if name in FIELDS}
-        config, data = open_data(TrainConfig(**{**options, **overrides}).validate(), say)
-        if data.fingerprint != saved["data"]["fingerprint"]:
+        config, data = open_data(TrainConfig(**{**run.options(), **overrides}).validate(), say)
+        if data.fingerprint != saved.get("data", {}).get("fingerprint"):
             raise RunError(
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
             )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from varalign.data.errors import DataError
+from varalign.training.config import FIELDS
 
 RUN_KIND = "varalign-run"
 
@@ -53,6 +54,19 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """JSON of a value; numbers that are not finite become null, since JSON has none."""
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: plain(inner) for key, inner in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [plain(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(plain(value), allow_nan=False, **options)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -136,7 +150,8 @@ class RunFolder:
         Raises:
             RunError: there is none.
         """
-        runs = [path for path in root.iterdir() if (path / "config.json").is_file()] if root.is_dir() else []
+        found = root.iterdir() if root.is_dir() else ()
+        runs = [path for path in found if (path / "config.json").is_file() and (path / "checkpoints").is_dir()]
         if not runs:
             raise RunError(f"no run under {root}/: name a run folder, or train one with `varalign train`")
         return cls.open(max(runs, key=lambda path: ((path / "config.json").stat().st_mtime_ns, path.name)))
@@ -157,6 +172,17 @@ class RunFolder:
         if not isinstance(value, dict):
             raise RunError(f"{path}: wanted a JSON object, found {type(value).__name__}")
         return value
+
+    def options(self) -> dict[str, Any]:
+        """The run's options, those that this version knows.
+
+        Raises:
+            RunError: there are none.
+        """
+        options = self.config().get("options")
+        if not isinstance(options, dict):
+            raise RunError(f"{self.path / 'config.json'}: damaged, it holds no options")
+        return {name: value for name, value in options.items() if name in FIELDS}
 
     def write_config(self, value: dict[str, Any]) -> None:
         """Write `config.json`."""
@@ -274,7 +300,4 @@ class MetricsLog:
 
 
 def _encode(line: dict[str, Any]) -> bytes:
-    plain = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
-    }
-    return (json.dumps(plain, allow_nan=False) + "\n").encode()
+    return (json_text(line) + "\n").encode()

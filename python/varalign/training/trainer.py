@@ -118,6 +118,10 @@ class Trainer:
             torch.cuda.set_rng_state(found.tensors["random.cuda"], self.device)
         self.progress = Progress(**state["progress"])
         self.run.cut_metrics(self.progress.step)
+        folder = self.run.checkpoints  # a kill between a save and its links leaves them behind
+        for name, step in (("last", self.progress.step), ("best", self.progress.best_step)):
+            if (folder / f"step-{step}").is_dir():
+                checkpoints.point(folder, name, folder / f"step-{step}")
         return True
 
     def fit(self, reporter: Reporter) -> Progress:
@@ -202,9 +206,7 @@ class Trainer:
             pairs = [output.stats_i2t, output.stats_t2i]
             probability = sum((alpha * s.positive_mean - s.lse).exp() for s in pairs) / 2
             margin = sum(s.positive_max - s.negative_max for s in pairs) / 2
-            values = (
-                torch.stack([output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha]).detach().double()
-            )
+            values = torch.stack([output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha]).detach()
         now = time.perf_counter()
         line = {
             "kind": "step",
@@ -229,7 +231,7 @@ class Trainer:
             names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
             images = line.pop("images")
             line |= dict(zip(names, row, strict=True))
-            self.moments.update(captions, torch.stack([probability, margin], dim=1).double().cpu().numpy())
+            self.moments.update(captions, torch.stack([probability, margin], dim=1).cpu().double().numpy())
             self.reporter.step(line, images)
             lines.append(line)
         self._pending.clear()
