@@ -15,6 +15,7 @@ from varalign.training.run_folder import MetricsLog, RunError, RunFolder, write_
 def made(path: Path) -> RunFolder:
     run = RunFolder.create(path)
     run.write_config({"options": {}})
+    run.checkpoints.mkdir()
     return run
 
 

@@ -332,8 +332,9 @@ def new_schedule(config: TrainConfig) -> LossSchedule:
     replay = None
     if config.replay_run is not None:
         lines = read_metric_lines(RunFolder.open(Path(config.replay_run)).metrics)
-        replay = [line.get("w_i2t") for line in lines if line.get("kind") == "step"]
-        if not replay or not all(isinstance(weight, float) for weight in replay):
+        steps = [line.get("w_i2t") for line in lines if line.get("kind") == "step"]
+        replay = [float(weight) for weight in steps if isinstance(weight, float)]
+        if not replay or len(replay) < len(steps):
             raise ConfigError(f"--replay-run {config.replay_run}: that run's metrics.jsonl has no steps with weights")
     return build_schedule(
         config.schedule,
