@@ -46,7 +46,7 @@ def test_sdist_to_wheel_to_another_place(tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"Cargo.toml", "Cargo.lock", "pyproject.toml", "rust/src/lib.rs", "LICENSE", "README.md"} <= names
-    assert not any(name.startswith(("tests/", "bench/results/", "data/")) for name in names if "kernels" not in name)
+    assert not any(name.startswith(("data/", "runs/", "target/")) or name.endswith(".so") for name in names)
 
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run(
