@@ -19,7 +19,7 @@ class Captions(CaptionIndex):
         self._owner = np.array(owner, dtype=np.int64)
 
     @property
-    def _caption_owner(self) -> NDArray[np.int64]:
+    def caption_owner(self) -> NDArray[np.int64]:
         return self._owner
 
 
@@ -86,7 +86,7 @@ def test_drawn_captions_belong_to_their_images_and_change_by_epoch() -> None:
     captions = Captions([0, 1, 1, 2, 0, 2, 2, 2, 0, 2], 3)
     rows = np.array([2, 0, 1, 1])
     draws = np.array([draw_captions(captions, rows, seed=0, epoch=epoch) for epoch in range(2000)])
-    assert (captions._caption_owner[draws] == rows).all()
+    assert (captions.caption_owner[draws] == rows).all()
     counts = Counter(draws[:, 0].tolist())
     assert set(counts) == {3, 5, 6, 7, 9}
     assert all(abs(count - 400) < 4 * 18 for count in counts.values()), "uniform within 4 deviations"

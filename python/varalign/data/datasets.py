@@ -40,7 +40,8 @@ class ImageCaptions(CaptionIndex):
     notes: list[str] = field(default_factory=list)
 
     @property
-    def _caption_owner(self) -> NDArray[np.int64]:
+    def caption_owner(self) -> NDArray[np.int64]:
+        """(T,) int64: the image row that each caption belongs to."""
         return self.caption_image_ids
 
     @cached_property

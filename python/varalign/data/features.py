@@ -52,7 +52,8 @@ class FeatureSet(CaptionIndex):
         return digest.hexdigest()
 
     @property
-    def _caption_owner(self) -> NDArray[np.int64]:
+    def caption_owner(self) -> NDArray[np.int64]:
+        """(T,) int64: the image row that each caption belongs to."""
         return self.text_image_ids
 
 

@@ -13,30 +13,26 @@ SPLITS = {"train": 0, "dev": 1, "test": 2}
 class CaptionIndex:
     """Which captions belong to which image, and which images to which split.
 
-    A subclass has `split` (I,) int8 (0 train, 1 dev, 2 test, -1 none) and says in `_caption_owner` which image row each
+    A subclass has `split` (I,) int8 (0 train, 1 dev, 2 test, -1 none) and says in `caption_owner` which image row each
     caption belongs to. I images, T captions.
     """
 
     split: NDArray[np.int8]
 
     @property
-    def _caption_owner(self) -> NDArray[np.int64]:
-        raise NotImplementedError
-
-    @property
     def caption_owner(self) -> NDArray[np.int64]:
         """(T,) int64: the image row that each caption belongs to."""
-        return self._caption_owner
+        raise NotImplementedError
 
     @cached_property
     def captions_by_image(self) -> NDArray[np.int64]:
         """(T,) caption indices grouped by image row, in file order within an image."""
-        return np.argsort(self._caption_owner, kind="stable").astype(np.int64)
+        return np.argsort(self.caption_owner, kind="stable").astype(np.int64)
 
     @cached_property
     def caption_offsets(self) -> NDArray[np.int64]:
         """(I + 1,): the captions of image i are `captions_by_image[offsets[i]:offsets[i + 1]]`."""
-        counts = np.bincount(self._caption_owner, minlength=len(self.split))
+        counts = np.bincount(self.caption_owner, minlength=len(self.split))
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def rows(self, split: str) -> NDArray[np.int64]:
