@@ -253,7 +253,7 @@ def new_model(config: TrainConfig, data: Data) -> DualEncoder:
     model = DualEncoder(image_encoder, text_encoder, **shape)
     sides: tuple[tuple[Side, Encoder], ...] = (("image", image_encoder), ("text", text_encoder))
     for side, encoder in sides:
-        if config.freeze in (side, "both") or (config.freeze == "auto" and encoder.has_source):
+        if config.freezes(side):
             model.freeze(side, config.unfreeze)
     if config.unfreeze and not model.frozen:
         raise ConfigError(f"--unfreeze {config.unfreeze}: no tower is frozen; leave it out, or freeze one by --freeze")
