@@ -200,7 +200,7 @@ def _axes(given: Any, place: str) -> tuple[dict[str, tuple[Any, ...]], Any]:
         for value in values:
             _check_axis(name, value, f"{place}: axes.{key}")
         axes[name] = tuple(float(v) if type(v) is int and name == "fraction" else v for v in values)
-    axes["schedule"] = tuple(dict.fromkeys((*axes.get("schedule", ("variance",)), *CONTROLS)))
+    axes["schedule"] = tuple(dict.fromkeys((*axes.get("schedule", ()), "variance", *CONTROLS)))
     axes.setdefault("fraction", (100.0,))
     axes.setdefault("noise", ("none",))
     order = {name: place_in for place_in, name in enumerate(("fraction", "noise", "start"))}
