@@ -28,7 +28,6 @@ RANDOM: Mapping[str, Any] = {
 }
 
 CLOSED_FORM: Mapping[str, Any] = {
-    "embedding_dim": 384,
     "head": "mlp",
     "hidden_dim": 1024,
     "dropout": 0.3,
@@ -83,7 +82,7 @@ def filled(config: TrainConfig, resolved: TrainConfig) -> str:
 def described(name: str) -> str:
     """An option's defaults for the help: one value, or one a start."""
     random = RANDOM.get(name)
-    closed = CLOSED_FORM.get(name)
+    closed = CLOSED_FORM.get(name, "chosen on dev" if name == "embedding_dim" else None)
     if closed is None:
         low, high = (recipe("closed-form", images)[name] for images in (FULL // 10, FULL))
         closed = f"{low:g} at 600 images, {high:g} from 6,000"
