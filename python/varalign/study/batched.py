@@ -42,8 +42,9 @@ def batched_contrastive(
     logit_scale: Tensor,
     image_ids: Tensor,
     text_image_ids: Tensor,
+    query_weights: tuple[Tensor, Tensor] | None = None,
 ) -> BatchedLosses:
-    """The losses and statistics of `contrastive(..., duplicates="positive")`, run by run.
+    """The losses and statistics of `ContrastiveLoss(..., duplicates="positive")`, run by run.
 
     All R · M · N similarities are held at once: for the small batches of a study, not for large ones.
 
@@ -51,16 +52,23 @@ def batched_contrastive(
         image_embeddings: (R, M, D) unit vectors. text_embeddings: (R, N, D).
         logit_scale: (R,) above 0.
         image_ids: (R, M) integers that name the images. text_image_ids: (R, N).
+        query_weights: (R, M) and (R, N), at least 0, how much each image and each text counts in the mean of its
+            direction; None: all alike.
     """
     s = image_embeddings @ text_embeddings.transpose(1, 2)
     z = s * logit_scale[:, None, None]
     positive = image_ids[:, :, None] == text_image_ids[:, None, :]
     losses, stats = [], []
-    for dim in (2, 1):
+    for place, dim in enumerate((2, 1)):
         lse = z.logsumexp(dim)
         count = positive.sum(dim)
         values = lse - (z * positive).sum(dim) / count.clamp_min(1)
-        losses.append(torch.where(count > 0, values, 0.0).sum(1) / (count > 0).sum(1).clamp_min(1))
+        counts_in = (count > 0).to(values.dtype)
+        if query_weights is not None:
+            counts_in = counts_in * query_weights[place].detach()
+        total = counts_in.sum(1)
+        values = torch.where(count > 0, values, torch.zeros_like(values))
+        losses.append((values * counts_in).sum(1) / torch.where(total > 0, total, torch.ones_like(total)))
         stats.append(_statistics(s.detach(), z.detach(), lse.detach(), positive, count, dim))
     scales = logit_scale.detach()
     return BatchedLosses(
@@ -131,13 +139,19 @@ class BatchedRuns:
         }
 
     def step(
-        self, image_features: Tensor, text_features: Tensor, image_ids: Tensor, rate_factor: float
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        image_ids: Tensor,
+        rate_factor: float,
+        pair_weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One optimiser step of every run.
 
         Args:
             image_features: (R, B, Dx). text_features: (R, B, Dy), pairs by row. image_ids: (R, B).
             rate_factor: by which every learning rate is multiplied.
+            pair_weights: (R, B) how much each pair counts in the loss; None: all alike.
 
         Returns:
             losses (R,) and weights (R, 2), detached.
@@ -151,7 +165,9 @@ class BatchedRuns:
             self._parameters, self._buffers, image_features, text_features
         )
         scale = self._parameters["log_logit_scale"].exp()
-        losses, stats_i2t, stats_t2i = batched_contrastive(u, v, scale, image_ids, image_ids)
+        losses, stats_i2t, stats_t2i = batched_contrastive(
+            u, v, scale, image_ids, image_ids, None if pair_weights is None else (pair_weights, pair_weights)
+        )
         weights = torch.stack(
             [
                 schedule(i2t, t2i, losses=loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import math
@@ -24,12 +25,15 @@ from varalign.schedules import LossSchedule, build_schedule
 from varalign.study.batched import BatchedRuns
 from varalign.study.grid import Cell, Pack
 from varalign.training.assess import one_of_each, positions_of
-from varalign.training.build import damaged, new_model
-from varalign.training.config import TrainConfig
+from varalign.training.build import assemble, damaged, new_model
+from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.optimiser import rate_factor
+from varalign.training.pair_weights import weighted_mean
 from varalign.training.recipe import fill
+from varalign.training.start import begin
 
 Rows = NDArray[np.int64]
+STARTS_KEPT = 16  # models of a few megabytes
 RANKS = "0123456789"  # a query's rank as one character; "+" from 10 on
 
 
@@ -75,6 +79,7 @@ class Bench:
     test: Split = field(init=False)
     image_features: Tensor = field(init=False)
     text_features: Tensor = field(init=False)
+    starts: dict[TrainConfig, Started] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.dev, self.test = (Split.of(self.features, name, self.device) for name in ("dev", "test"))
@@ -83,12 +88,22 @@ class Bench:
 
 
 @dataclass
+class Started:
+    """A model before any step: its data, the model, and the weights of its pairs where they are weighed."""
+
+    data: FeatureSet
+    model: DualEncoder
+    pair_weights: Tensor | None
+
+
+@dataclass
 class Run:
-    """One cell made ready: its options with the recipe filled in, its data, its model before any step, its schedule."""
+    """One cell made ready: its options with the recipe filled in, what it starts from, and its schedule."""
 
     config: TrainConfig
     data: FeatureSet
     model: DualEncoder
+    pair_weights: Tensor | None
     schedule: LossSchedule
 
 
@@ -112,17 +127,15 @@ def cell_config(cell: Cell, train_images: int) -> TrainConfig:
 
 
 def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
-    """A cell's run on the shared features, drawn as `varalign train --features` would draw it."""
+    """A cell's run on the shared features, begun as `varalign train --features` would begin it."""
     features = bench.features
     config = dataclasses.replace(cell_config(cell, len(features.rows("train"))), features="shared").validate()
     if config.dataset_size is not None:
         names = features.image_names or [str(row) for row in range(len(features.split))]
-        features = dataclasses.replace(features, split=limit_training(features.split, names, config.dataset_size, config.seed))
-    data = damaged(features, parse_noise(config.noise or ""), "train", config.seed)
-    assert isinstance(data, FeatureSet)
-    config = fill(config, len(data.rows("train")))
-    torch.manual_seed(config.seed)
-    model = new_model(config, data).to(bench.device)
+        split = limit_training(features.split, names, config.dataset_size, config.seed)
+        features = dataclasses.replace(features, split=split)
+    config = fill(config, len(features.rows("train")))
+    started = _started(config, features, bench)
     schedule = build_schedule(
         cell.schedule,
         floor=config.schedule_floor,
@@ -132,7 +145,27 @@ def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
         seed=config.seed,
         replay=replayed,
     ).to(bench.device)
-    return Run(config, data, model, schedule)
+    return Run(config, started.data, copy.deepcopy(started.model), started.pair_weights, schedule)
+
+
+def _started(config: TrainConfig, features: FeatureSet, bench: Bench) -> Started:
+    """What a run starts from; runs that differ only in what comes after share it, for a closed form takes seconds."""
+    after = {name: FIELDS[name].default for name in ("schedule", "fixed_weight", "lr", "weight_decay", "epochs")}
+    key = dataclasses.replace(config, **after)
+    if key not in bench.starts:
+        data = damaged(features, parse_noise(config.noise or ""), "train", config.seed)
+        assert isinstance(data, FeatureSet)
+        torch.manual_seed(config.seed)
+        parts = assemble(config, data, new_model(config, data).to(bench.device), _silent)
+        pairs = begin(parts, config, _silent).pairs
+        while len(bench.starts) >= STARTS_KEPT:
+            del bench.starts[next(iter(bench.starts))]
+        bench.starts[key] = Started(data, parts.model, None if pairs is None else pairs.weights.to(bench.device))
+    return bench.starts[key]
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def run_pack(pack: Pack, bench: Bench, replayed: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
@@ -186,12 +219,18 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
         orders = [_batches(run, epoch) for run in runs]
         for place in range(steps):
             rows = np.stack([order[place] for order in orders])
-            texts = torch.stack(
-                [_texts(run, chosen, epoch, bench) for run, chosen in zip(runs, rows, strict=True)]
-            )
+            drawn = [_texts(run, chosen, epoch, bench) for run, chosen in zip(runs, rows, strict=True)]
+            texts = torch.stack([features for features, _ in drawn])
+            pair_weights = [weight for _, weight in drawn if weight is not None]
             chosen = torch.from_numpy(rows).to(bench.device)
             factor = rate_factor(epoch * steps + place, total, warmup=first.warmup, schedule=first.lr_schedule)
-            loss, weight = batched.step(bench.image_features[chosen], texts, image_ids[chosen], factor)
+            loss, weight = batched.step(
+                bench.image_features[chosen],
+                texts,
+                image_ids[chosen],
+                factor,
+                torch.stack(pair_weights) if pair_weights else None,
+            )
             losses.append(loss)
             weights.append(weight[:, 0])
         if epoch + 1 in looks:
@@ -237,10 +276,15 @@ def _batches(run: Run, epoch: int) -> list[Rows]:
     return epoch_batches(rows, config.batch_size, seed=config.seed, epoch=epoch, image_ids=data.image_ids)
 
 
-def _texts(run: Run, rows: Rows, epoch: int, bench: Bench) -> Tensor:
-    """(B, Dy) the text features that these images bring to a step."""
-    captions = draw_captions(run.data, rows, seed=run.config.seed, epoch=epoch)
-    return bench.text_features[torch.from_numpy(captions).to(bench.device)]
+def _texts(run: Run, rows: Rows, epoch: int, bench: Bench) -> tuple[Tensor, Tensor | None]:
+    """(B, Dy) the text features that these images bring to a step, and (B,) the weights of the pairs, if any."""
+    count = run.config.captions_per_step
+    captions = draw_captions(run.data, rows, seed=run.config.seed, epoch=epoch, count=count)
+    chosen = torch.from_numpy(captions).to(bench.device)
+    each = None if run.pair_weights is None else run.pair_weights[chosen]
+    features = bench.text_features[chosen]
+    mean = weighted_mean(features, each) if count > 1 else features[:, 0]
+    return mean, None if each is None else each.mean(1)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 BATCHED = {
     *("start", "ridge", "power", "map_lr", "embedding_dim", "head", "hidden_dim", "dropout", "schedule"),
     *("schedule_floor", "schedule_beta", "schedule_gamma", "fixed_weight", "epochs", "batch_size", "lr"),
-    *("weight_decay", "input_noise", "captions_per_step", "warmup", "lr_schedule", "clip_grad", "noise", "seed"),
+    *("weight_decay", "input_noise", "captions_per_step", "warmup", "lr_schedule", "clip_grad", "noise", "seed", "pair_weighting"),
 }
 _worker: Worker | None = None
 
@@ -79,6 +79,8 @@ def batches(study: Study, axes: Mapping[str, Any]) -> bool:
     if any(name not in BATCHED for stage in study.tune for name in stage):
         return False
     options = {name: value for name, value in {**study.options, **axes}.items() if name in FIELDS}
+    if options.get("pair_weighting") == "moments":  # weights that change with what the run has seen
+        return False
     return all(name in BATCHED or value == FIELDS[name].default for name, value in options.items())
 
 
