@@ -88,8 +88,9 @@ class Condition:
         self.recipe, self.fixed_weight, self.tuned = {}, 0.5, []
         fraction = self.axes["fraction"]
         for stage in self.study.tune:
-            lists = {name: at_fraction(values, fraction) for name, values in stage.items()}
-            trials = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+            trials = self.study.tune_grid(stage, self.axes)
+            if not trials:
+                continue
             if len(trials) > 1:
                 cells = [
                     self._cell("tune", "fixed", FIRST_TUNE_SEED + place, trial)
@@ -131,6 +132,8 @@ class Condition:
         options |= self.recipe | trial
         weight = options.pop("fixed_weight", self.fixed_weight if kind == "tune" or schedule == TUNED else 0.5)
         axes = {**self.axes, "schedule": schedule, "seed": seed}
+        if kind == "tune" and not self.study.tune_each_noise:  # equal cells have equal names, and are trained once
+            axes["noise"] = self.study.axes["noise"][0]
         return Cell(kind, axes, options, "fixed" if schedule in CONTROLS[:2] else schedule, weight, seed, replays)
 
     def _packs(self, cells: list[Cell]) -> list[Pack]:

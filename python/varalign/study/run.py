@@ -21,7 +21,7 @@ from varalign.study import singles
 from varalign.study.grid import Condition, Pack, conditions
 from varalign.study.packs import Bench, run_pack
 from varalign.study.report import StudyReport, write_report
-from varalign.study.spec import Study, at_fraction
+from varalign.study.spec import Study
 from varalign.study.store import Store
 from varalign.training.config import FIELDS
 from varalign.training.device import pick_device
@@ -111,8 +111,8 @@ class Track:
 
     def left(self) -> int:
         """How many cells are still to come, later stages included."""
-        study, fraction = self.condition.study, self.condition.axes["fraction"]
-        return max(0, cell_count(study, fraction) - self.done())
+        study = self.condition.study
+        return max(0, cell_count(study, self.condition.axes) - self.done())
 
     def done(self) -> int:
         """How many cells of the stages begun have their result, as `cell_count` counts."""
@@ -124,13 +124,11 @@ class Track:
         return tune + sum(len(pack.cells) for pack in before)
 
 
-def cell_count(study: Study, fraction: float) -> int:
+def cell_count(study: Study, axes: Mapping[str, Any]) -> int:
     """Cells of one condition: those that it is tuned on and those that are reported."""
-    tune = 0
-    for stage in study.tune:
-        trials = int(np.prod([len(at_fraction(values, fraction)) for values in stage.values()]))
-        tune += trials * study.tune_seeds if trials > 1 else 0
-    return tune + len(study.axes["schedule"]) * len(study.seeds_at(fraction))
+    trials = [len(study.tune_grid(stage, axes)) for stage in study.tune]
+    tune = sum(count * study.tune_seeds for count in trials if count > 1)
+    return tune + len(study.axes["schedule"]) * len(study.seeds_at(axes["fraction"]))
 
 
 def _drive(tracks: Sequence[Track], store: Store, executor: Executor, workers: int, say: Say) -> None:

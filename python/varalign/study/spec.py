@@ -3,6 +3,7 @@
     features = "features.safetensors"        # or data = "data/flickr8k"
     evaluations = 8                          # times that dev is looked at in a run
     tune_seeds = 3                           # seeds of the tuning runs, apart from those that are reported
+    tune_each_noise = false                  # whether every noise level is tuned for itself, or all like the first
 
     [options]                                # any option of `varalign train`, for every cell
     batch_size = 128
@@ -15,6 +16,7 @@
     seed = 10                                # a count, or a list, or by fraction: { 1 = 20, 100 = 5 }
 
     [[tune]]                                 # tuned with fixed weights on dev, each table a grid at the best so far
+    start = "random"                         # an axis with one value: the table is for these conditions alone
     lr = [3e-4, 1e-3, 3e-3]
     epochs = { 1 = [100, 300], 10 = [30, 100], 100 = [15, 30] }
     [[tune]]
@@ -24,6 +26,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,8 +62,10 @@ class Study:
         options: options of `varalign train` for every cell; a value may be a `{fraction: value}` mapping.
         axes: name to values, in the order in which cells are made: without `seed`.
         seeds: how the seeds of a fraction are found: a list, or `{fraction: list}`.
-        tune: the tuning stages, each a mapping of options to the values to try.
+        tune: the tuning stages, each a mapping of options to the values to try, and of axes to the one value that it
+            is for.
         tune_seeds: seeds of each tuning run.
+        tune_each_noise: whether every noise level is tuned for itself, or all are trained as the first one's best.
         evaluations: times that dev is looked at in a run, besides the start.
         runs_at_once: most runs in one batched product.
         baselines: each fixes some axes; a cell is compared with the one that has these values and is else the same.
@@ -72,6 +77,7 @@ class Study:
     seeds: Any
     tune: tuple[Mapping[str, Any], ...]
     tune_seeds: int
+    tune_each_noise: bool
     evaluations: int
     runs_at_once: int
     baselines: tuple[Mapping[str, Any], ...]
@@ -80,6 +86,17 @@ class Study:
         """The seeds reported at a fraction."""
         found: list[int] = at_fraction(self.seeds, fraction)
         return found
+
+    def tune_grid(self, stage: Mapping[str, Any], axes: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Every combination of a tuning stage's values in a condition; none where the stage is for other conditions."""
+        values: dict[str, list[Any]] = {}
+        for name, given in stage.items():
+            if not isinstance(given, (list, dict)):
+                if axes.get(name) != given:
+                    return []
+            else:
+                values[name] = at_fraction(given, axes["fraction"])
+        return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
 
     def as_dict(self) -> dict[str, Any]:
         """The study as JSON takes it."""
@@ -90,6 +107,7 @@ class Study:
             "seeds": self.seeds,
             "tune": [dict(stage) for stage in self.tune],
             "tune_seeds": self.tune_seeds,
+            "tune_each_noise": self.tune_each_noise,
             "evaluations": self.evaluations,
             "runs_at_once": self.runs_at_once,
             "baselines": [dict(baseline) for baseline in self.baselines],
@@ -142,6 +160,7 @@ def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
         "axes",
         "tune",
         "tune_seeds",
+        "tune_each_noise",
         "evaluations",
         "runs_at_once",
         "baseline",
@@ -160,7 +179,10 @@ def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
         tune = [tune]
     if not isinstance(tune, Sequence) or isinstance(tune, str) or not all(isinstance(stage, dict) for stage in tune):
         raise StudyError(f"{place}: tune takes tables of options with lists of values ([[tune]])")
-    stages = tuple(_tune_stage(stage, f"{place}: tune[{place_in}]") for place_in, stage in enumerate(tune))
+    stages = tuple(_tune_stage(stage, axes, f"{place}: tune[{number}]") for number, stage in enumerate(tune))
+    each = values.get("tune_each_noise", False)
+    if not isinstance(each, bool):
+        raise StudyError(f"{place}: tune_each_noise takes true or false, got {each!r}")
     baselines = _baselines(values.get("baseline"), axes, place)
     return Study(
         source=source,
@@ -169,6 +191,7 @@ def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
         seeds=seeds,
         tune=stages,
         tune_seeds=_count(values, "tune_seeds", 2, place),
+        tune_each_noise=each,
         evaluations=_count(values, "evaluations", 8, place),
         runs_at_once=_count(values, "runs_at_once", 8, place),
         baselines=baselines,
@@ -264,12 +287,17 @@ def _options(given: Any, place: str) -> dict[str, Any]:
     return options
 
 
-def _tune_stage(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+def _tune_stage(given: Mapping[str, Any], axes: Mapping[str, tuple[Any, ...]], place: str) -> dict[str, Any]:
     stage: dict[str, Any] = {}
-    if not given:
-        raise StudyError(f"{place}: names no option to tune")
     for key, values in given.items():
+        if key in axes and key not in ("schedule", "fraction") and not isinstance(values, (list, dict)):
+            if values not in axes[key]:
+                raise StudyError(f"{place}.{key}: {values!r} is not among axes.{key}: {list(axes[key])}")
+            stage[key] = values
+            continue
         name = _known(key, place)
+        if name in axes:
+            raise StudyError(f"{place}.{key}: an axis is not tuned; one value of it says what the table is for")
         by_fraction = (
             {_fraction_key(f, f"{place}.{key}"): v for f, v in values.items()} if isinstance(values, dict) else None
         )
@@ -279,6 +307,8 @@ def _tune_stage(given: Mapping[str, Any], place: str) -> dict[str, Any]:
             for value in one:
                 _check_option(name, value, f"{place}.{key}")
         stage[name] = values if by_fraction is None else by_fraction
+    if not any(isinstance(values, (list, dict)) for values in stage.values()):
+        raise StudyError(f"{place}: names no option to tune")
     return stage
 
 
