@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from varalign.data.errors import DataError
-from varalign.training.config import FIELDS, field_choices, field_type, option_name
+from varalign.training.config import FIELDS, RECIPE, field_choices, field_type, option_name
+from varalign.training.recipe import described
 from varalign.training.run_folder import json_text
 
 Handler = Callable[[argparse.Namespace], int]
@@ -154,7 +155,9 @@ def _add_option(group: Any, name: str) -> None:
     item = FIELDS[name]
     default = item.default
     text = item.metadata["help"] + (
-        ""
+        f" ({described(name)})"
+        if name in RECIPE
+        else ""
         if default in (None, False)
         else f" (default {default:g})"
         if isinstance(default, float)

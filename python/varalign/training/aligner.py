@@ -30,6 +30,7 @@ from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
 from varalign.training.feature_cache import cache_key, file_states, kept_arrays
+from varalign.training.recipe import fill
 from varalign.training.run_folder import RunFolder, to_stderr, write_atomically
 from varalign.training.sources import Rows
 
@@ -106,12 +107,14 @@ def zero_shot(
         data=str(data),
         image_encoder=spec,
         text_encoder=spec,
+        start="random",
         seed=seed,
         skip_missing=skip_missing,
         device=device,
         threads=threads,
         cache=cache,
     ).validate()
+    config = fill(config, 1)
     images, texts = build_image_encoder(spec), build_text_encoder(spec)
     # its scale is at the clamp, 100, in every checkpoint that was trained to the end
     model = DualEncoder(images, texts, embedding_dim=images.feature_dim, logit_scale=MAX_LOGIT_SCALE)

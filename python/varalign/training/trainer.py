@@ -27,6 +27,7 @@ from varalign.training.build import Parts, new_schedule
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_precision
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
+from varalign.training.pair_weights import moment_weights, weighted_mean
 from varalign.training.run_folder import MetricsLog, RunFailed, RunFolder
 from varalign.training.sources import ImageInputs
 
@@ -75,16 +76,21 @@ class Trainer:
         config: the options.
         parts: the data, the model and its sources, as `build.assemble` makes them.
         run: the run folder.
+        pair_weights: (T,) float32, how much each caption's pair counts in the loss; None: all alike, until
+            `--pair-weighting moments` weighs them.
     """
 
     reporter: Reporter
 
-    def __init__(self, config: TrainConfig, parts: Parts, run: RunFolder) -> None:
+    def __init__(
+        self, config: TrainConfig, parts: Parts, run: RunFolder, *, pair_weights: Tensor | None = None
+    ) -> None:
         self.config, self.parts, self.run = config, parts, run
         self.model, self.device = parts.model, parts.device
         self.loss = ContrastiveLoss(new_schedule(config), duplicates=config.duplicates).to(self.device)
         self.optimiser = build_optimiser(self.model, config)
         self.moments = PairMoments(len(parts.data.caption_owner))
+        self.pair_weights = None if pair_weights is None else pair_weights.to(self.device)
         self.progress = Progress()
         self.train_rows = parts.train_rows
         self.steps_per_epoch = len(self._order(0))
@@ -112,6 +118,8 @@ class Trainer:
         checkpoints.restore_optimiser(self.optimiser, found.part("optimiser"))
         self.loss.schedule.load_state_dict(found.part("schedule"))
         self.moments = PairMoments.from_state({name: tensor.numpy() for name, tensor in found.part("pairs").items()})
+        if "weights.pairs" in found.tensors:
+            self.pair_weights = found.tensors["weights.pairs"].to(self.device)
         self._scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(found.tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in found.tensors:
@@ -161,7 +169,10 @@ class Trainer:
 
     def _run_epoch(self, log: MetricsLog) -> None:
         self.model.train()
-        progress = self.progress
+        progress, config = self.progress, self.config
+        weighs = config.pair_weighting == "moments" and progress.epoch >= round(config.pair_warmup * config.epochs)
+        if weighs and progress.batch == 0 and progress.epoch > 0:
+            self.pair_weights = moment_weights(self.moments, self.parts).to(self.device)
         order = self._order(progress.epoch)[progress.batch :]
         for inputs in self._timed(self.parts.images.batches(order, epoch=progress.epoch)):
             self._step(inputs)
@@ -182,15 +193,30 @@ class Trainer:
         config, progress = self.config, self.progress
         factor = rate_factor(progress.step, self.total_steps, warmup=config.warmup, schedule=config.lr_schedule)
         set_learning_rate(self.optimiser, factor)
-        captions = draw_captions(self.parts.data, inputs.rows, seed=config.seed, epoch=progress.epoch)
+        count = config.captions_per_step
+        captions = draw_captions(self.parts.data, inputs.rows, seed=config.seed, epoch=progress.epoch, count=count)
+        each = None  # (B, captions_per_step) weights
+        if self.pair_weights is not None:
+            each = self.pair_weights[torch.from_numpy(captions).to(self.device, non_blocking=True)]
         with self.parts.autocast():
             image_features = self.parts.images.features(self.model, inputs.tensor)
-            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(captions))
+            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(captions.reshape(-1)))
+            if count > 1:
+                text_features = weighted_mean(text_features.unflatten(0, captions.shape), each)
             image_embeddings = self.model.project_images(image_features)
             text_embeddings = self.model.project_texts(text_features)
         ids = self.image_ids[torch.from_numpy(inputs.rows)].to(self.device, non_blocking=True)
         scale = self.model.logit_scale
-        output = self.loss(image_embeddings.float(), text_embeddings.float(), scale, ids, ids)
+        weights = None if each is None else each.mean(1)
+        output = self.loss(
+            image_embeddings.float(),
+            text_embeddings.float(),
+            scale,
+            ids,
+            ids,
+            image_weights=weights,
+            text_weights=weights,
+        )
 
         self.optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(output.loss).backward()
@@ -231,7 +257,8 @@ class Trainer:
             names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
             images = line.pop("images")
             line |= dict(zip(names, row, strict=True))
-            self.moments.update(captions, torch.stack([probability, margin], dim=1).cpu().double().numpy())
+            seen = torch.stack([probability, margin], dim=1).cpu().double().numpy()
+            self.moments.update(captions.reshape(-1), np.repeat(seen, captions.shape[1], axis=0))
             self.reporter.step(line, images)
             lines.append(line)
         self._pending.clear()
@@ -264,6 +291,8 @@ class Trainer:
         tensors |= {f"optimiser.{name}": t for name, t in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"schedule.{name}": tensor for name, tensor in self.loss.schedule.state_dict().items()}
         tensors |= {f"pairs.{name}": torch.from_numpy(np.asarray(v)) for name, v in self.moments.state().items()}
+        if self.pair_weights is not None:
+            tensors["weights.pairs"] = self.pair_weights
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
