@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.features import FeatureSet
-from varalign.data.sampler import draw_captions, epoch_batches
+from varalign.data.sampler import epoch_batches
 from varalign.data.splits import limit_training
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.noise import parse_noise
@@ -28,9 +28,9 @@ from varalign.training.assess import one_of_each, positions_of
 from varalign.training.build import assemble, damaged, new_model
 from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.optimiser import rate_factor
-from varalign.training.pair_weights import weighted_mean
 from varalign.training.recipe import fill
 from varalign.training.start import begin
+from varalign.training.step_texts import StepTexts
 
 Rows = NDArray[np.int64]
 STARTS_KEPT = 16  # models of a few megabytes
@@ -278,13 +278,11 @@ def _batches(run: Run, epoch: int) -> list[Rows]:
 
 def _texts(run: Run, rows: Rows, epoch: int, bench: Bench) -> tuple[Tensor, Tensor | None]:
     """(B, Dy) the text features that these images bring to a step, and (B,) the weights of the pairs, if any."""
-    count = run.config.captions_per_step
-    captions = draw_captions(run.data, rows, seed=run.config.seed, epoch=epoch, count=count)
-    chosen = torch.from_numpy(captions).to(bench.device)
-    each = None if run.pair_weights is None else run.pair_weights[chosen]
-    features = bench.text_features[chosen]
-    mean = weighted_mean(features, each) if count > 1 else features[:, 0]
-    return mean, None if each is None else each.mean(1)
+    config = run.config
+    texts = StepTexts(run.data, rows, seed=config.seed, epoch=epoch, count=config.captions_per_step, use="mean")
+    captions = torch.from_numpy(texts.captions).to(bench.device)
+    each = None if run.pair_weights is None else run.pair_weights[captions]
+    return texts.join(bench.text_features[captions], each), texts.weights(each)[0]
 
 
 @torch.no_grad()
