@@ -432,7 +432,7 @@ def _add_study(commands: Any) -> None:
         commands.add_parser(
             "study",
             help="train a grid of starts, schedules, data fractions, noise and seeds, and compare",
-            description="Train a grid of runs, resumable cell by cell, and print means with intervals and paired differences.",
+            description="Train a grid of runs, resumable cell by cell; print means with intervals and differences.",
         )
     )
 

@@ -78,7 +78,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("kind", ["mlp", "residual"])
 def test_three_runs_in_one_batch_equal_three_runs_alone(kind: str) -> None:
-    """To 2e-5 after ten steps in float32: products of other shapes round otherwise, and Adam divides by small numbers."""
+    """To 2e-5 after ten steps in float32: products of other shapes round otherwise, and Adam divides by little."""
     seeds = (0, 2, 3)
     models = [model(kind, seed) for seed in seeds]
     alone = [copy.deepcopy(one) for one in models]

@@ -56,7 +56,7 @@ def random_cell(generator: np.random.Generator, hit_rate: np.ndarray) -> dict[st
 
 
 def test_the_bootstrap_knows_that_captions_of_an_image_are_one_draw() -> None:
-    """With one seed and hits that differ by image only, the interval is the binomial one over images, not over texts."""
+    """With one seed and hits that differ by image only, the interval is that of images, not of texts."""
     generator = np.random.default_rng(1)
     a, b = (random_cell(generator, np.full(400, rate)) for rate in (0.5, 0.3))
     found = paired_difference([a], [b], "t2i_recall@1")

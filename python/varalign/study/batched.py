@@ -157,13 +157,13 @@ class BatchedRuns:
             losses (R,) and weights (R, 2), detached.
         """
 
-        def embed(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        def embed(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, y: Tensor
+        ) -> tuple[Tensor, Tensor]:
             found: tuple[Tensor, Tensor] = functional_call(self._base, (parameters, buffers), (x, y))
             return found
 
-        u, v = torch.vmap(embed, randomness="different")(
-            self._parameters, self._buffers, image_features, text_features
-        )
+        u, v = torch.vmap(embed, randomness="different")(self._parameters, self._buffers, image_features, text_features)
         scale = self._parameters["log_logit_scale"].exp()
         losses, stats_i2t, stats_t2i = batched_contrastive(
             u, v, scale, image_ids, image_ids, None if pair_weights is None else (pair_weights, pair_weights)
@@ -193,7 +193,9 @@ class BatchedRuns:
     def _clip(self) -> None:
         """Each run's gradient to its own largest norm, as `clip_grad_norm_` does."""
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g.flatten(1) if g.ndim > 1 else g[:, None], dim=1) for g in gradients])
+        norms = torch.stack(
+            [torch.linalg.vector_norm(g.flatten(1) if g.ndim > 1 else g[:, None], dim=1) for g in gradients]
+        )
         norm = torch.linalg.vector_norm(norms, dim=0)
         limit = norm.new_tensor([clip or torch.inf for clip in self.clip_grad])
         factor = torch.where(limit.isinf(), 1.0, (limit / (norm + 1e-6)).clamp(max=1.0))

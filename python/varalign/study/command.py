@@ -47,9 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("studies") / (arguments.file.stem if arguments.file else "study")
     from varalign.study.run import run_study
 
-    report = run_study(
-        study, out, workers=arguments.workers, device=arguments.device, report_only=arguments.report
-    )
+    report = run_study(study, out, workers=arguments.workers, device=arguments.device, report_only=arguments.report)
     print(json_text(report.as_dict()) if arguments.json else f"{report.table()}\n{report.folder}: results.csv and more")
     return 0
 

@@ -114,11 +114,13 @@ class Condition:
         for seed in seeds:
             found = self._packs([self._run(name, seed) for name in schedules])
             packs += found
-            runs |= {seed: pack for pack in found if any(cell.schedule == "variance" for cell in pack.cells)}
+            runs[seed] = next(pack for pack in found if any(cell.schedule == "variance" for cell in pack.cells))
         yield packs
         cells = []
         for seed in seeds:
-            names = [n for n, cell in zip(runs[seed].names, runs[seed].cells, strict=True) if cell.schedule == "variance"]
+            names = [
+                n for n, cell in zip(runs[seed].names, runs[seed].cells, strict=True) if cell.schedule == "variance"
+            ]
             cells.append(self._run("replay", seed, replays=names[0]))
         yield self._packs(cells)
 

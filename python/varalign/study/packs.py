@@ -150,7 +150,9 @@ def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
 
 def _started(config: TrainConfig, features: FeatureSet, bench: Bench) -> Started:
     """What a run starts from; runs that differ only in what comes after share it, for a closed form takes seconds."""
-    after = {name: FIELDS[name].default for name in ("schedule", "fixed_weight", "lr", "weight_decay", "epochs")}
+    after: dict[str, Any] = {
+        name: FIELDS[name].default for name in ("schedule", "fixed_weight", "lr", "weight_decay", "epochs")
+    }
     key = dataclasses.replace(config, **after)
     if key not in bench.starts:
         data = damaged(features, parse_noise(config.noise or ""), "train", config.seed)
@@ -205,9 +207,7 @@ def run_pack(pack: Pack, bench: Bench, replayed: Mapping[str, Sequence[float]]) 
 def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
     """Train runs of one shape as one batched product; each model ends with the weights that were best on dev."""
     first = runs[0].config
-    batched = BatchedRuns(
-        [run.model for run in runs], [run.config for run in runs], [run.schedule for run in runs]
-    )
+    batched = BatchedRuns([run.model for run in runs], [run.config for run in runs], [run.schedule for run in runs])
     steps = len(_batches(runs[0], 0))
     total = steps * first.epochs
     looks = {round(first.epochs * look / bench.evaluations) for look in range(1, bench.evaluations + 1)}

@@ -70,7 +70,8 @@ def write_report(
     results: list[tuple[Row, dict[str, Any]]] = []
     tuning: list[Row] = []
     for condition, packs in conditions:
-        tuning += [{**condition.axes, **trial, "dev": round(trial["dev"], 6)} for trial in condition.tuned]
+        if study.tune_each_noise or condition.axes["noise"] == study.axes["noise"][0]:
+            tuning += [{**condition.axes, **trial, "dev": round(trial["dev"], 6)} for trial in condition.tuned]
         found = [
             (dict(cell.axes), {**store.result(name), "fixed_weight": cell.fixed_weight})
             for pack in packs
@@ -114,7 +115,9 @@ def _cell_row(axes: Row, result: Mapping[str, Any]) -> Row:
     }
 
 
-def settings(results: Iterable[tuple[Row, dict[str, Any]]]) -> dict[tuple[Any, ...], dict[int, tuple[Row, dict[str, Any]]]]:
+def settings(
+    results: Iterable[tuple[Row, dict[str, Any]]],
+) -> dict[tuple[Any, ...], dict[int, tuple[Row, dict[str, Any]]]]:
     """Results by setting (all axes but the seed), then by seed, in order."""
     found: dict[tuple[Any, ...], dict[int, tuple[Row, dict[str, Any]]]] = {}
     for axes, result in results:
@@ -144,7 +147,7 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
     """
     by_setting = settings(results)
     rows: list[Row] = []
-    for key, runs in by_setting.items():
+    for runs in by_setting.values():
         axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
         for baseline in study.baselines:
             other = by_setting.get(tuple({**axes, **baseline}.values()))
@@ -155,9 +158,7 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
                 continue
             against = " ".join(f"{name}={value}" for name, value in baseline.items())
             for metric in METRICS:
-                found = paired_difference(
-                    [runs[seed][1] for seed in seeds], [other[seed][1] for seed in seeds], metric
-                )
+                found = paired_difference([runs[seed][1] for seed in seeds], [other[seed][1] for seed in seeds], metric)
                 rounded = {name: round(value, 6) for name, value in found.items()}
                 rows.append({**axes, "against": against, "metric": metric, "seeds": len(seeds), **rounded})
     for metric in METRICS:
@@ -194,8 +195,7 @@ def table(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
         for place, metric in enumerate(METRICS):
             half = row[f"{metric}_half_width"]
             cells.append(f"{100 * row[metric]:.1f}" + ("" if half is None or place else f" ± {100 * half:.1f}"))
-        for name in baselines:
-            cells.append(_difference(found.get((tuple(row[axis] for axis in axes), name))))
+        cells += [_difference(found.get((tuple(row[axis] for axis in axes), name))) for name in baselines]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

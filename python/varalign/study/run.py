@@ -32,7 +32,17 @@ Say = Callable[[str], None]
 BATCHED = {
     *("start", "ridge", "power", "map_lr", "embedding_dim", "head", "hidden_dim", "dropout", "schedule"),
     *("schedule_floor", "schedule_beta", "schedule_gamma", "fixed_weight", "epochs", "batch_size", "lr"),
-    *("weight_decay", "input_noise", "captions_per_step", "warmup", "lr_schedule", "clip_grad", "noise", "seed", "pair_weighting"),
+    *(
+        "weight_decay",
+        "input_noise",
+        "captions_per_step",
+        "warmup",
+        "lr_schedule",
+        "clip_grad",
+        "noise",
+        "seed",
+        "pair_weighting",
+    ),
 }
 _worker: Worker | None = None
 
@@ -172,7 +182,13 @@ def _label(pack: Pack) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 5400
+        else f"{seconds / 60:.0f} min"
+        if seconds >= 90
+        else f"{seconds:.0f} s"
+    )
 
 
 @dataclasses.dataclass
@@ -208,7 +224,8 @@ def _open(study: Study, out: Path, device: str, tensors: Mapping[str, torch.Tens
     torch.set_num_threads(1)
     features = None
     if tensors is not None:
-        features = FeatureSet(**{name: tensor.numpy() for name, tensor in tensors.items()}, **rest)
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        features = FeatureSet(**arrays, **rest)
     bench = None if features is None else Bench(features, torch.device(device), study.evaluations)
     _worker = Worker(study, Store(out), device, bench)
 
@@ -260,6 +277,8 @@ def _executor(workers: int, study: Study, features: FeatureSet | None, device: s
             child.terminate()
         executor.shutdown(wait=False, cancel_futures=True)
         if type(error).__name__ == "BrokenProcessPool":
-            raise RunFailed(f"a worker was killed, perhaps for memory: run the same line again with fewer --workers ({error})") from None
+            raise RunFailed(
+                f"a worker was killed, perhaps for memory: run the same line again with fewer --workers ({error})"
+            ) from None
         raise
     executor.shutdown()

@@ -60,8 +60,11 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
     kind, source = study.source
     whole = load_features(source) if kind == "features" else load_dataset(source, skip_missing=_skips(study))
     config = cell_config(cell, len(whole.rows("train")))
-    replay = {"schedule": "replay", "replay_run": str(folder / "runs" / cell.replays)} if cell.replays else {}
-    config = dataclasses.replace(config, **{kind: source}, **replay, out=str(place), device=device, keep=1, threads=1)
+    replay: dict[str, Any] = (
+        {"schedule": "replay", "replay_run": str(folder / "runs" / cell.replays)} if cell.replays else {}
+    )
+    where: dict[str, Any] = {kind: source, "out": str(place), "device": device}
+    config = dataclasses.replace(config, **where, **replay, keep=1, threads=1)
 
     def quiet(_: str) -> None:
         return None

@@ -1,26 +1,26 @@
 """What a study is told: one small TOML file, or the same from options. Torch-free.
 
-    features = "features.safetensors"        # or data = "data/flickr8k"
-    evaluations = 8                          # times that dev is looked at in a run
-    tune_seeds = 3                           # seeds of the tuning runs, apart from those that are reported
-    tune_each_noise = false                  # whether every noise level is tuned for itself, or all like the first
+features = "features.safetensors"        # or data = "data/flickr8k"
+evaluations = 8                          # times that dev is looked at in a run
+tune_seeds = 3                           # seeds of the tuning runs, apart from those that are reported
+tune_each_noise = false                  # whether every noise level is tuned for itself, or all like the first
 
-    [options]                                # any option of `varalign train`, for every cell
-    batch_size = 128
-    epochs = { 1 = 200, 10 = 60, 100 = 30 }  # any value may depend on the fraction
+[options]                                # any option of `varalign train`, for every cell
+batch_size = 128
+epochs = { 1 = 200, 10 = 60, 100 = 30 }  # any value may depend on the fraction
 
-    [axes]                                   # an axis is one of these four or any option of `varalign train`
-    schedule = ["variance", "entropy"]       # the controls join by themselves
-    fraction = [1, 10, 100]                  # per cent of the training images
-    noise = ["none", "swap-images=0.2"]
-    seed = 10                                # a count, or a list, or by fraction: { 1 = 20, 100 = 5 }
+[axes]                                   # an axis is one of these four or any option of `varalign train`
+schedule = ["variance", "entropy"]       # the controls join by themselves
+fraction = [1, 10, 100]                  # per cent of the training images
+noise = ["none", "swap-images=0.2"]
+seed = 10                                # a count, or a list, or by fraction: { 1 = 20, 100 = 5 }
 
-    [[tune]]                                 # tuned with fixed weights on dev, each table a grid at the best so far
-    start = "random"                         # an axis with one value: the table is for these conditions alone
-    lr = [3e-4, 1e-3, 3e-3]
-    epochs = { 1 = [100, 300], 10 = [30, 100], 100 = [15, 30] }
-    [[tune]]
-    fixed_weight = [0.3, 0.4, 0.5, 0.6, 0.7]
+[[tune]]                                 # tuned with fixed weights on dev, each table a grid at the best so far
+start = "random"                         # an axis with one value: the table is for these conditions alone
+lr = [3e-4, 1e-3, 3e-3]
+epochs = { 1 = [100, 300], 10 = [30, 100], 100 = [15, 30] }
+[[tune]]
+fixed_weight = [0.3, 0.4, 0.5, 0.6, 0.7]
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     except ValueError as error:
         raise StudyError(f"{path}: not valid TOML: {error}") from None
     for key, value in (overrides or {}).items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+        values[key] = (
+            {**values[key], **value} if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+        )
     return make_study(values, str(path))
 
 
@@ -201,7 +203,9 @@ def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
 def _source(values: Mapping[str, Any], place: str) -> tuple[str, str]:
     given = [name for name in ("features", "data") if name in values]
     if len(given) != 1:
-        raise StudyError(f"{place}: wanted one of features (a FILE) and data (a DIR), got {' and '.join(given) or 'none'}")
+        raise StudyError(
+            f"{place}: wanted one of features (a FILE) and data (a DIR), got {' and '.join(given) or 'none'}"
+        )
     if not isinstance(values[given[0]], str):
         raise StudyError(f"{place}: {given[0]} takes a path, not {values[given[0]]!r}")
     return given[0], values[given[0]]

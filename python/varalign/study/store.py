@@ -55,7 +55,12 @@ class Store:
             OSError: a file cannot be written; those written before it stay, and the pack is run again.
         """
         for name, cell, result in zip(pack.names, pack.cells, results, strict=True):
-            whole = {"cell": dict(cell.axes), "kind": cell.kind, "seconds": round(seconds / len(pack.cells), 3), **result}
+            whole = {
+                "cell": dict(cell.axes),
+                "kind": cell.kind,
+                "seconds": round(seconds / len(pack.cells), 3),
+                **result,
+            }
             write_atomically(self._path(name), (json_text(whole) + "\n").encode())
 
     def write_text(self, name: str, text: str) -> Path:

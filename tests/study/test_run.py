@@ -1,0 +1,137 @@
+"""A study from its file to its tables: interrupted or not, in one process or two, the same CSV byte for byte."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from varalign.data.features import FeatureSet, save_features
+from varalign.study.run import run_study
+from varalign.study.spec import make_study
+from varalign.training.config import TrainConfig
+from varalign.training.run import train
+
+
+@pytest.fixture(scope="module")
+def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images (80/20/20) with two texts each, noisy views of 6 common factors."""
+    random = np.random.default_rng(5)
+    common = random.normal(size=(120, 6))
+    owner = np.repeat(np.arange(120), 2)
+    images = common @ random.normal(size=(6, 12)) + random.normal(size=(120, 12))
+    texts = common[owner] @ random.normal(size=(6, 10)) + random.normal(size=(240, 10))
+    split = np.repeat([0, 1, 2], [80, 20, 20]).astype(np.int8)
+    path = tmp_path_factory.mktemp("features") / "features.safetensors"
+    save_features(path, FeatureSet(images.astype("f4"), texts.astype("f4"), owner, split, np.arange(120)), "float32")
+    return path
+
+
+def small(features_file: Path, **changes: object) -> dict[str, object]:
+    return {
+        "features": str(features_file),
+        "evaluations": 2,
+        "tune_seeds": 1,
+        "runs_at_once": 4,
+        "options": {"epochs": 2, "batch_size": 32, "embedding_dim": 8, "hidden_dim": 16},
+        "axes": {"start": ["random"], "fraction": [50, 100], "noise": ["none", "swap-images=0.4"], "seed": [1]},
+        "tune": [{"lr": [1e-3, 1e-2]}],
+        **changes,
+    }
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.csv"))}
+
+
+def test_a_study_half_lost_and_started_again_gives_the_same_tables(features_file: Path, tmp_path: Path) -> None:
+    study = make_study(small(features_file))
+    report = run_study(study, tmp_path / "whole", workers=1, device="cpu", say=quiet)
+    whole = files(tmp_path / "whole")
+    assert len(report.cells) == 2 * 2 * 5 * 1
+    assert {row["noise"] for row in report.cells} == {"none", "swap-images=0.4"}
+    cells = sorted((tmp_path / "whole" / "cells").iterdir())
+    for path in cells[::2]:
+        path.unlink()
+    lines: list[str] = []
+    run_study(study, tmp_path / "whole", workers=1, device="cpu", say=lines.append)
+    assert lines, "nothing was run again"
+    assert files(tmp_path / "whole") == whole
+    lines.clear()
+    run_study(study, tmp_path / "whole", workers=1, device="cpu", say=lines.append)
+    assert not lines, "a study that is done runs nothing"
+    rows = list(csv.DictReader((tmp_path / "whole" / "results.csv").open()))
+    by_name = {(row["fraction"], row["noise"], row["schedule"], row["seed"]): row for row in rows}
+    fixed, replayed = by_name["50.0", "none", "variance", "1"], by_name["50.0", "none", "replay", "1"]
+    assert fixed["w_i2t_max"] == replayed["w_i2t_max"] and fixed["w_i2t_min"] == replayed["w_i2t_min"]
+    assert by_name["100.0", "none", "fixed", "1"]["w_i2t_mean"] == "0.5"
+
+
+def test_a_study_killed_in_the_middle_goes_on_to_the_same_tables(features_file: Path, tmp_path: Path) -> None:
+    values = small(features_file, axes={"start": ["random"], "fraction": [100], "seed": 2})
+    words = ["--features", str(features_file), "--axis", "start", "random", "--axis", "fraction", "100", "--seeds", "2"]
+    words += ["--tune-seeds", "1", "--tune", "lr", "1e-3", "1e-2"]
+    for name, value in values["options"].items():  # type: ignore[attr-defined]
+        words += ["--option", name, str(value)]
+    line = [sys.executable, "-m", "varalign.cli", "study", *words, "--out", str(tmp_path / "killed"), "--json"]
+    with subprocess.Popen(
+        [*line, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        while process.poll() is None and not list((tmp_path / "killed").glob("cells/*.json")):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    done = subprocess.run([*line, "--workers", "2"], capture_output=True, check=True, timeout=120)
+    assert json.loads(done.stdout)["cells"] == 10
+    del values["evaluations"], values["runs_at_once"]
+    run_study(make_study(values), tmp_path / "whole", workers=1, device="cpu", say=quiet)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_a_batched_cell_equals_the_ordinary_trainer(features_file: Path, tmp_path: Path) -> None:
+    """Without random draws inside the heads (dropout, input noise): recall to one query, weights to 1e-4."""
+    options = {"epochs": 3, "batch_size": 32, "dropout": 0.0, "input_noise": 0.0, "lr": 1e-2}
+    axes = {"start": ["random", "closed-form"], "noise": ["swap-images=0.2"], "seed": [3]}
+    values = small(features_file, options=options, axes=axes, tune=[{"fixed_weight": [0.5]}], evaluations=3)
+    report = run_study(make_study(values), tmp_path / "study", workers=1, device="cpu", say=quiet)
+    for start in ("random", "closed-form"):
+        cell = next(row for row in report.cells if (row["schedule"], row["start"]) == ("variance", start))
+        config = TrainConfig(
+            features=str(features_file), start=start, noise="swap-images=0.2", seed=3, device="cpu", **options,  # type: ignore[arg-type]
+            out=str(tmp_path / start),
+        )  # fmt: skip
+        alone = train(config, say=quiet)
+        steps = [json.loads(line) for line in (alone.run / "metrics.jsonl").read_text().splitlines()]
+        weights = [line["w_i2t"] for line in steps if line["kind"] == "step"]
+        assert cell["w_i2t_mean"] == pytest.approx(np.mean(weights), abs=1e-4)
+        assert cell["w_i2t_max"] == pytest.approx(np.max(weights), abs=1e-4)
+        assert cell["best_epoch"] == alone.best_epoch
+        for key, queries in (("i2t_recall@1", 20), ("t2i_recall@5", 40)):
+            assert cell[key] == pytest.approx(alone.test[key], abs=1.01 / queries)
+
+
+def test_options_that_no_batch_knows_go_through_the_ordinary_trainer(features_file: Path, tmp_path: Path) -> None:
+    options = {"epochs": 2, "batch_size": 32, "duplicates": "ignore"}
+    values = small(features_file, options=options, axes={"start": ["random"], "seed": 1}, tune=[{"lr": [1e-2]}])
+    report = run_study(make_study(values), tmp_path / "study", workers=1, device="cpu", say=quiet)
+    assert len(report.cells) == 5
+    assert not list((tmp_path / "study").glob("runs/*/checkpoints"))
+
+
+def test_a_broken_study_is_one_line(tmp_path: Path) -> None:
+    from varalign.cli import main
+
+    (tmp_path / "study.toml").write_text('features = "f"\n[axes]\nshedule = ["variance"]\n')
+    assert main(["study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]) == 2
+    (tmp_path / "study.toml").write_text('features = "absent.safetensors"\n')
+    assert main(["study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]) == 2
