@@ -116,9 +116,10 @@ def cell_config(cell: Cell, train_images: int) -> TrainConfig:
     """
     fraction, noise = cell.axes["fraction"], cell.axes["noise"]
     size = None if fraction >= 100 else max(2, round(train_images * fraction / 100))
+    schedule: Any = "fixed" if cell.schedule == "replay" else cell.schedule
     return TrainConfig(
         **cell.options,
-        schedule="fixed" if cell.schedule == "replay" else cell.schedule,
+        schedule=schedule,
         fixed_weight=cell.fixed_weight,
         dataset_size=size,
         noise=None if noise == "none" else noise,
