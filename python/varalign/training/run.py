@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ import torch
 from varalign import __version__
 from varalign.pictures.report import write_report
 from varalign.training.aligner import Aligner
-from varalign.training.build import Parts, assemble, new_model, new_schedule, open_data, saved_model
+from varalign.training.build import Data, Parts, assemble, new_model, new_schedule, open_data, saved_model
+from varalign.training.checkpoint import step_folders
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device, pick_precision
 from varalign.training.progress import final_table
+from varalign.training.quarantine import Quarantine, summary
 from varalign.training.reporter import ProgressReporter, check_tensorboard
 from varalign.training.run_folder import RunError, RunFolder, to_stderr
+from varalign.training.signals import Interrupted, StopSignals
 from varalign.training.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -74,6 +78,7 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
         DataError: options or data that no run can be made of.
         WeightsUnavailable: pretrained weights are neither here nor in reach.
         RunError: the output folder cannot be used.
+        Interrupted: SIGINT or SIGTERM came; the message says what is saved and how to go on.
     """
     config.validate()
     say = say or to_stderr
@@ -85,9 +90,15 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
     pick_precision(config.precision, device)  # what can be refused is refused before anything is written
     new_schedule(config)
     check_tensorboard(config)
+    with StopSignals() as stop, _nothing_saved():
+        return _train(config, out, device, say, started, stop)
+
+
+def _train(
+    config: TrainConfig, out: Path | None, device: torch.device, say: Say, started: float, stop: StopSignals
+) -> TrainResult:
     config, data = open_data(config, say)
-    torch.manual_seed(config.seed)
-    parts = assemble(config, data, new_model(config, data).to(device), say)
+    parts = _first_parts(config, data, device, say)
     run = RunFolder.create(out)
     with run.locked():
         model = parts.save_assets(run)
@@ -101,7 +112,24 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
                 "machine": {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)},
             }
         )
-        return _finish(config, parts, run, say, started, resumed=False)
+        return _finish(config, parts, run, say, started, stop, resumed=False)
+
+
+def _first_parts(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Parts:
+    """The parts of a run that begins, its weights drawn by the seed."""
+    torch.manual_seed(config.seed)
+    return assemble(config, data, new_model(config, data).to(device), say)
+
+
+@contextmanager
+def _nothing_saved() -> Iterator[None]:
+    """Say so where a signal comes before there is anything to save."""
+    try:
+        yield
+    except Interrupted as error:
+        if not str(error):
+            error.args = (f"{error.name}: stopped before training began, so there is nothing to save",)
+        raise
 
 
 def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> TrainResult:
@@ -118,7 +146,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
     say = say or to_stderr
     started = time.perf_counter()
     run = RunFolder.open(path)
-    with run.locked():
+    with run.locked(), StopSignals() as stop, _nothing_saved():
         saved = run.config()
         config, data = open_data(TrainConfig(**{**run.options(), **overrides}).validate(), say)
         if data.fingerprint != saved.get("data", {}).get("fingerprint"):
@@ -126,13 +154,23 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
             )
         device = pick_device(config.device)
-        torch.manual_seed(config.seed)
-        parts = assemble(config, data, saved_model(run).to(device), say)
-        return _finish(config, parts, run, say, started, resumed=True)
+        if step_folders(run.checkpoints):
+            torch.manual_seed(config.seed)
+            parts = assemble(config, data, saved_model(run).to(device), say)
+        else:  # killed before its first checkpoint: from the beginning, as if it had not begun
+            parts = _first_parts(config, data, device, say)
+        return _finish(config, parts, run, say, started, stop, resumed=True)
 
 
 def _finish(
-    config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, *, resumed: bool
+    config: TrainConfig,
+    parts: Parts,
+    run: RunFolder,
+    say: Say,
+    started: float,
+    stop: StopSignals,
+    *,
+    resumed: bool,
 ) -> TrainResult:
     trainer = Trainer(config, parts, run)
     if resumed:
@@ -142,18 +180,25 @@ def _finish(
         config, steps_per_epoch=trainer.steps_per_epoch, first_step=trainer.progress.step, run=run.path
     )
     try:
-        progress = trainer.fit(reporter)
+        progress = trainer.fit(reporter, stop)
     finally:
         reporter.close()
-    if parts.bad_images():
-        say(
-            f"{len(parts.bad_images())} unreadable images were replaced or left out: "
-            + ", ".join(list(parts.bad_images())[:3])
+    bad = parts.bad_images()
+    if bad:
+        say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")
+    try:
+        with stop.at_once():
+            aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
+            aligner.load_weights("best")
+            test, chance = aligner.evaluate("test"), aligner.chance("test")
+            Quarantine(run.quarantine).add(parts.bad_images())
+            write_report(run.path, rows=[{"model": parts.name, "epochs": progress.epoch, **test}, chance])
+    except Interrupted as error:
+        error.args = (
+            f"{error.name}: training is done and saved, the last evaluation is not; "
+            f"`varalign train --resume {run.path}` makes it",
         )
-    aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
-    aligner.load_weights("best")
-    test, chance = aligner.evaluate("test"), aligner.chance("test")
-    write_report(run.path, rows=[{"model": parts.name, "epochs": progress.epoch, **test}, chance])
+        raise
     return TrainResult(
         run=run.path,
         model=parts.name,
