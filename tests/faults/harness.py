@@ -76,12 +76,18 @@ def scratch_job(folder: Path) -> Job:
 
 
 def warm() -> None:
-    """Import what a run imports, so that forked ones need not."""
+    """Import and load, once and for all, what a run imports and loads on its way; no thread may start here."""
+    import tempfile
+
     import torch
     import varalign.cli
     import varalign.training.run  # noqa: F401
+    from varalign.pictures.plots import draw_training
 
     torch.set_num_threads(1)
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # which imports torch's compiler
+    with tempfile.TemporaryDirectory() as folder:
+        draw_training([{"kind": "step", "step": 1, "loss_i2t": 1.0}], Path(folder) / "a.png")
 
 
 def start(words: list[str], log: Path, before: Callable[[], None] | None = None) -> int:
