@@ -71,8 +71,8 @@ def scratch_job(folder: Path) -> Job:
     (data / "captions.txt").write_text("\n".join(lines) + "\n")
     for split, part in (("train", names[:24]), ("dev", names[24:30]), ("test", names[30:])):
         (data / f"Flickr_8k.{split}Images.txt").write_text("\n".join(part) + "\n")
-    words_ = f"--data {data} --image-size 32 --embedding-dim 16 --batch-size 12 --epochs 2 --threads 2 --device cpu"
-    return Job("from scratch", (*words_.split(), "--keep", "1"))
+    words_ = f"--data {data} --image-size 32 --embedding-dim 16 --batch-size 12 --epochs 1 --threads 2 --device cpu"
+    return Job("from scratch", (*words_.split(), "--keep", "1", "--checkpoint-every", "1"))
 
 
 def warm() -> None:

@@ -26,6 +26,7 @@ from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
 from varalign.training.run_folder import RunFolder, json_text
 from varalign.training.sources import ImageInputs, Rows
+from varalign.training.step_texts import StepTexts
 from varalign.training.trainer import Trainer
 
 
@@ -94,6 +95,8 @@ def replay(folder: Path, *, device: str | None = None) -> dict[str, Any]:
     trainer = Trainer(config, parts, run)
     trainer.total_steps = found.state["total_steps"]
     trainer.load(found)
+    step_texts = StepTexts.renumbered(found.state["texts"])
+    trainer.texts_of = lambda rows, epoch: step_texts  # type: ignore[method-assign]
     weights = _not_finite(dict(model.named_parameters()))
     model.train()
     line = trainer.try_step(ImageInputs(np.arange(count), images))

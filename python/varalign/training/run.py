@@ -19,11 +19,14 @@ from varalign.training.build import Data, Parts, assemble, new_model, new_schedu
 from varalign.training.checkpoint import step_folders
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device, pick_precision
+from varalign.training.pair_weights import write_pairs
 from varalign.training.progress import final_table
 from varalign.training.quarantine import Quarantine, summary
+from varalign.training.recipe import fill, filled
 from varalign.training.reporter import ProgressReporter, check_tensorboard
 from varalign.training.run_folder import RunError, RunFolder, to_stderr
 from varalign.training.signals import Interrupted, StopSignals
+from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -97,8 +100,11 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
 def _train(
     config: TrainConfig, out: Path | None, device: torch.device, say: Say, started: float, stop: StopSignals
 ) -> TrainResult:
-    config, data = open_data(config, say)
-    parts = _first_parts(config, data, device, say)
+    opened, data = open_data(config, say)
+    config = fill(opened, len(data.rows("train")))
+    say(f"{config.start} start, {len(data.rows('train')):,} training images: {filled(opened, config) or 'as told'}")
+    parts, start = _first_parts(config, data, device, say)
+    config = parts.config
     run = RunFolder.create(out)
     with run.locked():
         model = parts.save_assets(run)
@@ -108,17 +114,21 @@ def _train(
                 "name": parts.name,
                 "options": replace(config, out=str(run.path)).as_dict(),
                 "model": model,
+                "start": start.as_dict(),
                 "data": {"fingerprint": data.fingerprint, "images": len(data.split), "texts": len(data.caption_owner)},
                 "machine": {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)},
             }
         )
-        return _finish(config, parts, run, say, started, stop, resumed=False)
+        return _finish(config, parts, run, say, started, start, stop)
 
 
-def _first_parts(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Parts:
-    """The parts of a run that begins, its weights drawn by the seed."""
+def _first_parts(config: TrainConfig, data: Data, device: torch.device, say: Say) -> tuple[Parts, Beginning]:
+    """The parts of a run that begins, its weights drawn by the seed, its heads where they start."""
     torch.manual_seed(config.seed)
-    return assemble(config, data, new_model(config, data).to(device), say)
+    parts = assemble(config, data, new_model(config, data).to(device), say)
+    start = begin(parts, config, say)
+    parts.config = start.config
+    return parts, start
 
 
 @contextmanager
@@ -148,18 +158,22 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
     run = RunFolder.open(path)
     with run.locked(), StopSignals() as stop, _nothing_saved():
         saved = run.config()
-        config, data = open_data(TrainConfig(**{**run.options(), **overrides}).validate(), say)
+        options = {"start": "random", **run.options(), **overrides}  # `start` is younger than the first runs
+        config, data = open_data(TrainConfig(**options).validate(), say)
+        config = fill(config, len(data.rows("train")))
         if data.fingerprint != saved.get("data", {}).get("fingerprint"):
             raise RunError(
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
             )
         device = pick_device(config.device)
+        start = None
         if step_folders(run.checkpoints):
             torch.manual_seed(config.seed)
             parts = assemble(config, data, saved_model(run).to(device), say)
-        else:  # killed before its first checkpoint: from the beginning, as if it had not begun
-            parts = _first_parts(config, data, device, say)
-        return _finish(config, parts, run, say, started, stop, resumed=True)
+        else:
+            say("no checkpoint yet: starting from the beginning")
+            parts, start = _first_parts(config, data, device, say)
+        return _finish(parts.config, parts, run, say, started, start, stop)
 
 
 def _finish(
@@ -168,14 +182,18 @@ def _finish(
     run: RunFolder,
     say: Say,
     started: float,
+    start: Beginning | None,
     stop: StopSignals,
-    *,
-    resumed: bool,
 ) -> TrainResult:
-    trainer = Trainer(config, parts, run)
-    if resumed:
-        found = trainer.resume(say)
-        say(f"resumed at step {trainer.progress.step}" if found else "no checkpoint yet: starting from the beginning")
+    pairs = None if start is None else start.pairs
+    trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None)
+    if start is None:
+        trainer.resume(say)
+        say(f"resumed at step {trainer.progress.step}")
+    else:
+        run.cut_metrics(-1)
+        if pairs is not None:
+            write_pairs(run.pairs, parts, pairs.weights, scores=pairs.scores)
     reporter = ProgressReporter(
         config, steps_per_epoch=trainer.steps_per_epoch, first_step=trainer.progress.step, run=run.path
     )
@@ -183,6 +201,8 @@ def _finish(
         progress = trainer.fit(reporter, stop)
     finally:
         reporter.close()
+    if config.pair_weighting == "moments" and trainer.pair_weights is not None:
+        write_pairs(run.pairs, parts, trainer.pair_weights, moments=trainer.moments)
     bad = parts.bad_images()
     if bad:
         say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")

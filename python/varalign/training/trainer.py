@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varalign.data.sampler import draw_captions, epoch_batches
+from varalign.data.sampler import epoch_batches
 from varalign.data.statistics import PairMoments
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.training import checkpoint as checkpoints
@@ -32,11 +32,13 @@ from varalign.training.build import Parts, new_schedule
 from varalign.training.config import TrainConfig, checkpoint_interval
 from varalign.training.device import pick_precision
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
+from varalign.training.pair_weights import moment_weights
 from varalign.training.quarantine import Quarantine
 from varalign.training.run_folder import MetricsLog, RunFailed, RunFolder
 from varalign.training.signals import Interrupted, StopSignals
-from varalign.training.sources import FeatureRows, ImageInputs, LiveImages
+from varalign.training.sources import FeatureRows, ImageInputs, LiveImages, Rows
 from varalign.training.step_guard import StepGuard
+from varalign.training.step_texts import StepTexts
 
 FLUSH_EVERY = 20
 LOWER_RATE = 0.1  # times the learning rate, after going back; there is one try, so it is a bold one
@@ -115,22 +117,27 @@ class Trainer:
         config: the options.
         parts: the data, the model and its sources, as `build.assemble` makes them.
         run: the run folder.
+        pair_weights: (T,) float32, how much each caption's pair counts in the loss; None: all alike, until
+            `--pair-weighting moments` weighs them.
     """
 
     reporter: Reporter
 
-    def __init__(self, config: TrainConfig, parts: Parts, run: RunFolder) -> None:
+    def __init__(
+        self, config: TrainConfig, parts: Parts, run: RunFolder, *, pair_weights: Tensor | None = None
+    ) -> None:
         self.config, self.parts, self.run = config, parts, run
         self.model, self.device = parts.model, parts.device
         self.loss = ContrastiveLoss(new_schedule(config), duplicates=config.duplicates).to(self.device)
         self.optimiser = build_optimiser(self.model, config)
         self.moments = PairMoments(len(parts.data.caption_owner))
+        self.pair_weights = None if pair_weights is None else pair_weights.to(self.device)
         self.progress = Progress()
         self.train_rows = parts.train_rows
         self.steps_per_epoch = len(self._order(0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.image_ids = torch.from_numpy(parts.data.image_ids)
-        self._pending: list[tuple[dict[str, Any], Tensor, Tensor, Tensor, np.ndarray[Any, Any]]] = []
+        self._pending: list[tuple[dict[str, Any], Tensor, Tensor, np.ndarray[Any, Any]]] = []
         half = pick_precision(config.precision, self.device) == torch.float16
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self._guard = StepGuard(self.model, self.loss.schedule, self.optimiser, self._scaler, config.clip_grad)
@@ -172,6 +179,8 @@ class Trainer:
         checkpoints.restore_optimiser(self.optimiser, found.part("optimiser"))
         self.loss.schedule.load_state_dict(found.part("schedule"))
         self.moments = PairMoments.from_state({name: tensor.numpy() for name, tensor in found.part("pairs").items()})
+        if "weights.pairs" in found.tensors:
+            self.pair_weights = found.tensors["weights.pairs"].to(self.device)
         self._scaler.load_state_dict(found.state["scaler"])
         torch.set_rng_state(found.tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in found.tensors:
@@ -233,7 +242,10 @@ class Trainer:
 
     def _run_epoch(self, log: MetricsLog) -> None:
         self.model.train()
-        progress = self.progress
+        progress, config = self.progress, self.config
+        weighs = config.pair_weighting == "moments" and progress.epoch >= round(config.pair_warmup * config.epochs)
+        if weighs and progress.batch == 0 and progress.epoch > 0:
+            self.pair_weights = moment_weights(self.moments, self.parts).to(self.device)
         self._step_started = time.perf_counter()
         order = self._order(progress.epoch)[progress.batch :]
         batches = self.parts.images.batches(order, epoch=progress.epoch)
@@ -279,24 +291,36 @@ class Trainer:
         config, progress = self.config, self.progress
         factor = rate_factor(progress.step, self.total_steps, warmup=config.warmup, schedule=config.lr_schedule)
         set_learning_rate(self.optimiser, factor * progress.rate)
-        captions = draw_captions(self.parts.data, inputs.rows, seed=config.seed, epoch=progress.epoch)
+        texts = self.texts_of(inputs.rows, progress.epoch)
+        each = None  # a weight a caption
+        if self.pair_weights is not None:
+            each = self.pair_weights[torch.from_numpy(texts.captions).to(self.device, non_blocking=True)]
         self._guard.begin()
         with self.parts.autocast():
             image_features = self.parts.images.features(self.model, inputs.tensor)
-            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(captions))
+            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(texts.captions))
+            text_features = texts.join(text_features, each)
             image_embeddings = self.model.project_images(image_features)
             text_embeddings = self.model.project_texts(text_features)
         ids = self.image_ids[torch.from_numpy(inputs.rows)].to(self.device, non_blocking=True)
         scale = self.model.logit_scale
-        output = self.loss(image_embeddings.float(), text_embeddings.float(), scale, ids, ids)
+        owner = torch.from_numpy(texts.owner).to(self.device, non_blocking=True)
+        image_weights, text_weights = texts.weights(each)
+        output = self.loss(
+            image_embeddings.float(),
+            text_embeddings.float(),
+            scale,
+            ids,
+            ids[owner],
+            image_weights=image_weights,
+            text_weights=text_weights,
+        )
         sound = self._guard.step(output.loss)
         self.model.clamp_logit_scale_()
 
         with torch.no_grad():
             alpha = scale.detach()
-            pairs = [output.stats_i2t, output.stats_t2i]
-            probability = sum((alpha * s.positive_mean - s.lse).exp() for s in pairs) / 2
-            margin = sum(s.positive_max - s.negative_max for s in pairs) / 2
+            seen = texts.pair_values(output.stats_i2t, output.stats_t2i, alpha)
             parts = [output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha, sound.float()]
             values = torch.stack(parts).detach()
         now = time.perf_counter()
@@ -310,7 +334,13 @@ class Trainer:
             "images": len(inputs.rows),
         }
         self._step_started = now
-        self._pending.append((line, values, probability, margin, captions))
+        self._pending.append((line, values, seen, texts.captions))
+
+    def texts_of(self, rows: Rows, epoch: int) -> StepTexts:
+        """The captions that a step sees with these images."""
+        config = self.config
+        count, use = config.captions_per_step, config.captions_as
+        return StepTexts(self.parts.data, rows, seed=config.seed, epoch=epoch, count=count, use=use)
 
     def try_step(self, inputs: ImageInputs) -> dict[str, Any]:
         """One step from where the trainer stands, outside any epoch: `loss` and whether it was `skipped`."""
@@ -323,18 +353,18 @@ class Trainer:
         if not self._pending:
             return
         table = (
-            torch.stack([values for _, values, _, _, _ in self._pending]).cpu().tolist()
+            torch.stack([values for _, values, _, _ in self._pending]).cpu().tolist()
         )  # the host waits for the GPU here
         lines = []
         progress = self.progress
         names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
         longest = 0
-        for (line, _, probability, margin, captions), (*row, sound) in zip(self._pending, table, strict=True):
+        for (line, _, seen, captions), (*row, sound) in zip(self._pending, table, strict=True):
             images = line.pop("images")
             line |= dict(zip(names, row, strict=True))
             if sound:
                 progress.nonfinite = 0
-                self.moments.update(captions, torch.stack([probability, margin], dim=1).cpu().double().numpy())
+                self.moments.update(captions, seen.cpu().double().numpy())
             else:
                 line["skipped"] = True
                 progress.nonfinite += 1
@@ -388,16 +418,19 @@ class Trainer:
         """Write the first step of the streak, as it can be run again, and stop."""
         evidence = self._evidence
         assert evidence is not None
-        captions = draw_captions(self.parts.data, evidence.inputs.rows, seed=self.config.seed, epoch=evidence.epoch)
+        texts = self.texts_of(evidence.inputs.rows, evidence.epoch)
         tensors, state = self._state()
         tensors |= evidence.random
         tensors["inputs.images"] = evidence.inputs.tensor
         tensors["inputs.image_ids"] = self.image_ids[torch.from_numpy(evidence.inputs.rows)]
-        tensors |= {f"inputs.texts.{n}": part for n, part in enumerate(self.parts.texts.inputs(captions))}
+        tensors |= {f"inputs.texts.{n}": part for n, part in enumerate(self.parts.texts.inputs(texts.captions))}
         sources = (self.parts.images, self.parts.texts)
         live = [not isinstance(source, FeatureRows) for source in sources]
         progress = {**state["progress"], "step": evidence.step - 1, "epoch": evidence.epoch, "nonfinite": 0}
-        place = {"rows": evidence.inputs.rows.tolist(), "captions": captions.tolist(), "live": live}
+        if self.pair_weights is not None:
+            chosen = torch.from_numpy(texts.captions).to(self.device)
+            tensors["weights.pairs"] = self.pair_weights[chosen]
+        place = {"rows": evidence.inputs.rows.tolist(), "texts": texts.as_dict(), "live": live}
         state |= {"progress": progress, "scaler": evidence.scaler, "total_steps": self.total_steps, **place}
         folder = checkpoints.save_checkpoint(self.run.dumps, evidence.step, tensors, state)
         half = pick_precision(self.config.precision, self.device) != torch.float32
@@ -441,6 +474,8 @@ class Trainer:
         tensors |= {f"optimiser.{name}": t for name, t in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"schedule.{name}": tensor for name, tensor in self.loss.schedule.state_dict().items()}
         tensors |= {f"pairs.{name}": torch.from_numpy(np.asarray(v)) for name, v in self.moments.state().items()}
+        if self.pair_weights is not None:
+            tensors["weights.pairs"] = self.pair_weights
         state = {"progress": dict(vars(self.progress)), "scaler": self._scaler.state_dict()}
         return tensors | self._random_states(), state
 
