@@ -11,6 +11,7 @@ from varalign.training.config import (
     SCHEDULE_NAMES,
     ConfigError,
     TrainConfig,
+    checkpoint_interval,
     field_choices,
     known_options,
     read_config_file,
@@ -96,3 +97,16 @@ def test_schedule_names_are_those_of_the_schedules() -> None:
 
 def test_every_option_has_a_help_and_a_group() -> None:
     assert all(item.metadata["help"] and item.metadata["group"] for item in FIELDS.values())
+
+
+def test_checkpoints_come_every_so_many_steps_or_minutes() -> None:
+    assert [checkpoint_interval(text) for text in (0, 200, "200", "10m", "0.5M")] == [
+        (0, 0.0),
+        (200, 0.0),
+        (200, 0.0),
+        (0, 600.0),
+        (0, 30.0),
+    ]
+    for wrong in ("10s", "-1", "m", "nanm", "infm", "1e3", ""):
+        with pytest.raises(ConfigError, match="--checkpoint-every"):
+            TrainConfig(checkpoint_every=wrong).validate()
