@@ -154,21 +154,24 @@ def pair_scores(
 
 
 def wrong_together(wrong: Tensor, owner: Tensor) -> bool:
-    """Whether wrong captions come by the image: the chance that one is wrong where another of its image is.
+    """Whether wrong captions come by the image: how far the probabilities of captions of one image go together.
 
-    With a share w of wrong captions that chance is w where each is wrong for itself and 1 where an image's captions
-    are so together; the answer is yes above the middle of the two.
+    With w the share and v the variance of the probabilities p, a wrong caption's p is v / (w (1 - w)) above a right
+    one's on average, so two captions of one image have the covariance v² / (w (1 - w)) where an image's captions are
+    wrong together, and 0 where each is for itself. The answer is yes above the middle of the two.
 
     Args:
         wrong: (t,) probability of each caption to be wrong.
         owner: (t,) its image, 0 and up.
     """
-    total = torch.zeros(int(owner.max()) + 1, dtype=torch.float64).index_add_(0, owner, wrong.double())
-    squares = torch.zeros_like(total).index_add_(0, owner, wrong.double() ** 2)
-    others = torch.bincount(owner, minlength=len(total)).double() - 1
-    both, one = (total**2 - squares).sum(), (total * others).sum()
-    share = wrong.double().mean()
-    return bool(both > one * (1 + share) / 2)
+    wrong = wrong.double()
+    share = float(wrong.mean())
+    away = wrong - share
+    total = torch.zeros(int(owner.max()) + 1, dtype=torch.float64).index_add_(0, owner, away)
+    captions = torch.bincount(owner, minlength=len(total)).double()
+    together, pairs = float((total**2).sum() - (away**2).sum()), float((captions * (captions - 1)).sum())
+    expected = float((away**2).mean()) ** 2 / max(share * (1 - share), 1e-12)
+    return pairs > 0 and together / pairs > expected / 2
 
 
 def _spread(size: int, where: Tensor, values: Tensor) -> Tensor:
@@ -300,7 +303,8 @@ def _interval(
     for density, skewed in ((mixture.wrong_density, False), (normal_density(), False), (mixture.wrong_density, True)):
         wrong = 1 - fit_mixture(counts, density, steps=300, skewed=skewed)[:, 0]
         low, high = min(low, float(wrong.quantile(0.025))), max(high, float(wrong.quantile(0.975)))
-    return max(0.0, low), min(1.0, high)
+    # EM leaves a share of nothing a little above 0: less than one image (or pair) is none.
+    return (low if low * len(scores) >= 1 else 0.0), min(1.0, high)
 
 
 def _coarse(counts: Tensor) -> Tensor:
