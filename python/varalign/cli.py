@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from varalign.data.errors import DataError
-from varalign.training.config import FIELDS, field_choices, field_type, option_name
+from varalign.training.config import FIELDS, RECIPE, field_choices, field_type, option_name
+from varalign.training.recipe import described
 from varalign.training.run_folder import json_text
 
 Handler = Callable[[argparse.Namespace], int]
@@ -155,7 +156,9 @@ def _add_option(group: Any, name: str) -> None:
     item = FIELDS[name]
     default = item.default
     text = item.metadata["help"] + (
-        ""
+        f" ({described(name)})"
+        if name in RECIPE
+        else ""
         if default in (None, False)
         else f" (default {default:g})"
         if isinstance(default, float)
@@ -357,6 +360,8 @@ def _search(arguments: argparse.Namespace) -> int:
     with_text = arguments.image is None
     if len(words) > 1 + with_text or (with_text and not words):
         raise DataError('search takes [RUN] "TEXT" with the text in quotes, or [RUN] --image FILE')
+    if with_text and not words[-1].strip():
+        raise DataError('search "TEXT": the text is empty; describe the picture to look for')
     arguments.run = Path(words[0]) if len(words) == 1 + with_text else None
     if arguments.top < 1:
         raise DataError(f"--top is {arguments.top}, but must be at least 1")

@@ -13,7 +13,12 @@ from varalign.training.config import TrainConfig
 
 def build_optimiser(model: DualEncoder, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over what trains: pretrained towers at their own rate, no decay for norms, biases and the scale."""
-    groups = model.parameter_groups(lr=config.lr, tower_lr=config.tower_lr, weight_decay=config.weight_decay)
+    groups = model.parameter_groups(
+        lr=config.lr,
+        tower_lr=config.tower_lr,
+        weight_decay=config.weight_decay,
+        map_lr=1.0 if config.map_lr is None else config.map_lr,
+    )
     for group in groups:
         group["base_lr"] = group["lr"]
     return torch.optim.AdamW(groups)

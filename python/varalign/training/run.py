@@ -15,11 +15,15 @@ from varalign import __version__
 from varalign.pictures.report import write_report
 from varalign.training.aligner import Aligner
 from varalign.training.build import Parts, assemble, new_model, new_schedule, open_data, saved_model
+from varalign.training.checkpoint import step_folders
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device, pick_precision
+from varalign.training.pair_weights import write_pairs
 from varalign.training.progress import final_table
+from varalign.training.recipe import fill, filled
 from varalign.training.reporter import ProgressReporter, check_tensorboard
 from varalign.training.run_folder import RunError, RunFolder, to_stderr
+from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
 
 Say = Callable[[str], None]
@@ -85,9 +89,13 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
     pick_precision(config.precision, device)  # what can be refused is refused before anything is written
     new_schedule(config)
     check_tensorboard(config)
-    config, data = open_data(config, say)
+    opened, data = open_data(config, say)
+    config = fill(opened, len(data.rows("train")))
+    say(f"{config.start} start, {len(data.rows('train')):,} training images: {filled(opened, config) or 'as told'}")
     torch.manual_seed(config.seed)
     parts = assemble(config, data, new_model(config, data).to(device), say)
+    start = begin(parts, config, say)
+    config = parts.config = start.config
     run = RunFolder.create(out)
     with run.locked():
         model = parts.save_assets(run)
@@ -97,11 +105,12 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
                 "name": parts.name,
                 "options": replace(config, out=str(run.path)).as_dict(),
                 "model": model,
+                "start": start.as_dict(),
                 "data": {"fingerprint": data.fingerprint, "images": len(data.split), "texts": len(data.caption_owner)},
                 "machine": {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)},
             }
         )
-        return _finish(config, parts, run, say, started, resumed=False)
+        return _finish(config, parts, run, say, started, start)
 
 
 def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> TrainResult:
@@ -120,7 +129,9 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
     run = RunFolder.open(path)
     with run.locked():
         saved = run.config()
-        config, data = open_data(TrainConfig(**{**run.options(), **overrides}).validate(), say)
+        options = {"start": "random", **run.options(), **overrides}  # `start` is younger than the first runs
+        config, data = open_data(TrainConfig(**options).validate(), say)
+        config = fill(config, len(data.rows("train")))
         if data.fingerprint != saved.get("data", {}).get("fingerprint"):
             raise RunError(
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
@@ -128,16 +139,25 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
         device = pick_device(config.device)
         torch.manual_seed(config.seed)
         parts = assemble(config, data, saved_model(run).to(device), say)
-        return _finish(config, parts, run, say, started, resumed=True)
+        start = None
+        if not step_folders(run.checkpoints):
+            say("no checkpoint yet: starting from the beginning")
+            start = begin(parts, config, say)
+        return _finish(config, parts, run, say, started, start)
 
 
 def _finish(
-    config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, *, resumed: bool
+    config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, start: Beginning | None
 ) -> TrainResult:
-    trainer = Trainer(config, parts, run)
-    if resumed:
-        found = trainer.resume(say)
-        say(f"resumed at step {trainer.progress.step}" if found else "no checkpoint yet: starting from the beginning")
+    pairs = None if start is None else start.pairs
+    trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None)
+    if start is None:
+        trainer.resume(say)
+        say(f"resumed at step {trainer.progress.step}")
+    else:
+        run.cut_metrics(-1)
+        if pairs is not None:
+            write_pairs(run.pairs, parts, pairs.weights, scores=pairs.scores)
     reporter = ProgressReporter(
         config, steps_per_epoch=trainer.steps_per_epoch, first_step=trainer.progress.step, run=run.path
     )
@@ -150,6 +170,8 @@ def _finish(
             f"{len(parts.bad_images())} unreadable images were replaced or left out: "
             + ", ".join(list(parts.bad_images())[:3])
         )
+    if config.pair_weighting == "moments" and trainer.pair_weights is not None:
+        write_pairs(run.pairs, parts, trainer.pair_weights, moments=trainer.moments)
     aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
     aligner.load_weights("best")
     test, chance = aligner.evaluate("test"), aligner.chance("test")

@@ -199,6 +199,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def pairs(self) -> Path:
+        """Table of the training pairs and their weights."""
+        return self.path / "pairs.csv"
+
+    @property
     def pictures(self) -> Path:
         """Folder of pictures."""
         return self.path / "pictures"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varalign.data.sampler import draw_captions, epoch_batches
+from varalign.data.sampler import epoch_batches
 from varalign.data.statistics import PairMoments
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.training import checkpoint as checkpoints
@@ -27,8 +27,10 @@ from varalign.training.build import Parts, new_schedule
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_precision
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
+from varalign.training.pair_weights import moment_weights
 from varalign.training.run_folder import MetricsLog, RunFailed, RunFolder
 from varalign.training.sources import ImageInputs
+from varalign.training.step_texts import StepTexts
 
 FLUSH_EVERY = 20
 
@@ -75,22 +77,27 @@ class Trainer:
         config: the options.
         parts: the data, the model and its sources, as `build.assemble` makes them.
         run: the run folder.
+        pair_weights: (T,) float32, how much each caption's pair counts in the loss; None: all alike, until
+            `--pair-weighting moments` weighs them.
     """
 
     reporter: Reporter
 
-    def __init__(self, config: TrainConfig, parts: Parts, run: RunFolder) -> None:
+    def __init__(
+        self, config: TrainConfig, parts: Parts, run: RunFolder, *, pair_weights: Tensor | None = None
+    ) -> None:
         self.config, self.parts, self.run = config, parts, run
         self.model, self.device = parts.model, parts.device
         self.loss = ContrastiveLoss(new_schedule(config), duplicates=config.duplicates).to(self.device)
         self.optimiser = build_optimiser(self.model, config)
         self.moments = PairMoments(len(parts.data.caption_owner))
+        self.pair_weights = None if pair_weights is None else pair_weights.to(self.device)
         self.progress = Progress()
         self.train_rows = parts.train_rows
         self.steps_per_epoch = len(self._order(0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.image_ids = torch.from_numpy(parts.data.image_ids)
-        self._pending: list[tuple[dict[str, Any], Tensor, Tensor, Tensor, np.ndarray[Any, Any]]] = []
+        self._pending: list[tuple[dict[str, Any], Tensor, Tensor, np.ndarray[Any, Any]]] = []
         half = pick_precision(config.precision, self.device) == torch.float16
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
 
@@ -112,6 +119,8 @@ class Trainer:
         checkpoints.restore_optimiser(self.optimiser, found.part("optimiser"))
         self.loss.schedule.load_state_dict(found.part("schedule"))
         self.moments = PairMoments.from_state({name: tensor.numpy() for name, tensor in found.part("pairs").items()})
+        if "weights.pairs" in found.tensors:
+            self.pair_weights = found.tensors["weights.pairs"].to(self.device)
         self._scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(found.tensors["random.cpu"])
         if self.device.type == "cuda" and "random.cuda" in found.tensors:
@@ -161,7 +170,10 @@ class Trainer:
 
     def _run_epoch(self, log: MetricsLog) -> None:
         self.model.train()
-        progress = self.progress
+        progress, config = self.progress, self.config
+        weighs = config.pair_weighting == "moments" and progress.epoch >= round(config.pair_warmup * config.epochs)
+        if weighs and progress.batch == 0 and progress.epoch > 0:
+            self.pair_weights = moment_weights(self.moments, self.parts).to(self.device)
         order = self._order(progress.epoch)[progress.batch :]
         for inputs in self._timed(self.parts.images.batches(order, epoch=progress.epoch)):
             self._step(inputs)
@@ -182,15 +194,36 @@ class Trainer:
         config, progress = self.config, self.progress
         factor = rate_factor(progress.step, self.total_steps, warmup=config.warmup, schedule=config.lr_schedule)
         set_learning_rate(self.optimiser, factor)
-        captions = draw_captions(self.parts.data, inputs.rows, seed=config.seed, epoch=progress.epoch)
+        texts = StepTexts(
+            self.parts.data,
+            inputs.rows,
+            seed=config.seed,
+            epoch=progress.epoch,
+            count=config.captions_per_step,
+            use=config.captions_as,
+        )
+        each = None  # a weight a caption
+        if self.pair_weights is not None:
+            each = self.pair_weights[torch.from_numpy(texts.captions).to(self.device, non_blocking=True)]
         with self.parts.autocast():
             image_features = self.parts.images.features(self.model, inputs.tensor)
-            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(captions))
+            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(texts.captions))
+            text_features = texts.join(text_features, each)
             image_embeddings = self.model.project_images(image_features)
             text_embeddings = self.model.project_texts(text_features)
         ids = self.image_ids[torch.from_numpy(inputs.rows)].to(self.device, non_blocking=True)
         scale = self.model.logit_scale
-        output = self.loss(image_embeddings.float(), text_embeddings.float(), scale, ids, ids)
+        owner = torch.from_numpy(texts.owner).to(self.device, non_blocking=True)
+        image_weights, text_weights = texts.weights(each)
+        output = self.loss(
+            image_embeddings.float(),
+            text_embeddings.float(),
+            scale,
+            ids,
+            ids[owner],
+            image_weights=image_weights,
+            text_weights=text_weights,
+        )
 
         self.optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(output.loss).backward()
@@ -203,9 +236,7 @@ class Trainer:
 
         with torch.no_grad():
             alpha = scale.detach()
-            pairs = [output.stats_i2t, output.stats_t2i]
-            probability = sum((alpha * s.positive_mean - s.lse).exp() for s in pairs) / 2
-            margin = sum(s.positive_max - s.negative_max for s in pairs) / 2
+            seen = texts.pair_values(output.stats_i2t, output.stats_t2i, alpha)
             values = torch.stack([output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha]).detach()
         now = time.perf_counter()
         line = {
@@ -218,20 +249,20 @@ class Trainer:
             "images": len(inputs.rows),
         }
         self._step_started = now
-        self._pending.append((line, values, probability, margin, captions))
+        self._pending.append((line, values, seen, texts.captions))
 
     def _flush(self, log: MetricsLog) -> None:
         if not self._pending:
             return
         table = (
-            torch.stack([values for _, values, _, _, _ in self._pending]).cpu().tolist()
+            torch.stack([values for _, values, _, _ in self._pending]).cpu().tolist()
         )  # the host waits for the GPU here
         lines = []
-        for (line, _, probability, margin, captions), row in zip(self._pending, table, strict=True):
+        for (line, _, seen, captions), row in zip(self._pending, table, strict=True):
             names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
             images = line.pop("images")
             line |= dict(zip(names, row, strict=True))
-            self.moments.update(captions, torch.stack([probability, margin], dim=1).cpu().double().numpy())
+            self.moments.update(captions, seen.cpu().double().numpy())
             self.reporter.step(line, images)
             lines.append(line)
         self._pending.clear()
@@ -264,6 +295,8 @@ class Trainer:
         tensors |= {f"optimiser.{name}": t for name, t in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"schedule.{name}": tensor for name, tensor in self.loss.schedule.state_dict().items()}
         tensors |= {f"pairs.{name}": torch.from_numpy(np.asarray(v)) for name, v in self.moments.state().items()}
+        if self.pair_weights is not None:
+            tensors["weights.pairs"] = self.pair_weights
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
