@@ -359,6 +359,8 @@ def _search(arguments: argparse.Namespace) -> int:
     with_text = arguments.image is None
     if len(words) > 1 + with_text or (with_text and not words):
         raise DataError('search takes [RUN] "TEXT" with the text in quotes, or [RUN] --image FILE')
+    if with_text and not words[-1].strip():
+        raise DataError('search "TEXT": the text is empty; describe the picture to look for')
     arguments.run = Path(words[0]) if len(words) == 1 + with_text else None
     if arguments.top < 1:
         raise DataError(f"--top is {arguments.top}, but must be at least 1")

@@ -121,6 +121,20 @@ def save_features(path: Path | str, features: FeatureSet, dtype: Literal["float1
         _write(path.parent / NAMES_FILE, text.encode("utf-8", "surrogateescape"))
 
 
+def check_names_file(path: Path, image_names: list[str]) -> None:
+    """Refuse to write features beside an `image_names.txt` that names other images: it belongs to another file.
+
+    Raises DataError naming it.
+    """
+    names = path.parent / NAMES_FILE
+    if names.is_file() and _decode_names(names) != image_names:
+        raise DataError(f"{names}: names the images of another features file; write to another folder by --out")
+
+
+def _decode_names(path: Path) -> list[str]:
+    return read_bytes(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff").splitlines()
+
+
 def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     from safetensors import SafetensorError, safe_open
 
@@ -194,7 +208,7 @@ def _canonical(values: NDArray[Any]) -> NDArray[np.int64]:
 def _read_names(path: Path, count: int) -> list[str] | None:
     if not path.is_file():
         return None
-    names = read_bytes(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff").splitlines()
+    names = _decode_names(path)
     if len(names) != count:
         raise DataError(
             f"{path}: {len(names):,} names for {count:,} images; wanted one a line, in the order of the rows"

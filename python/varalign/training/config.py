@@ -179,7 +179,10 @@ class TrainConfig:
         high=10.0,
     )
     captions_per_step: int = _recipe(
-        "training", "captions of an image whose features are averaged into one text", metavar="N", low=1, high=100
+        "training", "captions of an image in a step, drawn anew each epoch", metavar="N", low=1, high=100
+    )
+    captions_as: Literal["mean", "each"] = _recipe(
+        "training", "what the captions of a step become: one text by their mean, or a positive of the image each"
     )
     warmup: float = _option(
         0.05, "training", "share of the steps over which the learning rate rises", metavar="X", low=0.0, high=1.0
@@ -278,6 +281,11 @@ class TrainConfig:
     def frozen_towers(self) -> bool:
         """Whether no tower trains: features computed once serve the whole run."""
         return self.features is not None or (not self.unfreeze and self.freezes("image") and self.freezes("text"))
+
+    @property
+    def scratch_text(self) -> bool:
+        """Whether the text encoder trains from random weights."""
+        return self.features is None and not parse_text_spec(self.text_spec).has_source
 
     @property
     def resolved_start(self) -> Literal["closed-form", "random"]:

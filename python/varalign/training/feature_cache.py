@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -96,6 +100,27 @@ def text_features(model: DualEncoder, source: TextSource, count: int, dim: int, 
                 say(f"text features: {start + len(rows)} of {count}")
     _write(path, {"features": matrix}, say)
     return matrix
+
+
+def kept_arrays(path: Path, key: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The arrays that a file keeps under a key, or made now and kept there in place of what it held.
+
+    Args:
+        path: a safetensors file; where its folder cannot be written, nothing is kept.
+        key: of everything that the arrays depend on.
+        make: makes them.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("key") == key:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):
+        pass
+    arrays = make()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save_arrays(arrays, metadata={"key": key}))
+    return arrays
 
 
 def _read(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | None:

@@ -25,7 +25,12 @@ RANDOM: Mapping[str, Any] = {
     "weight_decay": 0.01,
     "input_noise": 0.0,
     "captions_per_step": 1,
+    "captions_as": "mean",
 }
+
+SCRATCH_TEXT: Mapping[str, Any] = {"captions_per_step": 5, "captions_as": "each"}
+"""A text encoder that starts from random weights sees all of an image's usual five captions beside it: on Flickr8k at
+112 pixels dev recall then rises about twice as fast by epoch, for a tenth more time."""
 
 CLOSED_FORM: Mapping[str, Any] = {
     "head": "mlp",
@@ -36,25 +41,27 @@ CLOSED_FORM: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "input_noise": 1.0,
     "captions_per_step": 2,
+    "captions_as": "mean",
 }
 
 FULL = 6000
 """Training images at which the rates below were found; a tenth of them is the other point that the rules go through."""
 
 
-def recipe(start: Literal["closed-form", "random"], images: int) -> dict[str, Any]:
+def recipe(start: Literal["closed-form", "random"], images: int, *, scratch_text: bool = False) -> dict[str, Any]:
     """The values of the recipe's options.
 
     Args:
         start: the start, `auto` resolved.
         images: training images, at least 1.
+        scratch_text: whether the text encoder trains from random weights.
 
     Example:
         At 6,000 images the closed-form start trains at a rate of 1e-3 and its map at a tenth of that; at 600 at 1e-4
         and 0.3.
     """
     if start == "random":
-        return dict(RANDOM)
+        return {**RANDOM, **SCRATCH_TEXT} if scratch_text else dict(RANDOM)
     share = images / FULL
     lr = 1e-3 * min(1.0, max(0.02, share))
     map_lr = 0.1 * min(3.0, max(1.0, share**-0.5))
@@ -69,7 +76,8 @@ def fill(config: TrainConfig, images: int) -> TrainConfig:
         images: training images.
     """
     start = config.resolved_start
-    values = {name: value for name, value in recipe(start, images).items() if getattr(config, name) is None}
+    values = recipe(start, images, scratch_text=config.scratch_text)
+    values = {name: value for name, value in values.items() if getattr(config, name) is None}
     return dataclasses.replace(config, start=start, **values)
 
 
@@ -87,7 +95,8 @@ def described(name: str) -> str:
         low, high = (recipe("closed-form", images)[name] for images in (FULL // 10, FULL))
         closed = f"{low:g} at 600 images, {high:g} from 6,000"
         return f"closed-form start: {closed}" if random is None else f"{_shown(random)}; closed-form start: {closed}"
-    return _shown(random) if closed == random else f"{_shown(random)}; closed-form start: {_shown(closed)}"
+    shown = _shown(random) if closed == random else f"{_shown(random)}; closed-form start: {_shown(closed)}"
+    return f"{shown}; text encoder from random weights: {_shown(SCRATCH_TEXT[name])}" if name in SCRATCH_TEXT else shown
 
 
 def _shown(value: Any) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varalign.data.sampler import draw_captions, epoch_batches
+from varalign.data.sampler import epoch_batches
 from varalign.data.statistics import PairMoments
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.training import checkpoint as checkpoints
@@ -27,9 +27,10 @@ from varalign.training.build import Parts, new_schedule
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_precision
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
-from varalign.training.pair_weights import moment_weights, weighted_mean
+from varalign.training.pair_weights import moment_weights
 from varalign.training.run_folder import MetricsLog, RunFailed, RunFolder
 from varalign.training.sources import ImageInputs
+from varalign.training.step_texts import StepTexts
 
 FLUSH_EVERY = 20
 
@@ -96,7 +97,7 @@ class Trainer:
         self.steps_per_epoch = len(self._order(0))
         self.total_steps = self.steps_per_epoch * config.epochs
         self.image_ids = torch.from_numpy(parts.data.image_ids)
-        self._pending: list[tuple[dict[str, Any], Tensor, Tensor, Tensor, np.ndarray[Any, Any]]] = []
+        self._pending: list[tuple[dict[str, Any], Tensor, Tensor, np.ndarray[Any, Any]]] = []
         half = pick_precision(config.precision, self.device) == torch.float16
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
 
@@ -193,29 +194,35 @@ class Trainer:
         config, progress = self.config, self.progress
         factor = rate_factor(progress.step, self.total_steps, warmup=config.warmup, schedule=config.lr_schedule)
         set_learning_rate(self.optimiser, factor)
-        count = config.captions_per_step
-        captions = draw_captions(self.parts.data, inputs.rows, seed=config.seed, epoch=progress.epoch, count=count)
-        each = None  # (B, captions_per_step) weights
+        texts = StepTexts(
+            self.parts.data,
+            inputs.rows,
+            seed=config.seed,
+            epoch=progress.epoch,
+            count=config.captions_per_step,
+            use=config.captions_as,
+        )
+        each = None  # a weight a caption
         if self.pair_weights is not None:
-            each = self.pair_weights[torch.from_numpy(captions).to(self.device, non_blocking=True)]
+            each = self.pair_weights[torch.from_numpy(texts.captions).to(self.device, non_blocking=True)]
         with self.parts.autocast():
             image_features = self.parts.images.features(self.model, inputs.tensor)
-            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(captions.reshape(-1)))
-            if count > 1:
-                text_features = weighted_mean(text_features.unflatten(0, captions.shape), each)
+            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(texts.captions))
+            text_features = texts.join(text_features, each)
             image_embeddings = self.model.project_images(image_features)
             text_embeddings = self.model.project_texts(text_features)
         ids = self.image_ids[torch.from_numpy(inputs.rows)].to(self.device, non_blocking=True)
         scale = self.model.logit_scale
-        weights = None if each is None else each.mean(1)
+        owner = torch.from_numpy(texts.owner).to(self.device, non_blocking=True)
+        image_weights, text_weights = texts.weights(each)
         output = self.loss(
             image_embeddings.float(),
             text_embeddings.float(),
             scale,
             ids,
-            ids,
-            image_weights=weights,
-            text_weights=weights,
+            ids[owner],
+            image_weights=image_weights,
+            text_weights=text_weights,
         )
 
         self.optimiser.zero_grad(set_to_none=True)
@@ -229,9 +236,7 @@ class Trainer:
 
         with torch.no_grad():
             alpha = scale.detach()
-            pairs = [output.stats_i2t, output.stats_t2i]
-            probability = sum((alpha * s.positive_mean - s.lse).exp() for s in pairs) / 2
-            margin = sum(s.positive_max - s.negative_max for s in pairs) / 2
+            seen = texts.pair_values(output.stats_i2t, output.stats_t2i, alpha)
             values = torch.stack([output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha]).detach()
         now = time.perf_counter()
         line = {
@@ -244,21 +249,20 @@ class Trainer:
             "images": len(inputs.rows),
         }
         self._step_started = now
-        self._pending.append((line, values, probability, margin, captions))
+        self._pending.append((line, values, seen, texts.captions))
 
     def _flush(self, log: MetricsLog) -> None:
         if not self._pending:
             return
         table = (
-            torch.stack([values for _, values, _, _, _ in self._pending]).cpu().tolist()
+            torch.stack([values for _, values, _, _ in self._pending]).cpu().tolist()
         )  # the host waits for the GPU here
         lines = []
-        for (line, _, probability, margin, captions), row in zip(self._pending, table, strict=True):
+        for (line, _, seen, captions), row in zip(self._pending, table, strict=True):
             names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
             images = line.pop("images")
             line |= dict(zip(names, row, strict=True))
-            seen = torch.stack([probability, margin], dim=1).cpu().double().numpy()
-            self.moments.update(captions.reshape(-1), np.repeat(seen, captions.shape[1], axis=0))
+            self.moments.update(captions, seen.cpu().double().numpy())
             self.reporter.step(line, images)
             lines.append(line)
         self._pending.clear()
