@@ -61,7 +61,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize(
-    ("place", "number"), zip(PLACES, [signal.SIGINT, signal.SIGTERM] * 3, strict=True), ids=list(PLACES)
+    ("place", "number"), list(zip(PLACES, [signal.SIGINT, signal.SIGTERM] * 3, strict=True)), ids=list(PLACES)
 )
 def test_the_checkpoint_is_of_this_moment_and_the_end_the_same(
     place: str, number: int, features_file: Path, whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -104,7 +104,14 @@ def test_a_skipped_step_does_not_move_the_schedule() -> None:
 
 
 def config_for(features_file: Path, out: Path, **options: Any) -> TrainConfig:
-    small: dict[str, Any] = {"embedding_dim": 8, "hidden_dim": 8, "batch_size": 24, "device": "cpu", "warmup": 0.0}
+    small: dict[str, Any] = {
+        "start": "random",
+        "embedding_dim": 8,
+        "hidden_dim": 8,
+        "batch_size": 24,
+        "device": "cpu",
+        "warmup": 0.0,
+    }
     return TrainConfig(**small, features=str(features_file), out=str(out), **options)
 
 

@@ -119,11 +119,11 @@ def _train(
                 "machine": {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)},
             }
         )
-        return _finish(config, parts, run, say, started, stop, start)
+        return _finish(config, parts, run, say, started, start, stop)
 
 
 def _first_parts(config: TrainConfig, data: Data, device: torch.device, say: Say) -> tuple[Parts, Beginning]:
-    """The parts of a run that begins, its weights drawn by the seed and brought to their start."""
+    """The parts of a run that begins, its weights drawn by the seed, its heads where they start."""
     torch.manual_seed(config.seed)
     parts = assemble(config, data, new_model(config, data).to(device), say)
     start = begin(parts, config, say)
@@ -170,10 +170,10 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
         if step_folders(run.checkpoints):
             torch.manual_seed(config.seed)
             parts = assemble(config, data, saved_model(run).to(device), say)
-        else:  # killed before its first checkpoint: from the beginning, as if it had not begun
+        else:
             say("no checkpoint yet: starting from the beginning")
             parts, start = _first_parts(config, data, device, say)
-        return _finish(config, parts, run, say, started, stop, start)
+        return _finish(parts.config, parts, run, say, started, start, stop)
 
 
 def _finish(
@@ -182,8 +182,8 @@ def _finish(
     run: RunFolder,
     say: Say,
     started: float,
-    stop: StopSignals,
     start: Beginning | None,
+    stop: StopSignals,
 ) -> TrainResult:
     pairs = None if start is None else start.pairs
     trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None)
@@ -201,6 +201,8 @@ def _finish(
         progress = trainer.fit(reporter, stop)
     finally:
         reporter.close()
+    if config.pair_weighting == "moments" and trainer.pair_weights is not None:
+        write_pairs(run.pairs, parts, trainer.pair_weights, moments=trainer.moments)
     bad = parts.bad_images()
     if bad:
         say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")
@@ -217,8 +219,6 @@ def _finish(
             f"`varalign train --resume {run.path}` makes it",
         )
         raise
-    if config.pair_weighting == "moments" and trainer.pair_weights is not None:
-        write_pairs(run.pairs, parts, trainer.pair_weights, moments=trainer.moments)
     return TrainResult(
         run=run.path,
         model=parts.name,
