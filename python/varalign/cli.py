@@ -119,6 +119,7 @@ def build_parser() -> Parser:
     _add_diagnose(commands)
     _add_data(commands)
     _add_convert(commands)
+    _add_study(commands)
     return parser
 
 
@@ -474,6 +475,18 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     print(convert(arguments.source, arguments.target))
     return 0
+
+
+def _add_study(commands: Any) -> None:
+    from varalign.study.command import add_arguments
+
+    add_arguments(
+        commands.add_parser(
+            "study",
+            help="train a grid of starts, schedules, data fractions, noise and seeds, and compare",
+            description="Train a grid of runs, resumable cell by cell, and print means with intervals and paired differences.",
+        )
+    )
 
 
 if __name__ == "__main__":
