@@ -116,8 +116,10 @@ def build_parser() -> Parser:
     _add_visualize(commands)
     _add_embed(commands)
     _add_search(commands)
+    _add_diagnose(commands)
     _add_data(commands)
     _add_convert(commands)
+    _add_study(commands)
     return parser
 
 
@@ -379,6 +381,56 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_diagnose(commands: Any) -> None:
+    parser = commands.add_parser(
+        "diagnose",
+        help="estimate the share of wrong pairs and list them, before any training or after it",
+        description="Estimate what share of the pairs is wrong, list all pairs with scores (pairs.csv), and write a "
+        "page of the worst beside the captions that would fit better (diagnosis.html).",
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="a run: its data, and what its epochs say")
+    parser.add_argument(
+        "--features", metavar="FILE", type=Path, help="features file; with --data too, its pictures are shown"
+    )
+    parser.add_argument("--data", metavar="DIR", type=Path, help="data folder, through pretrained encoders")
+    parser.add_argument("--image-encoder", metavar="SPEC", help="pretrained encoder of --data (CLIP ViT-B/32)")
+    parser.add_argument("--text-encoder", metavar="SPEC", help="pretrained encoder of --data (BERT)")
+    _split_argument(parser, "train", every=True)
+    parser.add_argument(
+        "--by",
+        default="auto",
+        choices=["auto", "image", "pair"],
+        help="whether an image's captions are wrong together or each for itself (default auto: found out)",
+    )
+    parser.add_argument("--dataset-size", type=int, metavar="N", help="N images of the training split, drawn by seed")
+    parser.add_argument(
+        "--noise", metavar="SPEC", help="wrong pairs injected on purpose, such as swap-images=0.4, to see them found"
+    )
+    parser.add_argument("--worst", type=int, default=50, metavar="N", help="pairs on the page (default 50)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of folds, intervals, splits, noise (default 0)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the files (RUN/diagnosis, or diagnosis)")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out captions that name a missing image")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (the best there is)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads that decode images; 0: all cores")
+    parser.add_argument("--cache", metavar="DIR", help="folder of cached tower features (~/.cache/varalign)")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+    parser.set_defaults(handler=_diagnose)
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from varalign.training.diagnose import diagnose
+
+    options = {name: value for name, value in vars(arguments).items() if name not in {"handler", "json"}}
+    found = diagnose(**options)
+    if arguments.json:
+        print(json_text(found.as_dict()))
+    else:
+        print("\n".join([*found.lines(), f"{found.csv}: every pair with its scores, worst first", str(found.page)]))
+    return 0
+
+
 def _add_data(commands: Any) -> None:
     parser = commands.add_parser("data", help="check a data folder, or write the built-in sample")
     parts = parser.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
@@ -423,6 +475,18 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     print(convert(arguments.source, arguments.target))
     return 0
+
+
+def _add_study(commands: Any) -> None:
+    from varalign.study.command import add_arguments
+
+    add_arguments(
+        commands.add_parser(
+            "study",
+            help="train a grid of starts, schedules, data fractions, noise and seeds, and compare",
+            description="Train a grid of runs, resumable cell by cell, and print means with intervals and paired differences.",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from varalign.training.config import (
     FIELDS,
+    RECIPE,
     SCHEDULE_NAMES,
     ConfigError,
     TrainConfig,
@@ -21,7 +22,9 @@ from varalign.training.config import (
 
 def test_defaults_are_valid_and_pick_the_custom_encoders() -> None:
     config = TrainConfig().validate()
-    assert (config.image_spec, config.text_spec, config.epochs) == ("resnet18", "lstm", 30)
+    assert (config.image_spec, config.text_spec) == ("resnet18", "lstm")
+    assert all(getattr(config, name) is None for name in RECIPE)
+    assert (config.frozen_towers, config.resolved_start) == (False, "random")
 
 
 def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() -> None:
@@ -41,7 +44,11 @@ def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() 
         ({"data": "a", "features": "b"}, "--data and --features exclude each other"),
         ({"features": "b", "use_pretrained": True}, "--features holds the towers' output already"),
         ({"schedule": "replay"}, "--schedule replay and --replay-run RUN go together"),
-        ({"epochs": None}, "--epochs needs a value"),
+        ({"seed": None}, "--seed needs a value"),
+        ({"start": "closed-form"}, "a tower that trains from random weights has none yet (resnet18, lstm)"),
+        ({"features": "b", "start": "random", "ridge": 1.0}, "--ridge belongs to --start closed-form"),
+        ({"pair_weighting": "closed-form"}, "scores features of frozen towers: freeze both, or take moments"),
+        ({"input_noise": 1.0}, "--input-noise needs features whose deviations stay"),
     ],
 )
 def test_refusals_name_the_option(options: dict[str, object], words: str) -> None:

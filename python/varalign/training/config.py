@@ -261,9 +261,14 @@ class TrainConfig:
         for name in ("ridge", "power", "map_lr") if self.resolved_start == "random" else ():
             if getattr(self, name) is not None:
                 raise ConfigError(f"{option_name(name)} belongs to --start closed-form, and this run starts at random")
-        if self.pair_weighting == "closed-form" and self.resolved_start == "random" and not self.frozen_towers:
+        live_start = self.resolved_start == "random" and not self.frozen_towers
+        if self.pair_weighting == "closed-form" and live_start:
             raise ConfigError(
                 "--pair-weighting closed-form scores features of frozen towers: freeze both, or take moments"
+            )
+        if self.input_noise and live_start:
+            raise ConfigError(
+                "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"
             )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")

@@ -95,11 +95,9 @@ def replay(folder: Path, *, device: str | None = None) -> dict[str, Any]:
     trainer = Trainer(config, parts, run)
     trainer.total_steps = found.state["total_steps"]
     trainer.load(found)
-    step_texts = StepTexts.renumbered(found.state["texts"])
-    trainer.texts_of = lambda rows, epoch: step_texts  # type: ignore[method-assign]
     weights = _not_finite(dict(model.named_parameters()))
     model.train()
-    line = trainer.try_step(ImageInputs(np.arange(count), images))
+    line = trainer.try_step(ImageInputs(np.arange(count), images), StepTexts.from_dict(found.state["texts"]))
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {
         "step": found.state["step"],

@@ -287,11 +287,16 @@ class Trainer:
     def _position(self) -> tuple[int, int, int]:
         return self.progress.step, self.progress.epoch, self.progress.batch
 
-    def _step(self, inputs: ImageInputs) -> None:
+    def _draw(self, rows: Rows, epoch: int) -> StepTexts:
+        config = self.config
+        count, use = config.captions_per_step, config.captions_as
+        return StepTexts.draw(self.parts.data, rows, seed=config.seed, epoch=epoch, count=count, use=use)
+
+    def _step(self, inputs: ImageInputs, texts: StepTexts | None = None) -> None:
         config, progress = self.config, self.progress
         factor = rate_factor(progress.step, self.total_steps, warmup=config.warmup, schedule=config.lr_schedule)
         set_learning_rate(self.optimiser, factor * progress.rate)
-        texts = self.texts_of(inputs.rows, progress.epoch)
+        texts = texts or self._draw(inputs.rows, progress.epoch)
         each = None  # a weight a caption
         if self.pair_weights is not None:
             each = self.pair_weights[torch.from_numpy(texts.captions).to(self.device, non_blocking=True)]
@@ -336,16 +341,10 @@ class Trainer:
         self._step_started = now
         self._pending.append((line, values, seen, texts.captions))
 
-    def texts_of(self, rows: Rows, epoch: int) -> StepTexts:
-        """The captions that a step sees with these images."""
-        config = self.config
-        count, use = config.captions_per_step, config.captions_as
-        return StepTexts(self.parts.data, rows, seed=config.seed, epoch=epoch, count=count, use=use)
-
-    def try_step(self, inputs: ImageInputs) -> dict[str, Any]:
+    def try_step(self, inputs: ImageInputs, texts: StepTexts) -> dict[str, Any]:
         """One step from where the trainer stands, outside any epoch: `loss` and whether it was `skipped`."""
         self._step_started = time.perf_counter()
-        self._step(inputs)
+        self._step(inputs, texts)
         values = self._pending.pop()[1].tolist()
         return {"loss": values[0], "skipped": not values[-1]}
 
@@ -418,7 +417,7 @@ class Trainer:
         """Write the first step of the streak, as it can be run again, and stop."""
         evidence = self._evidence
         assert evidence is not None
-        texts = self.texts_of(evidence.inputs.rows, evidence.epoch)
+        texts = self._draw(evidence.inputs.rows, evidence.epoch)
         tensors, state = self._state()
         tensors |= evidence.random
         tensors["inputs.images"] = evidence.inputs.tensor
@@ -427,9 +426,6 @@ class Trainer:
         sources = (self.parts.images, self.parts.texts)
         live = [not isinstance(source, FeatureRows) for source in sources]
         progress = {**state["progress"], "step": evidence.step - 1, "epoch": evidence.epoch, "nonfinite": 0}
-        if self.pair_weights is not None:
-            chosen = torch.from_numpy(texts.captions).to(self.device)
-            tensors["weights.pairs"] = self.pair_weights[chosen]
         place = {"rows": evidence.inputs.rows.tolist(), "texts": texts.as_dict(), "live": live}
         state |= {"progress": progress, "scaler": evidence.scaler, "total_steps": self.total_steps, **place}
         folder = checkpoints.save_checkpoint(self.run.dumps, evidence.step, tensors, state)
