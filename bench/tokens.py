@@ -69,6 +69,43 @@ def same(truth: Any, result: Any) -> bool:
     return bool(np.array_equal(np.asarray(truth), np.asarray(result)))
 
 
+def hugging_face_clip(captions: list[str]) -> list[Contender]:
+    """CLIP's tokenizer in tokenizers and in fastokens, built from the merges that open_clip carries."""
+    if (transformers := optional("transformers")) is None or (open_clip := optional("open_clip.tokenizer")) is None:
+        return []
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    reference = open_clip.SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in reference.encoder.items()}
+    fast = transformers.CLIPTokenizerFast(vocab=vocabulary, merges=list(reference.bpe_ranks))
+    backend = fast.backend_tokenizer
+    backend.enable_truncation(77)
+    backend.enable_padding(length=77, pad_id=0)
+    differs = "does no repair of text"
+    found = [
+        Contender(
+            "transformers CLIPTokenizerFast",
+            lambda: [row[:77] for row in fast(captions, truncation=True, max_length=77)["input_ids"]],
+            differs="ragged lists, not padded; does no repair of text",
+        ),
+        Contender(
+            "tokenizers encode_batch_fast",
+            lambda: np.array([encoding.ids for encoding in backend.encode_batch_fast(captions)]),
+            differs=differs,
+        ),
+    ]
+    if (fastokens := optional("fastokens")) is not None:
+        peer = fastokens.Tokenizer.from_json_str(backend.to_str())
+        found.append(
+            Contender(
+                "fastokens",
+                lambda: [encoding.ids for encoding in peer.encode_batch(captions)],
+                differs="ragged lists, not padded; does no repair of text",
+            )
+        )
+    return found
+
+
 def clip_subject(captions: list[str], rounds: int) -> list[Row]:
     tokenizer = clip_tokenizer()
     contenders = [*own_variants(tokenizer, captions), small_batches(tokenizer, captions)]
@@ -84,6 +121,7 @@ def clip_subject(captions: list[str], rounds: int) -> list[Row]:
                 differs="does no repair of text",
             )
         )
+    contenders += hugging_face_clip(captions)
     return compare(
         f"CLIP byte pairs, {len(captions):,} captions to [N, 77]",
         contenders,
