@@ -79,9 +79,12 @@ def hugging_face_clip(captions: list[str]) -> list[Contender]:
     vocabulary = {names.get(token, token): number for token, number in reference.encoder.items()}
     fast = transformers.CLIPTokenizerFast(vocab=vocabulary, merges=list(reference.bpe_ranks))
     backend = fast.backend_tokenizer
-    backend.enable_truncation(77)
-    backend.enable_padding(length=77, pad_id=0)
-    differs = "does no repair of text"
+
+    def through_tokenizers() -> Any:
+        backend.enable_truncation(77)  # transformers resets both at its own calls
+        backend.enable_padding(length=77, pad_id=0)
+        return np.array([encoding.ids for encoding in backend.encode_batch_fast(captions)])
+
     found = [
         Contender(
             "transformers CLIPTokenizerFast",
@@ -90,11 +93,16 @@ def hugging_face_clip(captions: list[str]) -> list[Contender]:
         ),
         Contender(
             "tokenizers encode_batch_fast",
-            lambda: np.array([encoding.ids for encoding in backend.encode_batch_fast(captions)]),
-            differs=differs,
+            through_tokenizers,
+            differs="does no repair of text",
         ),
     ]
     if (fastokens := optional("fastokens")) is not None:
+        from tokenizers.processors import TemplateProcessing
+
+        start, end = "<|startoftext|>", "<|endoftext|>"  # fastokens lacks CLIP's own way to put marks around
+        marks = [(mark, vocabulary[mark]) for mark in (start, end)]
+        backend.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=marks)
         peer = fastokens.Tokenizer.from_json_str(backend.to_str())
         found.append(
             Contender(
