@@ -15,6 +15,7 @@ from varalign.training.recipe import described
 from varalign.training.run_folder import json_text
 
 Handler = Callable[[argparse.Namespace], int]
+ON_RESUME = {"device", "threads", "cache", "checkpoint_every", "max_bad"}  # what does not change a run's numbers
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except KeyboardInterrupt:
-        print("varalign: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:  # of a run, an `Interrupted`, which knows the signal and what is saved
+        print(f"varalign: {str(error) or 'interrupted'}", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
     except _Terminated:
         print("varalign: terminated", file=sys.stderr)
         return 143
@@ -118,6 +119,7 @@ def build_parser() -> Parser:
     _add_diagnose(commands)
     _add_data(commands)
     _add_convert(commands)
+    _add_study(commands)
     return parser
 
 
@@ -180,7 +182,7 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in FIELDS}
     resume = getattr(arguments, "resume", None)
     if resume is not None:
-        clash = sorted(option_name(name) for name in given if name not in {"device", "threads", "cache"})
+        clash = sorted(option_name(name) for name in given if name not in ON_RESUME)
         if clash or hasattr(arguments, "config"):
             raise DataError(
                 f"--resume goes on with the run's own options: leave out {', '.join(clash or ['--config'])}"
@@ -473,6 +475,18 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     print(convert(arguments.source, arguments.target))
     return 0
+
+
+def _add_study(commands: Any) -> None:
+    from varalign.study.command import add_arguments
+
+    add_arguments(
+        commands.add_parser(
+            "study",
+            help="train a grid of starts, schedules, data fractions, noise and seeds, and compare",
+            description="Train a grid of runs, resumable cell by cell, and print means with intervals and paired differences.",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ class Parts:
         if isinstance(self.images, LiveImages):
             return {self.images.names[row]: reason for row, reason in sorted(self.images.bad.items())}
         if isinstance(self.images, FeatureRows) and isinstance(self.data, ImageCaptions):
-            return {self.data.image_names[row]: "unreadable" for row in sorted(self.images.unreadable)}
+            return {self.data.image_names[row]: reason for row, reason in sorted(self.images.unreadable.items())}
         return {}
 
     def save_assets(self, run: RunFolder) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from varalign.canonical.pair_scores import PairScores, pair_scores
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError, first_three
 from varalign.data.features import FeatureSet, load_features
+from varalign.data.files import write_atomically
 from varalign.data.splits import limit_training
 from varalign.data.statistics import PairMoments
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
@@ -30,7 +31,7 @@ from varalign.training.build import Data, assemble, damaged, new_model, open_dat
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
-from varalign.training.run_folder import RunError, RunFolder, to_stderr, write_atomically
+from varalign.training.run_folder import RunError, RunFolder, to_stderr
 from varalign.training.sources import FeatureRows
 
 By = Literal["auto", "image", "pair"]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from varalign.canonical.pair_scores import PairScores, pair_scores
 from varalign.data.features import FeatureSet
+from varalign.data.files import write_atomically
 from varalign.data.statistics import PairMoments
 from varalign.training.build import Parts
 from varalign.training.config import ConfigError
-from varalign.training.run_folder import write_atomically
 from varalign.training.start_features import all_pairs
 
 SEPARATION = 2.0
