@@ -432,12 +432,24 @@ def _diagnose(arguments: argparse.Namespace) -> int:
 
 
 def _add_data(commands: Any) -> None:
-    parser = commands.add_parser("data", help="check a data folder, or write the built-in sample")
+    parser = commands.add_parser("data", help="check or measure a data folder, or write the built-in sample")
     parts = parser.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
     check = parts.add_parser("check", help="report what is there, missing, unreadable, duplicated or suspicious")
     check.add_argument("folder", metavar="DIR", type=Path)
     check.add_argument("--json", action="store_true", help="print one JSON value")
     check.set_defaults(handler=_data_check)
+    stats = parts.add_parser("stats", help="measure pixels, image sizes, caption lengths and the vocabulary")
+    stats.add_argument("folder", metavar="DIR", type=Path)
+    stats.add_argument(
+        "--images", type=int, default=1000, metavar="N", help="training images decoded, drawn by seed; 0: all (1000)"
+    )
+    stats.add_argument("--size", type=int, default=224, metavar="S", help="side of the square of pixels (default 224)")
+    stats.add_argument("--bert", type=Path, metavar="FOLDER", help="a BERT model's folder, for lengths in its tokens")
+    stats.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the choice and the split (default 0)")
+    stats.add_argument("--threads", type=int, default=0, metavar="N", help="0 takes all cores")
+    stats.add_argument("--skip-missing", action="store_true", help="leave out captions that name a missing image")
+    stats.add_argument("--json", action="store_true", help="print one JSON value")
+    stats.set_defaults(handler=_data_stats)
     sample = parts.add_parser("sample", help="write the built-in data set: drawn scenes with five captions each")
     sample.add_argument("folder", metavar="DIR", type=Path)
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the scenes (default 0)")
@@ -452,6 +464,17 @@ def _data_check(arguments: argparse.Namespace) -> int:
     report = check_dataset(arguments.folder)
     print(json_text(report.as_dict()) if arguments.json else "\n".join(report.lines()))
     return 1 if report.faults else 0
+
+
+def _data_stats(arguments: argparse.Namespace) -> int:
+    from varalign.data.summary import summarise
+
+    if not arguments.folder.is_dir():
+        raise DataError(f"{arguments.folder}: no such folder; wanted one with captions.txt and Images/")
+    options = {name: getattr(arguments, name) for name in ("images", "size", "bert", "seed", "threads", "skip_missing")}
+    summary = summarise(arguments.folder, **options)
+    print(json_text(summary.as_dict()) if arguments.json else "\n".join(summary.lines()))
+    return 0
 
 
 def _data_sample(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""RunningMoments, RunningQuantiles and PairMoments against NumPy in float64, closed forms, merging, and their states."""
+"""RunningMoments, RunningQuantiles and PairMoments against NumPy in float64, closed forms, merging, and states."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_columns_agree_with_numpy(dtype: type, shape: tuple[int, ...]) -> None:
 
 def test_float32_far_from_zero_keeps_12_digits() -> None:
     values = (np.random.default_rng(6).standard_normal(200_000) + 1e4).astype(np.float32)
-    exact = np.var((values.astype(np.longdouble) - 10_000))
+    exact = np.var(values.astype(np.longdouble) - 10_000)
     assert moments_of(values).variance() == pytest.approx(float(exact), rel=1e-12)
 
 

@@ -148,6 +148,30 @@ class TrainConfig:
         0.2, "start", "share of the epochs before --pair-weighting moments weighs", metavar="X", low=0.0, high=1.0
     )
 
+    loss: Literal[
+        "clip",
+        "nt-xent",
+        "siglip",
+        "dcl",
+        "hard-negatives",
+        "soft-targets",
+        "cyclip",
+        "sogclr",
+        "isogclr",
+        "gce",
+        "structure",
+        "adversarial",
+        "adversarial-inputs",
+    ] = _option("clip", "loss", "the contrastive loss; all but clip are other people's, to compare with")
+    loss_strength: float | None = _option(
+        None,
+        "loss",
+        "the loss's own number, such as gce's exponent or structure's factor (its paper's value)",
+        metavar="X",
+    )
+    attack_steps: int = _option(
+        1, "loss", "steps of the adversarial losses' attack: 1 is FGSM, more is PGD", metavar="N", low=1, high=100
+    )
     schedule: Literal["variance", "entropy", "spread", "fixed", "random", "replay"] = _option(
         "variance", "loss", "how the two directions of the loss are weighted at each step"
     )
@@ -266,6 +290,14 @@ class TrainConfig:
             raise ConfigError(
                 "--pair-weighting closed-form scores features of frozen towers: freeze both, or take moments"
             )
+        if self.loss == "siglip" and self.schedule != "fixed":
+            raise ConfigError(f"--loss siglip has no two directions to weigh by {self.schedule}: pass --schedule fixed")
+        if self.loss != "clip" and self.duplicates != "positive":
+            raise ConfigError(f"--duplicates {self.duplicates} belongs to --loss clip, not to {self.loss}")
+        if self.loss == "clip" and self.loss_strength is not None:
+            raise ConfigError("--loss-strength belongs to another --loss than clip, which has no number of its own")
+        if not self.loss.startswith("adversarial") and self.attack_steps != 1:
+            raise ConfigError("--attack-steps belongs to --loss adversarial and adversarial-inputs")
         if self.input_noise and live_start:
             raise ConfigError(
                 "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"

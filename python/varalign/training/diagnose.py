@@ -306,7 +306,7 @@ def matched(features: FeatureSet, folder: ImageCaptions, place: Path) -> ImageCa
 def _of_folder(config: TrainConfig, say: Say) -> Subject:
     noise = _parsed(config)
     for option, spec in (("image", parse_image_spec(config.image_spec)), ("text", parse_text_spec(config.text_spec))):
-        if spec.weights is None and spec.kind in ("resnet18", "lstm", "timm"):
+        if not spec.has_source:
             raise DataError(
                 f"--{option}-encoder {spec}: random weights say nothing of the pairs; name a pretrained encoder, train "
                 "first and diagnose the RUN, or pass --features FILE"

@@ -15,10 +15,11 @@ import torch
 from varalign import __version__
 from varalign.pictures.report import write_report
 from varalign.training.aligner import Aligner
-from varalign.training.build import Data, Parts, assemble, new_model, new_schedule, open_data, saved_model
+from varalign.training.build import Data, Parts, assemble, new_model, open_data, saved_model
 from varalign.training.checkpoint import step_folders
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device, pick_precision
+from varalign.training.losses import new_loss
 from varalign.training.pair_weights import write_pairs
 from varalign.training.progress import final_table
 from varalign.training.quarantine import Quarantine, summary
@@ -91,7 +92,7 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
     if out is not None:
         RunFolder.check_new(out)
     pick_precision(config.precision, device)  # what can be refused is refused before anything is written
-    new_schedule(config)
+    new_loss(config, None)
     check_tensorboard(config)
     with StopSignals() as stop, _nothing_saved():
         return _train(config, out, device, say, started, stop)

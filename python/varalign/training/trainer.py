@@ -25,12 +25,12 @@ from torch import Tensor
 from varalign.data.files import remove_folder
 from varalign.data.sampler import epoch_batches
 from varalign.data.statistics import PairMoments
-from varalign.losses.contrastive import ContrastiveLoss
 from varalign.training import checkpoint as checkpoints
 from varalign.training.assess import assess, mean_recall
-from varalign.training.build import Parts, new_schedule
+from varalign.training.build import Parts
 from varalign.training.config import TrainConfig, checkpoint_interval
 from varalign.training.device import pick_precision
+from varalign.training.losses import add_loss_parameters, load_loss_state, loss_state, new_loss, show_step
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
 from varalign.training.pair_weights import moment_weights
 from varalign.training.quarantine import Quarantine
@@ -128,8 +128,9 @@ class Trainer:
     ) -> None:
         self.config, self.parts, self.run = config, parts, run
         self.model, self.device = parts.model, parts.device
-        self.loss = ContrastiveLoss(new_schedule(config), duplicates=config.duplicates).to(self.device)
+        self.loss = new_loss(config, parts.data).to(self.device)
         self.optimiser = build_optimiser(self.model, config)
+        add_loss_parameters(self.optimiser, self.loss, config.lr)
         self.moments = PairMoments(len(parts.data.caption_owner))
         self.pair_weights = None if pair_weights is None else pair_weights.to(self.device)
         self.progress = Progress()
@@ -140,7 +141,7 @@ class Trainer:
         self._pending: list[tuple[dict[str, Any], Tensor, Tensor, np.ndarray[Any, Any]]] = []
         half = pick_precision(config.precision, self.device) == torch.float16
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
-        self._guard = StepGuard(self.model, self.loss.schedule, self.optimiser, self._scaler, config.clip_grad)
+        self._guard = StepGuard(self.model, self.loss, self.optimiser, self._scaler, config.clip_grad)
         self._quarantine = Quarantine(run.quarantine)
         self._every_steps, self._every_seconds = checkpoint_interval(config.checkpoint_every)
         self._saved: tuple[int, int, int] | None = None
@@ -178,6 +179,7 @@ class Trainer:
         self.model.load_checkpoint_state(found.part("model"))
         checkpoints.restore_optimiser(self.optimiser, found.part("optimiser"))
         self.loss.schedule.load_state_dict(found.part("schedule"))
+        load_loss_state(self.loss, found.part("loss"))
         self.moments = PairMoments.from_state({name: tensor.numpy() for name, tensor in found.part("pairs").items()})
         if "weights.pairs" in found.tensors:
             self.pair_weights = found.tensors["weights.pairs"].to(self.device)
@@ -311,6 +313,7 @@ class Trainer:
         scale = self.model.logit_scale
         owner = torch.from_numpy(texts.owner).to(self.device, non_blocking=True)
         image_weights, text_weights = texts.weights(each)
+        show_step(self.loss, self.parts, inputs, texts, image_features, text_features)
         output = self.loss(
             image_embeddings.float(),
             text_embeddings.float(),
@@ -469,6 +472,7 @@ class Trainer:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.checkpoint_state().items()}
         tensors |= {f"optimiser.{name}": t for name, t in checkpoints.flatten_optimiser(self.optimiser).items()}
         tensors |= {f"schedule.{name}": tensor for name, tensor in self.loss.schedule.state_dict().items()}
+        tensors |= loss_state(self.loss)
         tensors |= {f"pairs.{name}": torch.from_numpy(np.asarray(v)) for name, v in self.moments.state().items()}
         if self.pair_weights is not None:
             tensors["weights.pairs"] = self.pair_weights
