@@ -43,7 +43,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 def test_a_run_writes_its_contract_and_learns(
     kind: str, features_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    config = config_for(kind, features_file, image_folder, tmp_path / "run", epochs=15 if kind == "features" else 6)
+    options: dict[str, Any] = {"epochs": 15, "start": "random"} if kind == "features" else {"epochs": 6}
+    config = config_for(kind, features_file, image_folder, tmp_path / "run", **options)
     result = varalign.train(config, say=quiet)
     folder = RunFolder.open(tmp_path / "run")
     lines = folder.read_metrics()
