@@ -63,6 +63,9 @@ def _forking(out: Path, report: Path, log: Path, whole: dict[str, Any]) -> Calla
             for number in ERRORS:
                 with calls.paused():
                     kept = _contents(out)
+                    if out.exists():
+                        log.with_name("begun").touch()
+                    _link(out, kept, log.parent / "kept")
                     child = os.fork()
                     if child:
                         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -70,7 +73,7 @@ def _forking(out: Path, report: Path, log: Path, whole: dict[str, Any]) -> Calla
                         row = [kind, "save" if saving else "run", name, path.removeprefix(str(out)), str(number)]
                         with open(report, "a") as file:
                             file.write("\t".join([*row, detail]) + "\n")
-                        _restore(out, kept)
+                        _restore(out, kept, log.parent / "kept")
                         continue
                     _redirect(log)
                 refused.append(number)
@@ -123,28 +126,42 @@ def _contents(root: Path) -> dict[str, bytes | str | None]:
     return found
 
 
-def _restore(root: Path, kept: dict[str, bytes | str | None]) -> None:
-    """Bring a folder back, rewriting files in place: the run has some of them open."""
-    now = _contents(root)
-    for name in sorted(now.keys() - kept.keys(), reverse=True):
+def _link(root: Path, kept: dict[str, bytes | str | None], keep: Path) -> None:
+    """Give every file a second name, so that it is there itself again, and not a copy, where the run has it open."""
+    shutil.rmtree(keep, ignore_errors=True)
+    keep.mkdir()
+    for number, (name, value) in enumerate(kept.items()):
+        if isinstance(value, bytes):
+            os.link(root / name, keep / str(number))
+
+
+def _restore(root: Path, kept: dict[str, bytes | str | None], keep: Path) -> None:
+    """Bring a folder back; what is still there stays the same file or folder, as the run may have it open."""
+    for name in sorted(_contents(root).keys() - kept.keys(), reverse=True):
         path = root / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for name, value in kept.items():
-        path = root / name
-        if now.get(name, b"absent") == value:
-            continue
+    if keep.with_name("begun").exists():
+        root.mkdir(exist_ok=True)
+    elif root.exists():
+        root.rmdir()
+    for number, (name, value) in enumerate(kept.items()):
+        path, twin = root / name, keep / str(number)
         if value is None:
             path.mkdir(exist_ok=True)
         elif isinstance(value, str):
             path.unlink(missing_ok=True)
             path.symlink_to(value)
         else:
-            with open(path, "r+b" if path.exists() else "wb") as file:
-                file.write(value)
-                file.truncate()
+            if not (path.exists() and path.samefile(twin)):
+                path.unlink(missing_ok=True)
+                os.link(twin, path)
+            if path.read_bytes() != value:
+                with open(path, "r+b") as file:
+                    file.write(value)
+                    file.truncate()
 
 
 def damage(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:

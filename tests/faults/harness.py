@@ -41,7 +41,7 @@ def frozen_job(folder: Path) -> Job:
     common, owner = random.normal(size=(96, 6)), np.repeat(np.arange(96), 2)
     features = FeatureSet(
         (common @ random.normal(size=(6, 12))).astype(np.float32),
-        (common[owner] @ random.normal(size=(6, 10)) + 0.1 * random.normal(size=(192, 10))).astype(np.float32),
+        (common[owner] @ random.normal(size=(6, 10)) + 3 * random.normal(size=(192, 10))).astype(np.float32),
         owner,
         np.repeat([0, 1, 2], [64, 16, 16]).astype(np.int8),
         np.arange(96),

@@ -49,6 +49,7 @@ def _in_saves(out: Path, at: int, number: Path | None = None) -> Callable[[], No
             calls.half_at = calls.count + at - inside[0]
             plain(self, *arguments)
             saving.clear()
+            calls.half_at = -1
             if number is not None:
                 number.write_text(str(inside[0]))
 
@@ -127,8 +128,8 @@ def _signal_at(place: str, call: int, number: int, note: Path) -> Callable[[], N
         plain, seen, trainers = getattr(owner, name), [0], []
         built = trainer.Trainer.__init__
 
-        def init(self: Any, *arguments: Any) -> None:
-            built(self, *arguments)
+        def init(self: Any, *arguments: Any, **options: Any) -> None:
+            built(self, *arguments, **options)
             trainers.append(self)
 
         def calling(*arguments: Any, **options: Any) -> Any:

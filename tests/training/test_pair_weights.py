@@ -17,7 +17,7 @@ from varalign.evaluation.noise import noisy_pairs, parse_noise
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.training import run as runs
 from varalign.training.config import ConfigError, TrainConfig
-from varalign.training.pair_weights import judged_by, moment_weights, weighted_mean
+from varalign.training.pair_weights import moment_weights, weighted_mean
 from varalign.training.run_folder import RunFolder
 
 
@@ -89,7 +89,7 @@ def test_moments_weigh_after_the_warm_up_and_resume_bit_for_bit(
     from varalign.training.trainer import Trainer
 
     options: dict[str, Any] = {"pair_weighting": "moments", "pair_warmup": 0.5, "noise": "swap-images=0.3"}
-    options |= {"start": "random", "epochs": 8, "lr": 3e-3, "captions_per_step": 1, "checkpoint_every": 2}
+    options |= {"start": "random", "epochs": 6, "lr": 3e-3, "captions_per_step": 1, "checkpoint_every": 5}
     whole = varalign.train(small(features_file, tmp_path / "whole", **options), say=quiet)
     assert any(float(row["weight"]) < 0.5 for row in table(tmp_path / "whole"))
     step = Trainer._step
@@ -98,9 +98,9 @@ def test_moments_weigh_after_the_warm_up_and_resume_bit_for_bit(
         pass
 
     def dying(self: Trainer, inputs: Any) -> None:
-        if self.progress.step == 38:  # in the sixth epoch, two steps after a checkpoint
+        if self.progress.step == 31:  # in the fifth epoch, a step after a checkpoint within it
             raise Killed
-        assert (self.pair_weights is not None) == (self.progress.epoch >= 4)
+        assert (self.pair_weights is not None) == (self.progress.epoch >= 3)
         step(self, inputs)
 
     monkeypatch.setattr(Trainer, "_step", dying)
@@ -137,15 +137,6 @@ def test_two_groups_of_margins_are_told_apart_and_one_is_left_alone() -> None:
     assert moment_weights(moments, parts).tolist() == [1.0] * 1000
     moments, parts = moments_of(np.full(1000, np.nan))
     assert moment_weights(moments, parts).tolist() == [1.0] * 1000
-
-
-def test_wrong_by_images_or_one_by_one() -> None:
-    owner = torch.arange(200).repeat_interleave(5)
-    random = torch.Generator().manual_seed(0)
-    by_image = (torch.rand(200, generator=random) < 0.6).double()[owner]
-    one_by_one = (torch.rand(1000, generator=random) < 0.6).double()
-    assert judged_by(SimpleNamespace(probability_right=by_image), owner) == "image"  # type: ignore[arg-type]
-    assert judged_by(SimpleNamespace(probability_right=one_by_one), owner) == "pair"  # type: ignore[arg-type]
 
 
 def test_weighted_mean_of_captions() -> None:

@@ -7,6 +7,7 @@ so that a test can refuse any single one of them (`tests/faults/disk.py`).
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,12 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder with all that is in it; OSError names it, or what is in it."""
+    with naming(folder):
+        shutil.rmtree(folder)
 
 
 class AppendedFile:

@@ -24,7 +24,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from varalign.data.files import sync_folder, write_atomically
+from varalign.data.files import remove_folder, sync_folder, write_atomically
 from varalign.training.run_folder import RunError
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -88,7 +88,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
         raise
     sync_folder(folder)
     if retired.exists():
-        shutil.rmtree(retired)
+        remove_folder(retired)
     return target
 
 
@@ -175,7 +175,7 @@ def point(folder: Path, name: str, target: Path) -> None:
             raise
         shutil.copytree(target, temporary)
         if link.exists():
-            shutil.rmtree(link)
+            remove_folder(link)
     os.replace(temporary, link)
     sync_folder(folder)
 
@@ -183,10 +183,10 @@ def point(folder: Path, name: str, target: Path) -> None:
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints and the best one, and what a crash left half-written."""
     for _, path in [item for item in step_folders(folder)[:-keep] if item[0] != best_step]:
-        shutil.rmtree(path)
+        remove_folder(path)
     for path in [*folder.glob(".*.tmp"), *folder.glob(".step-*.old")]:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            remove_folder(path)
         else:
             os.unlink(path)
 

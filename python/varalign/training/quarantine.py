@@ -23,7 +23,7 @@ class Quarantine:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found = _read(path)
+        self.found, self._cut = _read(path)
 
     def add(self, bad: Mapping[str, str]) -> None:
         """Append the names that are new.
@@ -36,6 +36,9 @@ class Quarantine:
             return
         file = AppendedFile(self.path)
         try:
+            if self._cut:
+                file.write(b"\n")  # after the part of a line that a kill left
+                self._cut = False
             for name, reason in new.items():
                 file.write((json_text({"image": name, "reason": reason}) + "\n").encode())
         finally:
@@ -62,16 +65,17 @@ def plain_reason(name: str, reason: str) -> str:
     return rest if mark else reason
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path) -> tuple[dict[str, str], bool]:
+    """What is listed, and whether the last line is only a part of one."""
     found: dict[str, str] = {}
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError:
-        return found
+        return found, False
     for line in lines:
         try:
             value = json.loads(line)
             found[str(value["image"])] = str(value["reason"])
         except (ValueError, KeyError, TypeError, RecursionError):  # cut short by a kill: it is found again
             continue
-    return found
+    return found, bool(lines[-1])

@@ -12,7 +12,6 @@ refuses. Every position that a checkpoint can hold leads to the same end as if n
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from varalign.data.files import remove_folder
 from varalign.data.sampler import epoch_batches
 from varalign.data.statistics import PairMoments
 from varalign.training import checkpoint as checkpoints
@@ -397,7 +397,7 @@ class Trainer:
         progress.rate, progress.gone_back = progress.rate * LOWER_RATE, progress.gone_back + 1
         for step, path in checkpoints.step_folders(folder):
             if step > progress.step:
-                shutil.rmtree(path)
+                remove_folder(path)
         if not (folder / f"step-{progress.best_step}").is_dir():  # it was pruned meanwhile
             progress.best_score, progress.best_step, progress.best_epoch = -1.0, progress.step, progress.epoch
         self.run.cut_metrics(progress.step)
