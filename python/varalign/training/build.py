@@ -30,6 +30,7 @@ from varalign.training.device import pick_precision
 from varalign.training.feature_cache import cache_key, default_cache, file_states, image_features, text_features
 from varalign.training.run_folder import RunError, RunFolder, read_metric_lines
 from varalign.training.sources import FeatureRows, ImageSource, LiveCaptions, LiveImages, Rows, TextSource
+from varalign.weightings import WEIGHTINGS
 
 Say = Callable[[str], None]
 Data = ImageCaptions | FeatureSet
@@ -338,6 +339,8 @@ def new_schedule(config: TrainConfig) -> LossSchedule:
         replay = [float(weight) for weight in steps if isinstance(weight, float)]
         if not replay or len(replay) < len(steps):
             raise ConfigError(f"--replay-run {config.replay_run}: that run's metrics.jsonl has no steps with weights")
+    if config.schedule in WEIGHTINGS:
+        return WEIGHTINGS[config.schedule]()
     return build_schedule(
         config.schedule,
         floor=config.schedule_floor,
