@@ -303,10 +303,9 @@ def test_fast_decoding_is_close_and_leaves_small_pictures_alone(
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(picture(width, height)).save(path, quality=90, subsampling=subsampling, exif=exif)
-    for size, augment in [(96, None), (48, None), (24, None), (24, Augment(flip=0.5))]:
+    for size in (96, 48, 24):
         exact, fast = (
-            load_images([path], Preprocess(size=size, decode=mode), augment=augment, dtype="uint8")[0]
-            for mode in ("exact", "fast")
+            load_images([path], Preprocess(size=size, decode=mode), dtype="uint8")[0] for mode in ("exact", "fast")
         )
         difference = exact.astype(int) - fast
         assert np.abs(difference).mean() < 8 and abs(difference.mean()) < 2

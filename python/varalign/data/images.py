@@ -34,7 +34,8 @@ class Preprocess:
     resize: "crop" takes the short side to `size` and keeps the centre square; "squash" takes both sides to `size`.
     decode: "exact" gives Pillow's pixels; "fast" decodes a JPEG at 1/2, 1/4 or 1/8 of its size (by the lowest
         coefficients of each block) where that leaves at least a pixel for each one of the result, on both axes: from a
-        short side of twice `size` on. Fine texture comes out several levels off, 2 to 4 of 255 on average.
+        short side of twice `size` on. Fine texture comes out several levels off, 2 to 4 of 255 on average, and
+        the edges of random crops are rounded to 2, 4 or 8 pixels of the file.
     """
 
     size: int = 224

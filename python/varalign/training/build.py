@@ -283,9 +283,7 @@ def _image_source(
     )
     if not frozen or augmented or in_pixels.pixels:
         return live
-    key = cache_key(
-        "image", encoder.weights_fingerprint(), preprocess, data.image_names, file_states(data.image_paths)
-    )
+    key = cache_key("image", encoder.weights_fingerprint(), preprocess, data.image_names, file_states(data.image_paths))
     path = _cache(config) / f"image-{key}.safetensors"
     matrix, unreadable = image_features(model, live, len(data.image_paths), encoder.feature_dim, path, say)
     return FeatureRows(matrix.to(device), unreadable)
