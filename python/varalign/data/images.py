@@ -35,7 +35,8 @@ class Preprocess:
     decode: "exact" gives Pillow's pixels; "fast" decodes a JPEG at 1/2, 1/4 or 1/8 of its size (by the lowest
         coefficients of each block) where that leaves at least a pixel for each one of the result, on both axes: from a
         short side of twice `size` on. Fine texture comes out several levels off, 2 to 4 of 255 on average, and
-        the edges of random crops are rounded to 2, 4 or 8 pixels of the file.
+        the edges of random crops are rounded to 2, 4 or 8 pixels of the file, as are sides of
+        the picture that are no multiple of it (a stretch of less than one pixel of the smaller picture).
     """
 
     size: int = 224
