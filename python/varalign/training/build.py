@@ -271,10 +271,11 @@ def _image_source(
     in_pixels = noise if noise is not None else _noise(config)
     frozen = model.fully_frozen("image")
     augmented = config.augment if config.augment is not None else not frozen
+    preprocess = replace(encoder.preprocess, decode=config.decode)
     live = LiveImages(
         paths=data.image_paths,
         names=data.image_names,
-        preprocess=encoder.preprocess,
+        preprocess=preprocess,
         augment=Augment(flip=config.flip) if augmented else None,
         seed=config.seed,
         threads=config.threads,
@@ -285,9 +286,7 @@ def _image_source(
     )
     if not frozen or augmented or in_pixels.pixels:
         return live
-    key = cache_key(
-        "image", encoder.weights_fingerprint(), encoder.preprocess, data.image_names, file_states(data.image_paths)
-    )
+    key = cache_key("image", encoder.weights_fingerprint(), preprocess, data.image_names, file_states(data.image_paths))
     path = _cache(config) / f"image-{key}.safetensors"
     matrix, unreadable = image_features(model, live, len(data.image_paths), encoder.feature_dim, path, say)
     return FeatureRows(matrix.to(device), unreadable)

@@ -81,6 +81,9 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
+    decode: Literal["exact", "fast"] = _option(
+        "exact", "data", "fast decodes large JPEG files at 1/2, 1/4 or 1/8 size; the pixels differ a little"
+    )
     noise: str | None = _option(
         None,
         "data",
