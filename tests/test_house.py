@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "python" / "varalign"
 FLOORS = [
     {"cli"},
+    {"study"},
     {"training"},
     {"pictures", "evaluation"},
     {"losses", "schedules", "canonical", "encoders", "data"},
@@ -83,7 +84,7 @@ def test_heavy_libraries_are_imported_where_they_are_used(library: str) -> None:
         assert not any(target.split(".")[0] == library for target in imports_of(path, top_level=True)), name
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["--version"], ["data", "check", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["study", "--help"], ["--version"], ["data", "check", "--help"]])
 def test_help_imports_no_torch(argv: list[str]) -> None:
     code = (
         "import sys\nfrom varalign.cli import main\n"

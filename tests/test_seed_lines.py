@@ -15,18 +15,18 @@ from PIL import Image
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A folder with a small `data/flickr8k`: 16 training images, 6 of dev and 30 of test, 32 pixels wide."""
+    """A folder with a small `data/flickr8k`: 4 training images, 2 of dev and 26 of test, 32 pixels wide."""
     folder = tmp_path / "data" / "flickr8k"
     (folder / "Images").mkdir(parents=True)
     random = np.random.default_rng(0)
-    names = [f"{number}.jpg" for number in range(52)]
+    names = [f"{number}.jpg" for number in range(32)]
     lines = ["image,caption"]
     for name in names:
         colour = random.integers(0, 256, 3)
         Image.new("RGB", (32, 32), tuple(int(part) for part in colour)).save(folder / "Images" / name)
         lines += [f"{name},a picture of colour {' '.join(map(str, colour // 64))}"]
     (folder / "captions.txt").write_text("\n".join(lines) + "\n")
-    for split, part in (("train", names[:16]), ("dev", names[16:22]), ("test", names[22:])):
+    for split, part in (("train", names[:4]), ("dev", names[4:6]), ("test", names[6:])):
         (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(part) + "\n")
     return tmp_path
 

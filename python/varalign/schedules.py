@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from varalign.losses.statistics import DirectionStats
+if TYPE_CHECKING:  # the losses import this room: at run time `import varalign.schedules` alone must not go in a circle
+    from varalign.losses.statistics import DirectionStats
 
 
 class LossSchedule(nn.Module):

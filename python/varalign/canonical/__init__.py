@@ -1,6 +1,14 @@
 """Closed-form alignment of the features of two frozen encoders: the start, and which pairs are wrong."""
 
-from varalign.canonical.choice import ClosedFormChoice, Grid, Trial, best_logit_scale, choose_closed_form
+from varalign.canonical.choice import (
+    ClosedFormChoice,
+    Grid,
+    Trial,
+    best_logit_scale,
+    choose_closed_form,
+    mean_recall_at_1,
+    negative_loss,
+)
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.heads import ResidualHead, residual_heads
 from varalign.canonical.mixture import Mixture
@@ -19,6 +27,8 @@ __all__ = [
     "best_logit_scale",
     "choose_closed_form",
     "closed_form",
+    "mean_recall_at_1",
+    "negative_loss",
     "pair_scores",
     "residual_heads",
 ]

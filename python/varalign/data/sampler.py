@@ -39,20 +39,30 @@ def epoch_batches(
     return batches
 
 
-def draw_captions(captions: CaptionIndex, rows: ArrayLike, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """(len(rows),) int64: one caption index for each image row, drawn anew each epoch.
+def draw_captions(
+    captions: CaptionIndex, rows: ArrayLike, *, seed: int, epoch: int, count: int | None = None
+) -> NDArray[np.int64]:
+    """(len(rows),) int64: one caption index for each image row, drawn anew each epoch; (len(rows), count) with a count.
 
-    A pure function of (seed, epoch, row), uniform over the image's captions. ValueError where an image has none.
+    A pure function of (seed, epoch, row), uniform over the image's captions. The `count` captions of an image differ as
+    long as it has that many; then they come round again. ValueError where an image has none.
     """
     chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
     starts = captions.caption_offsets[chosen]
     counts = captions.caption_offsets[chosen + 1] - starts
     if len(counts) and counts.min() < 1:
         raise ValueError(f"image row {chosen[counts < 1][0]} has no caption to draw")
-    draws = _draws(chosen, seed, epoch, _CAPTION) >> np.uint64(32)
-    places = (draws * counts.astype(np.uint64)) >> np.uint64(32)
-    drawn: NDArray[np.int64] = captions.captions_by_image[starts + places.astype(np.int64)]
-    return drawn
+    places = np.zeros((len(chosen), count or 1), dtype=np.int64)
+    for drawn in range(places.shape[1]):
+        left = np.maximum(counts - drawn, 1)
+        draws = _draws(chosen, seed, epoch, _CAPTION | drawn << 8) >> np.uint64(32)
+        place = ((draws * left.astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+        # The place among those still left becomes one among all: up by one for each drawn before that is not above it.
+        for before in np.sort(places[:, :drawn], axis=1).T:
+            place += place >= before
+        places[:, drawn] = np.where(drawn < counts, place, places[np.arange(len(chosen)), drawn % counts])
+    found: NDArray[np.int64] = captions.captions_by_image[starts[:, None] + places]
+    return found[:, 0] if count is None else found
 
 
 def _apart(order: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from varalign.canonical.heads import ResidualHead
 from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder, parameters_of
 from varalign.encoders.heads import build_head
 from varalign.encoders.specs import SpecError
@@ -39,9 +40,11 @@ class DualEncoder(nn.Module):
         embedding_dim: D, width of the shared space.
         image_feature_dim: width of the image features where there is no image tower.
         text_feature_dim: width of the text features where there is no text tower.
-        head: "linear" or "mlp".
-        hidden_dim: width inside an mlp head; 2 D by default.
-        dropout: inside an mlp head.
+        head: "linear", "mlp", or "residual", which `take_heads` fills.
+        hidden_dim: width inside an mlp or residual head; 2 D by default. 0 leaves a residual head's perceptron out.
+        dropout: inside an mlp or residual head.
+        input_noise: deviation of the noise on the heads' inputs while training, in deviations of each feature.
+        train_map: whether the linear map of a residual head has a gradient.
         logit_scale: α at the start, within [1, 100].
 
     Raises:
@@ -59,13 +62,15 @@ class DualEncoder(nn.Module):
         head: str = "linear",
         hidden_dim: int | None = None,
         dropout: float = 0.0,
+        input_noise: float = 0.0,
+        train_map: bool = True,
         logit_scale: float = INITIAL_LOGIT_SCALE,
     ) -> None:
         super().__init__()
         self.image_feature_dim = _feature_dim("image", image_encoder, image_feature_dim)
         self.text_feature_dim = _feature_dim("text", text_encoder, text_feature_dim)
         hidden_dim = 2 * embedding_dim if hidden_dim is None else hidden_dim
-        if embedding_dim < 1 or hidden_dim < 1:
+        if embedding_dim < 1 or hidden_dim < (0 if head == "residual" else 1):
             raise ValueError(f"embedding_dim and hidden_dim are at least 1, not {embedding_dim} and {hidden_dim}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout is within [0, 1), not {dropout}")
@@ -75,12 +80,18 @@ class DualEncoder(nn.Module):
         self.head = head
         self.hidden_dim = hidden_dim
         self.dropout = dropout
+        self.input_noise = input_noise
+        self.train_map = train_map
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        self.image_head = build_head(
-            head, self.image_feature_dim, embedding_dim, hidden_dim=hidden_dim, dropout=dropout
-        )
-        self.text_head = build_head(head, self.text_feature_dim, embedding_dim, hidden_dim=hidden_dim, dropout=dropout)
+        shape: dict[str, Any] = {
+            "hidden_dim": hidden_dim,
+            "dropout": dropout,
+            "noise": input_noise,
+            "train_map": train_map,
+        }
+        self.image_head = build_head(head, self.image_feature_dim, embedding_dim, **shape)
+        self.text_head = build_head(head, self.text_feature_dim, embedding_dim, **shape)
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale), dtype=torch.float32))
         # Side → number of unfrozen blocks, for the frozen sides only.
         self.frozen: dict[Side, int] = {}
@@ -89,6 +100,23 @@ class DualEncoder(nn.Module):
     def logit_scale(self) -> Tensor:
         """α = exp(log_logit_scale), a scalar with gradient; not clamped here, where a clamp would stop the gradient."""
         return self.log_logit_scale.exp()
+
+    @torch.no_grad()
+    def take_heads(self, image_head: ResidualHead, text_head: ResidualHead, logit_scale: float) -> None:
+        """Go to the start that a closed form gives, in the shared space that it found.
+
+        Args:
+            image_head: takes features of `image_feature_dim`.
+            text_head: takes features of `text_feature_dim`; both have one embedding width, hidden width and rates.
+            logit_scale: α, within [1, 100].
+        """
+        shape = image_head.to_config()
+        self.head, self.embedding_dim, self.hidden_dim = "residual", shape["embedding_dim"], shape["hidden_dim"]
+        self.dropout, self.input_noise, self.train_map = shape["dropout"], shape["noise"], shape["train_linear"]
+        device = self.log_logit_scale.device
+        self.image_head, self.text_head = image_head.to(device), text_head.to(device)
+        self.log_logit_scale.fill_(math.log(logit_scale))
+        self.train(self.training)
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
@@ -179,10 +207,13 @@ class DualEncoder(nn.Module):
                         part.train(mode)
         return self
 
-    def parameter_groups(self, lr: float, tower_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    def parameter_groups(
+        self, lr: float, tower_lr: float, weight_decay: float, *, map_lr: float = 1.0
+    ) -> list[dict[str, Any]]:
         """The trainable parameters as groups for an optimiser.
 
-        Heads, and towers that start from random weights, train at `lr`; pretrained towers at `tower_lr`. No decay for
+        Heads, and towers that start from random weights, train at `lr`; pretrained towers at `tower_lr`; the maps that
+        residual heads got from a closed form at `map_lr` times `lr`. No decay for
         biases, norms, embeddings (word, position, class) and the logit scale: decay would pull them to zero, where they
         mean something else, instead of keeping a map small.
 
@@ -193,12 +224,19 @@ class DualEncoder(nn.Module):
         undecayed = _undecayed(self)
         pretrained = tuple(f"{side}_encoder." for side in SIDES if getattr(self.encoder(side), "has_source", False))
         towers = tuple(f"{side}_encoder." for side in SIDES)
+        maps = {f"{side}_head.linear.weight" for side in SIDES} if self.head == "residual" else set()
         groups: dict[tuple[str, bool], dict[str, Any]] = {}
         for key, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             name = (
-                "pretrained_towers" if key.startswith(pretrained) else "towers" if key.startswith(towers) else "heads"
+                "pretrained_towers"
+                if key.startswith(pretrained)
+                else "towers"
+                if key.startswith(towers)
+                else "maps"
+                if key in maps
+                else "heads"
             )
             decays = id(parameter) not in undecayed
             group = groups.setdefault(
@@ -206,7 +244,7 @@ class DualEncoder(nn.Module):
                 {
                     "name": name if decays else f"{name}_no_decay",
                     "params": [],
-                    "lr": tower_lr if name == "pretrained_towers" else lr,
+                    "lr": tower_lr if name == "pretrained_towers" else lr * map_lr if name == "maps" else lr,
                     "weight_decay": weight_decay if decays else 0.0,
                 },
             )
@@ -248,6 +286,8 @@ class DualEncoder(nn.Module):
             "head": self.head,
             "hidden_dim": self.hidden_dim,
             "dropout": self.dropout,
+            "input_noise": self.input_noise,
+            "train_map": self.train_map,
             "image_feature_dim": self.image_feature_dim,
             "text_feature_dim": self.text_feature_dim,
             "frozen": dict(self.frozen),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-HEADS = ("linear", "mlp")
+from varalign.canonical.heads import ResidualHead
+
+HEADS = ("linear", "mlp", "residual")
 
 
 class MLPHead(nn.Module):
@@ -35,14 +38,63 @@ class MLPHead(nn.Module):
         return projected
 
 
-def build_head(kind: str, feature_dim: int, embedding_dim: int, *, hidden_dim: int, dropout: float) -> nn.Module:
-    """A projection head, "linear" or "mlp".
+class NoisyHead(nn.Sequential):
+    """A head whose inputs carry normal noise while it trains: `noise` deviations of each feature.
+
+    Args:
+        head: the head.
+        feature_dim: width of the features.
+        noise: above 0.
+    """
+
+    deviation: Tensor
+
+    def __init__(self, head: nn.Module, feature_dim: int, noise: float) -> None:
+        super().__init__(head)
+        self.noise = noise
+        self.register_buffer("deviation", torch.ones(feature_dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, feature_dim) to (B, embedding_dim), not normalised."""
+        if self.training:
+            features = features + self.noise * self.deviation * torch.randn_like(features)
+        projected: Tensor = super().forward(features)
+        return projected
+
+
+def build_head(
+    kind: str,
+    feature_dim: int,
+    embedding_dim: int,
+    *,
+    hidden_dim: int,
+    dropout: float,
+    noise: float = 0.0,
+    train_map: bool = True,
+) -> nn.Module:
+    """A projection head: "linear", "mlp", or "residual", which is all zeros until a closed form fills it.
+
+    Args:
+        kind: one of `HEADS`.
+        feature_dim: width of the features.
+        embedding_dim: width of the shared space.
+        hidden_dim: width inside; for "residual" 0 leaves its perceptron out.
+        dropout: inside.
+        noise: deviation of the noise on its inputs while training, in deviations of each feature.
+        train_map: for "residual", whether the closed form's map has a gradient.
 
     Raises:
         ValueError: another kind.
     """
+    if kind == "residual":
+        return ResidualHead(
+            feature_dim, embedding_dim, hidden_dim, dropout=dropout, noise=noise, train_linear=train_map
+        )
+    head: nn.Module
     if kind == "linear":
-        return nn.Linear(feature_dim, embedding_dim)
-    if kind == "mlp":
-        return MLPHead(feature_dim, embedding_dim, hidden_dim, dropout)
-    raise ValueError(f"unknown projection head '{kind}'; known: {', '.join(HEADS)}")
+        head = nn.Linear(feature_dim, embedding_dim)
+    elif kind == "mlp":
+        head = MLPHead(feature_dim, embedding_dim, hidden_dim, dropout)
+    else:
+        raise ValueError(f"unknown projection head '{kind}'; known: {', '.join(HEADS)}")
+    return NoisyHead(head, feature_dim, noise) if noise else head

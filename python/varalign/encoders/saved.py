@@ -49,6 +49,8 @@ def dual_encoder_from_config(config: Mapping[str, Any], *, tokenizer: Tokenizer 
         head=config["head"],
         hidden_dim=config["hidden_dim"],
         dropout=config["dropout"],
+        input_noise=config.get("input_noise", 0.0),
+        train_map=config.get("train_map", True),
     )
     for side, unfreeze in config["frozen"].items():
         model.freeze(side, unfreeze)

@@ -61,6 +61,11 @@ class EncoderSpec:
         text = f"{self.kind}:{self.name}" if self.name else self.kind
         return text if self.weights is None else f"{text}@{self.weights}"
 
+    @property
+    def has_source(self) -> bool:
+        """Whether the weights come from a file, a folder or a hub, rather than from random numbers."""
+        return self.kind in ("clip", "bert") or self.weights is not None
+
     def with_absolute_path(self) -> EncoderSpec:
         """The spec with the file or folder that it names made absolute, so that it can be read from elsewhere later."""
         if self.kind == "bert":

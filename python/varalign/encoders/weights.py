@@ -123,6 +123,8 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> Any:
+    if not _is_pickle(path):
+        raise WeightsError(f"{path} is not a weights file: neither safetensors nor a file of torch.save")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -132,6 +134,13 @@ def _read_pickle(path: Path) -> Any:
         ) from error
     except Exception as error:  # on bytes that are no pickle torch's unpickler raises whatever they lead it to
         raise WeightsError(f"{path} is not a whole weights file of torch's: {_first_line(error)}") from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file starts as torch.save's do: a zip archive, or a pickle of protocol 2 or later."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
 from varalign.losses.operator import choose_backend, contrastive_forward
 from varalign.losses.statistics import DirectionStats, mean_over_queries
-from varalign.schedules import LossSchedule, build_schedule
+
+if TYPE_CHECKING:
+    from varalign.schedules import LossSchedule
 
 DUPLICATES = ("positive", "ignore")
 
@@ -159,6 +161,8 @@ class ContrastiveLoss(nn.Module):
         group: Any = None,
     ) -> None:
         super().__init__()
+        from varalign.schedules import build_schedule  # which needs this room's statistics: at the top, a circle
+
         _check_duplicates(duplicates)
         self.schedule = build_schedule(schedule) if isinstance(schedule, str) else schedule
         self.duplicates = duplicates
@@ -175,8 +179,18 @@ class ContrastiveLoss(nn.Module):
         logit_scale: Tensor | float,
         image_ids: Tensor | None = None,
         text_image_ids: Tensor | None = None,
+        *,
+        image_weights: Tensor | None = None,
+        text_weights: Tensor | None = None,
     ) -> ContrastiveOutput:
-        """The step's loss; arguments as in `contrastive`."""
+        """The step's loss; arguments as in `contrastive`.
+
+        Args:
+            image_weights: (M,) at least 0, how much each image counts in the mean of its direction; None: all alike.
+                A weight of 0 takes its query out; it stays a candidate of the others, and the statistics that the
+                schedule sees are of all queries.
+            text_weights: (N,) the same for the texts.
+        """
         sizes = None
         if self.group is not None:
             sizes = BatchSizes.gathered(image_embeddings, text_embeddings, self.group)
@@ -193,12 +207,13 @@ class ContrastiveLoss(nn.Module):
         )
         all_i2t, all_t2i = stats_i2t, stats_t2i
         if sizes is None:
-            loss_i2t, loss_t2i = mean_over_queries(nll_i2t, stats_i2t), mean_over_queries(nll_t2i, stats_t2i)
+            loss_i2t = mean_over_queries(nll_i2t, stats_i2t, image_weights)
+            loss_t2i = mean_over_queries(nll_t2i, stats_t2i, text_weights)
         else:
             all_i2t = gather_stats(stats_i2t, sizes.images, self.group)
             all_t2i = gather_stats(stats_t2i, sizes.texts, self.group)
-            loss_i2t = mean_across_ranks(nll_i2t, stats_i2t, self.group)
-            loss_t2i = mean_across_ranks(nll_t2i, stats_t2i, self.group)
+            loss_i2t = mean_across_ranks(nll_i2t, stats_i2t, self.group, image_weights)
+            loss_t2i = mean_across_ranks(nll_t2i, stats_t2i, self.group, text_weights)
         weights = self.schedule(all_i2t, all_t2i, losses=torch.stack([loss_i2t, loss_t2i]))
         loss = weights[0] * loss_i2t + weights[1] * loss_t2i
         return ContrastiveOutput(loss, loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)

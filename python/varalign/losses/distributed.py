@@ -149,19 +149,23 @@ class _AcrossRanks(torch.autograd.Function):
         return (*own_gradients, *[None] * 7)
 
 
-def mean_across_ranks(values: Tensor, stats: DirectionStats, group: Any) -> Tensor:
+def mean_across_ranks(values: Tensor, stats: DirectionStats, group: Any, weights: Tensor | None = None) -> Tensor:
     """() mean over all ranks' queries that have a positive, the same on every rank, with a gradient made for averaging.
 
     The gradient is this rank's share times the number of ranks: the mean of the ranks' gradients, which is what
     DistributedDataParallel takes, is then the gradient of the mean over all queries, however uneven the batches.
 
     Args:
-        values: (queries,) of this rank. stats: theirs.
+        values: (queries,) of this rank. stats: theirs. weights: (queries,) how much each counts; None: all 1.
     """
-    totals = torch.stack([values.detach().sum(), stats.has_positive.sum().to(values.dtype)])
+    if weights is None:
+        weights = torch.ones_like(values)
+    weights = weights.detach().to(values.device, values.dtype) * stats.has_positive
+    own = (values * weights).sum()
+    totals = torch.stack([own.detach(), weights.sum()])
     dist.all_reduce(totals, group=group)
-    count = totals[1].clamp_min(1)
-    share = values.sum() * (dist.get_world_size(group) / count)
+    count = torch.where(totals[1] > 0, totals[1], torch.ones_like(totals[1]))
+    share = own * (dist.get_world_size(group) / count)
     return totals[0] / count + (share - share.detach())
 
 

@@ -76,14 +76,27 @@ class DirectionStats:
 FIELDS = tuple(field.name for field in fields(DirectionStats))[:7]
 
 
-def mean_over_queries(values: Tensor, stats: DirectionStats) -> Tensor:
+def mean_over_queries(values: Tensor, stats: DirectionStats, weights: Tensor | None = None) -> Tensor:
     """Mean of (queries,) values over the queries that have a positive: () in the values' dtype, 0 where none has.
 
     Args:
         values: (queries,), for example the losses of one direction; 0 at queries without positives.
         stats: that direction's statistics.
+        weights: (queries,) at least 0, how much each query counts in the mean; 0 where they add up to 0. None: all 1.
     """
-    return values.sum() / stats.has_positive.sum().clamp_min(1)
+    total, count = query_totals(values, stats, weights)
+    return total / count
+
+
+def query_totals(values: Tensor, stats: DirectionStats, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """() weighted sum of the values, and () what to divide it by: the weights of the queries with a positive."""
+    if weights is None:
+        return values.sum(), stats.has_positive.sum().clamp_min(1)
+    if weights.shape != values.shape:
+        raise ValueError(f"wanted one weight a query, {tuple(values.shape)}, not {tuple(weights.shape)}")
+    weights = weights.detach().to(values.device, values.dtype)
+    count = (weights * stats.has_positive).sum()
+    return (values * weights).sum(), torch.where(count > 0, count, torch.ones_like(count))
 
 
 def similarity_variance(queries: Tensor, candidates: Tensor) -> Tensor:

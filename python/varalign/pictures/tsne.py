@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.data.errors import DataError
+from varalign.pictures.plots import save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -27,10 +30,11 @@ _FAINT = "#8a93a3"
 def choose_pairs(n: int, limit: int = 1000, seed: int = 0) -> NDArray[np.int64]:
     """At most `limit` of n pairs, drawn by seed without repetition, in ascending order; all of them if they are few.
 
-    Raises ValueError for a limit below 1.
+    Raises DataError for a limit below 1.
     """
+    check_seed(seed)
     if limit < 1:
-        raise ValueError(f"limit: wanted at least 1 pair, got {limit}")
+        raise DataError(f"limit: wanted at least 1 pair, got {limit}")
     if n <= limit:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).permutation(n)[:limit])
@@ -40,27 +44,37 @@ def _check_points(image_embeddings: Any, text_embeddings: Any) -> NDArray[np.flo
     images = np.asarray(image_embeddings, dtype=np.float32)
     texts = np.asarray(text_embeddings, dtype=np.float32)
     if images.ndim != 2 or images.shape != texts.shape or len(images) == 0:
-        raise ValueError(f"wanted n image and n text embeddings of one width (n, D), got {images.shape}, {texts.shape}")
+        raise DataError(f"wanted n image and n text embeddings of one width (n, D), got {images.shape}, {texts.shape}")
     for name, rows in (("image", images), ("text", texts)):
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
-            raise ValueError(
+            raise DataError(
                 f"{name} embeddings: {len(bad)} of {len(rows)} rows hold NaN or infinity (first: row {bad[0]}); "
                 "the training has diverged, or the file is damaged"
             )
     points = np.concatenate([images, texts])
     if (points == points[0]).all():
-        raise ValueError("all embeddings are one point: the encoders have collapsed and there is nothing to draw")
+        raise DataError("all embeddings are one point: the encoders have collapsed and there is nothing to draw")
     return points
 
 
-def _check_perplexities(perplexities: Sequence[float], points: int) -> list[float]:
+def check_seed(seed: int) -> None:
+    """Raises DataError for a seed that scikit-learn does not take."""
+    if not 0 <= seed < 2**32:
+        raise DataError(f"seed is {seed}, but must be from 0 to {2**32 - 1}, as scikit-learn takes it")
+
+
+def check_perplexities(perplexities: Sequence[float], points: int) -> list[float]:
+    """The perplexities, each once, if all of them fit the number of points.
+
+    Raises DataError for one below 1, or not smaller than the number of points, and for none.
+    """
     wanted = list(dict.fromkeys(float(perplexity) for perplexity in perplexities))
     if not wanted:
-        raise ValueError("perplexities: wanted at least one, got none")
+        raise DataError("perplexities: wanted at least one, got none")
     for perplexity in wanted:
         if not 1.0 <= perplexity < points:
-            raise ValueError(
+            raise DataError(
                 f"perplexity {_written(perplexity)}: wanted at least 1 and less than the number of points, "
                 f"which is {points:,} ({points // 2:,} pairs, two points each); give a smaller one or more pairs"
             )
@@ -186,12 +200,13 @@ def draw_tsne(
         The files: one a perplexity in the order given, the sheet last.
 
     Raises:
-        ValueError: shapes that differ, NaN or infinity, all points equal, a perplexity that does not fit.
+        DataError: shapes that differ, NaN or infinity, all points equal, a perplexity that does not fit.
     """
     from matplotlib.figure import Figure  # not pyplot: the user's own backend and figures stay as they are
 
     points = _check_points(image_embeddings, text_embeddings)
-    wanted = _check_perplexities(perplexities, len(points))
+    wanted = check_perplexities(perplexities, len(points))
+    check_seed(seed)
     pairs = len(points) // 2
     counted = f"{pairs:,} pair" + ("" if pairs == 1 else "s")
     found = layouts(points, wanted, seed=seed, jobs=jobs)
@@ -203,7 +218,7 @@ def draw_tsne(
         _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=8)
         _legend(axes, inches=8)
         files.append(out / f"tsne_perplexity_{_written(perplexity)}.png")
-        figure.savefig(files[-1])
+        save_figure(figure, files[-1])
 
     columns = min(len(wanted), 2 if len(wanted) in (2, 4) else 3)
     rows = math.ceil(len(wanted) / columns)
@@ -214,5 +229,5 @@ def draw_tsne(
         _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=side)
         _legend(axes, inches=side)
     files.append(out / "tsne.png")
-    sheet.savefig(files[-1])
+    save_figure(sheet, files[-1])
     return files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import nn
 
 from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError
-from varalign.data.features import FeatureSet, save_features
+from varalign.data.features import FeatureSet, check_names_file, save_features
+from varalign.data.files import write_atomically
 from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.image import build_image_encoder
@@ -23,13 +25,15 @@ from varalign.encoders.specs import SpecError
 from varalign.encoders.text import build_text_encoder
 from varalign.evaluation.noise import parse_noise
 from varalign.evaluation.retrieval import chance, top_k
-from varalign.pictures.tsne import choose_pairs, draw_tsne
+from varalign.pictures.tsne import check_perplexities, choose_pairs, draw_tsne
 from varalign.training.assess import embed_split, measure, owners, tower_features
 from varalign.training.build import Parts, assemble, damaged, open_data, saved_model
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
-from varalign.training.run_folder import RunFolder, to_stderr, write_atomically
+from varalign.training.feature_cache import cache_key, file_states, kept_arrays
+from varalign.training.recipe import fill
+from varalign.training.run_folder import RunFolder, to_stderr
 from varalign.training.sources import Rows
 
 EMBED_BATCH = 64
@@ -105,12 +109,14 @@ def zero_shot(
         data=str(data),
         image_encoder=spec,
         text_encoder=spec,
+        start="random",
         seed=seed,
         skip_missing=skip_missing,
         device=device,
         threads=threads,
         cache=cache,
     ).validate()
+    config = fill(config, 1)
     images, texts = build_image_encoder(spec), build_text_encoder(spec)
     # its scale is at the clamp, 100, in every checkpoint that was trained to the end
     model = DualEncoder(images, texts, embedding_dim=images.feature_dim, logit_scale=MAX_LOGIT_SCALE)
@@ -142,6 +148,7 @@ class Aligner:
     ) -> None:
         self.model, self.config, self.name, self.run = model.eval(), config, name, run
         self.epochs = 0
+        self._weights = ""  # checksum of the checkpoint that was loaded
         if parts is not None:
             self.parts = parts
 
@@ -160,6 +167,7 @@ class Aligner:
         assert self.run is not None
         found = load_checkpoint(self.run.checkpoints / checkpoint)
         self.model.load_checkpoint_state(found.part("model"))
+        self._weights = str(found.state["sha256"])
         done = [line["epoch"] for line in self.run.read_metrics() if line.get("kind") == "eval"]
         self.epochs = max(done, default=0)
 
@@ -186,7 +194,7 @@ class Aligner:
                 part = [Path(file) for file in files[start : start + EMBED_BATCH]]
                 pixels, errors = load_images(part, encoder.preprocess, threads=self.config.threads)
                 if errors:
-                    raise DataError(f"{part[errors[0][0]]}: {errors[0][1]}")
+                    raise DataError(errors[0][1])  # names the file
                 features = self.model.encode_images(torch.from_numpy(pixels).to(self.model.log_logit_scale.device))
                 found.append(self.model.project_images(features).float().cpu().numpy())
         return np.concatenate(found)
@@ -307,13 +315,11 @@ class Aligner:
             raise DataError(f"--out {out}: is a file; name a folder")
         rows = self.rows(split)
         rows = rows[choose_pairs(len(rows), pairs, seed)]
+        check_perplexities(perplexities, 2 * len(rows))  # before minutes of embedding
         images, kept, texts, captions = embed_split(self.parts, rows, self.config.batch_size)
         owner = owners(self.parts, captions, kept)
         first = texts[torch.from_numpy(np.searchsorted(owner, np.arange(len(kept)))).to(texts.device)]
-        try:
-            return draw_tsne(images.cpu().numpy(), first.cpu().numpy(), perplexities, out, seed=seed)
-        except ValueError as error:
-            raise DataError(str(error)) from None
+        return draw_tsne(images.cpu().numpy(), first.cpu().numpy(), perplexities, out, seed=seed)
 
     def write_embeddings(self, file: Path, *, split: str = "all", features: bool = False) -> dict[str, Any]:
         """Write embeddings with ids, or the towers' features as a features file.
@@ -349,8 +355,9 @@ class Aligner:
             "split": data.split[rows],
         }
         if file.suffix == ".npz":
-            with open(file, "wb") as handle:
-                np.savez(handle, **arrays)  # type: ignore[arg-type]
+            packed = io.BytesIO()
+            np.savez(packed, **arrays)  # type: ignore[arg-type]
+            write_atomically(file, packed.getvalue())
         else:
             write_atomically(file, save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
         names = getattr(data, "image_names", None)
@@ -363,6 +370,7 @@ class Aligner:
         data = self.parts.data
         if not isinstance(data, ImageCaptions):
             raise DataError(f"{self.name}: trained on a features file already: {self.config.features}")
+        check_names_file(file, data.image_names)  # before minutes of embedding
         image_features, text_features, unreadable = tower_features(self.parts, self.config.batch_size)
         split = data.split.copy()
         split[list(unreadable)] = -1
@@ -403,5 +411,20 @@ class Aligner:
         return {"score": round(float(score), 4), "image": data.image_names[row], "caption": data.captions[caption]}
 
     def _embedded(self, split: str) -> tuple[NDArray[np.float32], Rows, NDArray[np.float32], Rows]:
-        images, rows, texts, captions = embed_split(self.parts, self.rows(split), self.config.batch_size)
-        return images.cpu().numpy(), rows, texts.cpu().numpy(), captions
+        """The embeddings of a split: image_embeddings, image rows, text_embeddings, caption rows.
+
+        The first search makes them and keeps them in the run's `search/`, the later ones read them.
+        """
+
+        def make() -> dict[str, NDArray[Any]]:
+            images, rows, texts, captions = embed_split(self.parts, self.rows(split), self.config.batch_size)
+            return {"images": images.cpu().numpy(), "rows": rows, "texts": texts.cpu().numpy(), "captions": captions}
+
+        data = self.parts.data
+        if self.run is None or not isinstance(data, ImageCaptions):
+            found = make()
+        else:
+            rows = self.rows(split).tobytes().hex()
+            key = cache_key(self._weights, data.fingerprint, file_states(data.image_paths), rows)
+            found = kept_arrays(self.run.path / "search" / f"{split}.safetensors", key, make)
+        return found["images"], found["rows"], found["texts"], found["captions"]

@@ -18,8 +18,7 @@ from varalign.data.images import Augment
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.data.splits import limit_training
 from varalign.data.tokenizers import load_tokenizer
-from varalign.encoders.base import Encoder
-from varalign.encoders.dual_encoder import DualEncoder, Side
+from varalign.encoders.dual_encoder import SIDES, DualEncoder
 from varalign.encoders.image import build_image_encoder
 from varalign.encoders.saved import dual_encoder_from_config
 from varalign.encoders.text import build_text_encoder
@@ -83,7 +82,7 @@ class Parts:
         if isinstance(self.images, LiveImages):
             return {self.images.names[row]: reason for row, reason in sorted(self.images.bad.items())}
         if isinstance(self.images, FeatureRows) and isinstance(self.data, ImageCaptions):
-            return {self.data.image_names[row]: "unreadable" for row in sorted(self.images.unreadable)}
+            return {self.data.image_names[row]: reason for row, reason in sorted(self.images.unreadable.items())}
         return {}
 
     def save_assets(self, run: RunFolder) -> dict[str, Any]:
@@ -231,12 +230,16 @@ def _check_widths(data: FeatureSet, model: DualEncoder, place: str | None) -> No
 
 
 def new_model(config: TrainConfig, data: Data) -> DualEncoder:
-    """A fresh dual encoder for these options; its random weights come from torch's generator."""
+    """A fresh dual encoder for these options; its random weights come from torch's generator.
+
+    With the closed-form start its heads are zeros, and `place_start` gives it others.
+    """
     shape: dict[str, Any] = {
-        "embedding_dim": config.embedding_dim,
-        "head": config.head,
+        "embedding_dim": config.embedding_dim or 1,
+        "head": config.head if config.start == "random" else "residual",
         "hidden_dim": config.hidden_dim,
         "dropout": config.dropout,
+        "input_noise": config.input_noise,
     }
     if isinstance(data, FeatureSet):
         widths = {"image_feature_dim": data.image_features.shape[1], "text_feature_dim": data.text_features.shape[1]}
@@ -251,9 +254,8 @@ def new_model(config: TrainConfig, data: Data) -> DualEncoder:
         max_length=config.max_length,
     )
     model = DualEncoder(image_encoder, text_encoder, **shape)
-    sides: tuple[tuple[Side, Encoder], ...] = (("image", image_encoder), ("text", text_encoder))
-    for side, encoder in sides:
-        if config.freeze in (side, "both") or (config.freeze == "auto" and encoder.has_source):
+    for side in SIDES:
+        if config.freezes(side):
             model.freeze(side, config.unfreeze)
     if config.unfreeze and not model.frozen:
         raise ConfigError(f"--unfreeze {config.unfreeze}: no tower is frozen; leave it out, or freeze one by --freeze")

@@ -33,9 +33,17 @@ def _option(default: Any, group: str, text: str, **extra: Any) -> Any:
     return field(default=default, metadata={"group": group, "help": text, **extra})
 
 
+def _recipe(group: str, text: str, **extra: Any) -> Any:
+    """An option whose default depends on the start and on how many images there are: None until `recipe.fill`."""
+    return field(default=None, metadata={"group": group, "help": text, "recipe": True, **extra})
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything a training run is told; each field is an option of `varalign train` with dashes for underscores.
+
+    The options of the recipe (`RECIPE`) are None where nothing was said; `varalign.training.recipe.fill` puts its
+    values there as soon as the data are known, so whatever was said wins and everything after it reads plain numbers.
 
     Raises:
         ConfigError: from `validate`, when a value is out of its range, naming the option.
@@ -111,11 +119,62 @@ class TrainConfig:
     freeze: Literal["auto", "none", "image", "text", "both"] = _option(
         "auto", "encoders", "which towers stay as they are (auto: the pretrained kinds)"
     )
-    embedding_dim: int = _option(256, "encoders", "dimensions of the shared space", metavar="N", low=1, high=4096)
-    head: Literal["linear", "mlp"] = _option("mlp", "encoders", "projection head over each tower")
-    hidden_dim: int = _option(512, "encoders", "width of the mlp head", metavar="N", low=1)
-    dropout: float = _option(0.1, "encoders", "dropout in the heads", metavar="X", low=0.0, high=0.95)
+    embedding_dim: int = _recipe("encoders", "dimensions of the shared space", metavar="N", low=1, high=4096)
+    head: Literal["linear", "mlp"] = _recipe(
+        "encoders", "projection head over each tower (with the closed-form start linear is its map alone)"
+    )
+    hidden_dim: int = _recipe("encoders", "width of the mlp head", metavar="N", low=1)
+    dropout: float = _recipe("encoders", "dropout in the heads", metavar="X", low=0.0, high=0.95)
 
+    start: Literal["auto", "closed-form", "random"] = _option(
+        "auto",
+        "start",
+        "where the heads start: regularised canonical correlation of the towers' features, or random weights (auto: "
+        "closed-form where both towers are frozen)",
+    )
+    ridge: float | None = _option(
+        None, "start", "ridge of the closed form, in mean variances (chosen on dev)", metavar="X", low=0.0
+    )
+    power: float | None = _option(
+        None, "start", "power of the correlations in the closed form's maps (chosen on dev)", metavar="X", low=0.0
+    )
+    map_lr: float | None = _recipe(
+        "start", "learning rate of the closed form's maps, in parts of --lr; 0 keeps them", metavar="X", low=0.0
+    )
+    pair_weighting: Literal["none", "closed-form", "moments"] = _option(
+        "none",
+        "start",
+        "weigh training pairs by their probability of being right, from closed-form scores before training or from "
+        "the run's own margins over its epochs",
+    )
+    pair_warmup: float = _option(
+        0.2, "start", "share of the epochs before --pair-weighting moments weighs", metavar="X", low=0.0, high=1.0
+    )
+
+    loss: Literal[
+        "clip",
+        "nt-xent",
+        "siglip",
+        "dcl",
+        "hard-negatives",
+        "soft-targets",
+        "cyclip",
+        "sogclr",
+        "isogclr",
+        "gce",
+        "structure",
+        "adversarial",
+        "adversarial-inputs",
+    ] = _option("clip", "loss", "the contrastive loss; all but clip are other people's, to compare with")
+    loss_strength: float | None = _option(
+        None,
+        "loss",
+        "the loss's own number, such as gce's exponent or structure's factor (its paper's value)",
+        metavar="X",
+    )
+    attack_steps: int = _option(
+        1, "loss", "steps of the adversarial losses' attack: 1 is FGSM, more is PGD", metavar="N", low=1, high=100
+    )
     schedule: Literal["variance", "entropy", "spread", "fixed", "random", "replay"] = _option(
         "variance", "loss", "how the two directions of the loss are weighted at each step"
     )
@@ -134,13 +193,24 @@ class TrainConfig:
         "positive", "loss", "whether further positives of a query stay in its denominator"
     )
 
-    epochs: int = _option(30, "training", "passes over the training images", metavar="N", low=1)
-    batch_size: int = _option(128, "training", "images a step", metavar="N", low=2)
-    lr: float = _option(
-        1e-3, "training", "learning rate of heads and of towers trained from scratch", metavar="X", low=0.0
-    )
+    epochs: int = _recipe("training", "passes over the training images", metavar="N", low=1)
+    batch_size: int = _recipe("training", "images a step", metavar="N", low=2)
+    lr: float = _recipe("training", "learning rate of heads and of towers trained from scratch", metavar="X", low=0.0)
     tower_lr: float = _option(1e-5, "training", "learning rate of unfrozen pretrained towers", metavar="X", low=0.0)
-    weight_decay: float = _option(0.01, "training", "AdamW's weight decay", metavar="X", low=0.0)
+    weight_decay: float = _recipe("training", "AdamW's weight decay", metavar="X", low=0.0)
+    input_noise: float = _recipe(
+        "training",
+        "deviation of the normal noise added to the heads' inputs, in deviations of each feature",
+        metavar="X",
+        low=0.0,
+        high=10.0,
+    )
+    captions_per_step: int = _recipe(
+        "training", "captions of an image in a step, drawn anew each epoch", metavar="N", low=1, high=100
+    )
+    captions_as: Literal["mean", "each"] = _recipe(
+        "training", "what the captions of a step become: one text by their mean, or a positive of the image each"
+    )
     warmup: float = _option(
         0.05, "training", "share of the steps over which the learning rate rises", metavar="X", low=0.0, high=1.0
     )
@@ -150,6 +220,14 @@ class TrainConfig:
     clip_grad: float = _option(1.0, "training", "largest norm of the gradient; 0 leaves it alone", metavar="X", low=0.0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _option(
         "auto", "training", "arithmetic of the towers (auto: bf16 on CUDA that has it, else fp32)"
+    )
+    max_nonfinite: int = _option(
+        10,
+        "training",
+        "steps in a row that may be skipped, their loss or gradient not being finite, before the run goes back to a "
+        "checkpoint with a lower rate, and the second time stops",
+        metavar="N",
+        low=1,
     )
     patience: int = _option(
         0, "training", "stop after N epochs without a better mean recall on dev; 0 never", metavar="N", low=0
@@ -162,8 +240,11 @@ class TrainConfig:
 
     out: str | None = _option(None, "output", "run folder (runs/<date>-<time>)", metavar="DIR")
     cache: str | None = _option(None, "output", "folder of cached tower features (~/.cache/varalign)", metavar="DIR")
-    checkpoint_every: int = _option(
-        0, "output", "write a checkpoint every N steps too; one is written every epoch", metavar="N", low=0
+    checkpoint_every: int | str = _option(
+        0,
+        "output",
+        "write a checkpoint every N steps (200) or minutes (10m) too; one is written every epoch",
+        metavar="N[m]",
     )
     keep: int = _option(2, "output", "checkpoints kept beside the best", metavar="N", low=1)
     tensorboard: bool = _option(False, "output", "write TensorBoard events into the run folder (extra `tensorboard`)")
@@ -176,6 +257,7 @@ class TrainConfig:
         """
         for item in dataclasses.fields(self):
             check_value(item, getattr(self, item.name))
+        checkpoint_interval(self.checkpoint_every)
         parse_image_spec(self.image_spec)
         parse_text_spec(self.text_spec)
         if self.data is not None and self.features is not None:
@@ -196,6 +278,33 @@ class TrainConfig:
             raise ConfigError(
                 "--unfreeze needs the towers, which a features file does not have: train from --data instead"
             )
+        if self.start == "closed-form" and not self.frozen_towers:
+            specs = parse_image_spec(self.image_spec), parse_text_spec(self.text_spec)
+            if not all(spec.has_source for spec in specs):
+                raise ConfigError(
+                    "--start closed-form correlates the features of two towers, and a tower that trains from random "
+                    f"weights has none yet ({specs[0]}, {specs[1]}): name pretrained towers, or leave --start out"
+                )
+        for name in ("ridge", "power", "map_lr") if self.resolved_start == "random" else ():
+            if getattr(self, name) is not None:
+                raise ConfigError(f"{option_name(name)} belongs to --start closed-form, and this run starts at random")
+        live_start = self.resolved_start == "random" and not self.frozen_towers
+        if self.pair_weighting == "closed-form" and live_start:
+            raise ConfigError(
+                "--pair-weighting closed-form scores features of frozen towers: freeze both, or take moments"
+            )
+        if self.loss == "siglip" and self.schedule != "fixed":
+            raise ConfigError(f"--loss siglip has no two directions to weigh by {self.schedule}: pass --schedule fixed")
+        if self.loss != "clip" and self.duplicates != "positive":
+            raise ConfigError(f"--duplicates {self.duplicates} belongs to --loss clip, not to {self.loss}")
+        if self.loss == "clip" and self.loss_strength is not None:
+            raise ConfigError("--loss-strength belongs to another --loss than clip, which has no number of its own")
+        if not self.loss.startswith("adversarial") and self.attack_steps != 1:
+            raise ConfigError("--attack-steps belongs to --loss adversarial and adversarial-inputs")
+        if self.input_noise and live_start:
+            raise ConfigError(
+                "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"
+            )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")
         return self
@@ -210,22 +319,61 @@ class TrainConfig:
         """The text encoder's spec, defaults resolved."""
         return self.text_encoder or (PRETRAINED_TEXT if self.use_pretrained else CUSTOM_TEXT)
 
+    def freezes(self, side: Literal["image", "text"]) -> bool:
+        """Whether a side's tower is frozen, but for the blocks that `unfreeze` frees."""
+        spec = parse_image_spec(self.image_spec) if side == "image" else parse_text_spec(self.text_spec)
+        return self.freeze in (side, "both") or (self.freeze == "auto" and spec.has_source)
+
+    @property
+    def frozen_towers(self) -> bool:
+        """Whether no tower trains: features computed once serve the whole run."""
+        return self.features is not None or (not self.unfreeze and self.freezes("image") and self.freezes("text"))
+
+    @property
+    def scratch_text(self) -> bool:
+        """Whether the text encoder trains from random weights."""
+        return self.features is None and not parse_text_spec(self.text_spec).has_source
+
+    @property
+    def resolved_start(self) -> Literal["closed-form", "random"]:
+        """The start, `auto` resolved."""
+        if self.start == "auto":
+            return "closed-form" if self.frozen_towers else "random"
+        return self.start
+
     def as_dict(self) -> dict[str, Any]:
         """The options as JSON takes them."""
         return dataclasses.asdict(self)
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {item.name: item for item in dataclasses.fields(TrainConfig)}
+RECIPE = tuple(name for name, item in FIELDS.items() if item.metadata.get("recipe"))
 _HINTS = get_type_hints(TrainConfig)
 
 
+def checkpoint_interval(value: int | str) -> tuple[int, float]:
+    """`checkpoint_every` as (steps, seconds), one of which is 0: 200 or `200` is in steps, `10m` in minutes.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    text = str(value).strip().lower()
+    try:
+        steps, minutes = (0, float(text[:-1])) if text.endswith("m") else (int(text), 0.0)
+    except ValueError:
+        steps = minutes = -1
+    if steps < 0 or not 0 <= minutes < math.inf:
+        raise ConfigError(f"--checkpoint-every {value!r}: takes a number of steps, such as 200, or of minutes, 10m")
+    return steps, 60 * minutes
+
+
 def field_type(name: str) -> type:
-    """The plain type of an option: bool, int, float or str."""
+    """The plain type of an option: bool, int, float or str; str where there is a choice, as on the command line."""
     hint = _HINTS[name]
     if get_origin(hint) is Literal:
         return str
     parts = [part for part in get_args(hint) if part is not type(None)]
-    return parts[0] if parts else hint
+    return str if str in parts else parts[0] if parts else hint
 
 
 def field_choices(name: str) -> tuple[str, ...] | None:
@@ -247,7 +395,7 @@ def check_value(item: dataclasses.Field[Any], value: Any) -> None:
     """
     option = option_name(item.name)
     if value is None:
-        if type(None) not in get_args(_HINTS[item.name]):
+        if type(None) not in get_args(_HINTS[item.name]) and not item.metadata.get("recipe"):
             raise ConfigError(f"{option} needs a value")
         return
     choices = field_choices(item.name)
@@ -256,7 +404,8 @@ def check_value(item: dataclasses.Field[Any], value: Any) -> None:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{option} {value!r} is not known: it takes {', '.join(choices)}{hint}")
     wanted = field_type(item.name)
-    fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+    either = set(get_args(_HINTS[item.name])) == {int, str}
+    fits = isinstance(value, (int, str) if either else wanted) or (wanted is float and isinstance(value, int))
     if not fits or (wanted is not bool and isinstance(value, bool)):
         raise ConfigError(f"{option} takes {_TYPE_NAMES[wanted]}, not {value!r}")
     if isinstance(value, float) and not math.isfinite(value):

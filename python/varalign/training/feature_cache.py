@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from varalign.data.files import write_atomically
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.training.run_folder import write_atomically
-from varalign.training.sources import ImageSource, TextSource
+from varalign.training.sources import ImageSource, LiveImages, TextSource
 
 Say = Callable[[str], None]
 
@@ -47,7 +52,7 @@ def file_states(paths: list[Path]) -> str:
 
 def image_features(
     model: DualEncoder, source: ImageSource, count: int, dim: int, path: Path, say: Say
-) -> tuple[Tensor, frozenset[int]]:
+) -> tuple[Tensor, dict[int, str]]:
     """Features of all images, from the cache file or made now and kept there.
 
     Args:
@@ -59,12 +64,13 @@ def image_features(
         say: called with a line of progress.
 
     Returns:
-        (I, D) float32 on the CPU, zeros in rows that cannot be read, and those rows.
+        (I, D) float32 on the CPU, zeros in rows that cannot be read, and those rows with their reasons.
     """
     cached = _read(path, (count, dim))
     if cached is not None:
         say(f"image features: {count} rows from the cache")
-        return cached["features"], frozenset(cached["unreadable"].tolist())
+        reasons = json.loads(bytes(cached["reasons"].tolist())) if "reasons" in cached else {}
+        return cached["features"], {row: reasons.get(str(row), "unreadable") for row in cached["unreadable"].tolist()}
     matrix = torch.zeros(count, dim)
     found = np.zeros(count, bool)
     done = 0
@@ -75,9 +81,14 @@ def image_features(
             found[inputs.rows] = True
             if (done := done + len(inputs.rows)) // 1024 != (done - len(inputs.rows)) // 1024:
                 say(f"image features: {done} of {count}")
-    unreadable = np.flatnonzero(~found)
-    _write(path, {"features": matrix, "unreadable": torch.from_numpy(unreadable)}, say)
-    return matrix, frozenset(unreadable.tolist())
+    rows = np.flatnonzero(~found)
+    noted = source.bad if isinstance(source, LiveImages) else {}
+    unreadable = {row: noted.get(row, "unreadable") for row in rows.tolist()}
+    tensors = {"features": matrix, "unreadable": torch.from_numpy(rows)}
+    if unreadable:
+        tensors["reasons"] = torch.tensor(list(json.dumps(unreadable).encode()), dtype=torch.uint8)
+    _write(path, tensors, say)
+    return matrix, unreadable
 
 
 def text_features(model: DualEncoder, source: TextSource, count: int, dim: int, path: Path, say: Say) -> Tensor:
@@ -96,6 +107,27 @@ def text_features(model: DualEncoder, source: TextSource, count: int, dim: int, 
                 say(f"text features: {start + len(rows)} of {count}")
     _write(path, {"features": matrix}, say)
     return matrix
+
+
+def kept_arrays(path: Path, key: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The arrays that a file keeps under a key, or made now and kept there in place of what it held.
+
+    Args:
+        path: a safetensors file; where its folder cannot be written, nothing is kept.
+        key: of everything that the arrays depend on.
+        make: makes them.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if (file.metadata() or {}).get("key") == key:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError):
+        pass
+    arrays = make()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save_arrays(arrays, metadata={"key": key}))
+    return arrays
 
 
 def _read(path: Path, shape: tuple[int, int]) -> dict[str, Tensor] | None:

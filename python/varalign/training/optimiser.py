@@ -13,10 +13,17 @@ from varalign.training.config import TrainConfig
 
 def build_optimiser(model: DualEncoder, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over what trains: pretrained towers at their own rate, no decay for norms, biases and the scale."""
-    groups = model.parameter_groups(lr=config.lr, tower_lr=config.tower_lr, weight_decay=config.weight_decay)
+    groups = model.parameter_groups(
+        lr=config.lr,
+        tower_lr=config.tower_lr,
+        weight_decay=config.weight_decay,
+        map_lr=1.0 if config.map_lr is None else config.map_lr,
+    )
     for group in groups:
         group["base_lr"] = group["lr"]
-    return torch.optim.AdamW(groups)
+    # The fused kernel takes from a tensor whether to step at all (see `step_guard`), without the host looking.
+    on_cuda = bool(groups) and all(p.is_cuda for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, fused=True if on_cuda else None)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:

@@ -30,6 +30,10 @@ const SOS: u8 = 0xda;
 const MAX_SIDE: usize = 65_500;
 /// Scans of a progressive file that are decoded; honest ones have about ten, and each costs time.
 const MAX_SCANS: usize = 500;
+/// Blocks that all scans together may visit: the limit of time, in work rather than in seconds, so that what becomes of
+/// a file does not depend on the machine or on what else it does. About a second; the largest honest file that the
+/// memory limit lets in (progressive, ten scans) takes two thirds of it.
+const MAX_VISITS: usize = 1 << 25;
 /// libjpeg's largest number of blocks in an interleaved unit.
 const MAX_BLOCKS: usize = 10;
 
@@ -250,6 +254,8 @@ struct File<'a> {
     tables: Tables,
     quant: [Option<Box<Block>>; 4],
     scans: usize,
+    /// Blocks that the scans so far have visited.
+    visits: usize,
     /// Every sample of a sequential file was decoded from data that are there.
     whole: bool,
     jfif: bool,
@@ -274,6 +280,7 @@ impl<'a> File<'a> {
             tables,
             quant: [const { None }; 4],
             scans: 0,
+            visits: 0,
             whole: false,
             jfif: false,
             adobe: None,
@@ -502,6 +509,16 @@ impl<'a> File<'a> {
         else {
             return Ok(());
         };
+        self.visits += match scan.components[..] {
+            [(only, ..)] => components[only].blocks_across * components[only].blocks_down,
+            _ => units.0 * units.1 * blocks,
+        };
+        if self.visits > MAX_VISITS {
+            return Err(bad(format_args!(
+                "takes too long to decode: its {} scans visit more than {MAX_VISITS} blocks",
+                self.scans
+            )));
+        }
         let (at, intact) = scan::decode_scan(
             transform,
             self.data,

@@ -1,0 +1,180 @@
+"""The cells of a study, and the packs of cells that are trained together. Torch-free.
+
+A condition is one value of every axis but schedule and seed. It is tuned stage by stage with fixed weights on dev; what
+is found is the recipe of all its cells. A pack's make-up depends on the study alone, never on what was done before, and
+a cell's name on its pack: so what a cell comes to is the same whenever and in whatever order it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from varalign import __version__
+from varalign.study.spec import CONTROLS, FIRST_TUNE_SEED, TUNED, Study, at_fraction
+from varalign.training.config import FIELDS
+
+OPTIMISER_OPTIONS = ("lr", "weight_decay", "map_lr")  # may differ between the runs of one batched product
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study.
+
+    Attributes:
+        kind: "tune" (measured on dev alone) or "run".
+        axes: the condition's values and, for runs, schedule and seed as the study names them.
+        options: options of `varalign train`, without data, size, noise, schedule and seed.
+        schedule: the loss schedule.
+        fixed_weight: of `fixed`.
+        seed: of the run.
+        replays: name of the cell whose weights are replayed, or "".
+    """
+
+    kind: str
+    axes: Mapping[str, Any]
+    options: Mapping[str, Any]
+    schedule: str
+    fixed_weight: float
+    seed: int
+    replays: str = ""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Cells that are trained together, and their names."""
+
+    cells: tuple[Cell, ...]
+    names: tuple[str, ...]
+
+
+def make_pack(study: Study, fingerprint: str, cells: list[Cell]) -> Pack:
+    """A pack of these cells; each name is a hash of everything that the cell's result depends on."""
+    whole = [__version__, fingerprint, study.evaluations, [asdict(cell) for cell in cells]]
+    names = (hashlib.sha256(json.dumps([place, *whole]).encode()).hexdigest()[:20] for place in range(len(cells)))
+    return Pack(tuple(cells), tuple(names))
+
+
+@dataclass
+class Condition:
+    """One condition's way through its tuning stages to its cells.
+
+    Attributes:
+        study: the study.
+        fingerprint: of the data.
+        axes: the condition's values.
+        batches: whether several runs can be trained as one product.
+        recipe: options tuned so far.
+    """
+
+    study: Study
+    fingerprint: str
+    axes: dict[str, Any]
+    batches: bool
+    recipe: dict[str, Any] = field(default_factory=dict)
+    fixed_weight: float = 0.5
+    tuned: list[dict[str, Any]] = field(default_factory=list)
+
+    def stages(self, results: Callable[[str], Mapping[str, Any]]) -> Iterator[list[Pack]]:
+        """Packs stage by stage; the next stage may be asked for when every cell of the last has its result.
+
+        Args:
+            results: a finished cell's result by its name.
+        """
+        self.recipe, self.fixed_weight, self.tuned = {}, 0.5, []
+        fraction = self.axes["fraction"]
+        for stage in self.study.tune:
+            trials = self.study.tune_grid(stage, self.axes)
+            if not trials:
+                continue
+            if len(trials) > 1:
+                cells = [
+                    self._cell("tune", "fixed", FIRST_TUNE_SEED + place, trial)
+                    for trial in trials
+                    for place in range(self.study.tune_seeds)
+                ]
+                packs = self._packs(cells)
+                yield packs
+                scores = self._scores(trials, packs, results)
+                best = max(range(len(trials)), key=scores.__getitem__)  # of equal ones the first
+                self.tuned += [{**trial, "dev": score} for trial, score in zip(trials, scores, strict=True)]
+            else:
+                best = 0
+            chosen = dict(trials[best])
+            self.fixed_weight = chosen.pop("fixed_weight", self.fixed_weight)
+            self.recipe |= chosen
+        seeds = self.study.seeds_at(fraction)
+        schedules = [name for name in self.study.axes["schedule"] if name != "replay"]
+        runs: dict[int, Pack] = {}
+        packs = []
+        for seed in seeds:
+            found = self._packs([self._run(name, seed) for name in schedules])
+            packs += found
+            runs |= {seed: pack for pack in found if any(cell.schedule == "variance" for cell in pack.cells)}
+        yield packs
+        cells = []
+        for seed in seeds:
+            names = [n for n, cell in zip(runs[seed].names, runs[seed].cells, strict=True) if cell.schedule == "variance"]
+            cells.append(self._run("replay", seed, replays=names[0]))
+        yield self._packs(cells)
+
+    def _run(self, schedule: str, seed: int, replays: str = "") -> Cell:
+        return self._cell("run", schedule, seed, {}, replays)
+
+    def _cell(self, kind: str, schedule: str, seed: int, trial: Mapping[str, Any], replays: str = "") -> Cell:
+        fraction = self.axes["fraction"]
+        options = {name: at_fraction(value, fraction) for name, value in self.study.options.items()}
+        options |= {name: value for name, value in self.axes.items() if name in FIELDS and name != "noise"}
+        options |= self.recipe | trial
+        weight = options.pop("fixed_weight", self.fixed_weight if kind == "tune" or schedule == TUNED else 0.5)
+        axes = {**self.axes, "schedule": schedule, "seed": seed}
+        if kind == "tune" and not self.study.tune_each_noise:  # equal cells have equal names, and are trained once
+            axes["noise"] = self.study.axes["noise"][0]
+        return Cell(kind, axes, options, "fixed" if schedule in CONTROLS[:2] else schedule, weight, seed, replays)
+
+    def _packs(self, cells: list[Cell]) -> list[Pack]:
+        """Cells that differ in nothing but what a batched product can hold apart, at most `runs_at_once` together."""
+        groups: dict[str, list[Cell]] = {}
+        for place, cell in enumerate(cells):
+            shape = {name: value for name, value in cell.options.items() if name not in OPTIMISER_OPTIONS}
+            groups.setdefault(json.dumps(shape) if self.batches else str(place), []).append(cell)
+        step = self.study.runs_at_once
+        return [
+            make_pack(self.study, self.fingerprint, group[start : start + step])
+            for group in groups.values()
+            for start in range(0, len(group), step)
+        ]
+
+    def _scores(
+        self, trials: list[dict[str, Any]], packs: list[Pack], results: Callable[[str], Mapping[str, Any]]
+    ) -> list[float]:
+        """Mean dev score of each trial over its seeds."""
+        found: dict[str, list[float]] = {}
+        for pack in packs:
+            for name, cell in zip(pack.names, pack.cells, strict=True):
+                found.setdefault(_shape(cell), []).append(results(name)["dev"])
+        keys = [_shape(self._cell("tune", "fixed", 0, trial)) for trial in trials]
+        return [sum(found[key]) / len(found[key]) for key in keys]
+
+
+def _shape(cell: Cell) -> str:
+    return json.dumps([dict(cell.options), cell.fixed_weight])
+
+
+def conditions(study: Study, fingerprint: str, batches: Callable[[Mapping[str, Any]], bool]) -> list[Condition]:
+    """All conditions of a study, in the order of its axes.
+
+    Args:
+        study: the study.
+        fingerprint: of the data.
+        batches: whether the runs of a condition with these axes can be trained as one product.
+    """
+    names = [name for name in study.axes if name != "schedule"]
+    return [
+        Condition(study, fingerprint, axes := dict(zip(names, values, strict=True)), batches(axes))
+        for values in itertools.product(*(study.axes[name] for name in names))
+    ]

@@ -1,0 +1,124 @@
+"""What a study's cells say: intervals over seeds, paired differences by a clustered bootstrap, Holm's correction.
+
+S seeds, I test images, Q queries of one image: itself (i2t) and its captions (t2i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+METRICS = (
+    "mean_recall@1",
+    "i2t_recall@1",
+    "i2t_recall@5",
+    "i2t_recall@10",
+    "t2i_recall@1",
+    "t2i_recall@5",
+    "t2i_recall@10",
+)
+
+
+def hits(result: Mapping[str, Any], metric: str) -> tuple[Array, Array]:
+    """A cell's hits by image.
+
+    Args:
+        result: of a cell: `ranks_i2t`, `ranks_t2i` (one character a query), `captions` (of each image).
+        metric: one of `METRICS`.
+
+    Returns:
+        (I,) sums that add up to the metric over all images, i.e. each image's hits over the number of queries; and
+        (I,) what each image adds to the number of queries, as a share of it.
+    """
+    if metric == "mean_recall@1":
+        parts = [hits(result, "i2t_recall@1"), hits(result, "t2i_recall@1")]
+        return (parts[0][0] + parts[1][0]) / 2, (parts[0][1] + parts[1][1]) / 2
+    direction, _, k = metric.partition("_recall@")
+    found = np.frombuffer(result[f"ranks_{direction}"].encode(), np.uint8)
+    hit = ((found >= ord("0")) & (found < ord("0") + int(k))).astype(np.float64)
+    captions = np.asarray(result["captions"], dtype=np.int64)
+    if direction == "t2i":
+        image = np.repeat(np.arange(len(captions)), captions)
+        return np.bincount(image, hit, len(captions)) / len(hit), captions / len(hit)
+    queries = captions > 0
+    return hit * queries / queries.sum(), queries / queries.sum()
+
+
+def recalls(result: Mapping[str, Any]) -> dict[str, float]:
+    """Every metric of a cell, a fraction."""
+    return {metric: float(hits(result, metric)[0].sum()) for metric in METRICS}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % interval by Student's t; the half-width of fewer than two values is NaN."""
+    from scipy.stats import t
+
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2:
+        return float(sample.mean()), float("nan")
+    return float(sample.mean()), float(t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample)))
+
+
+def paired_difference(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], metric: str, *, draws: int = 10_000
+) -> dict[str, float]:
+    """The mean difference of paired runs, with a bootstrap that draws test images and, where there are several, seeds.
+
+    All queries of an image (itself and its captions) are drawn together, for they are hit or missed together; a pair of
+    runs of one seed stays a pair. Drawing both ways lets the interval speak of other images and of other seeds; it is
+    somewhat wide rather than narrow (Owen 2007, "The pigeonhole bootstrap").
+
+    Args:
+        ours: results of cells, one a seed. theirs: of the same seeds in the same order.
+        metric: one of `METRICS`.
+        draws: bootstrap samples.
+
+    Returns:
+        `difference` (ours − theirs, a fraction), `low`, `high` (95 %, percentiles), `p` (two-sided, at least
+        1 / (draws + 1)).
+
+    Raises:
+        ValueError: runs that are not paired, or were measured on different queries.
+    """
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(f"wanted as many runs of both, got {len(ours)} and {len(theirs)}")
+    if any(list(run["captions"]) != list(ours[0]["captions"]) for run in (*ours, *theirs)):
+        raise ValueError("the runs were measured on different test queries and cannot be paired")
+    table = np.stack([hits(a, metric)[0] - hits(b, metric)[0] for a, b in zip(ours, theirs, strict=True)])
+    share = hits(ours[0], metric)[1]
+    seeds, images = table.shape
+    generator = np.random.default_rng(0)  # the same images are drawn for every comparison
+    found = np.empty(draws)
+    for start in range(0, draws, 1000):
+        count = min(1000, draws - start)
+        image_draws = generator.multinomial(images, np.full(images, 1 / images), size=count)
+        seed_draws = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
+        # Images bring different numbers of captions: the sum is divided by the queries that were drawn.
+        found[start : start + count] = ((seed_draws @ table) * image_draws).sum(1) / (image_draws @ share)
+    low, high = np.quantile(found, [0.025, 0.975])
+    beyond = min((found <= 0).sum(), (found >= 0).sum())
+    return {
+        "difference": float(table.mean(0).sum()),
+        "low": float(low),
+        "high": float(high),
+        "p": float(min(1.0, 2 * (beyond + 1) / (draws + 1))),
+    }
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number, in the order given (Holm 1979): the k-th smallest of m by m − k + 1.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, p_values[index] * (len(p_values) - place)))
+        corrected[index] = highest
+    return corrected

@@ -1,0 +1,215 @@
+"""The tables of a study: every cell, what was tuned, means with intervals, paired differences."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varalign.study.grid import Condition, Pack
+from varalign.study.inference import METRICS, holm, interval, paired_difference, recalls
+from varalign.study.pictures import draw_study
+from varalign.study.spec import Study
+from varalign.study.store import Store
+from varalign.training.run_folder import json_text
+
+Row = dict[str, Any]
+
+
+@dataclass
+class StudyReport:
+    """What a study came to.
+
+    Attributes:
+        folder: where the files are.
+        cells: one row a cell that is done: axes, what the recipe was, dev and test recall, the weights' range.
+        tuning: one row a trial: axes, values tried, mean dev score.
+        summary: one row a setting (all axes but the seed): `seeds`, mean and half-width of each metric.
+        comparisons: one row a setting, baseline and metric: difference, interval, p and Holm's p.
+        files: what was written.
+    """
+
+    folder: Path
+    cells: list[Row]
+    tuning: list[Row]
+    summary: list[Row]
+    comparisons: list[Row]
+    files: list[Path] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON takes it."""
+        return {
+            "study": str(self.folder),
+            "cells": len(self.cells),
+            "summary": self.summary,
+            "comparisons": self.comparisons,
+            "files": [str(path) for path in self.files],
+        }
+
+    def table(self) -> str:
+        """The summary with the primary comparisons, as Markdown."""
+        return table(self.summary, self.comparisons)
+
+
+def write_report(
+    study: Study, store: Store, conditions: Sequence[tuple[Condition, Sequence[Pack]]], say: Callable[[str], None]
+) -> StudyReport:
+    """Make every file of a study from the cells that are done.
+
+    Args:
+        study: the study.
+        store: its results.
+        conditions: in order, with the packs of their runs that are done.
+        say: called with remarks.
+    """
+    results: list[tuple[Row, dict[str, Any]]] = []
+    tuning: list[Row] = []
+    for condition, packs in conditions:
+        tuning += [{**condition.axes, **trial, "dev": round(trial["dev"], 6)} for trial in condition.tuned]
+        found = [
+            (dict(cell.axes), {**store.result(name), "fixed_weight": cell.fixed_weight})
+            for pack in packs
+            for name, cell in zip(pack.names, pack.cells, strict=True)
+        ]
+        order = {name: place for place, name in enumerate(study.axes["schedule"])}
+        results += sorted(found, key=lambda one: (order[one[0]["schedule"]], one[0]["seed"]))
+    cells = [_cell_row(axes, result) for axes, result in results]
+    summary = summarise(results)
+    comparisons = compare(study, results)
+    report = StudyReport(store.folder, cells, tuning, summary, comparisons)
+    report.files.append(store.write_text("study.json", json_text(study.as_dict(), indent=1) + "\n"))
+    for name, rows in (
+        ("results.csv", cells),
+        ("tuning.csv", tuning),
+        ("summary.csv", summary),
+        ("comparisons.csv", comparisons),
+    ):
+        report.files.append(store.write_text(name, csv_text(rows)))
+    report.files.append(store.write_text("table.md", report.table() + "\n"))
+    broken = sum(not result["finite"] for _, result in results)
+    if broken:
+        say(f"{broken} of {len(results)} runs lost their numbers (NaN) on the way; their best epoch before it counts")
+    if results:
+        report.files += draw_study(store.folder / "pictures", summary, results)
+    return report
+
+
+def _cell_row(axes: Row, result: Mapping[str, Any]) -> Row:
+    weights = np.asarray(result["w_i2t"])
+    spread = {"mean": weights.mean(), "min": weights.min(), "max": weights.max()} if len(weights) else {}
+    return {
+        **axes,
+        **result["options"],
+        "fixed_weight": result["fixed_weight"] if axes["schedule"].startswith("fixed") else None,
+        "best_epoch": result["best_epoch"],
+        "finite": result["finite"],
+        "dev": round(result["dev"], 6),
+        **{metric: round(value, 6) for metric, value in recalls(result).items()},
+        **{f"w_i2t_{name}": round(float(value), 6) for name, value in spread.items()},
+    }
+
+
+def settings(results: Iterable[tuple[Row, dict[str, Any]]]) -> dict[tuple[Any, ...], dict[int, tuple[Row, dict[str, Any]]]]:
+    """Results by setting (all axes but the seed), then by seed, in order."""
+    found: dict[tuple[Any, ...], dict[int, tuple[Row, dict[str, Any]]]] = {}
+    for axes, result in results:
+        key = tuple(value for name, value in axes.items() if name != "seed")
+        found.setdefault(key, {})[axes["seed"]] = (axes, result)
+    return found
+
+
+def summarise(results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
+    """One row a setting: how many seeds, and mean and half-width of the 95 % interval over them of each metric."""
+    rows = []
+    for runs in settings(results).values():
+        axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
+        row: Row = {**axes, "seeds": len(runs)}
+        values = [recalls(result) for _, result in runs.values()]
+        for metric in METRICS:
+            mean, half = interval([value[metric] for value in values])
+            row[metric], row[f"{metric}_half_width"] = round(mean, 6), None if np.isnan(half) else round(half, 6)
+        rows.append(row)
+    return rows
+
+
+def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
+    """Every setting against its counterpart under each baseline, on the seeds that both have.
+
+    P-values are corrected over all comparisons of the study with one metric, whichever the baseline.
+    """
+    by_setting = settings(results)
+    rows: list[Row] = []
+    for key, runs in by_setting.items():
+        axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
+        for baseline in study.baselines:
+            other = by_setting.get(tuple({**axes, **baseline}.values()))
+            if other is None or other is runs:
+                continue
+            seeds = [seed for seed in runs if seed in other]
+            if not seeds:
+                continue
+            against = " ".join(f"{name}={value}" for name, value in baseline.items())
+            for metric in METRICS:
+                found = paired_difference(
+                    [runs[seed][1] for seed in seeds], [other[seed][1] for seed in seeds], metric
+                )
+                rounded = {name: round(value, 6) for name, value in found.items()}
+                rows.append({**axes, "against": against, "metric": metric, "seeds": len(seeds), **rounded})
+    for metric in METRICS:
+        mine = [row for row in rows if row["metric"] == metric]
+        for row, corrected in zip(mine, holm([row["p"] for row in mine]), strict=True):
+            row["p_holm"] = round(corrected, 6)
+    return rows
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Rows as CSV, one header for all of them."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def table(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
+    """A Markdown table: recall in per cent ± half-width, and the differences of the mean R@1 from each baseline."""
+    if not summary:
+        return "no cell is done yet"
+    axes = [name for name in summary[0] if name not in METRICS and not name.endswith("_half_width") and name != "seeds"]
+    baselines = list(dict.fromkeys(row["against"] for row in comparisons))
+    found = {
+        (tuple(row[name] for name in axes), row["against"]): row for row in comparisons if row["metric"] == METRICS[0]
+    }
+    short = [metric.replace("_recall", " R").replace("mean R@1", "mean R@1") for metric in METRICS]
+    head = [*axes, "seeds", *short, *(f"mean R@1 − ({name})" for name in baselines)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in summary:
+        cells = [_axis(row[name]) for name in axes] + [str(row["seeds"])]
+        for place, metric in enumerate(METRICS):
+            half = row[f"{metric}_half_width"]
+            cells.append(f"{100 * row[metric]:.1f}" + ("" if half is None or place else f" ± {100 * half:.1f}"))
+        for name in baselines:
+            cells.append(_difference(found.get((tuple(row[axis] for axis in axes), name))))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _axis(value: Any) -> str:
+    return f"{value:g} %" if isinstance(value, float) else str(value)
+
+
+def _difference(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    low, high = 100 * row["low"], 100 * row["high"]
+    return f"{100 * row['difference']:+.2f} [{low:+.2f}, {high:+.2f}], p {_p(row['p'])}, Holm {_p(row['p_holm'])}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

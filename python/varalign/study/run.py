@@ -1,0 +1,265 @@
+"""Running a study: which pack is next, where it is trained, and how long the rest will take."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from varalign.data.features import FeatureSet, load_features
+from varalign.study import singles
+from varalign.study.grid import Condition, Pack, conditions
+from varalign.study.packs import Bench, run_pack
+from varalign.study.report import StudyReport, write_report
+from varalign.study.spec import Study
+from varalign.study.store import Store
+from varalign.training.config import FIELDS
+from varalign.training.device import pick_device
+from varalign.training.run_folder import RunFailed, to_stderr
+
+Say = Callable[[str], None]
+# What a batched product knows about; with any other option beside its default a run goes through the ordinary trainer.
+BATCHED = {
+    *("start", "ridge", "power", "map_lr", "embedding_dim", "head", "hidden_dim", "dropout", "schedule"),
+    *("schedule_floor", "schedule_beta", "schedule_gamma", "fixed_weight", "epochs", "batch_size", "lr"),
+    *("weight_decay", "input_noise", "captions_per_step", "warmup", "lr_schedule", "clip_grad", "noise", "seed", "pair_weighting"),
+}
+_worker: Worker | None = None
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    workers: int = 0,
+    device: str | None = None,
+    report_only: bool = False,
+    say: Say | None = None,
+) -> StudyReport:
+    """Run what is missing of a study, and write its tables and pictures.
+
+    Args:
+        study: the study.
+        out: its folder; cells that are there are not run again.
+        workers: processes, each on one thread; 0 takes all cores (one on CUDA).
+        device: as for `varalign train`.
+        report_only: run nothing, and report the cells that are there.
+        say: called with each remark; standard error if None.
+
+    Raises:
+        DataError: data or study that cannot be used.
+        RunFailed: a worker was killed.
+    """
+    say = say or to_stderr
+    chosen = pick_device(device)
+    store = Store(out)
+    features = load_features(study.source[1]) if study.source[0] == "features" else None
+    fingerprint = singles.fingerprint(study) if features is None else features.fingerprint
+    plan = conditions(study, fingerprint, lambda axes: features is not None and batches(study, axes))
+    tracks = [Track(condition, store) for condition in plan]
+    workers = workers or (1 if chosen.type == "cuda" else os.cpu_count() or 1)
+    if not report_only:
+        with _executor(workers, study, features, str(chosen), out) as executor:
+            _drive(tracks, store, executor, workers, say)
+    return write_report(study, store, [track.finish() for track in tracks], say)
+
+
+def batches(study: Study, axes: Mapping[str, Any]) -> bool:
+    """Whether the runs of a condition can be trained as one product; the others go through the ordinary trainer."""
+    if any(name not in BATCHED for stage in study.tune for name in stage):
+        return False
+    options = {name: value for name, value in {**study.options, **axes}.items() if name in FIELDS}
+    if options.get("pair_weighting") == "moments":  # weights that change with what the run has seen
+        return False
+    return all(name in BATCHED or value == FIELDS[name].default for name, value in options.items())
+
+
+class Track:
+    """One condition on its way through its stages."""
+
+    def __init__(self, condition: Condition, store: Store) -> None:
+        self.condition, self.store = condition, store
+        self.stages = condition.stages(store.result)
+        self.packs: list[Pack] = []
+        self.cells: list[Pack] = []
+        self.ended = False
+        self.advance()
+
+    def advance(self) -> None:
+        """Go on to the first stage that is not done."""
+        while not self.ended and all(self.store.has(pack) for pack in self.packs):
+            found = next(self.stages, None)
+            if found is None:
+                self.ended = True
+                return
+            self.packs = found
+            self.cells += [pack for pack in found if pack.cells[0].kind == "run"]
+
+    def finish(self) -> tuple[Condition, list[Pack]]:
+        """The condition and those packs of its runs that are done."""
+        return self.condition, [pack for pack in self.cells if self.store.has(pack)]
+
+    def left(self) -> int:
+        """How many cells are still to come, later stages included."""
+        study = self.condition.study
+        return max(0, cell_count(study, self.condition.axes) - self.done())
+
+    def done(self) -> int:
+        """How many cells of the stages begun have their result, as `cell_count` counts."""
+        return self._past() + sum(len(pack.cells) for pack in self.packs if self.store.has(pack)) if self.packs else 0
+
+    def _past(self) -> int:
+        tune = len(self.condition.tuned) * self.condition.study.tune_seeds
+        before = [pack for pack in self.cells if pack not in self.packs]
+        return tune + sum(len(pack.cells) for pack in before)
+
+
+def cell_count(study: Study, axes: Mapping[str, Any]) -> int:
+    """Cells of one condition: those that it is tuned on and those that are reported."""
+    trials = [len(study.tune_grid(stage, axes)) for stage in study.tune]
+    tune = sum(count * study.tune_seeds for count in trials if count > 1)
+    return tune + len(study.axes["schedule"]) * len(study.seeds_at(axes["fraction"]))
+
+
+def _drive(tracks: Sequence[Track], store: Store, executor: Executor, workers: int, say: Say) -> None:
+    """Keep the workers busy with packs, those of earlier conditions first, until nothing is left."""
+    total = sum(track.done() + track.left() for track in tracks)
+    flying: dict[Future[float], tuple[Track, Pack]] = {}
+    pace: dict[float, list[float]] = {}
+    while True:
+        in_flight = {pack.names for _, pack in flying.values()}
+        for track in tracks:
+            track.advance()
+            for pack in track.packs:
+                if len(flying) < workers and pack.names not in in_flight and not store.has(pack):
+                    flying[executor.submit(_run, pack)] = (track, pack)
+                    in_flight.add(pack.names)
+        if not flying:
+            return
+        for future in wait(flying, return_when=FIRST_COMPLETED).done:
+            track, pack = flying.pop(future)
+            seconds = future.result()
+            track.advance()
+            pace.setdefault(track.condition.axes["fraction"], []).append(seconds / len(pack.cells))
+            done = sum(one.done() for one in tracks)
+            rest = sum(one.left() * _seconds(pace, one.condition.axes["fraction"]) for one in tracks) / workers
+            say(f"[{done}/{total}] {_label(pack)}  {seconds:.1f} s; {_duration(rest)} left")
+
+
+def _seconds(pace: Mapping[float, Sequence[float]], fraction: float) -> float:
+    """Seconds a cell, from those of the nearest fraction that has been seen."""
+    near = min(pace, key=lambda seen: abs(seen - fraction))
+    return float(np.mean(pace[near])) * max(1.0, fraction) / max(1.0, near)
+
+
+def _label(pack: Pack) -> str:
+    first = pack.cells[0]
+    names = list(dict.fromkeys(str(cell.axes["schedule"]) for cell in pack.cells))
+    seeds = list(dict.fromkeys(cell.seed for cell in pack.cells))
+    values = [f"{v:g} %" if k == "fraction" else str(v) for k, v in first.axes.items() if k not in ("schedule", "seed")]
+    what = f"tuning, {len(pack.cells)} runs" if first.kind == "tune" else f"{', '.join(names)} × {len(seeds)} seed(s)"
+    return f"{', '.join(values)}: {what}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+@dataclasses.dataclass
+class Worker:
+    """What a process needs to run packs."""
+
+    study: Study
+    store: Store
+    device: str
+    bench: Bench | None
+
+    def run(self, pack: Pack) -> float:
+        """Run a pack and write its cells; returns the seconds that it took."""
+        started = time.perf_counter()
+        replayed = {cell.replays: self.store.result(cell.replays)["w_i2t"] for cell in pack.cells if cell.replays}
+        if self.bench is not None and batches(self.study, pack.cells[0].axes):
+            results = run_pack(pack, self.bench, replayed)
+            captions = np.bincount(self.bench.test.owner.cpu().numpy(), minlength=len(self.bench.test.images)).tolist()
+            results = [{**result, "captions": captions} if "ranks_i2t" in result else result for result in results]
+        else:
+            results = [
+                singles.run_cell(cell, name, self.study, self.store.folder, self.device)
+                for name, cell in zip(pack.names, pack.cells, strict=True)
+            ]
+        seconds = time.perf_counter() - started
+        self.store.write(pack, results, seconds)
+        return seconds
+
+
+def _open(study: Study, out: Path, device: str, tensors: Mapping[str, torch.Tensor] | None, rest: Any) -> None:
+    """Make this process a worker: one thread, the features in memory that all share."""
+    global _worker
+    torch.set_num_threads(1)
+    features = None
+    if tensors is not None:
+        features = FeatureSet(**{name: tensor.numpy() for name, tensor in tensors.items()}, **rest)
+    bench = None if features is None else Bench(features, torch.device(device), study.evaluations)
+    _worker = Worker(study, Store(out), device, bench)
+
+
+def _open_process(*given: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    _open(*given)
+
+
+def _run(pack: Pack) -> float:
+    assert _worker is not None
+    return _worker.run(pack)
+
+
+class _Here(Executor):
+    """Runs everything in this process, at once."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@contextmanager
+def _executor(workers: int, study: Study, features: FeatureSet | None, device: str, out: Path) -> Iterator[Executor]:
+    tensors, rest = None, None
+    if features is not None:
+        names = ("image_features", "text_features", "text_image_ids", "split", "image_ids")
+        tensors = {name: torch.from_numpy(getattr(features, name)) for name in names}
+        rest = {"image_names": features.image_names}
+    threads = torch.get_num_threads()
+    if workers == 1:
+        try:
+            _open(study, out, device, tensors, rest)
+            yield _Here()
+        finally:
+            torch.set_num_threads(threads)
+        return
+    for tensor in (tensors or {}).values():
+        tensor.share_memory_()
+    before = set(multiprocessing.active_children())
+    context = torch.multiprocessing.get_context("spawn")
+    given = (study, out, device, tensors, rest)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_open_process, initargs=given)
+    try:
+        yield executor
+    except BaseException as error:
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+        executor.shutdown(wait=False, cancel_futures=True)
+        if type(error).__name__ == "BrokenProcessPool":
+            raise RunFailed(f"a worker was killed, perhaps for memory: run the same line again with fewer --workers ({error})") from None
+        raise
+    executor.shutdown()

@@ -1,0 +1,95 @@
+"""Cells that the ordinary trainer trains, one at a time: images from scratch, and options that no batch knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varalign.data.datasets import ImageCaptions, load_dataset
+from varalign.data.features import load_features
+from varalign.evaluation.retrieval import ranks
+from varalign.study.grid import Cell
+from varalign.study.packs import REPORTED, cell_config, rank_text
+from varalign.study.spec import Study, StudyError
+from varalign.training.assess import embed_split, mean_recall, owners
+from varalign.training.run import resume, train
+from varalign.training.run_folder import RunFolder
+
+
+def open_images(study: Study) -> ImageCaptions:
+    """The images of a study that has no features.
+
+    Raises:
+        StudyError: every seed would have a test split of its own, and runs could not be paired.
+    """
+    first, other = (load_dataset(study.source[1], seed=seed, skip_missing=_skips(study)) for seed in (0, 1))
+    if not np.array_equal(first.split, other.split):
+        raise StudyError(
+            f"data: {study.source[1]} has no lists that split it, so each seed would be measured on test images of its "
+            "own; put Flickr_8k.trainImages.txt, .devImages.txt and .testImages.txt beside the captions"
+        )
+    return first
+
+
+def _skips(study: Study) -> bool:
+    return bool(study.options.get("skip_missing", False))
+
+
+def fingerprint(study: Study) -> str:
+    """Of the images and captions; their splits are checked."""
+    return open_images(study).fingerprint
+
+
+def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> dict[str, Any]:
+    """Train one cell in `folder/runs/NAME`, or go on where it was interrupted, and measure it.
+
+    Args:
+        cell: the cell. name: its name.
+        study: the study.
+        folder: of the study.
+        device: where it trains.
+
+    Returns:
+        As `run_pack` gives it, with `captions`. Checkpoints are deleted once it is measured; metrics and report stay.
+    """
+    place = folder / "runs" / name
+    kind, source = study.source
+    whole = load_features(source) if kind == "features" else load_dataset(source, skip_missing=_skips(study))
+    config = cell_config(cell, len(whole.rows("train")))
+    replay = {"schedule": "replay", "replay_run": str(folder / "runs" / cell.replays)} if cell.replays else {}
+    config = dataclasses.replace(config, **{kind: source}, **replay, out=str(place), device=device, keep=1, threads=1)
+
+    def quiet(_: str) -> None:
+        return None
+
+    if (place / "config.json").is_file():
+        trained = resume(place, {"device": device}, say=quiet)
+    else:
+        if place.exists():  # killed before it was a run
+            shutil.rmtree(place)
+        trained = train(config, say=quiet)
+    run = RunFolder.open(place)
+    lines = run.read_metrics()
+    dev = max(mean_recall(line) for line in lines if line["kind"] == "eval" and line["split"] == "dev")
+    options = run.options()
+    result: dict[str, Any] = {
+        "dev": dev,
+        "epochs": trained.epochs,
+        "best_epoch": trained.best_epoch,
+        "options": {name: options.get(name) for name in REPORTED},
+        "finite": True,
+    }
+    if cell.kind == "run":
+        parts = trained.aligner.parts
+        images, rows, texts, captions = embed_split(parts, parts.data.rows("test"), options["batch_size"])
+        owner = owners(parts, captions, rows)
+        i2t, t2i = ranks(images, texts, owner)
+        result |= {"ranks_i2t": rank_text(i2t), "ranks_t2i": rank_text(t2i)}
+        result["w_i2t"] = [round(line["w_i2t"], 6) for line in lines if line["kind"] == "step"]
+        result["captions"] = np.bincount(owner, minlength=len(rows)).tolist()
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return result

@@ -1,0 +1,355 @@
+"""What a study is told: one small TOML file, or the same from options. Torch-free.
+
+    features = "features.safetensors"        # or data = "data/flickr8k"
+    evaluations = 8                          # times that dev is looked at in a run
+    tune_seeds = 3                           # seeds of the tuning runs, apart from those that are reported
+    tune_each_noise = false                  # whether every noise level is tuned for itself, or all like the first
+
+    [options]                                # any option of `varalign train`, for every cell
+    batch_size = 128
+    epochs = { 1 = 200, 10 = 60, 100 = 30 }  # any value may depend on the fraction
+
+    [axes]                                   # an axis is one of these four or any option of `varalign train`
+    schedule = ["variance", "entropy"]       # the controls join by themselves
+    fraction = [1, 10, 100]                  # per cent of the training images
+    noise = ["none", "swap-images=0.2"]
+    seed = 10                                # a count, or a list, or by fraction: { 1 = 20, 100 = 5 }
+
+    [[tune]]                                 # tuned with fixed weights on dev, each table a grid at the best so far
+    start = "random"                         # an axis with one value: the table is for these conditions alone
+    lr = [3e-4, 1e-3, 3e-3]
+    epochs = { 1 = [100, 300], 10 = [30, 100], 100 = [15, 30] }
+    [[tune]]
+    fixed_weight = [0.3, 0.4, 0.5, 0.6, 0.7]
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varalign.data.errors import DataError
+from varalign.training.config import FIELDS, SCHEDULE_NAMES, ConfigError, check_value, known_options
+
+TUNED = "fixed-tuned"
+CONTROLS = ("fixed", TUNED, "random", "replay")
+AXES = ("start", "schedule", "loss", "pair_weighting", "fraction", "noise", "seed")
+FIRST_TUNE_SEED = 1_000_000
+WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
+DEFAULT_TUNE: tuple[dict[str, Any], ...] = (
+    {"lr": [3e-4, 1e-3, 3e-3], "epochs": {1: [50, 150], 10: [20, 60], 100: [15, 30]}},
+    {"weight_decay": [0.01, 0.3], "dropout": [0.1, 0.5]},
+    {"fixed_weight": list(WEIGHTS)},
+)
+DEFAULT_IMAGE_TUNE: tuple[dict[str, Any], ...] = ({"fixed_weight": list(WEIGHTS)},)
+
+
+class StudyError(DataError):
+    """A study that cannot be run as it is written; the message names the key."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, checked.
+
+    Attributes:
+        source: `("features", FILE)` or `("data", DIR)`.
+        options: options of `varalign train` for every cell; a value may be a `{fraction: value}` mapping.
+        axes: name to values, in the order in which cells are made: without `seed`.
+        seeds: how the seeds of a fraction are found: a list, or `{fraction: list}`.
+        tune: the tuning stages, each a mapping of options to the values to try, and of axes to the one value that it
+            is for.
+        tune_seeds: seeds of each tuning run.
+        tune_each_noise: whether every noise level is tuned for itself, or all are trained as the first one's best.
+        evaluations: times that dev is looked at in a run, besides the start.
+        runs_at_once: most runs in one batched product.
+        baselines: each fixes some axes; a cell is compared with the one that has these values and is else the same.
+    """
+
+    source: tuple[str, str]
+    options: Mapping[str, Any]
+    axes: Mapping[str, tuple[Any, ...]]
+    seeds: Any
+    tune: tuple[Mapping[str, Any], ...]
+    tune_seeds: int
+    tune_each_noise: bool
+    evaluations: int
+    runs_at_once: int
+    baselines: tuple[Mapping[str, Any], ...]
+
+    def seeds_at(self, fraction: float) -> list[int]:
+        """The seeds reported at a fraction."""
+        found: list[int] = at_fraction(self.seeds, fraction)
+        return found
+
+    def tune_grid(self, stage: Mapping[str, Any], axes: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Every combination of a tuning stage's values in a condition; none where the stage is for other conditions."""
+        values: dict[str, list[Any]] = {}
+        for name, given in stage.items():
+            if not isinstance(given, (list, dict)):
+                if axes.get(name) != given:
+                    return []
+            else:
+                values[name] = at_fraction(given, axes["fraction"])
+        return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The study as JSON takes it."""
+        return {
+            self.source[0]: self.source[1],
+            "options": dict(self.options),
+            "axes": {name: list(values) for name, values in self.axes.items()},
+            "seeds": self.seeds,
+            "tune": [dict(stage) for stage in self.tune],
+            "tune_seeds": self.tune_seeds,
+            "tune_each_noise": self.tune_each_noise,
+            "evaluations": self.evaluations,
+            "runs_at_once": self.runs_at_once,
+            "baselines": [dict(baseline) for baseline in self.baselines],
+        }
+
+
+def at_fraction(value: Any, fraction: float) -> Any:
+    """A value, or of a `{fraction: value}` mapping the one of the nearest fraction at or below, else the lowest."""
+    if not isinstance(value, dict):
+        return value
+    at = sorted(value)
+    return value[max((f for f in at if f <= fraction), default=at[0])]
+
+
+def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read a study file; see this module's head for its form.
+
+    Args:
+        path: a TOML file; paths in it are relative to the folder that the program runs in.
+        overrides: keys that go over the file's; tables are merged.
+
+    Raises:
+        StudyError: naming the file and the key.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path}: cannot be read: {error}") from None
+    except ValueError as error:
+        raise StudyError(f"{path}: not valid TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+    return make_study(values, str(path))
+
+
+def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
+    """A checked study from what a file holds.
+
+    Raises:
+        StudyError: naming `place` and the key.
+    """
+    known = (
+        "features",
+        "data",
+        "options",
+        "axes",
+        "tune",
+        "tune_seeds",
+        "tune_each_noise",
+        "evaluations",
+        "runs_at_once",
+        "baseline",
+    )
+    for key in values:
+        if key not in known:
+            raise StudyError(f"{place}: unknown key {key!r}{_near(key, known)}; it takes {', '.join(known)}")
+    source = _source(values, place)
+    axes, seeds = _axes(values.get("axes", {}), place)
+    options = _options(values.get("options", {}), f"{place}: options")
+    for name in options:
+        if name in axes or name in ("seed", "features", "data", "dataset_size", "fixed_weight", "replay_run", "out"):
+            raise StudyError(f"{place}: options.{name} is set by the study itself; leave it out")
+    tune = values.get("tune", DEFAULT_TUNE if source[0] == "features" else DEFAULT_IMAGE_TUNE)
+    if isinstance(tune, dict):
+        tune = [tune]
+    if not isinstance(tune, Sequence) or isinstance(tune, str) or not all(isinstance(stage, dict) for stage in tune):
+        raise StudyError(f"{place}: tune takes tables of options with lists of values ([[tune]])")
+    stages = tuple(_tune_stage(stage, axes, f"{place}: tune[{number}]") for number, stage in enumerate(tune))
+    each = values.get("tune_each_noise", False)
+    if not isinstance(each, bool):
+        raise StudyError(f"{place}: tune_each_noise takes true or false, got {each!r}")
+    baselines = _baselines(values.get("baseline"), axes, place)
+    return Study(
+        source=source,
+        options=options,
+        axes=axes,
+        seeds=seeds,
+        tune=stages,
+        tune_seeds=_count(values, "tune_seeds", 2, place),
+        tune_each_noise=each,
+        evaluations=_count(values, "evaluations", 8, place),
+        runs_at_once=_count(values, "runs_at_once", 8, place),
+        baselines=baselines,
+    )
+
+
+def _source(values: Mapping[str, Any], place: str) -> tuple[str, str]:
+    given = [name for name in ("features", "data") if name in values]
+    if len(given) != 1:
+        raise StudyError(f"{place}: wanted one of features (a FILE) and data (a DIR), got {' and '.join(given) or 'none'}")
+    if not isinstance(values[given[0]], str):
+        raise StudyError(f"{place}: {given[0]} takes a path, not {values[given[0]]!r}")
+    return given[0], values[given[0]]
+
+
+def _axes(given: Any, place: str) -> tuple[dict[str, tuple[Any, ...]], Any]:
+    if not isinstance(given, dict):
+        raise StudyError(f"{place}: axes takes a table of lists ([axes])")
+    axes: dict[str, tuple[Any, ...]] = {}
+    for key, values in given.items():
+        name = str(key).replace("-", "_")
+        if name == "seed":
+            continue
+        if name != "fraction" and (name not in FIELDS or name in ("features", "data", "dataset_size", "out")):
+            raise StudyError(f"{place}: axes.{key} is no axis{_near(name, (*AXES, *FIELDS))}; known: {', '.join(AXES)}")
+        values = values if isinstance(values, list) else [values]
+        if not values or len({repr(value) for value in values}) < len(values):
+            raise StudyError(f"{place}: axes.{key} takes at least one value and none twice, got {values}")
+        for value in values:
+            _check_axis(name, value, f"{place}: axes.{key}")
+        axes[name] = tuple(float(v) if type(v) is int and name == "fraction" else v for v in values)
+    axes["schedule"] = tuple(dict.fromkeys((*axes.get("schedule", ()), "variance", *CONTROLS)))
+    axes.setdefault("fraction", (100.0,))
+    axes.setdefault("noise", ("none",))
+    order = {name: place_in for place_in, name in enumerate(("fraction", "noise", "start"))}
+    axes = dict(sorted(axes.items(), key=lambda item: order.get(item[0], 9 if item[0] == "schedule" else 5)))
+    return axes, _seeds(given.get("seed", 5), f"{place}: axes.seed")
+
+
+def _check_axis(name: str, value: Any, place: str) -> None:
+    if name == "fraction":
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 100:
+            raise StudyError(f"{place}: wanted per cent of the training images, above 0 and at most 100, got {value!r}")
+        return
+    if name == "schedule" and value in CONTROLS:
+        return
+    if name == "schedule" and value not in SCHEDULE_NAMES:
+        raise StudyError(f"{place}: unknown schedule {value!r}{_near(str(value), SCHEDULE_NAMES)}")
+    if name == "noise":
+        from varalign.evaluation.noise import parse_noise
+
+        try:
+            parse_noise(str(value))
+        except ValueError as error:
+            raise StudyError(f"{place}: {error}") from None
+        return
+    _check_option(name, value, place)
+
+
+def _check_option(name: str, value: Any, place: str) -> None:
+    try:
+        check_value(FIELDS[name], value)
+    except ConfigError as error:
+        raise StudyError(f"{place}: {error}") from None
+
+
+def _seeds(given: Any, place: str) -> Any:
+    if isinstance(given, dict):
+        return {_fraction_key(key, place): _seeds(value, f"{place}.{key}") for key, value in given.items()}
+    if type(given) is int and given > 0:
+        return list(range(given))
+    whole = isinstance(given, list) and all(type(seed) is int and 0 <= seed < FIRST_TUNE_SEED for seed in given)
+    if not whole or not given or len(set(given)) < len(given):
+        raise StudyError(
+            f"{place}: wanted a count, or a list of different whole numbers below {FIRST_TUNE_SEED:,}, got {given!r}"
+        )
+    return list(given)
+
+
+def _options(given: Any, place: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise StudyError(f"{place} takes a table of options of `varalign train`")
+    options: dict[str, Any] = {}
+    for key, value in given.items():
+        name = _known(key, place)
+        if isinstance(value, dict):
+            options[name] = {_fraction_key(f, f"{place}.{key}"): v for f, v in value.items()}
+            for one in options[name].values():
+                _check_option(name, one, f"{place}.{key}")
+        else:
+            _check_option(name, value, f"{place}.{key}")
+            options[name] = value
+    return options
+
+
+def _tune_stage(given: Mapping[str, Any], axes: Mapping[str, tuple[Any, ...]], place: str) -> dict[str, Any]:
+    stage: dict[str, Any] = {}
+    for key, values in given.items():
+        if key in axes and key not in ("schedule", "fraction") and not isinstance(values, (list, dict)):
+            if values not in axes[key]:
+                raise StudyError(f"{place}.{key}: {values!r} is not among axes.{key}: {list(axes[key])}")
+            stage[key] = values
+            continue
+        name = _known(key, place)
+        if name in axes:
+            raise StudyError(f"{place}.{key}: an axis is not tuned; one value of it says what the table is for")
+        by_fraction = (
+            {_fraction_key(f, f"{place}.{key}"): v for f, v in values.items()} if isinstance(values, dict) else None
+        )
+        for one in by_fraction.values() if by_fraction is not None else [values]:
+            if not isinstance(one, list) or not one:
+                raise StudyError(f"{place}.{key}: wanted a list of values to try, got {one!r}")
+            for value in one:
+                _check_option(name, value, f"{place}.{key}")
+        stage[name] = values if by_fraction is None else by_fraction
+    if not any(isinstance(values, (list, dict)) for values in stage.values()):
+        raise StudyError(f"{place}: names no option to tune")
+    return stage
+
+
+def _known(key: str, place: str) -> str:
+    try:
+        return next(iter(known_options({key: None}, place)))
+    except ConfigError as error:
+        raise StudyError(str(error)) from None
+
+
+def _fraction_key(key: Any, place: str) -> float:
+    try:
+        return float(key)
+    except (TypeError, ValueError):
+        raise StudyError(f"{place}: {key!r} is no fraction in per cent") from None
+
+
+def _baselines(given: Any, axes: Mapping[str, tuple[Any, ...]], place: str) -> tuple[Mapping[str, Any], ...]:
+    if given is None:
+        given = [{"schedule": TUNED}]
+        if len(axes.get("start", ())) > 1:
+            given.insert(0, {"start": "random", "schedule": TUNED})
+    given = [given] if isinstance(given, dict) else given
+    if not isinstance(given, list) or not given or not all(isinstance(one, dict) and one for one in given):
+        raise StudyError(f"{place}: baseline takes tables of an axis and its value, such as schedule = {TUNED!r}")
+    for one in given:
+        for key, value in one.items():
+            if value not in axes.get(key, ()):
+                raise StudyError(
+                    f"{place}: baseline.{key} = {value!r} is not among axes.{key}: {list(axes.get(key, ()))}"
+                )
+    return tuple(given)
+
+
+def _count(values: Mapping[str, Any], key: str, default: int, place: str) -> int:
+    value = values.get(key, default)
+    if type(value) is not int or value < 1:
+        raise StudyError(f"{place}: {key} takes a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,68 @@
+"""Where a study's results lie: one small JSON a cell, written whole or not at all. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from varalign.data.errors import DataError
+from varalign.study.grid import Pack
+from varalign.training.run_folder import json_text, write_atomically
+
+
+class Store:
+    """The folder of a study.
+
+    Args:
+        folder: made if missing. `cells/` holds the cells, everything else is made from them.
+
+    Raises:
+        DataError: a file is in the place of a folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cells = folder, folder / "cells"
+        try:
+            self.cells.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise DataError(f"--out {folder}: a file is in the way; name a folder") from None
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def has(self, pack: Pack) -> bool:
+        """Whether every cell of a pack has its result."""
+        return all(name in self._read or self._path(name).is_file() for name in pack.names)
+
+    def result(self, name: str) -> dict[str, Any]:
+        """A cell's result.
+
+        Raises:
+            DataError: the cell's file is damaged.
+        """
+        if name not in self._read:
+            path = self._path(name)
+            try:
+                self._read[name] = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path}: not a whole result ({error}); delete it, and the cell is run again") from None
+        return self._read[name]
+
+    def write(self, pack: Pack, results: Sequence[Mapping[str, Any]], seconds: float) -> None:
+        """Write the results of a pack, one file a cell.
+
+        Raises:
+            OSError: a file cannot be written; those written before it stay, and the pack is run again.
+        """
+        for name, cell, result in zip(pack.names, pack.cells, results, strict=True):
+            whole = {"cell": dict(cell.axes), "kind": cell.kind, "seconds": round(seconds / len(pack.cells), 3), **result}
+            write_atomically(self._path(name), (json_text(whole) + "\n").encode())
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write one of the files that are made from the cells."""
+        path = self.folder / name
+        write_atomically(path, text.encode())
+        return path
+
+    def _path(self, name: str) -> Path:
+        return self.cells / f"{name}.json"

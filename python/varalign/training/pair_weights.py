@@ -1,0 +1,175 @@
+"""How much each training pair counts: by its probability of being right, before training or from the run itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from varalign.canonical.pair_scores import pair_scores
+from varalign.data.features import FeatureSet
+from varalign.data.files import write_atomically
+from varalign.data.statistics import PairMoments
+from varalign.training.build import Parts
+from varalign.training.config import ConfigError
+from varalign.training.start_features import all_pairs
+
+SEPARATION = 2.0
+"""Ashman's D from which two groups of margins count as two: below it their mixture has one hump."""
+
+
+@dataclass(frozen=True)
+class PairVerdict:
+    """Scores of the training pairs and the weights that follow from them.
+
+    Attributes:
+        weights: (T,) float32, one a caption of the data; 1 outside the training split.
+        scores: (T,) float64, NaN there.
+        by: whether an image's captions were judged together ("image") or each for itself ("pair").
+        wrong_share, low, high: estimated share of wrong pairs and its 95 % interval.
+        ridge: of the closed form that scored them.
+    """
+
+    weights: Tensor
+    scores: Tensor
+    by: str
+    wrong_share: float
+    low: float
+    high: float
+    ridge: float
+
+    def line(self) -> str:
+        """One line for people."""
+        each = "image" if self.by == "image" else "caption"
+        return (
+            f"pair weights: {100 * self.wrong_share:.1f} % of the training pairs look wrong (95 % interval "
+            f"{100 * self.low:.1f} to {100 * self.high:.1f}), judged {each} by {each}; "
+            f"{int((self.weights < 0.5).sum()):,} weigh less than ½"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: getattr(self, name) for name in ("by", "wrong_share", "low", "high", "ridge")}
+
+
+def score_pairs(parts: Parts, *, seed: int) -> PairVerdict:
+    """Score every training pair in closed form.
+
+    Args:
+        parts: with towers that do not train.
+        seed: of the folds.
+
+    Raises:
+        ConfigError: too few images to score them.
+        DataError: a feature is not finite.
+    """
+    found = all_pairs(parts, parts.train_rows, training=True)
+    captions = torch.from_numpy(found.captions)
+    features = found.image_features, found.text_features, found.owner.cpu()
+    options: dict[str, Any] = {
+        "image_ids": torch.from_numpy(parts.data.image_ids[found.rows]),
+        "seed": seed,
+        "device": parts.device,
+    }
+    try:
+        result = pair_scores(*features, by="auto", **options)
+    except ValueError as error:
+        raise ConfigError(f"--pair-weighting closed-form: {error}") from None
+    count = len(parts.data.caption_owner)
+    weights = torch.ones(count)
+    weights[captions] = result.probability_right.float()
+    scores = torch.full((count,), torch.nan, dtype=torch.float64)
+    scores[captions] = result.scores
+    return PairVerdict(weights, scores, result.by, result.wrong_share, result.low, result.high, result.ridge)
+
+
+def moment_weights(moments: PairMoments, parts: Parts) -> Tensor:
+    """The probability of each caption to be right, from its mean margin over the epochs so far.
+
+    Two normals are fitted to the margins of the training pairs by EM (as Arazo et al. 2019 and DivideMix, Li et al.
+    2020, do to losses). Where they are not clearly two groups, or nothing was seen, every pair weighs 1: one group of
+    margins is what clean data give.
+
+    Args:
+        moments: what the run has seen, by caption.
+        parts: the data.
+
+    Returns:
+        (T,) float32.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    weights = torch.ones(moments.n)
+    captions = parts.data.caption_rows(parts.train_rows)
+    margins = moments.margin_mean[captions]
+    seen = np.isfinite(margins)
+    if seen.sum() < 10:
+        return weights
+    values: NDArray[np.float64] = margins[seen, None]
+    fitted = GaussianMixture(2, random_state=0).fit(values)
+    (low, high), variances = np.sort(fitted.means_[:, 0]), fitted.covariances_[:, 0, 0]
+    if high - low < SEPARATION * np.sqrt(variances.mean()):
+        return weights
+    upper = int(np.argmax(fitted.means_[:, 0]))
+    probability = fitted.predict_proba(values)[:, upper]
+    # Normals of two widths cross twice: beyond the upper mean a pair is right, below the lower one it is wrong.
+    probability = np.where(values[:, 0] >= high, 1.0, np.where(values[:, 0] <= low, 0.0, probability))
+    weights[torch.from_numpy(captions[seen])] = torch.from_numpy(probability).float()
+    return weights
+
+
+def weighted_mean(features: Tensor, weights: Tensor | None) -> Tensor:
+    """One text feature an image from several of its captions.
+
+    Args:
+        features: (B, K, D).
+        weights: (B, K) at least 0, or None: all alike; so are those of a row that adds up to 0.
+
+    Returns:
+        (B, D).
+    """
+    if weights is None:
+        return features.mean(1)
+    total = weights.sum(1, keepdim=True)
+    share = torch.where(total > 0, weights / total.clamp_min(1e-12), torch.full_like(weights, 1 / weights.shape[1]))
+    return torch.einsum("bk,bkd->bd", share.to(features.dtype), features)
+
+
+def write_pairs(
+    path: Any, parts: Parts, weights: Tensor, *, scores: Tensor | None = None, moments: PairMoments | None = None
+) -> None:
+    """Write the training pairs as CSV, the least weight first: caption row, image, weight, and what it came from.
+
+    Args:
+        path: the file.
+        parts: the data.
+        weights: (T,) weights.
+        scores: (T,) closed-form scores, if they made the weights.
+        moments: the run's moments, if they did.
+    """
+    data = parts.data
+    captions = data.caption_rows(parts.train_rows)
+    shown: dict[str, NDArray[Any]] = {"weight": weights.cpu().numpy()}
+    if scores is not None:
+        shown["score"] = scores.cpu().numpy()
+    if moments is not None:
+        shown |= {"margin_mean": moments.margin_mean, "probability_mean": moments.probability_mean}
+        shown |= {"probability_variance": moments.probability_variance}
+    names = data.image_names
+    texts = None if isinstance(data, FeatureSet) else data.captions
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["caption_row", "image_row", "image", *shown, *([] if texts is None else ["caption"])])
+    for row in captions[np.argsort(shown["weight"][captions], kind="stable")].tolist():
+        image = int(data.caption_owner[row])
+        figures = [f"{values[row]:.4f}" for values in shown.values()]
+        writer.writerow(
+            [row, image, "" if names is None else names[image], *figures, *([] if texts is None else [texts[row]])]
+        )
+    write_atomically(path, out.getvalue().encode("utf-8", "surrogateescape"))

@@ -1,0 +1,104 @@
+"""The texts of a step: one or several captions an image, averaged into one text or each a positive of its image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varalign.data.index import CaptionIndex
+from varalign.data.sampler import draw_captions
+from varalign.losses.statistics import DirectionStats
+from varalign.training.pair_weights import weighted_mean
+from varalign.training.sources import Rows
+
+# B images, K captions drawn an image, C captions in all, N texts of the loss: B of them ("mean") or C ("each")
+
+
+@dataclass(frozen=True)
+class StepTexts:
+    """Which captions a step sees, and what becomes of them.
+
+    An encoder trained from random weights learns more from every caption as a positive of its own: the same step of the
+    image tower then meets all of an image's wordings. Over frozen features their mean is the better text: what the
+    captions of an image share is what the image shows.
+
+    Attributes:
+        captions: (C,) caption rows, in the order in which their features are wanted.
+        owner: (N,) the place in the batch of each text's image.
+        shape: (B, K) where each text is the mean of K captions; None: each caption is a text.
+    """
+
+    captions: Rows
+    owner: Rows
+    shape: tuple[int, int] | None = None
+
+    @classmethod
+    def draw(
+        cls, data: CaptionIndex, rows: Rows, *, seed: int, epoch: int, count: int, use: Literal["mean", "each"]
+    ) -> StepTexts:
+        """The texts of a batch, a pure function of (seed, epoch, row).
+
+        Args:
+            data: whose captions.
+            rows: (B,) image rows of the batch.
+            seed, epoch: of the draw.
+            count: K, at least 1.
+            use: "mean" or "each"; an image with fewer than K captions then gives each of them once.
+        """
+        drawn = draw_captions(data, rows, seed=seed, epoch=epoch, count=count)
+        if use == "mean" and count > 1:
+            return cls(drawn.reshape(-1), np.arange(len(drawn), dtype=np.int64), (len(drawn), count))
+        there = np.diff(data.caption_offsets)[np.asarray(rows)]
+        once = np.arange(count) < there[:, None]
+        return cls(drawn[once], np.nonzero(once)[0].astype(np.int64))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"captions": self.captions.tolist(), "owner": self.owner.tolist(), "shape": self.shape}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> StepTexts:
+        """The inverse of `as_dict`."""
+        shape = value["shape"]
+        return cls(np.array(value["captions"]), np.array(value["owner"]), None if shape is None else tuple(shape))
+
+    def join(self, features: Tensor, pair_weights: Tensor | None) -> Tensor:
+        """(N, D) text features of the captions' (C, D); `pair_weights` (C,) are shares in a mean."""
+        if self.shape is None:
+            return features
+        each = None if pair_weights is None else pair_weights.view(self.shape)
+        return weighted_mean(features.unflatten(0, self.shape), each)
+
+    def weights(self, pair_weights: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """How much each image (B,) and each text (N,) counts in the loss: the mean over its captions' (C,) weights."""
+        if pair_weights is None:
+            return None, None
+        if self.shape is not None:
+            means = pair_weights.view(self.shape).mean(1)
+            return means, means
+        owner = torch.from_numpy(self.owner).to(pair_weights.device)
+        sums = pair_weights.new_zeros(int(self.owner.max()) + 1).index_add_(0, owner, pair_weights)
+        return sums / torch.bincount(owner), pair_weights
+
+    def pair_values(self, images: DirectionStats, texts: DirectionStats, scale: Tensor) -> Tensor:
+        """(C, 2): positive probability and margin of each caption with its image, each the mean of both directions.
+
+        Other captions of the same image are neither for nor against a pair: they leave its denominator.
+
+        Args:
+            images, texts: statistics of the two directions; an image is in the batch at most once.
+            scale: the logit scale, without gradient.
+        """
+        owner = torch.from_numpy(self.owner).to(scale.device, non_blocking=True)
+        similarity = texts.positive_mean  # a text has one positive: its image
+        by_text = (scale * similarity - texts.lse).exp()
+        share = (scale * similarity - images.lse[owner]).exp()
+        others = torch.zeros_like(images.lse).index_add_(0, owner, share)[owner] - share
+        by_image = (share / (1 - others).clamp_min(torch.finfo(share.dtype).tiny)).clamp_max(1)
+        margin = similarity - (texts.negative_max + images.negative_max[owner]) / 2
+        values = torch.stack([(by_text + by_image) / 2, margin], dim=1)
+        return values if self.shape is None else values.repeat_interleave(self.shape[1], dim=0)
