@@ -50,6 +50,7 @@ class ImagePreparation:
         augment: tuple[tuple[float, float], tuple[float, float], float] | None = None,
         seed: int = 0,
         max_pixels: int | None = None,
+        fast: bool = False,
     ) -> ImagePreparation: ...
     def crop(self, width: int, height: int, epoch: int, row: int) -> tuple[int, int, int, int, bool]: ...
 

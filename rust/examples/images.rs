@@ -48,6 +48,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let total: f64 = best.iter().map(Duration::as_secs_f64).sum();
-    println!("{mode}: {:.4} ms an image", total * 1e3 / files.len() as f64);
+    println!(
+        "{mode}: {:.4} ms an image",
+        total * 1e3 / files.len() as f64
+    );
     Ok(())
 }

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from varalign.losses.others import LOSSES
 from varalign.training.config import (
     FIELDS,
     RECIPE,
@@ -18,6 +19,7 @@ from varalign.training.config import (
     read_config_file,
     resolve,
 )
+from varalign.weightings import WEIGHTINGS
 
 
 def test_defaults_are_valid_and_pick_the_custom_encoders() -> None:
@@ -99,7 +101,9 @@ def test_unknown_options_are_refused_with_their_source() -> None:
 def test_schedule_names_are_those_of_the_schedules() -> None:
     from varalign import schedules
 
-    assert field_choices("schedule") == SCHEDULE_NAMES == tuple(schedules.SCHEDULES)
+    assert tuple(schedules.SCHEDULES) == SCHEDULE_NAMES
+    assert field_choices("schedule") == (*SCHEDULE_NAMES, *WEIGHTINGS)
+    assert field_choices("loss") == ("clip", *LOSSES)
 
 
 def test_every_option_has_a_help_and_a_group() -> None:

@@ -81,6 +81,9 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
+    decode: Literal["exact", "fast"] = _option(
+        "exact", "data", "fast decodes large JPEG files at 1/2, 1/4 or 1/8 size; the pixels differ a little"
+    )
     noise: str | None = _option(
         None,
         "data",
@@ -172,9 +175,9 @@ class TrainConfig:
     attack_steps: int = _option(
         1, "loss", "steps of the adversarial losses' attack: 1 is FGSM, more is PGD", metavar="N", low=1, high=100
     )
-    schedule: Literal["variance", "entropy", "spread", "fixed", "random", "replay"] = _option(
-        "variance", "loss", "how the two directions of the loss are weighted at each step"
-    )
+    schedule: Literal[
+        "variance", "entropy", "spread", "fixed", "random", "replay", "uncertainty", "dwa", "famo", "imtl"
+    ] = _option("variance", "loss", "how the two directions of the loss are weighted at each step")
     schedule_floor: float = _option(0.05, "loss", "least weight of a direction", metavar="X", low=0.0, high=0.5)
     schedule_beta: float = _option(
         0.9, "loss", "decay of the running mean of the schedule's statistic", metavar="X", low=0.0, high=0.9999

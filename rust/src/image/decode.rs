@@ -95,8 +95,12 @@ type Decoder = fn(&[u8], &Limits, Choose<'_>) -> Result<Stored>;
 fn decoder_of(data: &[u8]) -> Option<(&'static str, Decoder)> {
     match data {
         [0xff, 0xd8, 0xff, ..] => Some(("JPEG", jpeg::decode)),
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(("PNG", |data, limits, _| png::decode(data, limits))),
-        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(("GIF", |data, limits, _| gif::decode(data, limits))),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => {
+            Some(("PNG", |data, limits, _| png::decode(data, limits)))
+        }
+        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => {
+            Some(("GIF", |data, limits, _| gif::decode(data, limits)))
+        }
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
             Some(("WebP", |data, limits, _| webp::decode(data, limits)))
         }
@@ -168,12 +172,13 @@ pub fn decode_wanted(data: &[u8], limits: &Limits, choose: Choose<'_>) -> Result
         )));
     };
     // The decoders do not panic on any input that we know; should one do so, it costs a sample and not the process.
-    let stored = catch_unwind(AssertUnwindSafe(|| decoder(data, limits, choose))).unwrap_or_else(|_| {
-        Err(damaged(
-            name,
-            "damaged in a way that the decoder did not expect",
-        ))
-    })?;
+    let stored =
+        catch_unwind(AssertUnwindSafe(|| decoder(data, limits, choose))).unwrap_or_else(|_| {
+            Err(damaged(
+                name,
+                "damaged in a way that the decoder did not expect",
+            ))
+        })?;
     let Stored {
         image,
         orientation,

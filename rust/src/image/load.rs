@@ -26,7 +26,7 @@ pub struct Preparation {
     pub augment: Option<Augment>,
     /// Of the augmentation.
     pub seed: u64,
-    /// Decode large JPEG files at a half, a quarter or an eighth of their size where that leaves two pixels for each.
+    /// Decode large JPEG files at a half, a quarter or an eighth of their size where that leaves a pixel for each one.
     pub fast: bool,
     /// What a file may cost.
     pub limits: Limits,

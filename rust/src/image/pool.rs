@@ -25,9 +25,17 @@ pub fn take(length: usize) -> Vec<u8> {
         let fits = |buffer: &Vec<u8>| buffer.capacity() >= length && length > 0;
         let best = (0..free.len()).min_by_key(|&index| {
             let capacity = free[index].capacity();
-            (!fits(&free[index]), if fits(&free[index]) { capacity } else { usize::MAX - capacity })
+            (
+                !fits(&free[index]),
+                if fits(&free[index]) {
+                    capacity
+                } else {
+                    usize::MAX - capacity
+                },
+            )
         });
-        best.map(|index| free.swap_remove(index)).unwrap_or_default()
+        best.map(|index| free.swap_remove(index))
+            .unwrap_or_default()
     });
     if buffer.capacity() < length {
         // Grown anew: nothing in it is worth copying.

@@ -145,7 +145,7 @@ impl Geometry {
         }
     }
 
-    /// Eighths of its size at which a picture still has two pixels for each one of the result: 8, 4, 2 or 1.
+    /// The fewest eighths of its size (8, 4, 2 or 1) at which a picture still has a pixel for each one of the result.
     pub fn eighths(&self) -> usize {
         let fits = |side: usize, eighths: usize, to: usize| side * eighths >= 8 * to;
         [1, 2, 4]

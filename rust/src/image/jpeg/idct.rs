@@ -255,9 +255,13 @@ mod tests {
             let step = 8 / side;
             for y in 0..side {
                 for x in 0..side {
-                    let cells = (0..step * step).map(|k| (y * step + k / step) * 8 + x * step + k % step);
+                    let cells =
+                        (0..step * step).map(|k| (y * step + k / step) * 8 + x * step + k % step);
                     let mean = cells.map(|cell| whole[cell]).sum::<f64>() / (step * step) as f64;
-                    assert!((f64::from(out[y * side + x]) - mean).abs() < 6.0, "{side}: {y} {x}");
+                    assert!(
+                        (f64::from(out[y * side + x]) - mean).abs() < 6.0,
+                        "{side}: {y} {x}"
+                    );
                 }
             }
         }

@@ -49,7 +49,10 @@ impl Transform for V3 {
         for (first, pair) in [(0, [turned[0], turned[1]]), (2, [turned[2], turned[3]])] {
             let levels = avx2._mm256_packs_epi16(pair[0], pair[1]);
             let levels: [u64; 4] = cast(avx2._mm256_xor_si256(levels, middle));
-            for (row, levels) in [first, first + 1, first + 4, first + 5].into_iter().zip(levels) {
+            for (row, levels) in [first, first + 1, first + 4, first + 5]
+                .into_iter()
+                .zip(levels)
+            {
                 out[row * stride..][..8].copy_from_slice(&levels.to_le_bytes());
             }
         }

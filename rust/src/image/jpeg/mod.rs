@@ -494,9 +494,10 @@ impl<'a> File<'a> {
             tables.get(number).is_some_and(Option::is_none)
         };
         let entries = &scan.components;
-        if entries.iter().any(|&(_, dc, ac)| {
-            lacks(&self.tables.dc, dc) || lacks(&self.tables.ac, ac)
-        }) {
+        if entries
+            .iter()
+            .any(|&(_, dc, ac)| lacks(&self.tables.dc, dc) || lacks(&self.tables.ac, ac))
+        {
             self.huffman_tables(&standard::HUFFMAN_TABLES, false)?;
         }
         let Some(Frame {
@@ -589,24 +590,27 @@ fn read_frame(marker: u8, body: &[u8], length: usize, limits: &Limits) -> Result
             "the file is cut short: {width}x{height} cannot be in {length} bytes"
         )));
     }
-    let components = rest.chunks_exact(3).zip(factors).map(|(entry, (h, v))| Component {
-        id: entry[0],
-        horizontal: h,
-        vertical: v,
-        quant_table: usize::from(entry[2]),
-        quant: Box::new([0; 64]),
-        started: false,
-        side: 8,
-        width: (width * h).div_ceil(h_max),
-        height: (height * v).div_ceil(v_max),
-        blocks_across: (width * h).div_ceil(h_max * 8),
-        blocks_down: (height * v).div_ceil(v_max * 8),
-        blocks: (units.0 * h, units.1 * v),
-        wanted: (0..units.0 * h, 0..units.1 * v),
-        stride: units.0 * h * 8,
-        plane: Vec::new(),
-        coefficients: Vec::new(),
-    });
+    let components = rest
+        .chunks_exact(3)
+        .zip(factors)
+        .map(|(entry, (h, v))| Component {
+            id: entry[0],
+            horizontal: h,
+            vertical: v,
+            quant_table: usize::from(entry[2]),
+            quant: Box::new([0; 64]),
+            started: false,
+            side: 8,
+            width: (width * h).div_ceil(h_max),
+            height: (height * v).div_ceil(v_max),
+            blocks_across: (width * h).div_ceil(h_max * 8),
+            blocks_down: (height * v).div_ceil(v_max * 8),
+            blocks: (units.0 * h, units.1 * v),
+            wanted: (0..units.0 * h, 0..units.1 * v),
+            stride: units.0 * h * 8,
+            plane: Vec::new(),
+            coefficients: Vec::new(),
+        });
     Ok(Frame {
         progressive,
         width,
