@@ -35,6 +35,7 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
 
         torch.set_num_threads(1)
         tensor = torch.from_numpy(values)
+        peers.append(Contender("torch sum", lambda: float(tensor.sum()), differs=differs))
         peers.append(Contender("torch var", lambda: float(tensor.var(correction=0))))
 
     def agree(a: Any, b: Any) -> bool:

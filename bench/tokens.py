@@ -69,6 +69,59 @@ def same(truth: Any, result: Any) -> bool:
     return bool(np.array_equal(np.asarray(truth), np.asarray(result)))
 
 
+def padded(rows: Any) -> Any:
+    """Lists of ids of many lengths as CLIP's (N, 77), padded with 0."""
+    out = np.zeros((len(rows), 77), dtype=np.int64)
+    for index, row in enumerate(rows):
+        out[index, : len(row)] = row[:77]
+    return out
+
+
+def hugging_face_clip(captions: list[str]) -> list[Contender]:
+    """CLIP's tokenizer in tokenizers and in fastokens, built from the merges that open_clip carries."""
+    if (transformers := optional("transformers")) is None or (open_clip := optional("open_clip.tokenizer")) is None:
+        return []
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    reference = open_clip.SimpleTokenizer()
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in reference.encoder.items()}
+    fast = transformers.CLIPTokenizerFast(vocab=vocabulary, merges=list(reference.bpe_ranks))
+    backend = fast.backend_tokenizer
+
+    def through_tokenizers() -> Any:
+        backend.enable_truncation(77)  # transformers resets both at its own calls
+        backend.enable_padding(length=77, pad_id=0)
+        return np.array([encoding.ids for encoding in backend.encode_batch_fast(captions)])
+
+    found = [
+        Contender(
+            "transformers CLIPTokenizerFast",
+            lambda: padded(fast(captions, truncation=True, max_length=77)["input_ids"]),
+            differs="does no repair of text; padded in Python",
+        ),
+        Contender(
+            "tokenizers encode_batch_fast",
+            through_tokenizers,
+            differs="does no repair of text",
+        ),
+    ]
+    if (fastokens := optional("fastokens")) is not None:
+        from tokenizers.processors import TemplateProcessing
+
+        start, end = "<|startoftext|>", "<|endoftext|>"  # fastokens lacks CLIP's own way to put marks around
+        marks = [(mark, vocabulary[mark]) for mark in (start, end)]
+        backend.post_processor = TemplateProcessing(single=f"{start} $A {end}", special_tokens=marks)
+        peer = fastokens.Tokenizer.from_json_str(backend.to_str())
+        found.append(
+            Contender(
+                "fastokens",
+                lambda: padded([encoding.ids for encoding in peer.encode_batch(captions)]),
+                differs="does no repair of text; padded in Python",
+            )
+        )
+    return found
+
+
 def clip_subject(captions: list[str], rounds: int) -> list[Row]:
     tokenizer = clip_tokenizer()
     contenders = [*own_variants(tokenizer, captions), small_batches(tokenizer, captions)]
@@ -84,6 +137,7 @@ def clip_subject(captions: list[str], rounds: int) -> list[Row]:
                 differs="does no repair of text",
             )
         )
+    contenders += hugging_face_clip(captions)
     return compare(
         f"CLIP byte pairs, {len(captions):,} captions to [N, 77]",
         contenders,

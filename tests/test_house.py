@@ -16,7 +16,7 @@ FLOORS = [
     {"study"},
     {"training"},
     {"pictures", "evaluation"},
-    {"losses", "schedules", "canonical", "encoders", "data"},
+    {"losses", "schedules", "weightings", "canonical", "encoders", "data"},
     {"kernels", "_core"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

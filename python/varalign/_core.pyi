@@ -15,6 +15,7 @@ __all__ = [
     "ImageRun",
     "Moments",
     "PairMoments",
+    "Quantiles",
     "__version__",
     "build_word_vocabulary",
     "decode_image",
@@ -49,6 +50,7 @@ class ImagePreparation:
         augment: tuple[tuple[float, float], tuple[float, float], float] | None = None,
         seed: int = 0,
         max_pixels: int | None = None,
+        fast: bool = False,
     ) -> ImagePreparation: ...
     def crop(self, width: int, height: int, epoch: int, row: int) -> tuple[int, int, int, int, bool]: ...
 
@@ -86,6 +88,22 @@ class Moments:
         self, values: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8], threads: int = 1
     ) -> None: ...
     def merge(self, other: Moments) -> None: ...
+
+@final
+class Quantiles:
+    def __new__(cls, size: int) -> Quantiles: ...
+    @staticmethod
+    def from_parts(
+        size: int, means: NDArray[np.float64], weights: NDArray[np.float64], sum: float, min: float, max: float
+    ) -> Quantiles: ...
+    def parts(self) -> tuple[int, NDArray[np.float64], NDArray[np.float64], float, float, float]: ...
+    @property
+    def count(self) -> int: ...
+    def quantiles(self, q: NDArray[np.float64]) -> NDArray[np.float64]: ...
+    def update(
+        self, values: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8], threads: int = 1
+    ) -> None: ...
+    def merge(self, other: Quantiles) -> None: ...
 
 @final
 class PairMoments:

@@ -15,6 +15,7 @@ from varalign.training.recipe import described
 from varalign.training.run_folder import json_text
 
 Handler = Callable[[argparse.Namespace], int]
+ON_RESUME = {"device", "threads", "cache", "checkpoint_every", "max_bad"}  # what does not change a run's numbers
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except KeyboardInterrupt:
-        print("varalign: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:  # of a run, an `Interrupted`, which knows the signal and what is saved
+        print(f"varalign: {str(error) or 'interrupted'}", file=sys.stderr)
+        return getattr(error, "exit_code", 130)
     except _Terminated:
         print("varalign: terminated", file=sys.stderr)
         return 143
@@ -115,6 +116,7 @@ def build_parser() -> Parser:
     _add_visualize(commands)
     _add_embed(commands)
     _add_search(commands)
+    _add_diagnose(commands)
     _add_data(commands)
     _add_convert(commands)
     _add_study(commands)
@@ -180,7 +182,7 @@ def _train(arguments: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(arguments).items() if name in FIELDS}
     resume = getattr(arguments, "resume", None)
     if resume is not None:
-        clash = sorted(option_name(name) for name in given if name not in {"device", "threads", "cache"})
+        clash = sorted(option_name(name) for name in given if name not in ON_RESUME)
         if clash or hasattr(arguments, "config"):
             raise DataError(
                 f"--resume goes on with the run's own options: leave out {', '.join(clash or ['--config'])}"
@@ -379,13 +381,75 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_diagnose(commands: Any) -> None:
+    parser = commands.add_parser(
+        "diagnose",
+        help="estimate the share of wrong pairs and list them, before any training or after it",
+        description="Estimate what share of the pairs is wrong, list all pairs with scores (pairs.csv), and write a "
+        "page of the worst beside the captions that would fit better (diagnosis.html).",
+    )
+    parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="a run: its data, and what its epochs say")
+    parser.add_argument(
+        "--features", metavar="FILE", type=Path, help="features file; with --data too, its pictures are shown"
+    )
+    parser.add_argument("--data", metavar="DIR", type=Path, help="data folder, through pretrained encoders")
+    parser.add_argument("--image-encoder", metavar="SPEC", help="pretrained encoder of --data (CLIP ViT-B/32)")
+    parser.add_argument("--text-encoder", metavar="SPEC", help="pretrained encoder of --data (BERT)")
+    _split_argument(parser, "train", every=True)
+    parser.add_argument(
+        "--by",
+        default="auto",
+        choices=["auto", "image", "pair"],
+        help="whether an image's captions are wrong together or each for itself (default auto: found out)",
+    )
+    parser.add_argument("--dataset-size", type=int, metavar="N", help="N images of the training split, drawn by seed")
+    parser.add_argument(
+        "--noise", metavar="SPEC", help="wrong pairs injected on purpose, such as swap-images=0.4, to see them found"
+    )
+    parser.add_argument("--worst", type=int, default=50, metavar="N", help="pairs on the page (default 50)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of folds, intervals, splits, noise (default 0)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the files (RUN/diagnosis, or diagnosis)")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out captions that name a missing image")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (the best there is)")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads that decode images; 0: all cores")
+    parser.add_argument("--cache", metavar="DIR", help="folder of cached tower features (~/.cache/varalign)")
+    parser.add_argument("--json", action="store_true", help="print one JSON value")
+    parser.set_defaults(handler=_diagnose)
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from varalign.training.diagnose import diagnose
+
+    options = {name: value for name, value in vars(arguments).items() if name not in {"handler", "json"}}
+    found = diagnose(**options)
+    if arguments.json:
+        print(json_text(found.as_dict()))
+    else:
+        print("\n".join([*found.lines(), f"{found.csv}: every pair with its scores, worst first", str(found.page)]))
+    return 0
+
+
 def _add_data(commands: Any) -> None:
-    parser = commands.add_parser("data", help="check a data folder, or write the built-in sample")
+    parser = commands.add_parser("data", help="check or measure a data folder, or write the built-in sample")
     parts = parser.add_subparsers(metavar="WHAT", required=True, parser_class=Parser)
     check = parts.add_parser("check", help="report what is there, missing, unreadable, duplicated or suspicious")
     check.add_argument("folder", metavar="DIR", type=Path)
     check.add_argument("--json", action="store_true", help="print one JSON value")
     check.set_defaults(handler=_data_check)
+    stats = parts.add_parser("stats", help="measure pixels, image sizes, caption lengths and the vocabulary")
+    stats.add_argument("folder", metavar="DIR", type=Path)
+    stats.add_argument(
+        "--images", type=int, default=1000, metavar="N", help="training images decoded, drawn by seed; 0: all (1000)"
+    )
+    stats.add_argument("--size", type=int, default=224, metavar="S", help="side of the square of pixels (default 224)")
+    stats.add_argument("--bert", type=Path, metavar="FOLDER", help="a BERT model's folder, for lengths in its tokens")
+    stats.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the choice and the split (default 0)")
+    stats.add_argument("--threads", type=int, default=0, metavar="N", help="0 takes all cores")
+    stats.add_argument("--skip-missing", action="store_true", help="leave out captions that name a missing image")
+    stats.add_argument("--json", action="store_true", help="print one JSON value")
+    stats.set_defaults(handler=_data_stats)
     sample = parts.add_parser("sample", help="write the built-in data set: drawn scenes with five captions each")
     sample.add_argument("folder", metavar="DIR", type=Path)
     sample.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the scenes (default 0)")
@@ -400,6 +464,17 @@ def _data_check(arguments: argparse.Namespace) -> int:
     report = check_dataset(arguments.folder)
     print(json_text(report.as_dict()) if arguments.json else "\n".join(report.lines()))
     return 1 if report.faults else 0
+
+
+def _data_stats(arguments: argparse.Namespace) -> int:
+    from varalign.data.summary import summarise
+
+    if not arguments.folder.is_dir():
+        raise DataError(f"{arguments.folder}: no such folder; wanted one with captions.txt and Images/")
+    options = {name: getattr(arguments, name) for name in ("images", "size", "bert", "seed", "threads", "skip_missing")}
+    summary = summarise(arguments.folder, **options)
+    print(json_text(summary.as_dict()) if arguments.json else "\n".join(summary.lines()))
+    return 0
 
 
 def _data_sample(arguments: argparse.Namespace) -> int:

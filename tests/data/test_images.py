@@ -272,6 +272,53 @@ def test_augmentation_is_the_crop_that_it_says(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels[row], expected.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_only_what_a_crop_needs_is_decoded_and_it_is_the_same(
+    tmp_path: Path, subsampling: int, progressive: bool
+) -> None:
+    """Samples of a JPEG are those of its whole decoded picture, in every corner that a crop can fall into."""
+    preprocess, augment = Preprocess(size=24), Augment(scale=(0.02, 0.3))
+    jpeg, png = tmp_path / "a.jpg", tmp_path / "a.png"
+    for width, height in [(203, 151), (64, 160), (1, 33)]:
+        image = Image.fromarray(picture(width, height))
+        image.save(jpeg, quality=90, subsampling=subsampling, progressive=progressive)
+        Image.fromarray(decode_image(jpeg.read_bytes())).save(png)
+        for keys in ({}, {"augment": augment, "seed": 3}):
+            ours, theirs = (
+                load_images([path] * 30, preprocess, dtype="uint8", threads=1, **keys)[0]  # type: ignore[arg-type]
+                for path in (jpeg, png)
+            )
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (304, 400), (464, 488)])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_fast_decoding_is_close_and_leaves_small_pictures_alone(
+    tmp_path: Path, subsampling: int, width: int, height: int, orientation: int
+) -> None:
+    """A half to an eighth of the size: less than 8 levels of 255 on average from the exact pixels, without a bias.
+
+    Sides are multiples of 8: others are rounded up to whole pixels of the smaller picture, a shift of up to one.
+    """
+    path = tmp_path / "a.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture(width, height)).save(path, quality=90, subsampling=subsampling, exif=exif)
+    for size in (96, 48, 24):
+        exact, fast = (
+            load_images([path], Preprocess(size=size, decode=mode), dtype="uint8")[0] for mode in ("exact", "fast")
+        )
+        difference = exact.astype(int) - fast
+        assert np.abs(difference).mean() < 8 and abs(difference.mean()) < 2
+    exact, fast = (
+        load_images([path], Preprocess(size=250, decode=mode), dtype="uint8")[0]  # a half would be too small
+        for mode in ("exact", "fast")
+    )
+    np.testing.assert_array_equal(exact, fast)
+
+
 def test_augmentation_depends_on_seed_epoch_and_row_alone(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(picture(90, 70)).save(path)
@@ -309,6 +356,7 @@ def test_settings_out_of_range_are_errors() -> None:
         (Preprocess(std=(1.0, 0.0, 1.0)), "std must be three positive numbers"),
         (Preprocess(interpolation="nearest"), "'bicubic' or 'bilinear', got \"nearest\""),  # type: ignore[arg-type]
         (Preprocess(resize="pad"), "'crop' or 'squash'"),  # type: ignore[arg-type]
+        (Preprocess(decode="quick"), "'exact' or 'fast', got 'quick'"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(ValueError, match=message):
             load_images([], wrong)

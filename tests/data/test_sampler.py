@@ -95,6 +95,22 @@ def test_drawn_captions_belong_to_their_images_and_change_by_epoch() -> None:
     assert again[::-1].tolist() == draws[7].tolist()
 
 
+def test_several_drawn_captions_differ_are_uniform_and_begin_with_the_one() -> None:
+    captions = Captions([0, 0, 0, 0, 0, 1, 2, 2], 3)
+    rows = np.array([0, 1, 2])
+    draws = np.array([draw_captions(captions, rows, seed=0, epoch=epoch, count=3) for epoch in range(1000)])
+    assert draws.shape == (1000, 3, 3) and (captions.caption_owner[draws] == rows[:, None]).all()
+    alone = [draw_captions(captions, rows, seed=0, epoch=epoch).tolist() for epoch in range(50)]
+    assert draws[:50, :, 0].tolist() == alone
+    assert all(len(set(drawn)) == 3 for drawn in draws[:, 0].tolist()), "without repetition as long as there are any"
+    pairs = Counter(tuple(drawn[:2]) for drawn in draws[:, 0].tolist())
+    assert len(pairs) == 20 and all(abs(count - 50) < 4.5 * 7 for count in pairs.values()), (
+        "uniform within 4.5 deviations"
+    )
+    assert (draws[:, 1] == 5).all(), "one caption comes again"
+    assert (draws[:, 2, 0] == draws[:, 2, 2]).all() and (draws[:, 2, 0] != draws[:, 2, 1]).all(), "two come round"
+
+
 def test_an_image_without_captions_cannot_draw() -> None:
     with pytest.raises(ValueError, match="image row 1 has no caption to draw"):
         draw_captions(Captions([0, 2], 3), [0, 1], seed=0, epoch=0)

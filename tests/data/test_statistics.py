@@ -1,4 +1,4 @@
-"""RunningMoments and PairMoments against NumPy in float64, closed forms, merging, and their states."""
+"""RunningMoments, RunningQuantiles and PairMoments against NumPy in float64, closed forms, merging, and states."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from varalign.data.statistics import PairMoments, RunningMoments
+from varalign.data.statistics import PairMoments, RunningMoments, RunningQuantiles
 
 finite = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 
@@ -45,7 +45,9 @@ def test_large_mean_keeps_nine_digits_of_the_variance() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
-@pytest.mark.parametrize("shape", [(1, 3), (700, 5), (9, 4, 7), (3, 5000)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3), (700, 5), (9, 4, 7), (3, 5000), (40_000, 3), (5000, 16), (1100, 67), (1030, 257), (70_000, 2)]
+)
 def test_columns_agree_with_numpy(dtype: type, shape: tuple[int, ...]) -> None:
     values = (np.random.default_rng(1).random(shape) * 200 + 20).astype(dtype)
     rows = values.reshape(-1, shape[-1]).astype(np.float64)
@@ -55,6 +57,12 @@ def test_columns_agree_with_numpy(dtype: type, shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(moments.variance(), rows.var(0), rtol=1e-11, atol=1e-20)
     np.testing.assert_array_equal(moments.min, rows.min(0))
     np.testing.assert_array_equal(moments.max, rows.max(0))
+
+
+def test_float32_far_from_zero_keeps_12_digits() -> None:
+    values = (np.random.default_rng(6).standard_normal(200_000) + 1e4).astype(np.float32)
+    exact = np.var(values.astype(np.longdouble) - 10_000)
+    assert moments_of(values).variance() == pytest.approx(float(exact), rel=1e-12)
 
 
 def test_strides_other_dtypes_and_lists() -> None:
@@ -131,6 +139,82 @@ def test_wrong_use_is_an_error_that_says_what_came() -> None:
         RunningMoments(3).merge(RunningMoments(2))
     with pytest.raises(ValueError, match="shapes"):
         RunningMoments.from_state({**RunningMoments(2).state(), "mean": np.zeros(3)})
+
+
+def rank_error(values: np.ndarray, found: float, q: float) -> float:
+    """How far `q` is from the ranks (shares of smaller, and of not greater, values) that `found` has among `values`."""
+    below, upto = (values < found).mean(), (values <= found).mean()
+    return max(0.0, below - q, q - upto)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal", "heavy", "discrete", "sorted", "two heaps"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_quantiles_are_right_to_a_thousandth_of_the_ranks(kind: str, dtype: type) -> None:
+    rng = np.random.default_rng(7)
+    n = 200_000
+    values = {
+        "uniform": lambda: rng.random(n),
+        "normal": lambda: rng.standard_normal(n),
+        "heavy": lambda: rng.standard_cauchy(n).clip(-1e12, 1e12),
+        "discrete": lambda: rng.poisson(11, n) * 1.0,
+        "sorted": lambda: np.arange(n) / n,
+        "two heaps": lambda: np.where(rng.random(n) < 0.3, -5.0, 5.0) + rng.standard_normal(n),
+    }[kind]().astype(dtype)
+    whole, parts = RunningQuantiles(), RunningQuantiles()
+    whole.update(values)
+    for part in np.array_split(values, 20):
+        digest = RunningQuantiles()
+        digest.update(part, threads=2)
+        parts.merge(digest)
+    shares = np.array([0, 0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999, 1])
+    for quantiles in (whole, parts):
+        assert quantiles.count == n
+        assert (quantiles.min, quantiles.max) == (values.min(), values.max())
+        found = quantiles.quantile(shares)
+        assert np.all(np.diff(found) >= 0)
+        if kind == "discrete":  # between two whole numbers there is no value to have a rank
+            found = np.round(found)
+        for q, value in zip(shares, found, strict=True):
+            assert rank_error(values.astype(np.float64), value, q) < 1e-3, (q, value)
+
+
+def test_quantiles_of_few_values_are_near_numpys() -> None:
+    quantiles = RunningQuantiles()
+    assert np.isnan(quantiles.quantile(0.5)) and np.isnan(quantiles.min) and quantiles.count == 0
+    quantiles.update(np.arange(101, dtype=np.uint8))
+    np.testing.assert_allclose(quantiles.quantile([0.1, 0.5, 0.9]), [10, 50, 90], atol=0.5)
+    assert quantiles.quantile(np.full((2, 3), 0.5)).shape == (2, 3)
+    constant = RunningQuantiles()
+    constant.update(np.full(10_000, 0.1))
+    assert constant.quantile([0, 0.3, 1]).tolist() == [0.1, 0.1, 0.1]
+
+
+def test_quantiles_do_not_show_threads_and_go_on_from_a_state() -> None:
+    values = np.random.default_rng(8).random(400_000)
+    one, many = RunningQuantiles(), RunningQuantiles()
+    one.update(values, threads=1)
+    many.update(values, threads=3)
+    restored = pickle.loads(pickle.dumps(many))
+    again = RunningQuantiles.from_state(one.state())
+    for quantiles in (one, many, restored, again):
+        quantiles.update(values[:1000])
+    for quantiles in (many, restored, again):
+        assert all(np.array_equal(quantiles.state()[key], one.state()[key]) for key in one.state())
+
+
+def test_quantiles_refuse_what_has_no_rank() -> None:
+    quantiles = RunningQuantiles(100)
+    with pytest.raises(ValueError, match="value 1 is NaN; leave such values out"):
+        quantiles.update([1.0, np.nan])
+    assert quantiles.count == 0
+    with pytest.raises(ValueError, match=r"within 0 and 1, got 1\.5"):
+        quantiles.quantile(1.5)
+    with pytest.raises(ValueError, match="size must be 10 to 1,000,000"):
+        RunningQuantiles(3)
+    with pytest.raises(ValueError, match="size=200 into those of size=100"):
+        quantiles.merge(RunningQuantiles(200))
+    with pytest.raises(ValueError, match="2 means and 1 weights"):
+        RunningQuantiles.from_state({**quantiles.state(), "means": np.zeros(2), "weights": np.ones(1)})
 
 
 def test_pairs_agree_with_numpy_over_epochs() -> None:

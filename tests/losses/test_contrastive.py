@@ -173,6 +173,41 @@ def test_queries_without_positives_do_not_count() -> None:
     assert lonely.loss == 0
 
 
+@pytest.mark.parametrize("duplicates", ["positive", "ignore"])
+def test_weights_of_queries_are_those_of_a_weighted_mean(duplicates: str) -> None:
+    """Loss and gradients against the matrix; float64, 1e-9."""
+    inputs = unit(6, 5, 7).requires_grad_(), unit(9, 5, 8).requires_grad_()
+    scale = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([0, 1, 1, 3, 9, 4]), torch.tensor([1, 0, 0, 3, 3, 8, 1, 4, 4])
+    weights = torch.rand(6, dtype=torch.float64), torch.rand(9, dtype=torch.float64)
+    weights[0][1], weights[1][3] = 0.0, 0.0
+    loss = ContrastiveLoss("variance", duplicates)
+    output = loss(*inputs, scale, *ids, image_weights=weights[0], text_weights=weights[1])
+    positive = ids[0][:, None] == ids[1][None, :]
+    total = torch.zeros((), dtype=torch.float64)
+    pairs = ((*inputs, positive), (*inputs[::-1], positive.T))
+    for (u, v, found), weight, share in zip(pairs, weights, output.weights, strict=True):
+        counted = weight * found.any(1)
+        total = total + share * (written_out(u, v, scale, found, duplicates)[0] * counted).sum() / counted.sum()
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(output.loss, total, **close)
+    leaves = (*inputs, scale)
+    for mine, truth in zip(
+        torch.autograd.grad(output.loss, leaves, retain_graph=True), torch.autograd.grad(total, leaves), strict=True
+    ):
+        torch.testing.assert_close(mine, truth, **close)
+
+
+def test_weights_that_are_alike_change_nothing_and_none_at_all_give_0() -> None:
+    u, v, loss = unit(7, 5, 1), unit(7, 5, 2), ContrastiveLoss("fixed")
+    plain = loss(u, v, 10.0).loss
+    alike = torch.full((7,), 3.0)
+    torch.testing.assert_close(loss(u, v, 10.0, image_weights=alike, text_weights=alike).loss, plain)
+    assert loss(u, v, 10.0, image_weights=torch.zeros(7), text_weights=torch.zeros(7)).loss == 0
+    with pytest.raises(ValueError, match=r"wanted one weight a query, \(7,\), not \(6,\)"):
+        loss(u, v, 10.0, image_weights=torch.ones(6))
+
+
 def test_nan_reaches_the_loss() -> None:
     u = unit(6, 4, 11, torch.float32)
     u[2, 1] = torch.nan

@@ -24,18 +24,20 @@ def batch(image_sizes: list[int], text_sizes: list[int]) -> tuple[torch.Tensor, 
     texts = torch.randn(sum(text_sizes), DIMENSIONS, generator=generator, dtype=torch.float64)
     image_ids = torch.randint(0, 2 * len(images), (len(images),), generator=generator) // 3
     text_ids = torch.randint(0, 2 * len(images), (len(texts),), generator=generator) // 3
-    return images, texts, image_ids, text_ids
+    weights = [torch.rand(len(part), generator=generator, dtype=torch.float64) for part in (images, texts)]
+    return images, texts, image_ids, text_ids, *weights
 
 
 def step(
     weight: torch.Tensor, log_scale: torch.Tensor, data: tuple[torch.Tensor, ...], duplicates: str, group: Any
 ) -> ContrastiveOutput:
     """One forward and backward pass of a linear tower each, sharing a weight, with a learned logit scale."""
-    images, texts, image_ids, text_ids = data
+    images, texts, image_ids, text_ids, *weights = data
+    given = dict(zip(("image_weights", "text_weights"), weights, strict=True)) if duplicates == "ignore" else {}
     loss = ContrastiveLoss("variance", duplicates, group=group)
     unit_images = torch.nn.functional.normalize(images @ weight, dim=1)
     unit_texts = torch.nn.functional.normalize(texts @ weight.T, dim=1)
-    output = loss(unit_images, unit_texts, log_scale.exp(), image_ids, text_ids)
+    output = loss(unit_images, unit_texts, log_scale.exp(), image_ids, text_ids, **given)
     output.loss.backward()
     return output
 
@@ -49,11 +51,11 @@ def parameters() -> tuple[torch.Tensor, torch.Tensor]:
 def work(rank: int, folder: str, image_sizes: list[int], text_sizes: list[int], duplicates: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(image_sizes))
-    images, texts, image_ids, text_ids = batch(image_sizes, text_sizes)
+    data = batch(image_sizes, text_sizes)
     i, t = sum(image_sizes[:rank]), sum(text_sizes[:rank])
     rows, columns = slice(i, i + image_sizes[rank]), slice(t, t + text_sizes[rank])
     weight, log_scale = parameters()
-    data = images[rows], texts[columns], image_ids[rows], text_ids[columns]
+    data = tuple(part[columns if place % 2 else rows] for place, part in enumerate(data))
     output = step(weight, log_scale, data, duplicates, dist.group.WORLD)
     for gradient in (weight.grad, log_scale.grad):  # what DistributedDataParallel does
         dist.all_reduce(gradient)
@@ -73,7 +75,7 @@ def work(rank: int, folder: str, image_sizes: list[int], text_sizes: list[int], 
 CASES = {
     "even": ([8, 8], [8, 8], "positive"),
     "uneven": ([3, 8], [9, 2], "positive"),
-    "four uneven, ignored": ([7, 2, 5, 1], [3, 9, 1, 6], "ignore"),
+    "four uneven, ignored, weighted": ([7, 2, 5, 1], [3, 9, 1, 6], "ignore"),
 }
 
 

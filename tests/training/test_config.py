@@ -6,21 +6,27 @@ import json
 from pathlib import Path
 
 import pytest
+from varalign.losses.others import LOSSES
 from varalign.training.config import (
     FIELDS,
+    RECIPE,
     SCHEDULE_NAMES,
     ConfigError,
     TrainConfig,
+    checkpoint_interval,
     field_choices,
     known_options,
     read_config_file,
     resolve,
 )
+from varalign.weightings import WEIGHTINGS
 
 
 def test_defaults_are_valid_and_pick_the_custom_encoders() -> None:
     config = TrainConfig().validate()
-    assert (config.image_spec, config.text_spec, config.epochs) == ("resnet18", "lstm", 30)
+    assert (config.image_spec, config.text_spec) == ("resnet18", "lstm")
+    assert all(getattr(config, name) is None for name in RECIPE)
+    assert (config.frozen_towers, config.resolved_start) == (False, "random")
 
 
 def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() -> None:
@@ -40,7 +46,11 @@ def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() 
         ({"data": "a", "features": "b"}, "--data and --features exclude each other"),
         ({"features": "b", "use_pretrained": True}, "--features holds the towers' output already"),
         ({"schedule": "replay"}, "--schedule replay and --replay-run RUN go together"),
-        ({"epochs": None}, "--epochs needs a value"),
+        ({"seed": None}, "--seed needs a value"),
+        ({"start": "closed-form"}, "a tower that trains from random weights has none yet (resnet18, lstm)"),
+        ({"features": "b", "start": "random", "ridge": 1.0}, "--ridge belongs to --start closed-form"),
+        ({"pair_weighting": "closed-form"}, "scores features of frozen towers: freeze both, or take moments"),
+        ({"input_noise": 1.0}, "--input-noise needs features whose deviations stay"),
     ],
 )
 def test_refusals_name_the_option(options: dict[str, object], words: str) -> None:
@@ -91,8 +101,23 @@ def test_unknown_options_are_refused_with_their_source() -> None:
 def test_schedule_names_are_those_of_the_schedules() -> None:
     from varalign import schedules
 
-    assert field_choices("schedule") == SCHEDULE_NAMES == tuple(schedules.SCHEDULES)
+    assert tuple(schedules.SCHEDULES) == SCHEDULE_NAMES
+    assert field_choices("schedule") == (*SCHEDULE_NAMES, *WEIGHTINGS)
+    assert field_choices("loss") == ("clip", *LOSSES)
 
 
 def test_every_option_has_a_help_and_a_group() -> None:
     assert all(item.metadata["help"] and item.metadata["group"] for item in FIELDS.values())
+
+
+def test_checkpoints_come_every_so_many_steps_or_minutes() -> None:
+    assert [checkpoint_interval(text) for text in (0, 200, "200", "10m", "0.5M")] == [
+        (0, 0.0),
+        (200, 0.0),
+        (200, 0.0),
+        (0, 600.0),
+        (0, 30.0),
+    ]
+    for wrong in ("10s", "-1", "m", "nanm", "infm", "1e3", ""):
+        with pytest.raises(ConfigError, match="--checkpoint-every"):
+            TrainConfig(checkpoint_every=wrong).validate()

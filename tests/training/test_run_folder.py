@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from varalign.training.run_folder import MetricsLog, RunError, RunFolder, write_atomically
+from varalign.data.files import write_atomically
+from varalign.training.run_folder import MetricsLog, RunError, RunFolder
 
 
 def made(path: Path) -> RunFolder:

@@ -25,7 +25,7 @@ class Captions(CaptionIndex):
 
 
 def step(use: str, count: int, rows: list[int]) -> StepTexts:
-    return StepTexts(Captions(), np.array(rows), seed=3, epoch=2, count=count, use=use)  # type: ignore[arg-type]
+    return StepTexts.draw(Captions(), np.array(rows), seed=3, epoch=2, count=count, use=use)  # type: ignore[arg-type]
 
 
 def test_each_caption_of_an_image_once() -> None:

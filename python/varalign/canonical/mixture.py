@@ -14,6 +14,7 @@ from torch import Tensor
 LOW, HIGH, BINS = -8.0, 16.0, 2400  # the line on which densities live, in deviations of wrong pairs: bins of 0.01
 BANDWIDTH = 0.15  # deviation of the kernel that smooths the density of wrong pairs
 SMALLEST_DEVIATION = 0.2
+MOST_SKEWNESS = 0.9  # of right pairs' scores; a skew-normal reaches 0.995
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,32 @@ def smoothed_density(counts: Tensor) -> Tensor:
     return 0.999 * smooth + 0.001 * floor
 
 
+def _right_density(centres: Tensor, parameters: Tensor) -> Tensor:
+    """Density of right pairs, (b, g), for parameters (b, 3) share, mean, deviation (normal) or (b, 4) with skewness."""
+    mean, deviation = parameters[:, 1, None], parameters[:, 2, None]
+    if parameters.shape[1] == 3:
+        return torch.exp(-(((centres - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
+    # A skew-normal of that mean, deviation and skewness (Azzalini 1985): 2/w phi(z) Phi(a z), z = (x - l)/w.
+    skewness = parameters[:, 3, None]
+    root = skewness.abs() ** (2 / 3)
+    delta = skewness.sign() * (math.pi / 2 * root / (root + ((4 - math.pi) / 2) ** (2 / 3))).sqrt()
+    width = deviation / (1 - 2 * delta**2 / math.pi).sqrt()
+    z = (centres - mean) / width + delta * math.sqrt(2 / math.pi)
+    lean = torch.special.ndtr(delta / (1 - delta**2).sqrt() * z)
+    return 2 * torch.exp(-(z**2) / 2) * lean / (width * math.sqrt(2 * math.pi))
+
+
 def _posterior(centres: Tensor, wrong_density: Tensor, parameters: Tensor) -> Tensor:
-    """P(right | bin), (b, g), for parameters (b, 3): share right, mean, deviation."""
-    share, mean, deviation = (column[:, None] for column in parameters.T)
-    right = share * torch.exp(-(((centres - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
-    wrong = (1 - share) * wrong_density
+    """P(right | bin), (b, g)."""
+    share = parameters[:, 0, None]
+    right, wrong = share * _right_density(centres, parameters), (1 - share) * wrong_density
     posterior: Tensor = right / (right + wrong).clamp_min(1e-300)
     return posterior
 
 
-def fit_mixture(counts: Tensor, wrong_density: Tensor, *, start: Tensor | None = None, steps: int = 1000) -> Tensor:
+def fit_mixture(
+    counts: Tensor, wrong_density: Tensor, *, start: Tensor | None = None, steps: int = 1000, skewed: bool = False
+) -> Tensor:
     """Fit share, mean and deviation of the right pairs by EM, for many histograms at once.
 
     Args:
@@ -87,30 +104,39 @@ def fit_mixture(counts: Tensor, wrong_density: Tensor, *, start: Tensor | None =
         wrong_density: (g,) density of a wrong pair's score.
         start: (3,) parameters to start from. None: several starts, the most likely end wins.
         steps: the most EM steps; it stops when no parameter moves by 1e-6.
+        skewed: right pairs are skew-normal instead of normal; the steps then go on from the normal's end and match the
+            first three moments, not the likelihood.
 
     Returns:
-        (b, 3) float64: share right, mean, deviation.
+        (b, 3) float64: share right, mean, deviation; with `skewed` (b, 4), skewness last.
 
     Source: Dempster, Laird and Rubin 1977.
     """
     counts = counts.double()
     used = counts.sum(0).nonzero()[:, 0]
     counts, wrong_density, centres = counts[:, used], wrong_density[used], bin_centres()[used]
-    total = counts.sum(1, keepdim=True)
+    shares = counts / counts.sum(1, keepdim=True)
     if start is not None:
-        return _expectation_maximisation(counts / total, wrong_density, centres, start.expand(len(counts), 3), steps)
-    ends = []
-    mean = (counts * centres).sum(1) / total[:, 0]
-    for share in (0.9, 0.5, 0.2):
-        first = torch.stack([torch.full_like(mean, share), (mean / share).clamp(0.5, 8.0), torch.ones_like(mean)], 1)
-        ends.append(_expectation_maximisation(counts / total, wrong_density, centres, first, steps))
-    likelihoods = torch.stack([_log_likelihood(counts / total, wrong_density, centres, end) for end in ends])
-    return torch.stack(ends)[likelihoods.argmax(0), torch.arange(len(counts))]
+        best = _expectation_maximisation(shares, wrong_density, centres, start.expand(len(counts), 3), steps)
+    else:
+        ends = []
+        mean = shares @ centres
+        for share in (0.9, 0.5, 0.2):
+            first = torch.stack(
+                [torch.full_like(mean, share), (mean / share).clamp(0.5, 8.0), torch.ones_like(mean)], 1
+            )
+            ends.append(_expectation_maximisation(shares, wrong_density, centres, first, steps))
+        likelihoods = torch.stack([_log_likelihood(shares, wrong_density, centres, end) for end in ends])
+        best = torch.stack(ends)[likelihoods.argmax(0), torch.arange(len(counts))]
+    if not skewed:
+        return best
+    best = torch.cat([best, torch.zeros(len(best), 1, dtype=best.dtype)], 1)
+    return _expectation_maximisation(shares, wrong_density, centres, best, steps)
 
 
 def _log_likelihood(counts: Tensor, wrong_density: Tensor, centres: Tensor, parameters: Tensor) -> Tensor:
-    share, mean, deviation = (column[:, None] for column in parameters.T)
-    right = torch.exp(-(((centres - mean) / deviation) ** 2) / 2) / (deviation * math.sqrt(2 * math.pi))
+    share = parameters[:, 0, None]
+    right = _right_density(centres, parameters)
     likelihood: Tensor = (counts * (share * right + (1 - share) * wrong_density).clamp_min(1e-300).log()).sum(1)
     return likelihood
 
@@ -124,8 +150,13 @@ def _expectation_maximisation(
         share = right.sum(1)
         # The right pairs' mean is kept at 0 or above: a pair that fits is no further than one that does not.
         mean = ((right @ centres) / share.clamp_min(1e-12)).clamp_min(0.0)
-        spread = (right * (centres - mean[:, None]) ** 2).sum(1) / share.clamp_min(1e-12)
-        after = torch.stack([share, mean, spread.sqrt().clamp_min(SMALLEST_DEVIATION)], 1)
+        away = centres - mean[:, None]
+        spread = (right * away**2).sum(1) / share.clamp_min(1e-12)
+        columns = [share, mean, spread.sqrt().clamp_min(SMALLEST_DEVIATION)]
+        if first.shape[1] == 4:
+            third = (right * away**3).sum(1) / share.clamp_min(1e-12)
+            columns.append((third / columns[2] ** 3).clamp(-MOST_SKEWNESS, MOST_SKEWNESS))
+        after = torch.stack(columns, 1)
         moved = float((after - parameters).abs().max())
         parameters = after
         if moved < 1e-6:

@@ -8,8 +8,6 @@ one image. Optionally `image_names.txt` beside it, one name a row. Nothing is re
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.errors import DataError, first_three, read_bytes
+from varalign.data.files import write_atomically
 from varalign.data.index import CaptionIndex
 from varalign.data.splits import separate_twins
 
@@ -115,10 +114,10 @@ def save_features(path: Path | str, features: FeatureSet, dtype: Literal["float1
     tensors["text_image_ids"] = features.text_image_ids.astype(np.int64)
     tensors["split"] = features.split.astype(np.int8)
     tensors["image_ids"] = features.image_ids.astype(np.int64)
-    _write(path, save(tensors, metadata={"format": "varalign features", "version": "1"}))
+    write_atomically(path, save(tensors, metadata={"format": "varalign features", "version": "1"}))
     if features.image_names is not None:
         text = "".join(f"{name}\n" for name in features.image_names)
-        _write(path.parent / NAMES_FILE, text.encode("utf-8", "surrogateescape"))
+        write_atomically(path.parent / NAMES_FILE, text.encode("utf-8", "surrogateescape"))
 
 
 def check_names_file(path: Path, image_names: list[str]) -> None:
@@ -214,18 +213,3 @@ def _read_names(path: Path, count: int) -> list[str] | None:
             f"{path}: {len(names):,} names for {count:,} images; wanted one a line, in the order of the rows"
         )
     return names
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: under another name first, flushed to disk, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign._core import CaptionTokenizer, build_word_vocabulary
+from varalign.data.files import write_atomically
 
 CLIP_VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 CLIP_LINES = 1 + 49152 - 256 - 2  # a header, then as many merges as CLIP uses; the file goes on after them
@@ -148,13 +149,13 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self.kind == "clip":
-            (folder / CLIP_VOCABULARY).write_bytes(gzip.compress(self._vocabulary.encode(), mtime=0))
+            write_atomically(folder / CLIP_VOCABULARY, gzip.compress(self._vocabulary.encode(), mtime=0))
         elif self.kind == "bert":
-            (folder / "vocab.txt").write_bytes(f"{self._vocabulary}\n".encode())
+            write_atomically(folder / "vocab.txt", f"{self._vocabulary}\n".encode())
         else:
-            (folder / "words.txt").write_bytes(f"{self._vocabulary}\n".encode() if self._vocabulary else b"")
+            write_atomically(folder / "words.txt", f"{self._vocabulary}\n".encode() if self._vocabulary else b"")
         description = {"kind": self.kind, "max_length": self.max_length, "options": self._options}
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        write_atomically(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self.kind, self._vocabulary, self.max_length, self._options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
 from varalign.losses.operator import choose_backend, contrastive_forward
 from varalign.losses.statistics import DirectionStats, mean_over_queries
-from varalign.schedules import LossSchedule, build_schedule
+
+if TYPE_CHECKING:
+    from varalign.schedules import LossSchedule
 
 DUPLICATES = ("positive", "ignore")
 
@@ -159,6 +161,8 @@ class ContrastiveLoss(nn.Module):
         group: Any = None,
     ) -> None:
         super().__init__()
+        from varalign.schedules import build_schedule  # which needs this room's statistics: at the top, a circle
+
         _check_duplicates(duplicates)
         self.schedule = build_schedule(schedule) if isinstance(schedule, str) else schedule
         self.duplicates = duplicates

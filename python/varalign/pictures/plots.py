@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.data.files import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 I2T_COLOUR = "#d7263d"
 T2I_COLOUR = "#1f5fd0"
@@ -86,6 +90,13 @@ def _finish(axes: Axes, title: str, below: str) -> None:
         axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=_GREY)
 
 
+def save_figure(figure: Figure, out: Path) -> None:
+    """Write a figure as PNG, whole or not at all; OSError names the path."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_atomically(out, png.getvalue())
+
+
 def draw_training(metrics: Path | Sequence[Mapping[str, Any]], out: Path) -> Path:
     """Draw loss by direction, the two weights, dev recall over epochs and the logit scale into one PNG.
 
@@ -144,5 +155,5 @@ def draw_training(metrics: Path | Sequence[Mapping[str, Any]], out: Path) -> Pat
     _curve(scale, at, _column(steps, "logit_scale"), "#3f7d4e", "1/τ")
     _finish(scale, "logit scale", "step")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    save_figure(figure, out)
     return out

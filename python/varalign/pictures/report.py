@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from varalign.data.files import write_atomically
 from varalign.pictures.plots import draw_training, read_metrics
 
 # A caption, as text, or an image, as a path: what a query and what was found may be.
@@ -191,5 +192,5 @@ def write_report(
         f"<body>{''.join(parts)}</body></html>\n"
     )
     out = run / "report.html"
-    out.write_text(page, encoding="utf-8")
+    write_atomically(out, page.encode())
     return out

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.errors import DataError
+from varalign.pictures.plots import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,7 +218,7 @@ def draw_tsne(
         _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=8)
         _legend(axes, inches=8)
         files.append(out / f"tsne_perplexity_{_written(perplexity)}.png")
-        figure.savefig(files[-1])
+        save_figure(figure, files[-1])
 
     columns = min(len(wanted), 2 if len(wanted) in (2, 4) else 3)
     rows = math.ceil(len(wanted) / columns)
@@ -228,5 +229,5 @@ def draw_tsne(
         _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=side)
         _legend(axes, inches=side)
     files.append(out / "tsne.png")
-    sheet.savefig(files[-1])
+    save_figure(sheet, files[-1])
     return files

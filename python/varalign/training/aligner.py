@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, check_names_file, save_features
+from varalign.data.files import write_atomically
 from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.image import build_image_encoder
@@ -31,7 +33,7 @@ from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
 from varalign.training.feature_cache import cache_key, file_states, kept_arrays
 from varalign.training.recipe import fill
-from varalign.training.run_folder import RunFolder, to_stderr, write_atomically
+from varalign.training.run_folder import RunFolder, to_stderr
 from varalign.training.sources import Rows
 
 EMBED_BATCH = 64
@@ -353,8 +355,9 @@ class Aligner:
             "split": data.split[rows],
         }
         if file.suffix == ".npz":
-            with open(file, "wb") as handle:
-                np.savez(handle, **arrays)  # type: ignore[arg-type]
+            packed = io.BytesIO()
+            np.savez(packed, **arrays)  # type: ignore[arg-type]
+            write_atomically(file, packed.getvalue())
         else:
             write_atomically(file, save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
         names = getattr(data, "image_names", None)

@@ -30,6 +30,7 @@ from varalign.training.device import pick_precision
 from varalign.training.feature_cache import cache_key, default_cache, file_states, image_features, text_features
 from varalign.training.run_folder import RunError, RunFolder, read_metric_lines
 from varalign.training.sources import FeatureRows, ImageSource, LiveCaptions, LiveImages, Rows, TextSource
+from varalign.weightings import WEIGHTINGS
 
 Say = Callable[[str], None]
 Data = ImageCaptions | FeatureSet
@@ -82,7 +83,7 @@ class Parts:
         if isinstance(self.images, LiveImages):
             return {self.images.names[row]: reason for row, reason in sorted(self.images.bad.items())}
         if isinstance(self.images, FeatureRows) and isinstance(self.data, ImageCaptions):
-            return {self.data.image_names[row]: "unreadable" for row in sorted(self.images.unreadable)}
+            return {self.data.image_names[row]: reason for row, reason in sorted(self.images.unreadable.items())}
         return {}
 
     def save_assets(self, run: RunFolder) -> dict[str, Any]:
@@ -270,10 +271,11 @@ def _image_source(
     in_pixels = noise if noise is not None else _noise(config)
     frozen = model.fully_frozen("image")
     augmented = config.augment if config.augment is not None else not frozen
+    preprocess = replace(encoder.preprocess, decode=config.decode)
     live = LiveImages(
         paths=data.image_paths,
         names=data.image_names,
-        preprocess=encoder.preprocess,
+        preprocess=preprocess,
         augment=Augment(flip=config.flip) if augmented else None,
         seed=config.seed,
         threads=config.threads,
@@ -284,9 +286,7 @@ def _image_source(
     )
     if not frozen or augmented or in_pixels.pixels:
         return live
-    key = cache_key(
-        "image", encoder.weights_fingerprint(), encoder.preprocess, data.image_names, file_states(data.image_paths)
-    )
+    key = cache_key("image", encoder.weights_fingerprint(), preprocess, data.image_names, file_states(data.image_paths))
     path = _cache(config) / f"image-{key}.safetensors"
     matrix, unreadable = image_features(model, live, len(data.image_paths), encoder.feature_dim, path, say)
     return FeatureRows(matrix.to(device), unreadable)
@@ -338,6 +338,8 @@ def new_schedule(config: TrainConfig) -> LossSchedule:
         replay = [float(weight) for weight in steps if isinstance(weight, float)]
         if not replay or len(replay) < len(steps):
             raise ConfigError(f"--replay-run {config.replay_run}: that run's metrics.jsonl has no steps with weights")
+    if config.schedule in WEIGHTINGS:
+        return WEIGHTINGS[config.schedule]()
     return build_schedule(
         config.schedule,
         floor=config.schedule_floor,

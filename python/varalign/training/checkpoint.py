@@ -7,6 +7,7 @@ to step folders.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,9 +24,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from varalign.training.run_folder import RunError, sync_folder, write_atomically
+from varalign.data.files import remove_folder, sync_folder, write_atomically
+from varalign.training.run_folder import RunError
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
+_WITHOUT_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class CheckpointError(RunError):
@@ -65,28 +68,36 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     Raises:
         OSError: the disk refused; checkpoints written before are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    os.makedirs(folder, exist_ok=True)
     target = folder / f"step-{step}"
     temporary = folder / f".step-{step}.{os.getpid()}.tmp"
+    retired = folder / f".step-{step}.{os.getpid()}.old"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    os.mkdir(temporary)
     try:
         data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         write_atomically(temporary / "tensors.safetensors", data)
         body = {**state, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
         write_atomically(temporary / "state.json", _sealed(body))
         if target.exists():
-            retired = folder / f".step-{step}.{os.getpid()}.old"
             os.rename(target, retired)
-            os.rename(temporary, target)
-            shutil.rmtree(retired)
-        else:
-            os.rename(temporary, target)
+        os.rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        _bring_back(folder)
         raise
     sync_folder(folder)
+    if retired.exists():
+        remove_folder(retired)
     return target
+
+
+def _bring_back(folder: Path) -> None:
+    """Give a checkpoint its name again that was about to be replaced by a new one of its step, which never came."""
+    for retired in folder.glob(".step-*.old"):
+        target = folder / retired.name.split(".")[1]
+        if not target.exists():
+            os.rename(retired, target)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -109,25 +120,34 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder / 'tensors.safetensors'}: not a safetensors file: {error}") from None
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def newest_checkpoint(
+    folder: Path, say: Callable[[str], None], fits: Callable[[dict[str, Any]], bool] = lambda _: True
+) -> Checkpoint | None:
     """The newest checkpoint of a run that is whole; damaged ones are passed over, saying so.
 
     Args:
         folder: the run's `checkpoints`.
         say: called with a line for each checkpoint that was passed over.
+        fits: which of them, by their state, are wanted; where none is, the oldest whole one is taken.
 
     Raises:
         CheckpointError: there are checkpoints but none is whole.
     """
+    _bring_back(folder)
     steps = step_folders(folder)
+    oldest = None
     for _, path in reversed(steps):
         try:
-            return load_checkpoint(path)
+            found = load_checkpoint(path)
         except CheckpointError as error:
             say(f"{error}; falling back to the checkpoint before")
-    if steps:
+            continue
+        if fits(found.state):
+            return found
+        oldest = found
+    if steps and oldest is None:
         raise CheckpointError(f"{folder}: none of its {len(steps)} checkpoints is whole")
-    return None
+    return oldest
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
@@ -139,16 +159,23 @@ def step_folders(folder: Path) -> list[tuple[int, Path]]:
 
 
 def point(folder: Path, name: str, target: Path) -> None:
-    """Make `folder/name` stand for the step folder `target`: a link, or where there are none a copy."""
+    """Make `folder/name` stand for the step folder `target`: a link, or where there are none a copy.
+
+    Raises:
+        OSError: the disk refused; what `name` stood for before is untouched.
+    """
     link = folder / name
     temporary = folder / f".{name}.{os.getpid()}.tmp"
-    temporary.unlink(missing_ok=True)
+    if temporary.is_symlink():
+        os.unlink(temporary)
     try:
-        temporary.symlink_to(target.name)
-    except OSError:  # a file system without links
-        shutil.rmtree(link, ignore_errors=True)
-        shutil.copytree(target, link)
-        return
+        os.symlink(target.name, temporary)
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS and os.name != "nt":
+            raise
+        shutil.copytree(target, temporary)
+        if link.exists():
+            remove_folder(link)
     os.replace(temporary, link)
     sync_folder(folder)
 
@@ -156,9 +183,12 @@ def point(folder: Path, name: str, target: Path) -> None:
 def prune(folder: Path, keep: int, best_step: int | None) -> None:
     """Delete all but the newest `keep` checkpoints and the best one, and what a crash left half-written."""
     for _, path in [item for item in step_folders(folder)[:-keep] if item[0] != best_step]:
-        shutil.rmtree(path)
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+        remove_folder(path)
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".step-*.old")]:
+        if path.is_dir() and not path.is_symlink():
+            remove_folder(path)
+        else:
+            os.unlink(path)
 
 
 def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -81,6 +81,9 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
+    decode: Literal["exact", "fast"] = _option(
+        "exact", "data", "fast decodes large JPEG files at 1/2, 1/4 or 1/8 size; the pixels differ a little"
+    )
     noise: str | None = _option(
         None,
         "data",
@@ -148,9 +151,33 @@ class TrainConfig:
         0.2, "start", "share of the epochs before --pair-weighting moments weighs", metavar="X", low=0.0, high=1.0
     )
 
-    schedule: Literal["variance", "entropy", "spread", "fixed", "random", "replay"] = _option(
-        "variance", "loss", "how the two directions of the loss are weighted at each step"
+    loss: Literal[
+        "clip",
+        "nt-xent",
+        "siglip",
+        "dcl",
+        "hard-negatives",
+        "soft-targets",
+        "cyclip",
+        "sogclr",
+        "isogclr",
+        "gce",
+        "structure",
+        "adversarial",
+        "adversarial-inputs",
+    ] = _option("clip", "loss", "the contrastive loss; all but clip are other people's, to compare with")
+    loss_strength: float | None = _option(
+        None,
+        "loss",
+        "the loss's own number, such as gce's exponent or structure's factor (its paper's value)",
+        metavar="X",
     )
+    attack_steps: int = _option(
+        1, "loss", "steps of the adversarial losses' attack: 1 is FGSM, more is PGD", metavar="N", low=1, high=100
+    )
+    schedule: Literal[
+        "variance", "entropy", "spread", "fixed", "random", "replay", "uncertainty", "dwa", "famo", "imtl"
+    ] = _option("variance", "loss", "how the two directions of the loss are weighted at each step")
     schedule_floor: float = _option(0.05, "loss", "least weight of a direction", metavar="X", low=0.0, high=0.5)
     schedule_beta: float = _option(
         0.9, "loss", "decay of the running mean of the schedule's statistic", metavar="X", low=0.0, high=0.9999
@@ -194,6 +221,14 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _option(
         "auto", "training", "arithmetic of the towers (auto: bf16 on CUDA that has it, else fp32)"
     )
+    max_nonfinite: int = _option(
+        10,
+        "training",
+        "steps in a row that may be skipped, their loss or gradient not being finite, before the run goes back to a "
+        "checkpoint with a lower rate, and the second time stops",
+        metavar="N",
+        low=1,
+    )
     patience: int = _option(
         0, "training", "stop after N epochs without a better mean recall on dev; 0 never", metavar="N", low=0
     )
@@ -205,8 +240,11 @@ class TrainConfig:
 
     out: str | None = _option(None, "output", "run folder (runs/<date>-<time>)", metavar="DIR")
     cache: str | None = _option(None, "output", "folder of cached tower features (~/.cache/varalign)", metavar="DIR")
-    checkpoint_every: int = _option(
-        0, "output", "write a checkpoint every N steps too; one is written every epoch", metavar="N", low=0
+    checkpoint_every: int | str = _option(
+        0,
+        "output",
+        "write a checkpoint every N steps (200) or minutes (10m) too; one is written every epoch",
+        metavar="N[m]",
     )
     keep: int = _option(2, "output", "checkpoints kept beside the best", metavar="N", low=1)
     tensorboard: bool = _option(False, "output", "write TensorBoard events into the run folder (extra `tensorboard`)")
@@ -219,6 +257,7 @@ class TrainConfig:
         """
         for item in dataclasses.fields(self):
             check_value(item, getattr(self, item.name))
+        checkpoint_interval(self.checkpoint_every)
         parse_image_spec(self.image_spec)
         parse_text_spec(self.text_spec)
         if self.data is not None and self.features is not None:
@@ -249,9 +288,22 @@ class TrainConfig:
         for name in ("ridge", "power", "map_lr") if self.resolved_start == "random" else ():
             if getattr(self, name) is not None:
                 raise ConfigError(f"{option_name(name)} belongs to --start closed-form, and this run starts at random")
-        if self.pair_weighting == "closed-form" and self.resolved_start == "random" and not self.frozen_towers:
+        live_start = self.resolved_start == "random" and not self.frozen_towers
+        if self.pair_weighting == "closed-form" and live_start:
             raise ConfigError(
                 "--pair-weighting closed-form scores features of frozen towers: freeze both, or take moments"
+            )
+        if self.loss == "siglip" and self.schedule != "fixed":
+            raise ConfigError(f"--loss siglip has no two directions to weigh by {self.schedule}: pass --schedule fixed")
+        if self.loss != "clip" and self.duplicates != "positive":
+            raise ConfigError(f"--duplicates {self.duplicates} belongs to --loss clip, not to {self.loss}")
+        if self.loss == "clip" and self.loss_strength is not None:
+            raise ConfigError("--loss-strength belongs to another --loss than clip, which has no number of its own")
+        if not self.loss.startswith("adversarial") and self.attack_steps != 1:
+            raise ConfigError("--attack-steps belongs to --loss adversarial and adversarial-inputs")
+        if self.input_noise and live_start:
+            raise ConfigError(
+                "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"
             )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")
@@ -299,13 +351,29 @@ RECIPE = tuple(name for name, item in FIELDS.items() if item.metadata.get("recip
 _HINTS = get_type_hints(TrainConfig)
 
 
+def checkpoint_interval(value: int | str) -> tuple[int, float]:
+    """`checkpoint_every` as (steps, seconds), one of which is 0: 200 or `200` is in steps, `10m` in minutes.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    text = str(value).strip().lower()
+    try:
+        steps, minutes = (0, float(text[:-1])) if text.endswith("m") else (int(text), 0.0)
+    except ValueError:
+        steps = minutes = -1
+    if steps < 0 or not 0 <= minutes < math.inf:
+        raise ConfigError(f"--checkpoint-every {value!r}: takes a number of steps, such as 200, or of minutes, 10m")
+    return steps, 60 * minutes
+
+
 def field_type(name: str) -> type:
-    """The plain type of an option: bool, int, float or str."""
+    """The plain type of an option: bool, int, float or str; str where there is a choice, as on the command line."""
     hint = _HINTS[name]
     if get_origin(hint) is Literal:
         return str
     parts = [part for part in get_args(hint) if part is not type(None)]
-    return parts[0] if parts else hint
+    return str if str in parts else parts[0] if parts else hint
 
 
 def field_choices(name: str) -> tuple[str, ...] | None:
@@ -336,7 +404,8 @@ def check_value(item: dataclasses.Field[Any], value: Any) -> None:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"{option} {value!r} is not known: it takes {', '.join(choices)}{hint}")
     wanted = field_type(item.name)
-    fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+    either = set(get_args(_HINTS[item.name])) == {int, str}
+    fits = isinstance(value, (int, str) if either else wanted) or (wanted is float and isinstance(value, int))
     if not fits or (wanted is not bool and isinstance(value, bool)):
         raise ConfigError(f"{option} takes {_TYPE_NAMES[wanted]}, not {value!r}")
     if isinstance(value, float) and not math.isfinite(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,9 +19,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from varalign.data.files import write_atomically
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.training.run_folder import write_atomically
-from varalign.training.sources import ImageSource, TextSource
+from varalign.training.sources import ImageSource, LiveImages, TextSource
 
 Say = Callable[[str], None]
 
@@ -51,7 +52,7 @@ def file_states(paths: list[Path]) -> str:
 
 def image_features(
     model: DualEncoder, source: ImageSource, count: int, dim: int, path: Path, say: Say
-) -> tuple[Tensor, frozenset[int]]:
+) -> tuple[Tensor, dict[int, str]]:
     """Features of all images, from the cache file or made now and kept there.
 
     Args:
@@ -63,12 +64,13 @@ def image_features(
         say: called with a line of progress.
 
     Returns:
-        (I, D) float32 on the CPU, zeros in rows that cannot be read, and those rows.
+        (I, D) float32 on the CPU, zeros in rows that cannot be read, and those rows with their reasons.
     """
     cached = _read(path, (count, dim))
     if cached is not None:
         say(f"image features: {count} rows from the cache")
-        return cached["features"], frozenset(cached["unreadable"].tolist())
+        reasons = json.loads(bytes(cached["reasons"].tolist())) if "reasons" in cached else {}
+        return cached["features"], {row: reasons.get(str(row), "unreadable") for row in cached["unreadable"].tolist()}
     matrix = torch.zeros(count, dim)
     found = np.zeros(count, bool)
     done = 0
@@ -79,9 +81,14 @@ def image_features(
             found[inputs.rows] = True
             if (done := done + len(inputs.rows)) // 1024 != (done - len(inputs.rows)) // 1024:
                 say(f"image features: {done} of {count}")
-    unreadable = np.flatnonzero(~found)
-    _write(path, {"features": matrix, "unreadable": torch.from_numpy(unreadable)}, say)
-    return matrix, frozenset(unreadable.tolist())
+    rows = np.flatnonzero(~found)
+    noted = source.bad if isinstance(source, LiveImages) else {}
+    unreadable = {row: noted.get(row, "unreadable") for row in rows.tolist()}
+    tensors = {"features": matrix, "unreadable": torch.from_numpy(rows)}
+    if unreadable:
+        tensors["reasons"] = torch.tensor(list(json.dumps(unreadable).encode()), dtype=torch.uint8)
+    _write(path, tensors, say)
+    return matrix, unreadable
 
 
 def text_features(model: DualEncoder, source: TextSource, count: int, dim: int, path: Path, say: Say) -> Tensor:

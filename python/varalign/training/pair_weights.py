@@ -5,19 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varalign.canonical.pair_scores import PairScores, pair_scores
+from varalign.canonical.pair_scores import pair_scores
 from varalign.data.features import FeatureSet
+from varalign.data.files import write_atomically
 from varalign.data.statistics import PairMoments
 from varalign.training.build import Parts
 from varalign.training.config import ConfigError
-from varalign.training.run_folder import write_atomically
 from varalign.training.start_features import all_pairs
 
 SEPARATION = 2.0
@@ -78,9 +78,7 @@ def score_pairs(parts: Parts, *, seed: int) -> PairVerdict:
         "device": parts.device,
     }
     try:
-        each = pair_scores(*features, by="pair", rounds=1, samples=2, **options)
-        by = judged_by(each, found.owner.cpu())
-        result: PairScores = pair_scores(*features, by=by, ridge=each.ridge, **options)
+        result = pair_scores(*features, by="auto", **options)
     except ValueError as error:
         raise ConfigError(f"--pair-weighting closed-form: {error}") from None
     count = len(parts.data.caption_owner)
@@ -89,27 +87,6 @@ def score_pairs(parts: Parts, *, seed: int) -> PairVerdict:
     scores = torch.full((count,), torch.nan, dtype=torch.float64)
     scores[captions] = result.scores
     return PairVerdict(weights, scores, result.by, result.wrong_share, result.low, result.high, result.ridge)
-
-
-def judged_by(each: PairScores, owner: Tensor) -> Literal["image", "pair"]:
-    """Whether wrong captions come by whole images or one by one, from probabilities of each caption for itself.
-
-    Where captions are right or wrong on their own, the variance between images of their mean probability is 1/m of
-    the variance between captions, with m captions an image; where an image's are right or wrong together, it is all
-    of it. The middle decides.
-
-    Args:
-        each: scores by pair.
-        owner: (T,) image of each caption, from 0.
-    """
-    probability = each.probability_right
-    images = int(owner.max()) + 1
-    counts = torch.bincount(owner, minlength=images).double()
-    means = torch.bincount(owner, weights=probability, minlength=images) / counts.clamp_min(1)
-    total = float(probability.var(correction=0))
-    between = float(means[counts > 0].var(correction=0))
-    alone = float((1 / counts[counts > 0]).mean())
-    return "image" if between > (1 + alone) / 2 * total else "pair"
 
 
 def moment_weights(moments: PairMoments, parts: Parts) -> Tensor:

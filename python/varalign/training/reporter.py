@@ -40,6 +40,10 @@ class ProgressReporter:
                 if isinstance(value, float):
                     self._board.add_scalar(f"dev/{name}", value, line["step"])
 
+    def remark(self, text: str) -> None:
+        """A lasting line of its own."""
+        self._line.message(text)
+
     def close(self) -> None:
         """Finish the line and TensorBoard's file."""
         self._line.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ import torch
 from varalign import __version__
 from varalign.pictures.report import write_report
 from varalign.training.aligner import Aligner
-from varalign.training.build import Parts, assemble, new_model, new_schedule, open_data, saved_model
+from varalign.training.build import Data, Parts, assemble, new_model, open_data, saved_model
 from varalign.training.checkpoint import step_folders
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device, pick_precision
+from varalign.training.losses import new_loss
 from varalign.training.pair_weights import write_pairs
 from varalign.training.progress import final_table
+from varalign.training.quarantine import Quarantine, summary
 from varalign.training.recipe import fill, filled
 from varalign.training.reporter import ProgressReporter, check_tensorboard
 from varalign.training.run_folder import RunError, RunFolder, to_stderr
+from varalign.training.signals import Interrupted, StopSignals
 from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
 
@@ -78,6 +82,7 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
         DataError: options or data that no run can be made of.
         WeightsUnavailable: pretrained weights are neither here nor in reach.
         RunError: the output folder cannot be used.
+        Interrupted: SIGINT or SIGTERM came; the message says what is saved and how to go on.
     """
     config.validate()
     say = say or to_stderr
@@ -87,15 +92,20 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
     if out is not None:
         RunFolder.check_new(out)
     pick_precision(config.precision, device)  # what can be refused is refused before anything is written
-    new_schedule(config)
+    new_loss(config, None)
     check_tensorboard(config)
+    with StopSignals() as stop, _nothing_saved():
+        return _train(config, out, device, say, started, stop)
+
+
+def _train(
+    config: TrainConfig, out: Path | None, device: torch.device, say: Say, started: float, stop: StopSignals
+) -> TrainResult:
     opened, data = open_data(config, say)
     config = fill(opened, len(data.rows("train")))
     say(f"{config.start} start, {len(data.rows('train')):,} training images: {filled(opened, config) or 'as told'}")
-    torch.manual_seed(config.seed)
-    parts = assemble(config, data, new_model(config, data).to(device), say)
-    start = begin(parts, config, say)
-    config = parts.config = start.config
+    parts, start = _first_parts(config, data, device, say)
+    config = parts.config
     run = RunFolder.create(out)
     with run.locked():
         model = parts.save_assets(run)
@@ -110,7 +120,27 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
                 "machine": {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)},
             }
         )
-        return _finish(config, parts, run, say, started, start)
+        return _finish(config, parts, run, say, started, start, stop)
+
+
+def _first_parts(config: TrainConfig, data: Data, device: torch.device, say: Say) -> tuple[Parts, Beginning]:
+    """The parts of a run that begins, its weights drawn by the seed, its heads where they start."""
+    torch.manual_seed(config.seed)
+    parts = assemble(config, data, new_model(config, data).to(device), say)
+    start = begin(parts, config, say)
+    parts.config = start.config
+    return parts, start
+
+
+@contextmanager
+def _nothing_saved() -> Iterator[None]:
+    """Say so where a signal comes before there is anything to save."""
+    try:
+        yield
+    except Interrupted as error:
+        if not str(error):
+            error.args = (f"{error.name}: stopped before training began, so there is nothing to save",)
+        raise
 
 
 def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> TrainResult:
@@ -127,7 +157,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
     say = say or to_stderr
     started = time.perf_counter()
     run = RunFolder.open(path)
-    with run.locked():
+    with run.locked(), StopSignals() as stop, _nothing_saved():
         saved = run.config()
         options = {"start": "random", **run.options(), **overrides}  # `start` is younger than the first runs
         config, data = open_data(TrainConfig(**options).validate(), say)
@@ -137,17 +167,24 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
             )
         device = pick_device(config.device)
-        torch.manual_seed(config.seed)
-        parts = assemble(config, data, saved_model(run).to(device), say)
         start = None
-        if not step_folders(run.checkpoints):
+        if step_folders(run.checkpoints):
+            torch.manual_seed(config.seed)
+            parts = assemble(config, data, saved_model(run).to(device), say)
+        else:
             say("no checkpoint yet: starting from the beginning")
-            start = begin(parts, config, say)
-        return _finish(config, parts, run, say, started, start)
+            parts, start = _first_parts(config, data, device, say)
+        return _finish(parts.config, parts, run, say, started, start, stop)
 
 
 def _finish(
-    config: TrainConfig, parts: Parts, run: RunFolder, say: Say, started: float, start: Beginning | None
+    config: TrainConfig,
+    parts: Parts,
+    run: RunFolder,
+    say: Say,
+    started: float,
+    start: Beginning | None,
+    stop: StopSignals,
 ) -> TrainResult:
     pairs = None if start is None else start.pairs
     trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None)
@@ -162,20 +199,27 @@ def _finish(
         config, steps_per_epoch=trainer.steps_per_epoch, first_step=trainer.progress.step, run=run.path
     )
     try:
-        progress = trainer.fit(reporter)
+        progress = trainer.fit(reporter, stop)
     finally:
         reporter.close()
-    if parts.bad_images():
-        say(
-            f"{len(parts.bad_images())} unreadable images were replaced or left out: "
-            + ", ".join(list(parts.bad_images())[:3])
-        )
     if config.pair_weighting == "moments" and trainer.pair_weights is not None:
         write_pairs(run.pairs, parts, trainer.pair_weights, moments=trainer.moments)
-    aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
-    aligner.load_weights("best")
-    test, chance = aligner.evaluate("test"), aligner.chance("test")
-    write_report(run.path, rows=[{"model": parts.name, "epochs": progress.epoch, **test}, chance])
+    bad = parts.bad_images()
+    if bad:
+        say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")
+    try:
+        with stop.at_once():
+            aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
+            aligner.load_weights("best")
+            test, chance = aligner.evaluate("test"), aligner.chance("test")
+            Quarantine(run.quarantine).add(parts.bad_images())
+            write_report(run.path, rows=[{"model": parts.name, "epochs": progress.epoch, **test}, chance])
+    except Interrupted as error:
+        error.args = (
+            f"{error.name}: training is done and saved, the last evaluation is not; "
+            f"`varalign train --resume {run.path}` makes it",
+        )
+        raise
     return TrainResult(
         run=run.path,
         model=parts.name,

@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from varalign.data.errors import DataError
+from varalign.data.files import AppendedFile, write_atomically
 from varalign.training.config import FIELDS
 
 RUN_KIND = "varalign-run"
@@ -37,25 +38,6 @@ def to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that its name holds the old bytes or the new ones, never a part.
-
-    Raises:
-        OSError: naming the path; the file under the name is then untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
 def json_text(value: Any, **options: Any) -> str:
     """JSON of a value; numbers that are not finite become null, since JSON has none."""
 
@@ -72,17 +54,6 @@ def json_text(value: Any, **options: Any) -> str:
 def write_json(path: Path, value: Any) -> None:
     """`write_atomically` of a JSON value, indented."""
     write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable, where the system can."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class RunFolder:
@@ -108,8 +79,15 @@ class RunFolder:
             raise RunError(
                 f"--out {path}: holds a run already; go on with it by `--resume {path}` or name another folder"
             )
-        if path.is_dir() and any(name for name in os.listdir(path) if name != ".lock"):
+        if path.is_dir() and not cls._unfinished(path):
             raise RunError(f"--out {path}: is not empty and holds no run; name a new folder")
+
+    @staticmethod
+    def _unfinished(path: Path) -> bool:
+        """Whether a folder is empty, or holds what a start leaves that was killed before `config.json` was there."""
+        names = set(os.listdir(path)) - {".lock"}
+        ours = (path / ".lock").exists() and all(name == "assets" or name.endswith(".tmp") for name in names)
+        return ours or not names
 
     @classmethod
     def create(cls, path: Path | None) -> RunFolder:
@@ -213,6 +191,16 @@ class RunFolder:
         """The metrics file."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def quarantine(self) -> Path:
+        """The images that could not be read."""
+        return self.path / "quarantine.jsonl"
+
+    @property
+    def dumps(self) -> Path:
+        """Steps that were not finite, kept to be run again."""
+        return self.path / "dumps"
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; a last line cut short by a crash is left out.
 
@@ -221,11 +209,12 @@ class RunFolder:
         """
         return list(read_metric_lines(self.metrics))
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop the lines after `step`, before a resumed run writes them again."""
+    def cut_metrics(self, step: int, *, evaluations: bool = True) -> None:
+        """Drop the lines after `step`, before a resumed run writes them again; its own evaluation too unless kept."""
         if not self.metrics.exists():
             return
-        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        before = [line for line in self.read_metrics() if line["step"] <= step]
+        kept = [line for line in before if evaluations or line["step"] < step or line.get("kind") != "eval"]
         write_atomically(self.metrics, b"".join(_encode(line) for line in kept))
 
     @contextmanager
@@ -251,6 +240,8 @@ class RunFolder:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+            for left in self.path.glob(".*.tmp"):  # by a process that died while it wrote
+                left.unlink(missing_ok=True)
             try:
                 yield
             finally:
@@ -288,16 +279,20 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - lives as long as the run
+        self._file = AppendedFile(path)
 
     def write(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines and hand them to the system at once."""
         self._file.write(b"".join(_encode(line) for line in lines))
-        self._file.flush()
 
     def sync(self) -> None:
         """Make what was written durable; called before a checkpoint that relies on it."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
+
+    def reopen(self) -> None:
+        """Go on with the file that now has the name, after `cut_metrics`."""
+        self._file.close()
+        self._file = AppendedFile(self._file.path)
 
     def close(self) -> None:
         """Close the file."""

@@ -6,7 +6,7 @@ B batch, S image side, L tokens, D feature dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, cast
@@ -21,6 +21,7 @@ from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.damage import noisy_pixels
 from varalign.evaluation.noise import Noise
+from varalign.training.quarantine import summary
 from varalign.training.run_folder import RunFailed
 
 Rows = NDArray[np.int64]
@@ -74,11 +75,11 @@ class FeatureRows:
 
     Attributes:
         matrix: (N, D) float32 on the device.
-        unreadable: rows that no feature could be made for.
+        unreadable: rows that no feature could be made for, with the reason.
     """
 
     matrix: Tensor
-    unreadable: frozenset[int] = frozenset()
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Rows of the matrix, the same every epoch."""
@@ -179,11 +180,10 @@ class LiveImages:
         for position, reason in errors:
             self.bad[int(rows[position])] = reason
         if len(self.bad) > self.max_bad * len(self.paths):
-            first = "; ".join(f"{self.names[row]}: {reason}" for row, reason in list(self.bad.items())[:3])
             raise TooManyBadImages(
                 f"{len(self.bad)} of {len(self.paths)} images cannot be read, more than --max-bad "
-                f"{self.max_bad:g} allows: {first}; "
-                f"`varalign data check` lists them all"
+                f"{self.max_bad:g} allows: {summary({self.names[row]: reason for row, reason in self.bad.items()})}; "
+                f"quarantine.jsonl in the run folder names those met so far, `varalign data check` lists them all"
             )
 
     def _replace(self, rows: Rows, pixels: NDArray[np.float32], positions: list[int], pool: Rows, epoch: int) -> Rows:

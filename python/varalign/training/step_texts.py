@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.index import CaptionIndex
@@ -18,6 +18,7 @@ from varalign.training.sources import Rows
 # B images, K captions drawn an image, C captions in all, N texts of the loss: B of them ("mean") or C ("each")
 
 
+@dataclass(frozen=True)
 class StepTexts:
     """Which captions a step sees, and what becomes of them.
 
@@ -25,46 +26,59 @@ class StepTexts:
     image tower then meets all of an image's wordings. Over frozen features their mean is the better text: what the
     captions of an image share is what the image shows.
 
-    Args:
-        data: whose captions.
-        rows: (B,) image rows of the batch.
-        seed, epoch: the draw is a pure function of them and the row.
-        count: K, at least 1.
-        use: "mean" or "each"; an image with fewer than K captions then gives each of them once.
-
     Attributes:
         captions: (C,) caption rows, in the order in which their features are wanted.
         owner: (N,) the place in the batch of each text's image.
+        shape: (B, K) where each text is the mean of K captions; None: each caption is a text.
     """
 
-    def __init__(
-        self, data: CaptionIndex, rows: Rows, *, seed: int, epoch: int, count: int, use: Literal["mean", "each"]
-    ) -> None:
+    captions: Rows
+    owner: Rows
+    shape: tuple[int, int] | None = None
+
+    @classmethod
+    def draw(
+        cls, data: CaptionIndex, rows: Rows, *, seed: int, epoch: int, count: int, use: Literal["mean", "each"]
+    ) -> StepTexts:
+        """The texts of a batch, a pure function of (seed, epoch, row).
+
+        Args:
+            data: whose captions.
+            rows: (B,) image rows of the batch.
+            seed, epoch: of the draw.
+            count: K, at least 1.
+            use: "mean" or "each"; an image with fewer than K captions then gives each of them once.
+        """
         drawn = draw_captions(data, rows, seed=seed, epoch=epoch, count=count)
-        self._shape: tuple[int, int] | None = None
         if use == "mean" and count > 1:
-            self._shape = (len(drawn), count)
-            self.captions: Rows = drawn.reshape(-1)
-            self.owner: NDArray[np.int64] = np.arange(len(drawn), dtype=np.int64)
-            return
+            return cls(drawn.reshape(-1), np.arange(len(drawn), dtype=np.int64), (len(drawn), count))
         there = np.diff(data.caption_offsets)[np.asarray(rows)]
         once = np.arange(count) < there[:, None]
-        self.captions = drawn[once]
-        self.owner = np.nonzero(once)[0].astype(np.int64)
+        return cls(drawn[once], np.nonzero(once)[0].astype(np.int64))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"captions": self.captions.tolist(), "owner": self.owner.tolist(), "shape": self.shape}
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> StepTexts:
+        """The inverse of `as_dict`."""
+        shape = value["shape"]
+        return cls(np.array(value["captions"]), np.array(value["owner"]), None if shape is None else tuple(shape))
 
     def join(self, features: Tensor, pair_weights: Tensor | None) -> Tensor:
         """(N, D) text features of the captions' (C, D); `pair_weights` (C,) are shares in a mean."""
-        if self._shape is None:
+        if self.shape is None:
             return features
-        each = None if pair_weights is None else pair_weights.view(self._shape)
-        return weighted_mean(features.unflatten(0, self._shape), each)
+        each = None if pair_weights is None else pair_weights.view(self.shape)
+        return weighted_mean(features.unflatten(0, self.shape), each)
 
     def weights(self, pair_weights: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """How much each image (B,) and each text (N,) counts in the loss: the mean over its captions' (C,) weights."""
         if pair_weights is None:
             return None, None
-        if self._shape is not None:
-            means = pair_weights.view(self._shape).mean(1)
+        if self.shape is not None:
+            means = pair_weights.view(self.shape).mean(1)
             return means, means
         owner = torch.from_numpy(self.owner).to(pair_weights.device)
         sums = pair_weights.new_zeros(int(self.owner.max()) + 1).index_add_(0, owner, pair_weights)
@@ -87,4 +101,4 @@ class StepTexts:
         by_image = (share / (1 - others).clamp_min(torch.finfo(share.dtype).tiny)).clamp_max(1)
         margin = similarity - (texts.negative_max + images.negative_max[owner]) / 2
         values = torch.stack([(by_text + by_image) / 2, margin], dim=1)
-        return values if self._shape is None else values.repeat_interleave(self._shape[1], dim=0)
+        return values if self.shape is None else values.repeat_interleave(self.shape[1], dim=0)

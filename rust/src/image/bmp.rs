@@ -40,5 +40,6 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
             pixels,
         },
         orientation: 1,
+        eighths: 8,
     })
 }

@@ -5,6 +5,7 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use super::resize::Area;
 use super::{bmp, exif, gif, jpeg, png, webp, Limits, Rgb};
 use crate::error::{Error, Result};
 
@@ -12,7 +13,37 @@ use crate::error::{Error, Result};
 pub(super) struct Stored {
     pub image: Rgb,
     pub orientation: u8,
+    /// Size of `image` in eighths of the declared one.
+    pub eighths: usize,
 }
+
+/// What of a picture is wanted. A decoder may do more; JPEG's does just that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Size in eighths: 8, or 4, 2 or 1 for a picture made smaller while it is decoded. Sides are rounded up.
+    pub eighths: usize,
+    /// The part whose pixels matter, in pixels of the result; `None` for all of it. Other pixels may have any value.
+    pub area: Option<Area>,
+}
+
+impl Wanted {
+    /// The whole picture.
+    pub const ALL: Wanted = Wanted {
+        eighths: 8,
+        area: None,
+    };
+
+    /// Width and height of the result for a picture of this size.
+    pub fn size_of(&self, width: usize, height: usize) -> (usize, usize) {
+        (
+            (width * self.eighths).div_ceil(8),
+            (height * self.eighths).div_ceil(8),
+        )
+    }
+}
+
+/// Says what is wanted of a picture of this (upright) width and height. Asked once the size is known.
+pub type Choose<'a> = &'a dyn Fn(usize, usize) -> Wanted;
 
 /// An error that names the format: `JPEG image: ...`.
 pub(super) fn damaged(format: &str, what: impl std::fmt::Display) -> Error {
@@ -58,18 +89,22 @@ pub(super) fn check_size(
     Ok(())
 }
 
-type Decoder = fn(&[u8], &Limits) -> Result<Stored>;
+type Decoder = fn(&[u8], &Limits, Choose<'_>) -> Result<Stored>;
 
 /// The formats that are decoded: name and decoder, by the first bytes.
 fn decoder_of(data: &[u8]) -> Option<(&'static str, Decoder)> {
     match data {
         [0xff, 0xd8, 0xff, ..] => Some(("JPEG", jpeg::decode)),
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(("PNG", png::decode)),
-        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(("GIF", gif::decode)),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
-            Some(("WebP", webp::decode))
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => {
+            Some(("PNG", |data, limits, _| png::decode(data, limits)))
         }
-        [b'B', b'M', ..] => Some(("BMP", bmp::decode)),
+        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => {
+            Some(("GIF", |data, limits, _| gif::decode(data, limits)))
+        }
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
+            Some(("WebP", |data, limits, _| webp::decode(data, limits)))
+        }
+        [b'B', b'M', ..] => Some(("BMP", |data, limits, _| bmp::decode(data, limits))),
         _ => None,
     }
 }
@@ -125,6 +160,11 @@ fn name_of_other(data: &[u8]) -> String {
 ///
 /// Fails with [`Error::Image`] where the bytes are of another format, damaged, cut short, or over the limits.
 pub fn decode(data: &[u8], limits: &Limits) -> Result<Rgb> {
+    Ok(decode_wanted(data, limits, &|_, _| Wanted::ALL)?.0)
+}
+
+/// Decodes what is wanted of an image to upright RGB, and says at how many eighths of its size it is.
+pub fn decode_wanted(data: &[u8], limits: &Limits, choose: Choose<'_>) -> Result<(Rgb, usize)> {
     let Some((name, decoder)) = decoder_of(data) else {
         return Err(Error::Image(format!(
             "{}; supported are JPEG (MPO), PNG, WebP, GIF and BMP, whatever the file's name",
@@ -132,14 +172,19 @@ pub fn decode(data: &[u8], limits: &Limits) -> Result<Rgb> {
         )));
     };
     // The decoders do not panic on any input that we know; should one do so, it costs a sample and not the process.
-    let stored = catch_unwind(AssertUnwindSafe(|| decoder(data, limits))).unwrap_or_else(|_| {
-        Err(damaged(
-            name,
-            "damaged in a way that the decoder did not expect",
-        ))
-    })?;
-    let Stored { image, orientation } = stored;
-    Ok(exif::upright(image, orientation))
+    let stored =
+        catch_unwind(AssertUnwindSafe(|| decoder(data, limits, choose))).unwrap_or_else(|_| {
+            Err(damaged(
+                name,
+                "damaged in a way that the decoder did not expect",
+            ))
+        })?;
+    let Stored {
+        image,
+        orientation,
+        eighths,
+    } = stored;
+    Ok((exif::upright(image, orientation), eighths))
 }
 
 #[cfg(test)]

@@ -68,5 +68,6 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
             pixels,
         },
         orientation: 1,
+        eighths: 8,
     })
 }

@@ -1,13 +1,14 @@
 //! One image file to one sample of a batch: read, decoded, cropped, resized, normalised.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::Read as _;
 use std::path::Path;
 
 use super::augment::Augment;
-use super::decode::decode;
+use super::decode::{decode_wanted, Wanted};
 use super::resize::{resize, Fit, Geometry, Interpolation, Normalisation, Scratch};
-use super::{Limits, Rgb};
+use super::{pool, Limits, Rgb};
 use crate::error::{Error, Result};
 
 /// Everything that decides the pixels of a sample, but for the file, the epoch and the row.
@@ -25,6 +26,8 @@ pub struct Preparation {
     pub augment: Option<Augment>,
     /// Of the augmentation.
     pub seed: u64,
+    /// Decode large JPEG files at a half, a quarter or an eighth of their size where that leaves a pixel for each one.
+    pub fast: bool,
     /// What a file may cost.
     pub limits: Limits,
 }
@@ -89,7 +92,8 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
             message,
         )));
     }
-    let mut data = Vec::with_capacity(metadata.len() as usize + 1);
+    let mut data = pool::take_empty();
+    data.reserve(metadata.len() as usize + 1);
     let file = fs::File::open(path).map_err(failed)?;
     file.take(limits.max_memory)
         .read_to_end(&mut data)
@@ -103,26 +107,29 @@ impl Preparation {
         3 * self.size * self.size
     }
 
+    /// Where the sample of a row comes from in a picture of this size.
+    pub fn geometry(&self, width: usize, height: usize, epoch: u64, row: u64) -> Geometry {
+        match &self.augment {
+            Some(augment) => {
+                let (area, flip) = augment.crop(width, height, self.seed, epoch, row);
+                Geometry::part(area, self.size, flip)
+            }
+            None => Geometry::centre(width, height, self.size, self.fit),
+        }
+    }
+
     /// Crops, resizes and normalises a decoded picture into `planes` (`3 * size * size`).
     pub fn apply<T: Element>(
         &self,
         image: &Rgb,
-        epoch: u64,
-        row: u64,
+        geometry: &Geometry,
         buffers: &mut Buffers,
         planes: &mut [T],
     ) {
-        let geometry = match &self.augment {
-            Some(augment) => {
-                let (area, flip) = augment.crop(image.width, image.height, self.seed, epoch, row);
-                Geometry::part(area, self.size, flip)
-            }
-            None => Geometry::centre(image.width, image.height, self.size, self.fit),
-        };
         buffers.rgb.resize(self.elements(), 0);
         resize(
             image,
-            &geometry,
+            geometry,
             self.size,
             self.interpolation,
             &mut buffers.scratch,
@@ -141,11 +148,34 @@ impl Preparation {
         planes: &mut [T],
     ) -> Result<()> {
         let data = read(path, &self.limits)?;
-        let image = decode(&data, &self.limits).map_err(|error| match error {
-            Error::Image(message) => Error::Image(format!("{}: {message}", path.display())),
-            other => other,
-        })?;
-        self.apply(&image, epoch, row, buffers, planes);
+        // Set when the size is known; a decoder that does not ask gives the picture as it is.
+        let chosen = Cell::new(None);
+        let choose = |width: usize, height: usize| {
+            let geometry = self.geometry(width, height, epoch, row);
+            let eighths = if self.fast { geometry.eighths() } else { 8 };
+            let mut wanted = Wanted {
+                eighths,
+                area: None,
+            };
+            let (width, height) = wanted.size_of(width, height);
+            let scaled = geometry.at(eighths, width, height);
+            wanted.area = Some(scaled.needed(self.size, self.interpolation));
+            chosen.set(Some((scaled, width, height)));
+            wanted
+        };
+        let (image, _) =
+            decode_wanted(&data, &self.limits, &choose).map_err(|error| match error {
+                Error::Image(message) => Error::Image(format!("{}: {message}", path.display())),
+                other => other,
+            })?;
+        pool::give(data);
+        let (width, height) = (image.width, image.height);
+        let geometry = match chosen.get() {
+            Some((geometry, w, h)) if (w, h) == (width, height) => geometry,
+            _ => self.geometry(width, height, epoch, row),
+        };
+        self.apply(&image, &geometry, buffers, planes);
+        pool::give(image.pixels);
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ mod jpeg;
 pub mod load;
 pub mod pipeline;
 mod png;
+mod pool;
 pub mod resize;
 mod webp;
 

@@ -62,6 +62,7 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
             pixels,
         },
         orientation,
+        eighths: 8,
     })
 }
 

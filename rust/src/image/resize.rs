@@ -128,6 +128,60 @@ impl Geometry {
     }
 }
 
+impl Geometry {
+    /// The part of the picture whose pixels have any influence at all, for a square of `size`.
+    pub fn needed(&self, size: usize, kernel: Interpolation) -> Area {
+        let axis = |from: usize, to: usize, first: usize| {
+            let begin = span(from, to, first, kernel).0;
+            (begin, span(from, to, first + size - 1, kernel).1 - begin)
+        };
+        let (left, width) = axis(self.source.width, self.resized.0, self.left);
+        let (top, height) = axis(self.source.height, self.resized.1, self.top);
+        Area {
+            left: self.source.left + left,
+            top: self.source.top + top,
+            width,
+            height,
+        }
+    }
+
+    /// The fewest eighths of its size (8, 4, 2 or 1) at which a picture still has a pixel for each one of the result.
+    pub fn eighths(&self) -> usize {
+        let fits = |side: usize, eighths: usize, to: usize| side * eighths >= 8 * to;
+        [1, 2, 4]
+            .into_iter()
+            .find(|&eighths| {
+                fits(self.source.width, eighths, self.resized.0)
+                    && fits(self.source.height, eighths, self.resized.1)
+            })
+            .unwrap_or(8)
+    }
+
+    /// The same for a picture that was made smaller to `eighths` (now `width` by `height`); edges are rounded.
+    pub fn at(mut self, eighths: usize, width: usize, height: usize) -> Geometry {
+        let axis = |first: usize, count: usize, most: usize| {
+            let edge = |at: usize| ((at * eighths + 4) / 8).min(most);
+            let begin = edge(first).min(most - 1);
+            (begin, edge(first + count).max(begin + 1) - begin)
+        };
+        if eighths != 8 {
+            let source = &mut self.source;
+            (source.left, source.width) = axis(source.left, source.width, width);
+            (source.top, source.height) = axis(source.top, source.height, height);
+        }
+        self
+    }
+}
+
+/// First source pixel of an output position and the one after its last.
+fn span(from: usize, to: usize, index: usize, kernel: Interpolation) -> (usize, usize) {
+    let scale = from as f64 / to as f64;
+    let support = kernel.half_width() * scale.max(1.0);
+    let centre = (index as f64 + 0.5) * scale;
+    let begin = ((centre - support + 0.5) as i64).max(0) as usize;
+    (begin, ((centre + support + 0.5) as usize).min(from))
+}
+
 /// Half of a number rounded half to even: Python's `round(n / 2)`.
 fn half(n: usize) -> usize {
     n / 2 + usize::from(n % 4 == 3)
@@ -154,8 +208,7 @@ impl Weights {
         let mut exact = vec![0.0; taps];
         for (index, fixed) in values.chunks_exact_mut(taps).enumerate() {
             let centre = ((first + index) as f64 + 0.5) * scale;
-            let begin = ((centre - support + 0.5) as i64).max(0) as usize;
-            let end = ((centre + support + 0.5) as usize).min(from);
+            let (begin, end) = span(from, to, first + index, kernel);
             let length = end - begin;
             let mut sum = 0.0;
             for (tap, weight) in exact[..length].iter_mut().enumerate() {
@@ -345,7 +398,10 @@ fn across(
         };
         let sources: [&[u8]; ROWS] = std::array::from_fn(row);
         for (index, tile) in tile.chunks_exact_mut(8).enumerate() {
-            let mut square = sources.map(|row| load(row, index * 8));
+            let mut square = [0; 8];
+            for (word, row) in square.iter_mut().zip(sources) {
+                *word = load(row, index * 8);
+            }
             turn(&mut square);
             tile.copy_from_slice(&square);
         }
@@ -359,11 +415,16 @@ fn across(
                 }
             }
             for (out, sums) in out.iter_mut().zip(sums) {
-                *out = u64::from_le_bytes(sums.map(to_level));
+                let mut levels = [0; ROWS];
+                for (level, sum) in levels.iter_mut().zip(sums) {
+                    *level = to_level(sum);
+                }
+                *out = u64::from_le_bytes(levels);
             }
         }
         for (index, turned) in turned.chunks_exact(8).enumerate() {
-            let mut square: [u64; 8] = std::array::from_fn(|column| turned[column]);
+            let mut square = [0; 8];
+            square.copy_from_slice(turned);
             turn(&mut square);
             let begin = index * 8;
             let end = width.min(begin + 8);

@@ -67,5 +67,6 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
             pixels,
         },
         orientation,
+        eighths: 8,
     })
 }

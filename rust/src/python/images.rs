@@ -54,7 +54,7 @@ type AugmentArguments = ((f64, f64), (f64, f64), f64);
 #[pymethods]
 impl PyPreparation {
     #[new]
-    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None))]
+    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None, fast=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         size: usize,
@@ -65,6 +65,7 @@ impl PyPreparation {
         augment: Option<AugmentArguments>,
         seed: u64,
         max_pixels: Option<u64>,
+        fast: bool,
     ) -> PyResult<PyPreparation> {
         if !(1..=8192).contains(&size) {
             return Err(
@@ -103,6 +104,7 @@ impl PyPreparation {
             normalisation,
             augment,
             seed,
+            fast,
             limits,
         })))
     }

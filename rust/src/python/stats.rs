@@ -8,6 +8,27 @@ use crate::error::Error;
 use crate::image::pipeline::thread_count;
 use crate::stats::moments::{Column, RunningMoments};
 use crate::stats::pairs::{PairMoments, QUANTITIES};
+use crate::stats::quantiles::{Parts, RunningQuantiles};
+
+/// Calls the function, without the GIL, with the elements of a contiguous float32, float64 or uint8 array.
+macro_rules! with_values {
+    ($py:expr, $array:expr, |$values:ident| $work:expr) => {
+        if let Ok(array) = $array.extract::<PyReadonlyArrayDyn<'_, f32>>() {
+            let $values = array.as_slice()?;
+            Ok($py.detach(|| $work)?)
+        } else if let Ok(array) = $array.extract::<PyReadonlyArrayDyn<'_, f64>>() {
+            let $values = array.as_slice()?;
+            Ok($py.detach(|| $work)?)
+        } else if let Ok(array) = $array.extract::<PyReadonlyArrayDyn<'_, u8>>() {
+            let $values = array.as_slice()?;
+            Ok($py.detach(|| $work)?)
+        } else {
+            Err(PyTypeError::new_err(
+                "values must be a float32, float64 or uint8 array",
+            ))
+        }
+    };
+}
 
 /// Count, mean, variance, minimum and maximum by column.
 #[pyclass(module = "varalign._core", name = "Moments")]
@@ -90,25 +111,96 @@ impl PyMoments {
         values: &Bound<'_, PyAny>,
         threads: usize,
     ) -> PyResult<()> {
-        let threads = thread_count(threads);
-        if let Ok(values) = values.extract::<PyReadonlyArrayDyn<'_, f32>>() {
-            let values = values.as_slice()?;
-            py.detach(|| self.0.update(values, threads))?;
-        } else if let Ok(values) = values.extract::<PyReadonlyArrayDyn<'_, f64>>() {
-            let values = values.as_slice()?;
-            py.detach(|| self.0.update(values, threads))?;
-        } else if let Ok(values) = values.extract::<PyReadonlyArrayDyn<'_, u8>>() {
-            let values = values.as_slice()?;
-            py.detach(|| self.0.update(values, threads))?;
-        } else {
-            return Err(PyTypeError::new_err(
-                "values must be a float32, float64 or uint8 array",
-            ));
-        }
-        Ok(())
+        with_values!(py, values, |values| self
+            .0
+            .update(values, thread_count(threads)))
     }
 
     fn merge(&mut self, other: PyRef<'_, PyMoments>) -> PyResult<()> {
+        Ok(self.0.merge(&other.0)?)
+    }
+}
+
+/// A t-digest of a stream.
+#[pyclass(module = "varalign._core", name = "Quantiles")]
+struct PyQuantiles(RunningQuantiles);
+
+/// The most centroids, their means and weights, the sum, least and greatest value.
+type QuantilesParts<'py> = (
+    usize,
+    Bound<'py, PyArray1<f64>>,
+    Bound<'py, PyArray1<f64>>,
+    f64,
+    f64,
+    f64,
+);
+
+#[pymethods]
+impl PyQuantiles {
+    #[new]
+    fn new(size: usize) -> PyResult<PyQuantiles> {
+        Ok(PyQuantiles(RunningQuantiles::new(size)?))
+    }
+
+    #[staticmethod]
+    fn from_parts(
+        size: usize,
+        means: PyReadonlyArray1<'_, f64>,
+        weights: PyReadonlyArray1<'_, f64>,
+        sum: f64,
+        min: f64,
+        max: f64,
+    ) -> PyResult<PyQuantiles> {
+        let (means, weights) = (means.as_array().to_vec(), weights.as_array().to_vec());
+        let parts = Parts {
+            means,
+            weights,
+            sum,
+            min,
+            max,
+        };
+        Ok(PyQuantiles(RunningQuantiles::from_parts(size, parts)?))
+    }
+
+    fn parts<'py>(&self, py: Python<'py>) -> QuantilesParts<'py> {
+        let parts = self.0.parts();
+        (
+            self.0.size(),
+            parts.means.into_pyarray(py),
+            parts.weights.into_pyarray(py),
+            parts.sum,
+            parts.min,
+            parts.max,
+        )
+    }
+
+    #[getter]
+    fn count(&self) -> u64 {
+        self.0.count()
+    }
+
+    fn quantiles<'py>(
+        &self,
+        py: Python<'py>,
+        q: PyReadonlyArray1<'_, f64>,
+    ) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        Ok(self.0.quantiles(q.as_slice()?)?.into_pyarray(py))
+    }
+
+    /// Adds a contiguous float32, float64 or uint8 array.
+    #[pyo3(signature = (values, threads=1))]
+    fn update(
+        &mut self,
+        py: Python<'_>,
+        values: &Bound<'_, PyAny>,
+        threads: usize,
+    ) -> PyResult<()> {
+        with_values!(py, values, |values| self
+            .0
+            .update(values, thread_count(threads)))
+    }
+
+    fn merge(&mut self, other: PyRef<'_, PyQuantiles>) -> PyResult<()> {
         Ok(self.0.merge(&other.0)?)
     }
 }
@@ -181,6 +273,7 @@ impl PyPairMoments {
 /// Adds this file's classes to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyMoments>()?;
+    module.add_class::<PyQuantiles>()?;
     module.add_class::<PyPairMoments>()?;
     Ok(())
 }

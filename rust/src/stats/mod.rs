@@ -2,3 +2,6 @@
 
 pub mod moments;
 pub mod pairs;
+pub mod quantiles;
+mod sums;
+mod wide;

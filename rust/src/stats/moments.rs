@@ -1,20 +1,17 @@
 //! Count, mean, variance, minimum and maximum, column by column, in one pass and in float64.
 //!
-//! A block of n values x is shifted by its first value c, so that sums lose no digits to a large mean:
-//! d = x - c, mean = c + (sum d) / n, m2 = sum d^2 - (sum d)^2 / n. Blocks and accumulators merge by Chan, Golub and
-//! LeVeque (1979): with delta = mean_b - mean_a and n = n_a + n_b,
+//! Blocks (`sums`) and accumulators merge by Chan, Golub and LeVeque (1979): with delta = mean_b - mean_a and n = n_a + n_b,
 //! mean = mean_a + delta n_b / n, m2 = m2_a + m2_b + delta^2 n_a n_b / n.
 //! Blocks and the order in which they merge depend on the data's shape alone, never on threads.
 
-use crate::error::{Error, Result};
-use crate::simd::vectorize;
+use std::sync::{Mutex, PoisonError};
 
-/// Values in a block that is shifted by one value.
-const BLOCK: usize = 4096;
+use super::sums::{Scalars, Table, Value};
+use super::wide::dispatch;
+use crate::error::{Error, Result};
+
 /// Values that one thread takes at a time.
 const CHUNK: usize = 1 << 19;
-/// Independent sums of a column of scalars: enough to fill vector registers and hide the latency of additions.
-const LANES: usize = 16;
 
 /// Moments of one column.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +34,9 @@ impl Column {
         max: f64::NEG_INFINITY,
     };
 
-    fn merge(&mut self, count: u64, other: &Column, other_count: u64) {
+    /// Adds the moments of `other_count` values to those of `count`.
+    #[inline(always)]
+    pub(super) fn merge(&mut self, count: u64, other: &Column, other_count: u64) {
         if other_count == 0 {
             return;
         }
@@ -70,123 +69,6 @@ fn greater(a: f64, b: f64) -> f64 {
     } else {
         b
     }
-}
-
-/// An element type of the input.
-pub trait Value: Copy + PartialOrd + Send + Sync {
-    /// As float64, exactly.
-    fn wide(self) -> f64;
-    /// Moments of a run of at most [`BLOCK`] values of one column.
-    #[inline(always)]
-    fn block(values: &[Self]) -> Column {
-        float_block(values)
-    }
-}
-
-impl Value for f64 {
-    fn wide(self) -> f64 {
-        self
-    }
-}
-
-impl Value for f32 {
-    fn wide(self) -> f64 {
-        f64::from(self)
-    }
-}
-
-impl Value for u8 {
-    fn wide(self) -> f64 {
-        f64::from(self)
-    }
-
-    /// Whole numbers: the sums are exact.
-    #[inline(always)]
-    fn block(values: &[u8]) -> Column {
-        let (mut sum, mut squares) = (0_u32, 0_u32);
-        let (mut min, mut max) = (u8::MAX, 0);
-        for &value in values {
-            sum += u32::from(value);
-            squares += u32::from(value) * u32::from(value);
-            min = min.min(value);
-            max = max.max(value);
-        }
-        let count = values.len() as u64;
-        let (sum, squares) = (u64::from(sum), u64::from(squares));
-        Column {
-            mean: sum as f64 / count as f64,
-            m2: (count * squares - sum * sum) as f64 / count as f64,
-            min: f64::from(min),
-            max: f64::from(max),
-        }
-    }
-}
-
-#[inline(always)]
-fn float_block<T: Value>(values: &[T]) -> Column {
-    let first = values[0];
-    let shift = first.wide();
-    let mut sums = [0.0; LANES];
-    let mut squares = [0.0; LANES];
-    let mut low = [first; LANES];
-    let mut high = [first; LANES];
-    let whole = values.chunks_exact(LANES);
-    let rest = whole.remainder();
-    for values in whole {
-        for lane in 0..LANES {
-            let value = values[lane];
-            let d = value.wide() - shift;
-            sums[lane] += d;
-            squares[lane] += d * d;
-            low[lane] = if value < low[lane] { value } else { low[lane] };
-            high[lane] = if value > high[lane] {
-                value
-            } else {
-                high[lane]
-            };
-        }
-    }
-    for (lane, &value) in rest.iter().enumerate() {
-        let d = value.wide() - shift;
-        sums[lane] += d;
-        squares[lane] += d * d;
-        low[lane] = if value < low[lane] { value } else { low[lane] };
-        high[lane] = if value > high[lane] {
-            value
-        } else {
-            high[lane]
-        };
-    }
-    let count = values.len() as f64;
-    let sum = tree_sum(sums);
-    let (mut min, mut max) = (low[0].wide(), high[0].wide());
-    for lane in 1..LANES {
-        min = lesser(min, low[lane].wide());
-        max = greater(max, high[lane].wide());
-    }
-    if sum.is_nan() && values.iter().any(|value| value.wide().is_nan()) {
-        (min, max) = (f64::NAN, f64::NAN);
-    }
-    let m2 = tree_sum(squares) - sum * sum / count;
-    // Rounding may leave a tiny negative number; NaN stays NaN.
-    Column {
-        mean: shift + sum / count,
-        m2: if m2 < 0.0 { 0.0 } else { m2 },
-        min,
-        max,
-    }
-}
-
-#[inline(always)]
-fn tree_sum(mut lanes: [f64; LANES]) -> f64 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
 }
 
 /// Moments of `columns` columns.
@@ -247,24 +129,18 @@ impl RunningMoments {
         let chunks = values.len().div_ceil(chunk);
         let threads = threads.clamp(1, chunks.max(1));
         let mut parts: Vec<Option<RunningMoments>> = vec![None; chunks];
-        let share = chunks.div_ceil(threads).max(1);
-        let work = |parts: &mut [Option<RunningMoments>], values: &[T]| {
-            for (part, values) in parts.iter_mut().zip(values.chunks(chunk)) {
-                *part = Some(vectorize(
-                    #[inline(always)]
-                    || moments_of(values, width),
-                ));
+        let queue = Mutex::new(parts.iter_mut().zip(values.chunks(chunk)));
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            while let Some((part, values)) = next() {
+                *part = Some(moments_of(values, width));
             }
         };
         std::thread::scope(|scope| {
-            let mut shares = parts.chunks_mut(share).zip(values.chunks(share * chunk));
-            let mine = shares.next();
-            for (parts, values) in shares {
-                scope.spawn(move || work(parts, values));
+            for _ in 1..threads {
+                scope.spawn(work);
             }
-            if let Some((parts, values)) = mine {
-                work(parts, values);
-            }
+            work();
         });
         for part in parts.iter().flatten() {
             self.add(part);
@@ -294,75 +170,14 @@ impl RunningMoments {
 }
 
 /// Moments of whole rows, from blocks in order.
-#[inline(always)]
 fn moments_of<T: Value>(values: &[T], width: usize) -> RunningMoments {
-    let mut moments = RunningMoments {
-        count: 0,
-        columns: vec![Column::EMPTY; width],
-    };
-    if width == 1 {
-        for block in values.chunks(BLOCK) {
-            moments.add(&RunningMoments {
-                count: block.len() as u64,
-                columns: vec![T::block(block)],
-            });
-        }
-        return moments;
+    let mut columns = vec![Column::EMPTY; width];
+    match &mut columns[..] {
+        [column] => dispatch(Scalars { values, column }),
+        columns => dispatch(Table { values, columns }),
     }
-    let rows = (BLOCK / width).max(16);
-    let mut sums = vec![0.0; width];
-    let mut squares = vec![0.0; width];
-    for block in values.chunks(rows * width) {
-        let first = &block[..width];
-        sums.fill(0.0);
-        squares.fill(0.0);
-        let mut low = first.to_vec();
-        let mut high = first.to_vec();
-        for row in block.chunks_exact(width) {
-            for (column, &value) in row.iter().enumerate() {
-                let d = value.wide() - first[column].wide();
-                sums[column] += d;
-                squares[column] += d * d;
-                low[column] = if value < low[column] {
-                    value
-                } else {
-                    low[column]
-                };
-                high[column] = if value > high[column] {
-                    value
-                } else {
-                    high[column]
-                };
-            }
-        }
-        let count = block.len() / width;
-        let columns = (0..width).map(|column| {
-            let m2 = squares[column] - sums[column] * sums[column] / count as f64;
-            let mean = first[column].wide() + sums[column] / count as f64;
-            let nan = mean.is_nan()
-                && block
-                    .iter()
-                    .skip(column)
-                    .step_by(width)
-                    .any(|value| value.wide().is_nan());
-            let (min, max) = if nan {
-                (f64::NAN, f64::NAN)
-            } else {
-                (low[column].wide(), high[column].wide())
-            };
-            Column {
-                mean,
-                m2: if m2 < 0.0 { 0.0 } else { m2 },
-                min,
-                max,
-            }
-        });
-        moments.add(&RunningMoments {
-            count: count as u64,
-            columns: columns.collect(),
-        });
-    }
-    moments
+    let count = (values.len() / width) as u64;
+    RunningMoments { count, columns }
 }
 
 #[cfg(test)]

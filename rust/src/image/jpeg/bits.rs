@@ -52,26 +52,20 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Makes at least 32 bits available: enough for a code of 16 and its value of 15.
+    /// Makes at least 56 bits available: enough for a code of 16 with its value of 15, or for two short ones.
+    ///
+    /// No branch depends on the data: one would be mispredicted every few coefficients.
     #[inline(always)]
     pub fn refill(&mut self) {
-        if self.count < 32 {
-            if let Some(bytes) = self
-                .data
-                .get(self.at..self.at + 8)
-                .and_then(|bytes| bytes.try_into().ok())
-            {
-                // Bits past `count` may be set already: by the same bytes, to the same values (Giesen 2018, variant 4).
-                self.window |= u64::from_be_bytes(bytes) >> self.count;
-            } else if let Some(rest) = self.data.get(self.at..) {
-                let mut bytes = [0; 8];
-                bytes[..rest.len()].copy_from_slice(rest);
-                self.window |= u64::from_be_bytes(bytes) >> self.count;
-            }
-            let bytes = (63 - self.count) >> 3;
-            self.at += bytes as usize;
-            self.count += bytes * 8;
-        }
+        let next = self.data.get(self.at..).and_then(<[u8]>::first_chunk);
+        let bytes = match next {
+            Some(bytes) => u64::from_be_bytes(*bytes),
+            None => tail(self.data, self.at),
+        };
+        // Bits past `count` may be set already: by the same bytes, to the same values (Giesen 2018, variant 4).
+        self.window |= bytes >> self.count;
+        self.at += ((63 - self.count) >> 3) as usize;
+        self.count |= 56;
     }
 
     /// The next `n` bits, 1 to 32, which stay.
@@ -95,6 +89,20 @@ impl<'a> Bits<'a> {
         value
     }
 
+    /// Takes a code and the value behind it: `total` bits, 1 to 31, of which the last `size`, 0 to 15, are the value.
+    ///
+    /// The window moves on without waiting for the value, which is what the next code waits for.
+    #[inline(always)]
+    pub fn take_value(&mut self, total: u32, size: u32) -> i32 {
+        let mask = (1 << size) - 1;
+        let value = self.window.wrapping_shr(total.wrapping_neg()) as i32 & mask;
+        self.window = self.window.wrapping_shl(total);
+        self.count -= total;
+        // All ones where the leading bit is 0, which means negative.
+        let negative = (value - (mask >> 1) - 1) >> 31;
+        value - (mask & negative)
+    }
+
     /// Takes a value of `n` bits, 0 to 15: a leading 0 means negative.
     #[inline(always)]
     pub fn take_signed(&mut self, n: u32) -> i32 {
@@ -109,6 +117,17 @@ impl<'a> Bits<'a> {
     pub fn overrun(&self) -> bool {
         self.at * 8 - self.count as usize > (self.data.len() - PADDING) * 8
     }
+}
+
+/// The eight bytes from `at` on, zeros past the end.
+#[cold]
+#[inline(never)]
+fn tail(data: &[u8], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    if let Some(rest) = data.get(at..) {
+        bytes[..rest.len()].copy_from_slice(rest);
+    }
+    u64::from_be_bytes(bytes)
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
-//! Huffman tables: one look at eleven bits decodes most codes, and most coefficients whole.
+//! Huffman tables: one look at ten bits decodes most codes and says how long code and value are together.
+//!
+//! What the next code waits for is that length alone, so that nothing else (run, value, whether the code was short) is
+//! between two looks; the values are worked out beside it, without a branch.
 
 use super::bad;
 use super::bits::Bits;
 use crate::error::Result;
 
-/// Bits looked at at once.
-const LOOK: u32 = 11;
+/// Bits looked at at once. Small tables stay in the first-level cache, four of them beside the blocks.
+const LOOK: u32 = 10;
+/// An entry's mark for what the quick path leaves to the slow one.
+const SPECIAL: u32 = 1 << 31;
 
-/// A table for decoding. An entry of `look` is 0 for a code longer than [`LOOK`], else
-/// bits 0 to 4 bits to take, bit 5 whether the value is in the entry, bits 8 to 15 the symbol (run and size), and bits
-/// 16 to 31 the value.
+/// A table for decoding.
 pub struct Table {
     look: Box<[u32; 1 << LOOK]>,
     /// First code of more than each length, aligned to 16 bits; `u32::MAX` after the last length.
@@ -19,21 +22,29 @@ pub struct Table {
     symbols: [u8; 256],
 }
 
-/// What one look found.
+/// What one look found: bits 0 to 5 the length of code and value, bits 8 to 11 that of the value, bits 16 to 20 the run of
+/// zeros and the coefficient after them, bit 31 whether it is special: without a value, or (then the rest is 0) a code
+/// longer than [`LOOK`].
 #[derive(Clone, Copy)]
 pub struct Entry(u32);
 
 impl Entry {
-    /// Whether the value is in the entry and its bits are taken.
-    #[inline(always)]
-    pub fn has_value(self) -> bool {
-        self.0 & 32 != 0
+    fn new(length: u32, symbol: u8) -> Entry {
+        let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
+        let special = if size == 0 { SPECIAL } else { 0 };
+        Entry((length + size) | size << 8 | (run + 1) << 16 | special)
     }
 
-    /// Zeros before the coefficient.
+    /// Whether the code is long or has no value.
     #[inline(always)]
-    pub fn run(self) -> usize {
-        (self.0 >> 12 & 15) as usize
+    pub fn is_special(self) -> bool {
+        self.0 & SPECIAL != 0
+    }
+
+    /// Bits of code and value.
+    #[inline(always)]
+    pub fn total(self) -> u32 {
+        self.0 & 63
     }
 
     /// Bits of the value.
@@ -42,10 +53,10 @@ impl Entry {
         self.0 >> 8 & 15
     }
 
-    /// The value.
+    /// How far the coefficient is from the one before: zeros between them plus one.
     #[inline(always)]
-    pub fn value(self) -> i16 {
-        (self.0 as i32 >> 16) as i16
+    pub fn step(self) -> usize {
+        (self.0 >> 16 & 31) as usize
     }
 }
 
@@ -60,7 +71,7 @@ impl Table {
             return Err(bad("a Huffman table has a size above 15"));
         }
         let mut table = Table {
-            look: Box::new([0; 1 << LOOK]),
+            look: Box::new([SPECIAL; 1 << LOOK]),
             limit: [u32::MAX; 18],
             offset: [0; 17],
             symbols: [0; 256],
@@ -89,64 +100,48 @@ impl Table {
     /// Enters a code of at most [`LOOK`] bits for every continuation.
     fn fill(&mut self, code: u32, length: u32, symbol: u8) {
         let spare = LOOK - length;
-        let size = u32::from(symbol & 15);
-        for rest in 0..1 << spare {
-            let entry = &mut self.look[((code << spare) + rest) as usize];
-            *entry = length | u32::from(symbol) << 8;
-            // The value's own bits follow the code.
-            if size > 0 && size <= spare {
-                let bits = (rest >> (spare - size)) as i32;
-                let value = if bits < 1 << (size - 1) {
-                    bits + 1 - (1 << size)
-                } else {
-                    bits
-                };
-                *entry = (length + size) | 32 | u32::from(symbol) << 8 | (value as u32) << 16;
-            }
-        }
+        let begin = (code << spare) as usize;
+        self.look[begin..begin + (1 << spare)].fill(Entry::new(length, symbol).0);
     }
 
-    /// Takes a code (and its value, where the entry has it). [`Bits::refill`] must have gone before.
+    /// The entry of the next bits, which stay. [`Bits::refill`] must have gone before.
     #[inline(always)]
-    pub fn next(&self, bits: &mut Bits<'_>) -> Entry {
-        let mut entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
-        if entry == 0 {
-            entry = self.long(bits.peek(16) as u32);
+    pub fn look(&self, bits: &Bits<'_>) -> Entry {
+        Entry(self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)])
+    }
+
+    /// The same for a code of any length.
+    #[inline(always)]
+    pub fn find(&self, bits: &Bits<'_>) -> Entry {
+        let entry = self.look(bits);
+        if entry.total() != 0 {
+            return entry;
         }
-        bits.skip(entry & 31);
-        Entry(entry)
+        self.long(bits.peek(16) as u32)
     }
 
     /// Takes a code alone and gives its symbol.
     #[inline(always)]
     pub fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
-        let mut entry = self.look[bits.peek(LOOK) & ((1 << LOOK) - 1)];
-        if entry == 0 {
-            entry = self.long(bits.peek(16) as u32);
-        }
-        let symbol = (entry >> 8) as u8;
-        let value = if entry & 32 != 0 {
-            u32::from(symbol & 15)
-        } else {
-            0
-        };
-        bits.skip((entry & 31) - value);
-        symbol
+        let entry = self.find(bits);
+        bits.skip(entry.total() - entry.size());
+        ((entry.step() - 1) << 4) as u8 | entry.size() as u8
     }
 
     /// The entry of a code longer than [`LOOK`], from the next 16 bits. One that the table lacks counts as symbol 0 of
     /// 17 bits, as libjpeg has it. (By value: a reference to the bits would keep them out of registers.)
+    #[cold]
     #[inline(never)]
-    fn long(&self, code: u32) -> u32 {
+    fn long(&self, code: u32) -> Entry {
         let mut length = LOOK + 1;
         while length <= 16 && code >= self.limit[length as usize] {
             length += 1;
         }
         if length > 16 {
-            return length;
+            return Entry::new(length, 0);
         }
         let index = (code >> (16 - length)) as i32 + self.offset[length as usize];
-        length | u32::from(self.symbols[(index & 255) as usize]) << 8
+        Entry::new(length, self.symbols[(index & 255) as usize])
     }
 }
 

@@ -6,68 +6,115 @@
 // Lanes are counted in plain loops: that is the form that becomes vector instructions.
 #![allow(clippy::needless_range_loop)]
 
-use crate::image::resize::turn;
-
 const BITS: u32 = 13;
 const PASS1_BITS: u32 = 2;
 
 /// A block as stored in the file: 64 coefficients in natural order.
 pub type Block = [i16; 64];
 
-/// Dequantises and transforms a block into eight rows of `out`, `stride` bytes apart.
-#[inline(always)]
-pub fn idct(block: &Block, quant: &Block, out: &mut [u8], stride: usize) {
-    let mut values = [0_i16; 64];
-    for k in 0..64 {
-        values[k] = block[k].wrapping_mul(quant[k]);
-    }
-    let mut lanes = [[0_i32; 8]; 8];
-    for y in 0..8 {
-        for lane in 0..8 {
-            lanes[y][lane] = i32::from(values[y * 8 + lane]);
+/// The instructions that transforms are made of.
+pub trait Transform: Copy {
+    /// Dequantises and transforms a block into eight rows of `out`, `stride` bytes apart.
+    fn idct(self, block: &Block, quant: &Block, out: &mut [u8], stride: usize);
+}
+
+/// Whatever the compiler makes of plain loops.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+impl Transform for Portable {
+    #[inline(always)]
+    fn idct(self, block: &Block, quant: &Block, out: &mut [u8], stride: usize) {
+        let mut lanes = [[0_i32; 8]; 8];
+        for y in 0..8 {
+            for lane in 0..8 {
+                let k = y * 8 + lane;
+                lanes[y][lane] = i32::from(block[k].wrapping_mul(quant[k]));
+            }
         }
-    }
-    if block[8..]
-        .iter()
-        .fold(0, |any, &coefficient| any | coefficient)
-        == 0
-    {
-        // Nothing to do down the columns but the scaling, at 16 bits.
-        let first = lanes[0].map(|value| i32::from((value << PASS1_BITS) as i16));
-        lanes = [first; 8];
-    } else {
-        pass::<{ BITS - PASS1_BITS }>(&mut lanes);
-    }
-    let mut lanes = transpose(&lanes);
-    pass::<{ BITS + PASS1_BITS + 3 }>(&mut lanes);
-    // Columns by now; a square of bytes is quicker to turn than one of sums.
-    let mut columns = lanes
-        .map(|column| u64::from_le_bytes(column.map(|level| (level + 128).clamp(0, 255) as u8)));
-    turn(&mut columns);
-    for (row, levels) in out.chunks_mut(stride).zip(columns) {
-        row[..8].copy_from_slice(&levels.to_le_bytes());
+        if block[8..]
+            .iter()
+            .fold(0, |any, &coefficient| any | coefficient)
+            == 0
+        {
+            // Nothing to do down the columns but the scaling, at 16 bits.
+            for lane in 0..8 {
+                lanes[0][lane] = i32::from((lanes[0][lane] << PASS1_BITS) as i16);
+            }
+            lanes = [lanes[0]; 8];
+        } else {
+            pass::<{ BITS - PASS1_BITS }>(&mut lanes);
+        }
+        let mut lanes = transpose(&lanes);
+        pass::<{ BITS + PASS1_BITS + 3 }>(&mut lanes);
+        let lanes = transpose(&lanes);
+        for y in 0..8 {
+            for x in 0..8 {
+                out[y * stride + x] = (lanes[y][x] + 128).clamp(0, 255) as u8;
+            }
+        }
     }
 }
 
-/// The same where only the first coefficient is not 0: one level all over.
+/// Dequantises the lowest N x N coefficients and transforms them into N rows of `out`: the picture at N eighths.
+///
+/// The orthonormal transform of N points, in float32; N is 2 or 4.
 #[inline(always)]
-pub fn idct_flat(first: i16, quant: i16, out: &mut [u8], stride: usize) {
+pub fn idct_reduced<const N: usize>(block: &Block, quant: &Block, out: &mut [u8], stride: usize) {
+    // cos((2x + 1) u pi / 2N) / 2, the first over the root of 2; for N = 2 the second line is +, - of the same.
+    const A: f32 = 0.353_553_4;
+    const B: f32 = 0.461_939_77;
+    const C: f32 = 0.191_341_71;
+    let basis = |x: usize, u: usize| match (N, u) {
+        (_, 0) => A,
+        (2, _) => [A, -A][x & 1],
+        (_, 1) => [B, C, -C, -B][x & 3],
+        (_, 2) => [A, -A, -A, A][x & 3],
+        _ => [C, -B, B, -C][x & 3],
+    };
+    let mut columns = [[0.0_f32; N]; N];
+    for v in 0..N {
+        let mut row = [0.0_f32; N];
+        for u in 0..N {
+            row[u] = f32::from(block[v * 8 + u].wrapping_mul(quant[v * 8 + u]));
+        }
+        for y in 0..N {
+            for u in 0..N {
+                columns[y][u] += basis(y, v) * row[u];
+            }
+        }
+    }
+    for y in 0..N {
+        let mut levels = [128.5_f32; N];
+        for u in 0..N {
+            for x in 0..N {
+                levels[x] += basis(x, u) * columns[y][u];
+            }
+        }
+        for x in 0..N {
+            // The conversion saturates.
+            out[y * stride + x] = levels[x] as u8;
+        }
+    }
+}
+
+/// The same where only the first coefficient is not 0: one level all over, of `side` rows.
+#[inline(always)]
+pub fn idct_flat(first: i16, quant: i16, side: usize, out: &mut [u8], stride: usize) {
     let level = (i32::from(first.wrapping_mul(quant) << PASS1_BITS) + 16) >> 5;
     let level = (level + 128).clamp(0, 255) as u8;
-    for row in out.chunks_mut(stride).take(8) {
-        row[..8].fill(level);
+    for y in 0..side {
+        out[y * stride..][..side].fill(level);
     }
 }
 
 /// Rows to columns, saturated at 16 bits.
 #[inline(always)]
 fn transpose(lanes: &[[i32; 8]; 8]) -> [[i32; 8]; 8] {
-    let saturate = |value: i32| value.clamp(i32::from(i16::MIN), i32::from(i16::MAX));
-    let lanes = lanes.map(|row| row.map(saturate));
     let mut out = [[0; 8]; 8];
     for y in 0..8 {
         for x in 0..8 {
-            out[x][y] = lanes[y][x];
+            out[x][y] = lanes[y][x].clamp(i32::from(i16::MIN), i32::from(i16::MAX));
         }
     }
     out
@@ -168,7 +215,7 @@ mod tests {
                 block[5..].fill(0);
             }
             let mut out = [0; 64];
-            idct(&block, &quant, &mut out, 8);
+            Portable.idct(&block, &quant, &mut out, 8);
             for (got, exact) in out.iter().zip(slow(&block)) {
                 assert!((f64::from(*got) - exact).abs() <= 1.0, "{got} for {exact}");
             }
@@ -181,15 +228,42 @@ mod tests {
             let mut block = [0; 64];
             block[0] = first;
             let (mut whole, mut flat) = ([0; 64], [0; 64]);
-            idct(&block, &[1; 64], &mut whole, 8);
-            idct_flat(first, 1, &mut flat, 8);
+            Portable.idct(&block, &[1; 64], &mut whole, 8);
+            idct_flat(first, 1, 8, &mut flat, 8);
             assert_eq!(whole, flat);
         }
     }
 
     #[test]
     fn wild_coefficients_do_not_panic() {
-        idct(&[i16::MAX; 64], &[i16::MAX; 64], &mut [0; 64], 8);
-        idct(&[i16::MIN; 64], &[1; 64], &mut [0; 64], 8);
+        Portable.idct(&[i16::MAX; 64], &[i16::MAX; 64], &mut [0; 64], 8);
+        Portable.idct(&[i16::MIN; 64], &[1; 64], &mut [0; 64], 8);
+    }
+
+    #[test]
+    fn reduced_blocks_are_the_means_of_smooth_ones() {
+        // A slope: the mean of each half (quarter) of it is what the picture at 2 (4) eighths shows.
+        let mut block = [0; 64];
+        (block[0], block[1], block[8]) = (40, -300, 120);
+        let whole = slow(&block);
+        for side in [2, 4] {
+            let mut out = [0; 16];
+            match side {
+                2 => idct_reduced::<2>(&block, &[1; 64], &mut out, side),
+                _ => idct_reduced::<4>(&block, &[1; 64], &mut out, side),
+            }
+            let step = 8 / side;
+            for y in 0..side {
+                for x in 0..side {
+                    let cells =
+                        (0..step * step).map(|k| (y * step + k / step) * 8 + x * step + k % step);
+                    let mean = cells.map(|cell| whole[cell]).sum::<f64>() / (step * step) as f64;
+                    assert!(
+                        (f64::from(out[y * side + x]) - mean).abs() < 6.0,
+                        "{side}: {y} {x}"
+                    );
+                }
+            }
+        }
     }
 }

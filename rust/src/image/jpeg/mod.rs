@@ -8,18 +8,21 @@
 mod bits;
 mod huffman;
 mod idct;
+#[cfg(target_arch = "x86_64")]
+mod idct_v3;
 mod render;
 mod scan;
 mod standard;
 
+use std::ops::Range;
+
 use huffman::Table;
-use idct::Block;
+use idct::{Block, Portable, Transform};
 use scan::{Scan, Tables, NATURAL};
 
-use super::decode::{check_size, damaged, Stored};
-use super::{exif, Limits};
+use super::decode::{check_size, damaged, Choose, Stored, Wanted};
+use super::{exif, pool, Limits};
 use crate::error::{Error, Result};
-use crate::simd::vectorize;
 
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
@@ -27,6 +30,10 @@ const SOS: u8 = 0xda;
 const MAX_SIDE: usize = 65_500;
 /// Scans of a progressive file that are decoded; honest ones have about ten, and each costs time.
 const MAX_SCANS: usize = 500;
+/// Blocks that all scans together may visit: the limit of time, in work rather than in seconds, so that what becomes of
+/// a file does not depend on the machine or on what else it does. About a second; the largest honest file that the
+/// memory limit lets in (progressive, ten scans) takes two thirds of it.
+const MAX_VISITS: usize = 1 << 25;
 /// libjpeg's largest number of blocks in an interleaved unit.
 const MAX_BLOCKS: usize = 10;
 
@@ -50,16 +57,23 @@ struct Component {
     /// The quantisation table that its first scan found, in natural order.
     quant: Box<Block>,
     started: bool,
+    /// Samples a block has on a side of the result: 8, less where the picture is wanted smaller.
+    side: usize,
     /// Samples that count.
     width: usize,
     height: usize,
     /// Blocks that hold them.
     blocks_across: usize,
     blocks_down: usize,
-    /// Samples, in whole units.
+    /// Blocks in whole units.
+    blocks: (usize, usize),
+    /// The blocks whose samples are wanted, columns and rows.
+    wanted: (Range<usize>, Range<usize>),
+    /// Samples a row, in whole units.
     stride: usize,
+    /// Samples; of blocks that are not wanted, whatever was there.
     plane: Vec<u8>,
-    /// Coefficients, block by block, in whole units: of all a progressive file, of one row of units of a sequential one.
+    /// All coefficients of a progressive file, block by block, in whole units.
     coefficients: Vec<Block>,
 }
 
@@ -69,42 +83,66 @@ impl Component {
     }
 
     fn block(&mut self, x: usize, y: usize) -> &mut Block {
-        &mut self.coefficients[y * (self.stride / 8) + x]
+        &mut self.coefficients[y * self.blocks.0 + x]
     }
 
-    /// Samples of `rows` rows of blocks from the stored coefficients, which begin at row `first`.
+    /// Blocks across and down in a unit of a scan, which may be of this component alone.
     #[inline(always)]
-    fn transform(&mut self, first: usize, rows: usize) {
-        let Component {
-            coefficients,
-            plane,
-            quant,
-            stride,
-            ..
-        } = self;
-        let blocks = coefficients.chunks_exact(*stride / 8);
-        let planes = plane.chunks_exact_mut(*stride * 8).skip(first).take(rows);
-        for (row, plane) in blocks.zip(planes) {
-            for (x, block) in row.iter().enumerate() {
-                let out = &mut plane[x * 8..];
-                if block[1..]
-                    .iter()
-                    .fold(0, |any, &coefficient| any | coefficient)
-                    == 0
-                {
-                    idct::idct_flat(block[0], quant[0], out, *stride);
-                } else {
-                    idct::idct(block, quant, out, *stride);
-                }
-            }
+    fn blocks_a_unit(&self, single: bool) -> (usize, usize) {
+        if single {
+            (1, 1)
+        } else {
+            (self.horizontal, self.vertical)
+        }
+    }
+
+    /// Samples of a block, where they are wanted. `flat`: only the first coefficient can be other than 0.
+    #[inline(always)]
+    fn put<T: Transform>(&mut self, transform: T, x: usize, y: usize, block: &Block, flat: bool) {
+        if !(self.wanted.0.contains(&x) && self.wanted.1.contains(&y)) {
+            return;
+        }
+        let (stride, side, quant) = (self.stride, self.side, &self.quant);
+        let out = &mut self.plane[(y * stride + x) * side..];
+        if flat || side == 1 {
+            idct::idct_flat(block[0], quant[0], side, out, stride);
+        } else if side == 8 {
+            transform.idct(block, quant, out, stride);
+        } else if side == 4 {
+            idct::idct_reduced::<4>(block, quant, out, stride);
+        } else {
+            idct::idct_reduced::<2>(block, quant, out, stride);
+        }
+    }
+
+    /// Samples of all blocks of a progressive file.
+    #[inline(always)]
+    fn put_all<T: Transform>(&mut self, transform: T) {
+        let coefficients = std::mem::take(&mut self.coefficients);
+        for (index, block) in coefficients.iter().enumerate() {
+            let (x, y) = (index % self.blocks.0, index / self.blocks.0);
+            let any = block[1..].iter().fold(0, |any, value| any | value);
+            self.put(transform, x, y, block, any == 0);
+        }
+    }
+
+    /// Makes room for the samples, and for the coefficients where they are stored.
+    fn allocate(&mut self, progressive: bool) {
+        let samples = self.stride * self.blocks.1 * self.side;
+        self.plane = pool::take(samples);
+        if progressive {
+            self.coefficients = vec![[0; 64]; self.blocks.0 * self.blocks.1];
         }
     }
 }
 
 struct Frame {
     progressive: bool,
+    /// As declared.
     width: usize,
     height: usize,
+    /// What of the picture is wanted; set with the first scan, when planes are allocated.
+    wanted: Option<Wanted>,
     /// Interleaved units across and down.
     units: (usize, usize),
     components: Vec<Component>,
@@ -118,50 +156,92 @@ fn cut_short() -> Error {
     bad("the file is cut short: it ends before the picture does")
 }
 
-/// The first picture of a JPEG (or MPO) file, as stored.
-pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
-    vectorize(
-        #[inline(always)]
-        || decode_inner(data, limits),
-    )
+/// The first picture of a JPEG (or MPO) file, as stored, of which only what `choose` wants must be there.
+pub(super) fn decode(data: &[u8], limits: &Limits, choose: Choose<'_>) -> Result<Stored> {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return simd.vectorize(Decode {
+            simd,
+            data,
+            limits,
+            choose,
+        });
+    }
+    decode_inner(Portable, data, limits, choose)
+}
+
+/// A call of [`decode_inner`]; a closure would not be sure to be inlined where the instructions are allowed.
+#[cfg(target_arch = "x86_64")]
+struct Decode<'a> {
+    simd: pulp::x86::V3,
+    data: &'a [u8],
+    limits: &'a Limits,
+    choose: Choose<'a>,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl pulp::NullaryFnOnce for Decode<'_> {
+    type Output = Result<Stored>;
+
+    #[inline(always)]
+    fn call(self) -> Result<Stored> {
+        decode_inner(self.simd, self.data, self.limits, self.choose)
+    }
 }
 
 #[inline(always)]
-fn decode_inner(data: &[u8], limits: &Limits) -> Result<Stored> {
-    let mut file = File::new(data, limits);
-    file.huffman_tables(&standard::HUFFMAN_TABLES)?;
+fn decode_inner<T: Transform>(
+    transform: T,
+    data: &[u8],
+    limits: &Limits,
+    choose: Choose<'_>,
+) -> Result<Stored> {
+    let mut file = File::new(data, limits, choose);
     loop {
         match file.next_segment() {
-            Ok(Some((marker, body))) => file.segment(marker, body)?,
+            Ok(Some((marker, body))) => file.segment(transform, marker, body)?,
             Ok(None) => break,
             // The end marker is missing, but no sample is.
             Err(_) if file.whole => break,
             Err(error) => return Err(error),
         }
     }
+    let orientation = file.orientation();
     let File {
-        frame,
-        xmp_orientation,
-        exif_block,
-        jfif,
-        adobe,
-        ..
+        frame, jfif, adobe, ..
     } = file;
-    let mut frame = frame.ok_or_else(|| bad("ends before any picture data"))?;
-    if !frame.components.iter().any(|component| component.started) {
-        return Err(bad("ends before any picture data"));
+    let nothing = || bad("ends before any picture data");
+    let mut frame = frame.ok_or_else(nothing)?;
+    let wanted = frame.wanted.ok_or_else(nothing)?;
+    if orientation != 1 && wanted.area.is_some() {
+        // The orientation came after the picture: what was left out may be what is wanted.
+        return decode_inner_whole(data, limits);
     }
     let colors = colors_of(&frame.components, jfif, adobe);
-    if frame.progressive {
-        for component in &mut frame.components {
-            component.transform(0, component.plane.len() / component.stride / 8);
+    for component in &mut frame.components {
+        if !component.started {
+            component.plane.fill(128);
+        } else if frame.progressive {
+            component.put_all(transform);
         }
     }
-    let image = render::render(&frame.components, colors, frame.width, frame.height)?;
-    let orientation = exif::orientation(&exif_block)
-        .or(xmp_orientation)
-        .unwrap_or(1);
-    Ok(Stored { image, orientation })
+    let size = wanted.size_of(frame.width, frame.height);
+    let image = render::render(&frame.components, colors, size, wanted)?;
+    for component in frame.components {
+        pool::give(component.plane);
+    }
+    Ok(Stored {
+        image,
+        orientation,
+        eighths: wanted.eighths,
+    })
+}
+
+/// The rare case apart, so that the usual one is compiled once.
+#[cold]
+#[inline(never)]
+fn decode_inner_whole(data: &[u8], limits: &Limits) -> Result<Stored> {
+    decode(data, limits, &|_, _| Wanted::ALL)
 }
 
 /// What was read of the file.
@@ -169,10 +249,13 @@ struct File<'a> {
     data: &'a [u8],
     at: usize,
     limits: &'a Limits,
+    choose: Choose<'a>,
     frame: Option<Frame>,
     tables: Tables,
     quant: [Option<Box<Block>>; 4],
     scans: usize,
+    /// Blocks that the scans so far have visited.
+    visits: usize,
     /// Every sample of a sequential file was decoded from data that are there.
     whole: bool,
     jfif: bool,
@@ -182,7 +265,7 @@ struct File<'a> {
 }
 
 impl<'a> File<'a> {
-    fn new(data: &'a [u8], limits: &'a Limits) -> File<'a> {
+    fn new(data: &'a [u8], limits: &'a Limits, choose: Choose<'a>) -> File<'a> {
         let tables = Tables {
             dc: [const { None }; 4],
             ac: [const { None }; 4],
@@ -192,10 +275,12 @@ impl<'a> File<'a> {
             data,
             at: 2,
             limits,
+            choose,
             frame: None,
             tables,
             quant: [const { None }; 4],
             scans: 0,
+            visits: 0,
             whole: false,
             jfif: false,
             adobe: None,
@@ -245,16 +330,23 @@ impl<'a> File<'a> {
         }
     }
 
+    /// What the metadata read so far ask for.
+    fn orientation(&self) -> u8 {
+        exif::orientation(&self.exif_block)
+            .or(self.xmp_orientation)
+            .unwrap_or(1)
+    }
+
     #[inline(always)]
-    fn segment(&mut self, marker: u8, body: &[u8]) -> Result<()> {
+    fn segment<T: Transform>(&mut self, transform: T, marker: u8, body: &[u8]) -> Result<()> {
         match marker {
-            SOS => self.scan(body)?,
+            SOS => self.scan(transform, body)?,
             0xc0..=0xc2 if self.frame.is_some() => return Err(bad("damaged: declares two frames")),
             0xc0..=0xc2 => {
                 self.frame = Some(read_frame(marker, body, self.data.len(), self.limits)?)
             }
             0xc3 => return Err(bad("lossless JPEG is not supported")),
-            0xc4 => self.huffman_tables(body)?,
+            0xc4 => self.huffman_tables(body, true)?,
             0xc5..=0xc7 => return Err(bad("hierarchical JPEG is not supported")),
             0xc8 => return Err(bad("damaged: unknown marker c8")),
             0xc9..=0xcb | 0xcd..=0xcf => return Err(bad("arithmetic coding is not supported")),
@@ -278,7 +370,8 @@ impl<'a> File<'a> {
         Ok(())
     }
 
-    fn huffman_tables(&mut self, mut body: &[u8]) -> Result<()> {
+    /// Reads tables; those that are there already are left alone unless `replace`.
+    fn huffman_tables(&mut self, mut body: &[u8], replace: bool) -> Result<()> {
         while let [head, counts @ ..] = body {
             let (counts, symbols) = counts.split_first_chunk::<16>().ok_or_else(cut_short)?;
             let (dc, number) = (head >> 4 == 0, usize::from(head & 15));
@@ -292,10 +385,13 @@ impl<'a> File<'a> {
                 .iter()
                 .map(|&count| usize::from(count))
                 .sum::<usize>()..];
-            if dc {
-                self.tables.dc[number] = Some(table);
+            let tables = if dc {
+                &mut self.tables.dc
             } else {
-                self.tables.ac[number] = Some(table);
+                &mut self.tables.ac
+            };
+            if replace || tables[number].is_none() {
+                tables[number] = Some(table);
             }
         }
         Ok(())
@@ -326,15 +422,19 @@ impl<'a> File<'a> {
 
     /// A scan's header, and the data after it.
     #[inline(always)]
-    fn scan(&mut self, body: &[u8]) -> Result<()> {
+    fn scan<T: Transform>(&mut self, transform: T, body: &[u8]) -> Result<()> {
         self.scans += 1;
         if self.scans > MAX_SCANS {
             return Err(bad(format_args!("has more than {MAX_SCANS} scans")));
         }
+        let orientation = self.orientation();
         let frame = self
             .frame
             .as_mut()
             .ok_or_else(|| bad("damaged: a scan comes before the frame header"))?;
+        if frame.wanted.is_none() {
+            frame.allocate(self.choose, orientation);
+        }
         let count = usize::from(*body.first().ok_or_else(cut_short)?);
         if !(1..=4).contains(&count) || body.len() != 1 + 2 * count + 3 {
             return Err(bad(format_args!(
@@ -390,13 +490,37 @@ impl<'a> File<'a> {
                 "damaged: {blocks} blocks in a unit, more than {MAX_BLOCKS}"
             )));
         }
-        let Frame {
+        let lacks = |tables: &[Option<Table>; 4], number: usize| {
+            tables.get(number).is_some_and(Option::is_none)
+        };
+        let entries = &scan.components;
+        if entries
+            .iter()
+            .any(|&(_, dc, ac)| lacks(&self.tables.dc, dc) || lacks(&self.tables.ac, ac))
+        {
+            self.huffman_tables(&standard::HUFFMAN_TABLES, false)?;
+        }
+        let Some(Frame {
             components,
             progressive,
             units,
             ..
-        } = frame;
+        }) = &mut self.frame
+        else {
+            return Ok(());
+        };
+        self.visits += match scan.components[..] {
+            [(only, ..)] => components[only].blocks_across * components[only].blocks_down,
+            _ => units.0 * units.1 * blocks,
+        };
+        if self.visits > MAX_VISITS {
+            return Err(bad(format_args!(
+                "takes too long to decode: its {} scans visit more than {MAX_VISITS} blocks",
+                self.scans
+            )));
+        }
         let (at, intact) = scan::decode_scan(
+            transform,
             self.data,
             self.at,
             &scan,
@@ -466,32 +590,82 @@ fn read_frame(marker: u8, body: &[u8], length: usize, limits: &Limits) -> Result
             "the file is cut short: {width}x{height} cannot be in {length} bytes"
         )));
     }
-    let components = rest.chunks_exact(3).zip(factors).map(|(entry, (h, v))| {
-        let (own_width, own_height) = ((width * h).div_ceil(h_max), (height * v).div_ceil(v_max));
-        let (stride, rows) = (units.0 * h * 8, units.1 * v * 8);
-        Component {
+    let components = rest
+        .chunks_exact(3)
+        .zip(factors)
+        .map(|(entry, (h, v))| Component {
             id: entry[0],
             horizontal: h,
             vertical: v,
             quant_table: usize::from(entry[2]),
             quant: Box::new([0; 64]),
             started: false,
-            width: own_width,
-            height: own_height,
-            blocks_across: own_width.div_ceil(8),
-            blocks_down: own_height.div_ceil(8),
-            stride,
-            plane: vec![128; stride * rows],
-            coefficients: vec![[0; 64]; stride / 8 * if progressive { rows / 8 } else { v }],
-        }
-    });
+            side: 8,
+            width: (width * h).div_ceil(h_max),
+            height: (height * v).div_ceil(v_max),
+            blocks_across: (width * h).div_ceil(h_max * 8),
+            blocks_down: (height * v).div_ceil(v_max * 8),
+            blocks: (units.0 * h, units.1 * v),
+            wanted: (0..units.0 * h, 0..units.1 * v),
+            stride: units.0 * h * 8,
+            plane: Vec::new(),
+            coefficients: Vec::new(),
+        });
     Ok(Frame {
         progressive,
         width,
         height,
+        wanted: None,
         units,
         components: components.collect(),
     })
+}
+
+impl Frame {
+    /// Asks what of the picture is wanted, and makes room for it.
+    fn allocate(&mut self, choose: Choose<'_>, orientation: u8) {
+        let (width, height) = (self.width, self.height);
+        let mut wanted = if orientation < 5 {
+            choose(width, height)
+        } else {
+            choose(height, width)
+        };
+        if orientation != 1 {
+            wanted.area = None;
+        }
+        let scale = wanted.eighths;
+        let most = |of: fn(&Component) -> usize| self.components.iter().map(of).max().unwrap_or(1);
+        let (h_max, v_max) = (most(|c| c.horizontal), most(|c| c.vertical));
+        for component in &mut self.components {
+            let (h, v) = (component.horizontal, component.vertical);
+            // Where colours have fewer samples, they need not be made smaller as much (libjpeg's rule).
+            let mut side = scale;
+            while side < 8
+                && (h_max * scale).is_multiple_of(h * side * 2)
+                && (v_max * scale).is_multiple_of(v * side * 2)
+            {
+                side *= 2;
+            }
+            component.side = side;
+            component.width = (width * h * side).div_ceil(h_max * 8);
+            component.height = (height * v * side).div_ceil(v_max * 8);
+            component.stride = component.blocks.0 * side;
+            if let Some(area) = wanted.area {
+                // With a sample more on each side where they are interpolated.
+                let blocks = |first: usize, count: usize, most: usize, own: usize| {
+                    let begin = (first * own * side / (most * scale)).saturating_sub(1) / side;
+                    let end = ((first + count) * own * side).div_ceil(most * scale) + 1;
+                    begin..end.div_ceil(side)
+                };
+                component.wanted = (
+                    blocks(area.left, area.width, h_max, h),
+                    blocks(area.top, area.height, v_max, v),
+                );
+            }
+            component.allocate(self.progressive);
+        }
+        self.wanted = Some(wanted);
+    }
 }
 
 /// libjpeg's rules: JFIF means YCbCr, Adobe's marker says which, else the component numbers may spell it.

@@ -2,7 +2,9 @@
 
 use super::{bad, Colors, Component};
 use crate::error::Result;
-use crate::image::Rgb;
+use crate::image::decode::Wanted;
+use crate::image::resize::Area;
+use crate::image::{pool, Rgb};
 
 /// How a component's rows come to full width and height.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,43 +19,46 @@ enum Upsampling {
     Repeat(usize, usize),
 }
 
-/// The picture from its planes.
+/// The wanted part of the picture from its planes; what is not wanted has any value.
 #[inline(always)]
 pub fn render(
     components: &[Component],
     colors: Colors,
-    width: usize,
-    height: usize,
+    (width, height): (usize, usize),
+    wanted: Wanted,
 ) -> Result<Rgb> {
-    let h_max = components
-        .iter()
-        .map(|component| component.horizontal)
-        .max()
-        .unwrap_or(1);
-    let v_max = components
-        .iter()
-        .map(|component| component.vertical)
-        .max()
-        .unwrap_or(1);
+    let most = |of: fn(&Component) -> usize| components.iter().map(of).max().unwrap_or(1);
+    let full_width = most(|component| component.horizontal) * wanted.eighths;
+    let full_height = most(|component| component.vertical) * wanted.eighths;
     let upsampling: Vec<Upsampling> = components
         .iter()
-        .map(|component| upsampling_of(component, h_max, v_max))
+        .map(|component| upsampling_of(component, full_width, full_height))
         .collect::<Result<_>>()?;
-    let mut pixels = vec![0; width * height * 3];
-    // Room for the last pair of a row whose width is odd.
+    let whole = Area {
+        left: 0,
+        top: 0,
+        width,
+        height,
+    };
+    let area = wanted.area.unwrap_or(whole);
+    let mut pixels = pool::take(width * height * 3);
+    // Room for the last repetitions of a row whose width is no whole number of them.
     let mut rows: Vec<Vec<u8>> = components
         .iter()
-        .map(|component| vec![0; component.width * h_max + h_max])
+        .map(|component| vec![0; component.width * full_width + full_width])
         .collect();
     let mut sums = Vec::new();
-    for (y, out) in pixels.chunks_exact_mut(width * 3).enumerate() {
+    let lines = pixels.chunks_exact_mut(width * 3).enumerate();
+    for (y, out) in lines.skip(area.top).take(area.height) {
+        let columns = area.left..area.left + area.width;
+        let out = &mut out[columns.start * 3..columns.end * 3];
         for ((component, &upsampling), row) in components.iter().zip(&upsampling).zip(&mut rows) {
             upsample(component, upsampling, y, row, &mut sums);
         }
         let full = |index: usize| -> &[u8] {
             match upsampling[index] {
-                Upsampling::None => &components[index].row(y)[..width],
-                _ => &rows[index][..width],
+                Upsampling::None => &components[index].row(y)[columns.clone()],
+                _ => &rows[index][columns.clone()],
             }
         };
         match colors {
@@ -90,16 +95,24 @@ pub fn render(
     })
 }
 
-fn upsampling_of(component: &Component, h_max: usize, v_max: usize) -> Result<Upsampling> {
-    let (h, v) = (component.horizontal, component.vertical);
-    if !h_max.is_multiple_of(h) || !v_max.is_multiple_of(v) {
+fn upsampling_of(
+    component: &Component,
+    full_width: usize,
+    full_height: usize,
+) -> Result<Upsampling> {
+    let (h, v) = (
+        component.horizontal * component.side,
+        component.vertical * component.side,
+    );
+    if !full_width.is_multiple_of(h) || !full_height.is_multiple_of(v) {
         return Err(bad(format_args!(
-            "sampling {h}x{v} of {h_max}x{v_max} is no whole ratio, which is not supported"
+            "sampling {}x{} is no whole ratio of the largest, which is not supported",
+            component.horizontal, component.vertical
         )));
     }
     // libjpeg filters only where a row has more than two samples to go by.
     let wide = component.width > 2;
-    Ok(match (h_max / h, v_max / v) {
+    Ok(match (full_width / h, full_height / v) {
         (1, 1) => Upsampling::None,
         (2, 1) if wide => Upsampling::Across,
         (2, 2) if wide => Upsampling::Both,

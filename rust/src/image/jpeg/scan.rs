@@ -6,9 +6,10 @@
 
 use super::bits::{unstuff, Bits};
 use super::huffman::Table;
-use super::idct::Block;
-use super::{bad, Component};
+use super::idct::{Block, Transform};
+use super::{bad, Component, MAX_BLOCKS};
 use crate::error::Result;
+use crate::image::pool;
 
 /// From the order of the file to natural order. Runs that lead past the block end at the last coefficient.
 pub const NATURAL: [u8; 128] = {
@@ -57,7 +58,9 @@ struct Part<'t> {
 /// Decodes the scan whose data begin at `data[at]`; returns the position of the marker (or the end) that
 /// follows, and whether the data sufficed.
 #[inline(always)]
-pub fn decode_scan(
+#[allow(clippy::too_many_arguments)]
+pub fn decode_scan<T: Transform>(
+    transform: T,
     data: &[u8],
     mut at: usize,
     scan: &Scan,
@@ -78,7 +81,8 @@ pub fn decode_scan(
     } else {
         tables.restart_interval
     };
-    let mut clean = Vec::with_capacity(data.len() - at + 8);
+    let mut clean = pool::take_empty();
+    clean.reserve(data.len() - at + 8);
     at += unstuff(&data[at..], &mut clean);
     let mut bits = Bits::new(&clean);
     let mut left = interval;
@@ -86,6 +90,9 @@ pub fn decode_scan(
     let mut skip = false;
     let mut intact = true;
     let mut end_of_band = 0_u32;
+    // Of one unit, with the position of the last coefficient of each.
+    let mut blocks: [Block; MAX_BLOCKS] = [[0; 64]; MAX_BLOCKS];
+    let mut lasts = [0_usize; MAX_BLOCKS];
     // Borrowed anew after each restart, as the bits borrow the buffer.
     let mut spare = Vec::new();
     for unit_y in 0..down {
@@ -110,41 +117,51 @@ pub fn decode_scan(
                 bits = Bits::new(&clean);
             }
             left -= 1;
-            if skip {
-                continue;
-            }
-            for part in &mut parts {
-                let component = &mut components[part.index];
-                let (h, v) = if single {
-                    (1, 1)
-                } else {
-                    (component.horizontal, component.vertical)
-                };
-                for y in 0..v {
-                    for x in 0..h {
-                        let block = component
-                            .block(unit_x * h + x, if progressive { unit_y * v + y } else { y });
-                        if progressive {
+            if progressive {
+                if !skip {
+                    for part in &mut parts {
+                        let component = &mut components[part.index];
+                        let (h, v) = component.blocks_a_unit(single);
+                        for (y, x) in places(h, v) {
+                            let block = component.block(unit_x * h + x, unit_y * v + y);
                             progressive_block(&mut bits, part, scan, &mut end_of_band, block);
-                        } else {
-                            sequential_block(&mut bits, part, block)?;
                         }
                     }
                 }
+            } else {
+                // All blocks of the unit first: what was just written is slow to read in wider pieces.
+                let mut filled = blocks.iter_mut().zip(&mut lasts);
+                for part in &mut parts {
+                    let (h, v) = components[part.index].blocks_a_unit(single);
+                    for (block, last) in filled.by_ref().take(h * v) {
+                        *block = [0; 64];
+                        *last = 0;
+                        if !skip {
+                            *last = sequential_block(&mut bits, part, block)?;
+                        }
+                    }
+                }
+                let mut filled = blocks.iter().zip(&lasts);
+                for part in &parts {
+                    let component = &mut components[part.index];
+                    let (h, v) = component.blocks_a_unit(single);
+                    for ((y, x), (block, &last)) in places(h, v).zip(filled.by_ref()) {
+                        component.put(transform, unit_x * h + x, unit_y * v + y, block, last == 0);
+                    }
+                }
             }
-            skip = bits.overrun();
+            skip |= bits.overrun();
             intact &= !skip;
         }
-        if !progressive {
-            for part in &parts {
-                let component = &mut components[part.index];
-                let rows = if single { 1 } else { component.vertical };
-                component.transform(unit_y * rows, rows);
-                component.coefficients.fill([0; 64]);
-            }
-        }
     }
+    pool::give(clean);
     Ok((at, intact))
+}
+
+/// Rows and columns of a unit's blocks of one component, in the order of the file.
+#[inline(always)]
+fn places(h: usize, v: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..v).flat_map(move |y| (0..h).map(move |x| (y, x)))
 }
 
 fn parts_of<'t>(scan: &Scan, tables: &'t Tables, progressive: bool) -> Result<Vec<Part<'t>>> {
@@ -223,43 +240,53 @@ fn next_restart(data: &[u8], mut at: usize, wanted: u8) -> (usize, bool) {
     }
 }
 
-/// One block of a sequential scan.
+/// One block of a sequential scan; returns the position of its last coefficient in the order of the file.
 #[inline(always)]
-fn sequential_block(shared: &mut Bits<'_>, part: &mut Part<'_>, block: &mut Block) -> Result<()> {
+fn sequential_block(
+    shared: &mut Bits<'_>,
+    part: &mut Part<'_>,
+    block: &mut Block,
+) -> Result<usize> {
     let (Some(dc), Some(ac)) = (part.dc, part.ac) else {
-        return Ok(());
+        return Ok(0);
     };
     // A copy that lives in registers.
     let mut bits = *shared;
     bits.refill();
-    let entry = dc.next(&mut bits);
-    let difference = if entry.has_value() {
-        i32::from(entry.value())
-    } else {
-        bits.take_signed(entry.size())
-    };
-    part.prediction += difference;
+    let entry = dc.find(&bits);
+    part.prediction += bits.take_value(entry.total(), entry.size());
     if part.prediction != i32::from(part.prediction as i16) {
         return Err(bad("damaged: a first coefficient is out of range"));
     }
     block[0] = part.prediction as i16;
-    let mut k = 1;
-    while k < 64 {
+    let mut last = 0;
+    'block: while last < 63 {
         bits.refill();
-        let entry = ac.next(&mut bits);
-        k += entry.run();
-        let at = usize::from(NATURAL[k & 127] & 63);
-        if entry.has_value() {
-            block[at] = entry.value();
-        } else if entry.size() != 0 {
-            block[at] = bits.take_signed(entry.size()) as i16;
-        } else if entry.run() != 15 {
-            break;
+        // Two codes that are not special have at most 25 bits each, and a special one is followed by a refill.
+        for _ in 0..2 {
+            let mut entry = ac.look(&bits);
+            let special = entry.is_special();
+            if special {
+                entry = ac.find(&bits);
+                if entry.size() == 0 {
+                    bits.skip(entry.total());
+                    if entry.step() != 16 {
+                        break 'block;
+                    }
+                    last += 16;
+                    continue 'block;
+                }
+            }
+            last += entry.step();
+            let value = bits.take_value(entry.total(), entry.size());
+            block[usize::from(NATURAL[last & 127] & 63)] = value as i16;
+            if special || last >= 63 {
+                continue 'block;
+            }
         }
-        k += 1;
     }
     *shared = bits;
-    Ok(())
+    Ok(last)
 }
 
 /// One block of a progressive scan.

@@ -1,0 +1,63 @@
+"""The captions of the collection that fit given images best, by the closed form on the pairs believed right.
+
+I images, T captions, n images asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from varalign.canonical.covariance import RunningCovariance, exact_products
+from varalign.canonical.pair_scores import PairScores
+from varalign.canonical.start import Whitening
+
+SAMPLE = 1000  # images and captions that say what a usual similarity is
+
+
+def best_captions(
+    image_features: Tensor,
+    text_features: Tensor,
+    text_image_ids: Tensor,
+    found: PairScores,
+    images: Tensor,
+    *,
+    dimensions: int = 256,
+    power: float = 0.5,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The best-fitting caption of each of some images, and how well it fits.
+
+    A closed form is fitted on all diagnosed pairs, weighted by their probability of being right. Fit is measured as
+    pair scores are: the mean over both directions of the similarity's distance from the usual, in deviations.
+
+    Args:
+        image_features: (I, dx). text_features: (T, dy). text_image_ids: (T,) rows of image_features.
+        found: of `pair_scores` on the same arrays: its ridge and probabilities are used, and its captions are searched.
+        images: (n,) rows of image_features.
+        dimensions, power: of the closed form.
+        seed: draws the images and captions that say what is usual.
+
+    Returns:
+        (n,) int64 rows of text_features, and (n,) float32 scores.
+    """
+    texts = found.probability_right.isfinite().nonzero()[:, 0]
+    owner = text_image_ids[texts]
+    running = RunningCovariance(image_features.shape[1], text_features.shape[1])
+    weights = found.probability_right[texts]
+    # A map needs some pairs: where none is believed right, all are used alike.
+    weights = weights if float(weights.sum()) > 1 else torch.ones_like(weights)
+    running.update(image_features[owner], text_features[texts], weights)
+    maps = Whitening(running).solve(ridge=found.ridge, power=power, dimensions=dimensions)
+    u, v = maps.embed_images(image_features[images]), maps.embed_texts(text_features[texts])
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.unique(owner)
+    rows = rows[torch.randperm(len(rows), generator=generator)[:SAMPLE]]
+    usual_u, usual_v = maps.embed_images(image_features[rows]), v[torch.randperm(len(v), generator=generator)[:SAMPLE]]
+    with exact_products():
+        s = u @ v.T
+        by_caption, by_image = usual_u @ v.T, u @ usual_v.T
+    z = (s - by_caption.mean(0)) / by_caption.std(0).clamp_min(1e-6)
+    z += (s - by_image.mean(1, keepdim=True)) / by_image.std(1, keepdim=True).clamp_min(1e-6)
+    best = (z / 2).max(1)
+    return texts[best.indices], best.values

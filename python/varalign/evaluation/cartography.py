@@ -1,0 +1,149 @@
+"""Pairs by what training made of them: learnt, ambiguous or probably wrong.
+
+T captions, n of them seen in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+KINDS = ("learnt", "ambiguous", "probably wrong")
+UNSEEN = -1
+UNSTEADY = 0.2  # deviation over epochs above which a pair is ambiguous whatever its mean
+SURE = 0.8  # posterior of the mixture from which a pair counts as learnt, or as wrong
+
+
+@dataclass(frozen=True)
+class Cartography:
+    """What the epochs say of each pair.
+
+    Attributes:
+        kind: (T,) int8, index into `KINDS`; -1 where the pair was never seen.
+        probability_wrong: (T,) float64, posterior of the lower of two normals; NaN where never seen.
+        wrong_share: the lower normal's share of the pairs seen; 0 where one normal explains them as well.
+        low, high: its 95 % interval by a bootstrap by image.
+    """
+
+    kind: NDArray[np.int8]
+    probability_wrong: Floats
+    wrong_share: float
+    low: float
+    high: float
+
+    def counts(self) -> dict[str, int]:
+        """How many pairs are of each kind."""
+        return {name: int((self.kind == number).sum()) for number, name in enumerate(KINDS)}
+
+
+def cartography(
+    mean: Floats, variance: Floats, owner: NDArray[np.int64], *, samples: int = 100, seed: int = 0
+) -> Cartography:
+    """Sort pairs by mean and variance of their positive probability over epochs.
+
+    The log odds of the means are taken as two normals, of which the lower one holds the pairs that training could not
+    learn; where one normal is as good (by the Bayesian information criterion) no pair is called wrong. A pair whose
+    probability moves by more than 0.2 (deviation over epochs), or of which the mixture is less than 80 % sure, is
+    ambiguous.
+
+    Args:
+        mean, variance: (T,) of the positive probability over epochs, NaN for a pair never seen (`PairMoments`).
+        owner: (T,) the image row of each caption: images are what the bootstrap draws.
+        samples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no pair was seen, or the shapes differ.
+
+    Source: Swayamdipta et al. 2020 ("dataset cartography"); the two normals after Arazo et al. 2019.
+    """
+    if not mean.shape == variance.shape == owner.shape or mean.ndim != 1:
+        raise ValueError(f"wanted mean, variance and owner of one shape (T,), got {mean.shape}, {variance.shape}")
+    seen = np.isfinite(mean)
+    if not seen.any():
+        raise ValueError("no pair was seen in training: there is nothing to sort")
+    odds = _log_odds(mean[seen])
+    kind = np.full(len(mean), UNSEEN, np.int8)
+    posterior = np.full(len(mean), np.nan)
+    start = _two_normals(odds)
+    two = start is not None and _better_than_one(odds, start)
+    if start is None or not two:
+        posterior[seen], share, low, high = 0.0, 0.0, 0.0, 0.0
+    else:
+        posterior[seen], share = _posterior(odds, start), float(start[0])
+        images, place = np.unique(owner[seen], return_inverse=True)
+        generator = np.random.default_rng(seed)
+        shares = []
+        for _ in range(samples):
+            weight = np.bincount(generator.integers(0, len(images), len(images)), minlength=len(images))[place]
+            found = _two_normals(odds, weight.astype(np.float64), start)
+            shares.append(share if found is None else float(found[0]))
+        low, high = (float(end) for end in np.quantile(shares, [0.025, 0.975])) if shares else (0.0, 1.0)
+    wrong = posterior >= SURE
+    unsure = (posterior > 1 - SURE) & ~wrong
+    kind[seen] = 0
+    kind[wrong] = 2
+    kind[seen & (unsure | (np.sqrt(np.nan_to_num(variance)) > UNSTEADY))] = 1
+    return Cartography(kind, posterior, share, min(low, share), max(high, share))
+
+
+def _log_odds(probability: Floats) -> Floats:
+    clear = np.clip(probability, 1e-6, 1 - 1e-6)
+    odds: Floats = np.log(clear) - np.log1p(-clear)
+    return odds
+
+
+def _two_normals(values: Floats, weight: Floats | None = None, start: Floats | None = None) -> Floats | None:
+    """EM for share, mean, deviation of the lower normal and mean, deviation of the upper; None where all are alike."""
+    weight = np.ones(len(values)) if weight is None else weight
+    if start is None:
+        low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
+        if high - low < 1e-9:
+            return None
+        scale = max((high - low) / 4, 1e-3)
+        start = np.array([0.3, low, scale, max(middle, low + scale), scale])
+    found = start
+    for _ in range(500):
+        lower = weight * _posterior(values, found)
+        upper = weight - lower
+        parts = [lower.sum() / weight.sum()]
+        for part in (lower, upper):
+            total = max(part.sum(), 1e-9)
+            mean = (part @ values) / total
+            parts += [mean, max(np.sqrt((part @ (values - mean) ** 2) / total), 0.05)]
+        after = np.array(parts)
+        moved = np.abs(after - found).max()
+        found = after
+        if moved < 1e-6:
+            break
+    if found[1] > found[3]:
+        found = np.array([1 - found[0], found[3], found[4], found[1], found[2]])
+    return found
+
+
+def _log_density(values: Floats, mean: float, deviation: float) -> Floats:
+    density: Floats = -(((values - mean) / deviation) ** 2) / 2 - np.log(deviation * np.sqrt(2 * np.pi))
+    return density
+
+
+def _posterior(values: Floats, found: Floats) -> Floats:
+    """Chance of each value to come from the lower normal."""
+    share = np.clip(found[0], 1e-9, 1 - 1e-9)
+    lower = np.log(share) + _log_density(values, found[1], found[2])
+    upper = np.log(1 - share) + _log_density(values, found[3], found[4])
+    posterior: Floats = np.exp(lower - np.logaddexp(lower, upper))
+    return posterior
+
+
+def _better_than_one(values: Floats, found: Floats) -> bool:
+    one = _log_density(values, values.mean(), max(values.std(), 0.05)).sum()
+    share = np.clip(found[0], 1e-9, 1 - 1e-9)
+    lower = np.log(share) + _log_density(values, found[1], found[2])
+    upper = np.log(1 - share) + _log_density(values, found[3], found[4])
+    gain = np.logaddexp(lower, upper).sum() - one
+    # Two humps, not merely a longer tail: the normals must stand further apart than their deviations together.
+    return bool(gain > 1.5 * np.log(len(values)) and found[3] - found[1] > found[2] + found[4])

@@ -1,0 +1,150 @@
+"""Any objective under any loss schedule, with the statistics that the trainer wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from varalign.losses.contrastive import ContrastiveOutput, contrastive
+from varalign.losses.others.adversarial import AdversarialEmbeddings, AdversarialInputs
+from varalign.losses.others.base import Batch, Objective
+from varalign.losses.others.cyclip import CyCLIP
+from varalign.losses.others.dcl import DCL
+from varalign.losses.others.generalised import GeneralisedCrossEntropy
+from varalign.losses.others.global_contrastive import ISogCLR, SogCLR
+from varalign.losses.others.hard_negatives import HardNegatives
+from varalign.losses.others.ntxent import NTXent
+from varalign.losses.others.siglip import SigLIP
+from varalign.losses.others.soft_targets import SoftTargets
+from varalign.losses.others.structure import Structure
+from varalign.losses.statistics import mean_over_queries
+
+if TYPE_CHECKING:
+    from varalign.schedules import LossSchedule
+
+LOSSES: dict[str, type[Objective]] = {
+    "nt-xent": NTXent,
+    "siglip": SigLIP,
+    "dcl": DCL,
+    "hard-negatives": HardNegatives,
+    "soft-targets": SoftTargets,
+    "cyclip": CyCLIP,
+    "sogclr": SogCLR,
+    "isogclr": ISogCLR,
+    "gce": GeneralisedCrossEntropy,
+    "structure": Structure,
+    "adversarial": AdversarialEmbeddings,
+    "adversarial-inputs": AdversarialInputs,
+}
+UNDIRECTED = ("siglip",)
+"""Losses without two directions: only constant weights make sense."""
+WITHOUT_STRENGTH = ("nt-xent", "dcl")
+REMEMBERING = ("sogclr", "isogclr")
+RANGES = {
+    "hard-negatives": (0.0, 10.0, False),
+    "soft-targets": (0.0, 1.0, False),
+    "cyclip": (0.0, 1e6, False),
+    "sogclr": (0.0, 1.0, True),
+    "isogclr": (0.0, 100.0, True),
+    "gce": (0.0, 1.0, True),
+    "structure": (0.0, 1e6, False),
+    "adversarial": (0.0, 1.0, False),
+    "adversarial-inputs": (0.0, 10.0, False),
+    "siglip": (-100.0, 100.0, False),
+}
+"""Range of each loss's number: lowest, highest, and whether the lowest is left out."""
+
+
+def build_objective(
+    name: str, *, images: int, captions: int, strength: float | None = None, steps: int = 1
+) -> Objective:
+    """The loss of that name.
+
+    Args:
+        name: one of `LOSSES`.
+        images, captions: how many the data set has, for losses that keep a value of each.
+        strength: the loss's own number; its default if None.
+        steps: of the adversarial ones' attack.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or one for a loss that has none.
+    """
+    if name not in LOSSES:
+        raise ValueError(f"unknown loss {name!r}; known ones: clip, {', '.join(LOSSES)}")
+    options: dict[str, Any] = {}
+    if strength is not None:
+        if name in WITHOUT_STRENGTH:
+            raise ValueError(f"loss {name} has no number of its own: leave the strength out")
+        low, high, open_below = RANGES[name]
+        if not low <= strength <= high or (open_below and strength == low):
+            raise ValueError(f"loss {name} takes a strength {'above' if open_below else 'from'} {low:g} to {high:g}")
+        options["strength"] = strength
+    if name in REMEMBERING:
+        options |= {"images": images, "captions": captions}
+    if name.startswith("adversarial"):
+        options["steps"] = steps
+    return LOSSES[name](**options)
+
+
+class ComparisonLoss(nn.Module):
+    """An objective, its two directions weighted by a loss schedule: the interface of `ContrastiveLoss`.
+
+    The statistics (for schedules, pair moments and metrics) are those of the plain similarities, whatever the loss.
+
+    Args:
+        objective: the loss.
+        schedule: gives the weights.
+    """
+
+    def __init__(self, objective: Objective, schedule: LossSchedule) -> None:
+        super().__init__()
+        self.objective, self.schedule = objective, schedule
+        self._context: dict[str, Any] = {}
+
+    def see(
+        self,
+        *,
+        image_rows: Tensor | None = None,
+        caption_rows: Tensor | None = None,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
+        inputs: Tensor | None = None,
+        embed: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """What the next call may need beside embeddings; see `Batch`. Losses that need something missing say so."""
+        self._context = {name: value for name, value in locals().items() if name != "self"}
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        logit_scale: Tensor | float,
+        image_ids: Tensor | None = None,
+        text_image_ids: Tensor | None = None,
+        *,
+        image_weights: Tensor | None = None,
+        text_weights: Tensor | None = None,
+    ) -> ContrastiveOutput:
+        """The step's loss; arguments and result as in `ContrastiveLoss`."""
+        with torch.no_grad():
+            _, _, stats_i2t, stats_t2i = contrastive(
+                image_embeddings, text_embeddings, logit_scale, image_ids, text_image_ids
+            )
+        if image_ids is None:
+            image_ids = torch.arange(len(image_embeddings)) if text_image_ids is None else text_image_ids
+        ids = image_ids.to(image_embeddings.device)
+        text_ids = ids if text_image_ids is None else text_image_ids.to(image_embeddings.device)
+        scale = torch.as_tensor(logit_scale, dtype=image_embeddings.dtype, device=image_embeddings.device)
+        context, self._context = self._context, {}
+        batch = Batch(image_embeddings, text_embeddings, scale, ids[:, None] == text_ids[None], **context)
+        values_i2t, values_t2i, added = self.objective(batch)
+        loss_i2t = mean_over_queries(values_i2t, stats_i2t, image_weights)
+        loss_t2i = mean_over_queries(values_t2i, stats_t2i, text_weights)
+        weights = self.schedule(stats_i2t, stats_t2i, losses=torch.stack([loss_i2t, loss_t2i]))
+        loss = weights[0] * loss_i2t + weights[1] * loss_t2i
+        if added is not None:
+            loss = loss + added
+        return ContrastiveOutput(loss, loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)

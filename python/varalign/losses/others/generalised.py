@@ -1,0 +1,25 @@
+"""Generalised cross-entropy: between cross-entropy and mean absolute error, so that wrong pairs pull less."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from varalign.losses.others.base import Batch, Objective, both, infonce
+
+
+class GeneralisedCrossEntropy(Objective):
+    """(1 - p^q) / q with p the probability of the positive: a pair that does not fit has next to no gradient.
+
+    Args:
+        strength: q, above 0 (towards 0: the plain loss) to 1 (mean absolute error).
+
+    Source: Zhang and Sabuncu 2018.
+    """
+
+    def __init__(self, strength: float = 0.7) -> None:
+        super().__init__()
+        self.q = strength
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        # -expm1 keeps digits where p is near 1.
+        return both(lambda z, positive: -(-self.q * infonce(z, positive)).expm1() / self.q, batch)

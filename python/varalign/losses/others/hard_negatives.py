@@ -1,0 +1,36 @@
+"""Hard negatives count more: each negative's share of the denominator grows with its own similarity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from varalign.losses.others.base import Batch, Objective, both, masked_lse, positive_mean
+
+
+class HardNegatives(Objective):
+    """log(sum of positives e^z + sum of negatives w e^z) - mean positive, w = n e^(βz) / sum of negatives e^(βz).
+
+    Args:
+        strength: β, 0 (all alike: the plain loss) or more.
+
+    Source: Robinson et al. 2021; for images and texts Radenovic et al. 2023 (HN-NCE).
+    """
+
+    def __init__(self, strength: float = 0.25) -> None:
+        super().__init__()
+        self.beta = strength
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        return both(lambda z, positive: hard_negatives(z, positive, self.beta), batch)
+
+
+def hard_negatives(logits: Tensor, positive: Tensor, beta: float) -> Tensor:
+    """(Q,) values of logits (Q, C) and positives (Q, C)."""
+    negative = ~positive
+    count = negative.sum(1).clamp_min(1).to(logits.dtype)
+    # n * sum e^((1+β)z) / sum e^(βz), in logs.
+    hard = count.log() + masked_lse((1 + beta) * logits, negative) - masked_lse(beta * logits, negative)
+    hard = hard.masked_fill(~negative.any(1), -1e30)
+    whole = torch.logaddexp(masked_lse(logits, positive), hard)
+    return whole - positive_mean(logits, positive)

@@ -1,0 +1,31 @@
+"""NT-Xent with the negatives of both modalities: an image is told from other texts and from other images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from varalign.losses.others.base import Batch, Objective, counted, positive_mean
+
+
+class NTXent(Objective):
+    """LSE over all texts and the images of other ids, minus the mean positive; for texts the same.
+
+    Source: Chen et al. 2020 (SimCLR), with an image and its caption as the two views.
+    """
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        z, scale = batch.logits, batch.logit_scale
+        positive = batch.positive
+        # Two images are of one id where they share a text, two texts where they share an image.
+        i2t = _values(z, scale * (batch.images @ batch.images.T), positive)
+        t2i = _values(z.T, scale * (batch.texts @ batch.texts.T), positive.T)
+        return i2t, t2i, None
+
+
+def _values(z: Tensor, own: Tensor, positive: Tensor) -> Tensor:
+    shared = positive.to(z.dtype)
+    same = (shared @ shared.T) > 0
+    same = same | torch.eye(len(z), dtype=torch.bool, device=z.device)
+    together = torch.cat([z, own.masked_fill(same, -1e30)], 1)
+    return counted(torch.logsumexp(together, 1) - positive_mean(z, positive), positive)

@@ -1,0 +1,90 @@
+"""The loss that the options name, what it is shown of a step, and what it keeps in checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varalign.losses.contrastive import ContrastiveLoss
+from varalign.losses.others import ComparisonLoss, build_objective
+from varalign.training.build import Data, Parts, new_schedule
+from varalign.training.config import ConfigError, TrainConfig
+from varalign.training.sources import ImageInputs
+from varalign.training.step_texts import StepTexts
+
+Loss = ContrastiveLoss | ComparisonLoss
+
+
+def new_loss(config: TrainConfig, data: Data | None) -> Loss:
+    """The loss under the schedule that the options name; without data it is only checked that there is one.
+
+    Raises:
+        ConfigError: a strength that the loss does not take.
+    """
+    schedule = new_schedule(config)
+    if config.loss == "clip":
+        return ContrastiveLoss(schedule, duplicates=config.duplicates)
+    images, captions = (0, 0) if data is None else (len(data.split), len(data.caption_owner))
+    try:
+        objective = build_objective(
+            config.loss, images=images, captions=captions, strength=config.loss_strength, steps=config.attack_steps
+        )
+    except ValueError as error:
+        raise ConfigError(f"--loss-strength {config.loss_strength:g}: {error}") from None
+    return ComparisonLoss(objective, schedule)
+
+
+def add_loss_parameters(optimiser: torch.optim.Optimizer, loss: Loss, lr: float) -> None:
+    """Let the optimiser train what the loss learns (SigLIP's bias), without decay."""
+    parameters = list(loss.objective.parameters()) if isinstance(loss, ComparisonLoss) else []
+    if parameters:
+        optimiser.add_param_group({"name": "loss", "params": parameters, "lr": lr, "base_lr": lr, "weight_decay": 0.0})
+
+
+def show_step(
+    loss: Loss, parts: Parts, inputs: ImageInputs, texts: StepTexts, image_features: Tensor, text_features: Tensor
+) -> None:
+    """Give a loss to compare with what it may need of a step beside the embeddings.
+
+    Args:
+        inputs: the images. texts: the step's texts; a mean of captions stands for the image's first one.
+        image_features, text_features: what the heads were given.
+    """
+    if not isinstance(loss, ComparisonLoss):
+        return
+    model = parts.model
+    each = len(texts.captions) == len(texts.owner)
+    captions = texts.captions if each else parts.data.first_captions(inputs.rows)
+
+    def embed(tensor: Tensor) -> Tensor:
+        with parts.autocast():
+            if model.image_encoder is not None and tensor.ndim == 4 and model.fully_frozen("image"):
+                features = model.image_encoder(tensor)  # which runs without gradient otherwise; the pixels want one
+            else:
+                features = parts.images.features(model, tensor)
+            return model.project_images(features).float()
+
+    loss.see(
+        image_rows=torch.from_numpy(inputs.rows).to(parts.device, non_blocking=True),
+        caption_rows=torch.from_numpy(captions).to(parts.device, non_blocking=True),
+        image_features=image_features.float(),
+        text_features=text_features.float(),
+        inputs=inputs.tensor,
+        embed=embed,
+    )
+
+
+def loss_state(loss: Loss) -> dict[str, Tensor]:
+    """What a loss learns and keeps, by checkpoint name (`loss.…`); the schedule's is not in it."""
+    if not isinstance(loss, ComparisonLoss):
+        return {}
+    return {f"loss.{name}": tensor for name, tensor in loss.objective.state_dict().items()}
+
+
+def load_loss_state(loss: Loss, state: Mapping[str, Any]) -> None:
+    """The inverse of `loss_state`, the `loss.` taken off."""
+    if isinstance(loss, ComparisonLoss):
+        loss.objective.load_state_dict(dict(state))
