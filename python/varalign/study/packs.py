@@ -280,7 +280,8 @@ def _batches(run: Run, epoch: int) -> list[Rows]:
 def _texts(run: Run, rows: Rows, epoch: int, bench: Bench) -> tuple[Tensor, Tensor | None]:
     """(B, Dy) the text features that these images bring to a step, and (B,) the weights of the pairs, if any."""
     config = run.config
-    texts = StepTexts(run.data, rows, seed=config.seed, epoch=epoch, count=config.captions_per_step, use="mean")
+    count = config.captions_per_step
+    texts = StepTexts.draw(run.data, rows, seed=config.seed, epoch=epoch, count=count, use="mean")
     captions = torch.from_numpy(texts.captions).to(bench.device)
     each = None if run.pair_weights is None else run.pair_weights[captions]
     return texts.join(bench.text_features[captions], each), texts.weights(each)[0]

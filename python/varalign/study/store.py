@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
+from varalign.data.files import write_atomically
 from varalign.study.grid import Pack
-from varalign.training.run_folder import json_text, write_atomically
+from varalign.training.run_folder import json_text
 
 
 class Store:
