@@ -228,7 +228,8 @@ def negative_loss(
     """Minus the symmetric contrastive loss of each image and its first caption, at the logit scale that suits it best.
 
     A smoother judge of settings than Recall@1: over three draws of 600 Flickr8k images the settings chosen by it on dev
-    reached a mean test R@1 of 11.3 %, those chosen by mean dev R@1 10.9 % (60 images: 3.5 and 3.4).
+    reached a mean test R@1 of 11.3 %, those chosen by mean dev R@1 10.9 % (60 images: 3.5 and 3.4). These test figures
+    are what decided between the two, so they do not count as evidence for either.
 
     Args:
         image_embeddings: (I, k) unit vectors.

@@ -1,8 +1,9 @@
 """The default recipe: what a run does where nothing was said, as a rule of its start and its number of images.
 
 From random weights the recipe is the usual one. From the closed form little is left to learn, and the fewer images, the
-less: the learning rate falls in proportion to their number, the map moves nearer the residual's pace (it is then what
-learns anything at all), and rarer correlations are trusted less. No torch here.
+less: the learning rate falls in proportion to their number and the map moves nearer the residual's pace. On Flickr8k's
+features at 600 images training then gains nothing that can be measured over the closed form alone (mean test R@1 of
+three seeds 11.1 % and 11.3 %); at 6,000 it does. No torch here.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RANDOM: Mapping[str, Any] = {
 
 SCRATCH_TEXT: Mapping[str, Any] = {"captions_per_step": 5, "captions_as": "each"}
 """A text encoder that starts from random weights sees all of an image's usual five captions beside it: on Flickr8k at
-112 pixels dev recall then rises about twice as fast by epoch, for a tenth more time."""
+112 pixels, 12 epochs, test R@10 is 20 % instead of 14 %, in about the same time (one seed each)."""
 
 CLOSED_FORM: Mapping[str, Any] = {
     "head": "mlp",
