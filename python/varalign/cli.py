@@ -362,6 +362,8 @@ def _search(arguments: argparse.Namespace) -> int:
     with_text = arguments.image is None
     if len(words) > 1 + with_text or (with_text and not words):
         raise DataError('search takes [RUN] "TEXT" with the text in quotes, or [RUN] --image FILE')
+    if with_text and len(words) == 1 and (Path(words[0]) / "config.json").is_file():
+        raise DataError(f'search {words[0]}: a run, but no text to look for: search {words[0]} "TEXT"')
     if with_text and not words[-1].strip():
         raise DataError('search "TEXT": the text is empty; describe the picture to look for')
     arguments.run = Path(words[0]) if len(words) == 1 + with_text else None

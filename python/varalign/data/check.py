@@ -59,7 +59,9 @@ class Report:
 
     def lines(self) -> list[str]:
         """All of it for people, at most ten entries of each list."""
-        lines = [f"{self.folder}: {self.images:,} images, {self.captions:,} captions ({self.captions_file})"]
+        lines = [f"{self.folder}: {self.images:,} images, {self.captions:,} captions"]
+        if self.captions_file:
+            lines[0] += f" ({self.captions_file})"
         if self.splits:
             lines.append("splits: " + ", ".join(f"{count:,} {name}" for name, count in self.splits.items()))
         if self.captions_per_image:

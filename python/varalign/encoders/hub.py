@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,9 @@ from varalign.encoders.specs import WeightsUnavailable
 LOGGER = logging.getLogger("varalign")
 TIMEOUT = 5.0
 """Seconds to wait for a hub's first answer."""
+ASK_AGAIN = 60.0
+"""Seconds after which a hub that gave no answer is asked again."""
+_SILENT: dict[str, tuple[float, str]] = {}  # address → when it gave no answer, and how that reads
 
 
 def download_url(url: str, *, spec: str, instead: str) -> Path:
@@ -132,13 +136,18 @@ def _reach(repo: str, files: str, spec: str, instead: str) -> None:
 
     if _offline():
         raise _unavailable(repo, files, spec, instead, "HF_HUB_OFFLINE is set")
+    asked, silence = _SILENT.get(constants.ENDPOINT, (0.0, ""))
+    if silence and time.monotonic() - asked < ASK_AGAIN:  # the second tower need not wait for the same silence
+        raise _unavailable(repo, files, spec, instead, silence)
     LOGGER.warning("downloading %s of %s from %s", files, repo, constants.ENDPOINT)
     try:
         # Any answer will do, a 404 too: only silence means offline. The session is httpx's or requests', whose
         # errors share no class below Exception.
         get_session().head(f"{constants.ENDPOINT}/{repo}/resolve/main/README.md", timeout=TIMEOUT)
     except Exception as error:
-        raise _unavailable(repo, files, spec, instead, f"{constants.ENDPOINT} gives no answer: {error}") from error
+        silence = f"{constants.ENDPOINT} gives no answer: {error}"
+        _SILENT[constants.ENDPOINT] = time.monotonic(), silence
+        raise _unavailable(repo, files, spec, instead, silence) from error
 
 
 def _unavailable(repo: str, files: str, spec: str, instead: str, reason: str) -> WeightsUnavailable:

@@ -273,6 +273,8 @@ def _prepared_ids(
             f"{images.shape[0]} images and {texts.shape[0]} texts need both image_ids and text_image_ids; one was given"
         )
     for name, ids, queries in (("image_ids", image_ids, images), ("text_image_ids", text_image_ids, texts)):
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"{name} must be a tensor of integers, not {type(ids).__name__}")
         if ids.shape != (queries.shape[0],) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"{name} must be ({queries.shape[0]},) integers, not {tuple(ids.shape)} of {ids.dtype}")
     return image_ids.to(images.device, torch.int64), text_image_ids.to(images.device, torch.int64)

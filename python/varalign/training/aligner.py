@@ -21,7 +21,7 @@ from varalign.data.files import write_atomically
 from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.image import build_image_encoder
-from varalign.encoders.specs import SpecError
+from varalign.encoders.specs import SpecError, WeightsUnavailable
 from varalign.encoders.text import build_text_encoder
 from varalign.evaluation.noise import parse_noise
 from varalign.evaluation.retrieval import chance, top_k
@@ -117,7 +117,10 @@ def zero_shot(
         cache=cache,
     ).validate()
     config = fill(config, 1)
-    images, texts = build_image_encoder(spec), build_text_encoder(spec)
+    try:
+        images, texts = build_image_encoder(spec), build_text_encoder(spec)
+    except WeightsUnavailable as absent:  # the option that names them is another one here
+        raise WeightsUnavailable(str(absent).replace("--image-encoder", "--zero-shot")) from None
     # its scale is at the clamp, 100, in every checkpoint that was trained to the end
     model = DualEncoder(images, texts, embedding_dim=images.feature_dim, logit_scale=MAX_LOGIT_SCALE)
     model.image_head, model.text_head = nn.Identity(), nn.Identity()

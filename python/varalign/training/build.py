@@ -21,6 +21,7 @@ from varalign.data.tokenizers import load_tokenizer
 from varalign.encoders.dual_encoder import SIDES, DualEncoder
 from varalign.encoders.image import build_image_encoder
 from varalign.encoders.saved import dual_encoder_from_config
+from varalign.encoders.specs import WeightsUnavailable
 from varalign.encoders.text import build_text_encoder
 from varalign.evaluation.damage import noisy_captions
 from varalign.evaluation.noise import Noise, noisy_pairs, parse_noise
@@ -245,7 +246,14 @@ def new_model(config: TrainConfig, data: Data) -> DualEncoder:
     if isinstance(data, FeatureSet):
         widths = {"image_feature_dim": data.image_features.shape[1], "text_feature_dim": data.text_features.shape[1]}
         return DualEncoder(None, None, **shape, **widths)
-    image_encoder = build_image_encoder(config.image_spec, image_size=config.image_size)
+    try:
+        image_encoder = build_image_encoder(config.image_spec, image_size=config.image_size)
+    except WeightsUnavailable as absent:
+        try:
+            build_text_encoder(config.text_spec, captions=[""], pooling=config.pooling)
+        except WeightsUnavailable as too:  # one message with all that is to be fetched
+            raise WeightsUnavailable(f"{absent}\n{too}") from None
+        raise
     captions = [data.captions[row] for row in data.caption_rows(data.rows("train")).tolist()]
     text_encoder = build_text_encoder(
         config.text_spec,
