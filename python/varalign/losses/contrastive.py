@@ -100,7 +100,7 @@ def _contrastive(
 ) -> tuple[Tensor, Tensor, DirectionStats, DirectionStats]:
     _check_duplicates(duplicates)
     images, texts, scale = _prepared(image_embeddings, text_embeddings, logit_scale)
-    image_ids, text_image_ids = _prepared_ids(images, texts, image_ids, text_image_ids, group)
+    image_ids, text_image_ids = prepared_ids(images, texts, image_ids, text_image_ids, group)
     ignore = duplicates == "ignore"
     needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (images, texts, scale))
     cache_bytes = cache_bytes if needs_gradient else 0
@@ -255,7 +255,7 @@ def _prepared(
     return image_embeddings.to(dtype), text_embeddings.to(dtype), scale
 
 
-def _prepared_ids(
+def prepared_ids(
     images: Tensor, texts: Tensor, image_ids: Tensor | None, text_image_ids: Tensor | None, group: Any
 ) -> tuple[Tensor, Tensor]:
     """Ids of both sides as (M,) and (N,) int64 on the embeddings' device; without any, pair i is image i, text i."""

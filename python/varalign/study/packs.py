@@ -17,15 +17,13 @@ from torch import Tensor
 
 from varalign.data.features import FeatureSet
 from varalign.data.sampler import epoch_batches
-from varalign.data.splits import limit_training
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.evaluation.noise import parse_noise
 from varalign.evaluation.retrieval import ranks
-from varalign.schedules import LossSchedule, build_schedule
+from varalign.schedules import LossSchedule
 from varalign.study.batched import BatchedRuns
 from varalign.study.grid import Cell, Pack
-from varalign.training.assess import one_of_each, positions_of
-from varalign.training.build import assemble, damaged, new_model
+from varalign.training.assess import one_of_each, owners
+from varalign.training.build import assemble, damaged, limited, named_schedule, new_model, read_noise
 from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.optimiser import rate_factor
 from varalign.training.recipe import fill
@@ -55,7 +53,7 @@ class Split:
         """A split of a data set."""
         rows, _ = one_of_each(data.rows(name), data.image_ids)
         captions = data.caption_rows(data.rows(name))
-        owner = positions_of(data.image_ids[data.caption_owner[captions]], data.image_ids[rows])
+        owner = owners(data, captions, rows)
         order = np.argsort(owner, kind="stable")
         images = torch.from_numpy(data.image_features[rows]).to(device)
         texts = torch.from_numpy(data.text_features[captions[order]]).to(device)
@@ -131,21 +129,10 @@ def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
     """A cell's run on the shared features, begun as `varalign train --features` would begin it."""
     features = bench.features
     config = dataclasses.replace(cell_config(cell, len(features.rows("train"))), features="shared").validate()
-    if config.dataset_size is not None:
-        names = features.image_names or [str(row) for row in range(len(features.split))]
-        split = limit_training(features.split, names, config.dataset_size, config.seed)
-        features = dataclasses.replace(features, split=split)
+    features = limited(features, config)
     config = fill(config, len(features.rows("train")))
     started = _started(config, features, bench)
-    schedule = build_schedule(
-        cell.schedule,
-        floor=config.schedule_floor,
-        beta=config.schedule_beta,
-        gamma=config.schedule_gamma,
-        fixed_weight=config.fixed_weight,
-        seed=config.seed,
-        replay=replayed,
-    ).to(bench.device)
+    schedule = named_schedule(cell.schedule, config, replayed).to(bench.device)
     return Run(config, started.data, copy.deepcopy(started.model), started.pair_weights, schedule)
 
 
@@ -156,7 +143,7 @@ def _started(config: TrainConfig, features: FeatureSet, bench: Bench) -> Started
     }
     key = dataclasses.replace(config, **after)
     if key not in bench.starts:
-        data = damaged(features, parse_noise(config.noise or ""), "train", config.seed)
+        data = damaged(features, read_noise(config.noise), "train", config.seed)
         assert isinstance(data, FeatureSet)
         torch.manual_seed(config.seed)
         parts = assemble(config, data, new_model(config, data).to(bench.device), _silent)

@@ -89,7 +89,7 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
     if cell.kind == "run":
         parts = trained.aligner.parts
         images, rows, texts, captions = embed_split(parts, parts.data.rows("test"), options["batch_size"])
-        owner = owners(parts, captions, rows)
+        owner = owners(parts.data, captions, rows)
         i2t, t2i = ranks(images, texts, owner)
         result |= {"ranks_i2t": rank_text(i2t), "ranks_t2i": rank_text(t2i)}
         result["w_i2t"] = [round(line["w_i2t"], 6) for line in lines if line["kind"] == "step"]

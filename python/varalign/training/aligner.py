@@ -23,11 +23,10 @@ from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.image import build_image_encoder
 from varalign.encoders.specs import SpecError, WeightsUnavailable
 from varalign.encoders.text import build_text_encoder
-from varalign.evaluation.noise import parse_noise
 from varalign.evaluation.retrieval import chance, top_k
 from varalign.pictures.tsne import check_perplexities, choose_pairs, draw_tsne
 from varalign.training.assess import embed_split, measure, owners, tower_features
-from varalign.training.build import Parts, assemble, damaged, open_data, saved_model
+from varalign.training.build import Parts, assemble, damaged, open_data, read_noise, saved_model
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
@@ -263,10 +262,7 @@ class Aligner:
         return result
 
     def _damaged(self, split: str, text: str) -> Parts:
-        try:
-            noise = parse_noise(text)
-        except ValueError as error:
-            raise DataError(f"--{error}") from None
+        noise = read_noise(text)
         parts = self.parts
         data = damaged(parts.data, noise, split, self.config.seed)
         return assemble(parts.config, data, self.model, to_stderr, noise=noise)
@@ -320,7 +316,7 @@ class Aligner:
         rows = rows[choose_pairs(len(rows), pairs, seed)]
         check_perplexities(perplexities, 2 * len(rows))  # before minutes of embedding
         images, kept, texts, captions = embed_split(self.parts, rows, self.config.batch_size)
-        owner = owners(self.parts, captions, kept)
+        owner = owners(self.parts.data, captions, kept)
         first = texts[torch.from_numpy(np.searchsorted(owner, np.arange(len(kept)))).to(texts.device)]
         return draw_tsne(images.cpu().numpy(), first.cpu().numpy(), perplexities, out, seed=seed)
 
@@ -354,7 +350,7 @@ class Aligner:
             "text_embeddings": texts.cpu().numpy(),
             "image_rows": rows,
             "text_rows": captions,
-            "text_image_ids": owners(parts, captions, rows),
+            "text_image_ids": owners(data, captions, rows),
             "split": data.split[rows],
         }
         if file.suffix == ".npz":

@@ -13,7 +13,7 @@ from varalign.data.errors import DataError
 from varalign.evaluation.embedding_statistics import summary
 from varalign.evaluation.retrieval import retrieval
 from varalign.losses.contrastive import contrastive
-from varalign.training.build import Parts
+from varalign.training.build import Data, Parts
 from varalign.training.sources import Rows
 
 TEXT_BATCH = 256
@@ -46,9 +46,8 @@ def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor
                 )
             rows = np.concatenate(kept)
             captions = parts.data.caption_rows(rows)
-            owner = parts.data.image_ids[parts.data.caption_owner[captions]]
             rows, firsts = one_of_each(rows, parts.data.image_ids)
-            captions = captions[np.argsort(positions_of(owner, parts.data.image_ids[rows]), kind="stable")]
+            captions = captions[np.argsort(owners(parts.data, captions, rows), kind="stable")]
             for start in range(0, len(captions), TEXT_BATCH):
                 chosen = captions[start : start + TEXT_BATCH]
                 texts.append(model.project_texts(parts.texts.features(model, parts.texts.inputs(chosen))).float())
@@ -104,7 +103,7 @@ def measure(
     parts: Parts, images: Tensor, rows: Rows, texts: Tensor, captions: Rows, *, batch_size: int
 ) -> dict[str, Any]:
     """The numbers of `assess` from embeddings that are there."""
-    owner = owners(parts, captions, rows)
+    owner = owners(parts.data, captions, rows)
     text_image_ids = torch.from_numpy(owner).to(texts.device)
     result: dict[str, Any] = dict(retrieval(images, texts, text_image_ids))
     result |= summary(images, texts, text_image_ids)
@@ -116,10 +115,9 @@ def measure(
     return result
 
 
-def owners(parts: Parts, captions: Rows, rows: Rows) -> Rows:
+def owners(data: Data, captions: Rows, rows: Rows) -> Rows:
     """(T,) the place in `rows` of each caption's image, or of the copy of it that stands there."""
-    ids = parts.data.image_ids
-    return positions_of(ids[parts.data.caption_owner[captions]], ids[rows])
+    return positions_of(data.image_ids[data.caption_owner[captions]], data.image_ids[rows])
 
 
 def batched_loss(images: Tensor, texts: Tensor, logit_scale: float, batch_size: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,15 +115,9 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         features = load_features(path)
         for note in features.notes:
             say(note)
-        if config.dataset_size is not None:
-            names = (
-                [str(row) for row in range(len(features.split))]
-                if features.image_names is None
-                else features.image_names
-            )
-            features = replace(features, split=limit_training(features.split, names, config.dataset_size, config.seed))
+        features = limited(features, config)
         return replace(config, features=str(path)), damaged(
-            _checked(features, str(path)), _noise(config), "train", config.seed
+            _checked(features, str(path)), read_noise(config.noise), "train", config.seed
         )
     folder = Path(config.data) if config.data is not None else USUAL_DATA
     if config.data is None and not USUAL_DATA.is_dir():
@@ -146,13 +140,26 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     for note in dataset.notes:
         say(note)
     return replace(config, data=str(folder.resolve())), damaged(
-        _checked(dataset, str(folder)), _noise(config), "train", config.seed
+        _checked(dataset, str(folder)), read_noise(config.noise), "train", config.seed
     )
 
 
-def _noise(config: TrainConfig) -> Noise:
+def limited(features: FeatureSet, config: TrainConfig) -> FeatureSet:
+    """The features with as many training images as `dataset_size` says; rows stand for names where there are none."""
+    if config.dataset_size is None:
+        return features
+    names = features.image_names or [str(row) for row in range(len(features.split))]
+    return replace(features, split=limit_training(features.split, names, config.dataset_size, config.seed))
+
+
+def read_noise(text: str | None) -> Noise:
+    """What `--noise` says; no noise where it says nothing.
+
+    Raises:
+        ConfigError: a kind or a rate that there is not.
+    """
     try:
-        return parse_noise(config.noise or "")
+        return parse_noise(text or "")
     except ValueError as error:
         raise ConfigError(f"--{error}") from None
 
@@ -276,7 +283,7 @@ def _image_source(
 ) -> ImageSource:
     encoder, device = model.image_encoder, model.log_logit_scale.device
     assert encoder is not None
-    in_pixels = noise if noise is not None else _noise(config)
+    in_pixels = noise if noise is not None else read_noise(config.noise)
     frozen = model.fully_frozen("image")
     augmented = config.augment if config.augment is not None else not frozen
     preprocess = replace(encoder.preprocess, decode=config.decode)
@@ -346,10 +353,21 @@ def new_schedule(config: TrainConfig) -> LossSchedule:
         replay = [float(weight) for weight in steps if isinstance(weight, float)]
         if not replay or len(replay) < len(steps):
             raise ConfigError(f"--replay-run {config.replay_run}: that run's metrics.jsonl has no steps with weights")
-    if config.schedule in WEIGHTINGS:
-        return WEIGHTINGS[config.schedule]()
+    return named_schedule(config.schedule, config, replay)
+
+
+def named_schedule(name: str, config: TrainConfig, replay: Sequence[float] | None = None) -> LossSchedule:
+    """A schedule under the options' floor, decay, power, fixed weight and seed.
+
+    Args:
+        name: one of the schedules or of the weightings.
+        config: the options; their own `schedule` is not looked at.
+        replay: w_i2t of every step that `replay` shuffles.
+    """
+    if name in WEIGHTINGS:
+        return WEIGHTINGS[name]()
     return build_schedule(
-        config.schedule,
+        name,
         floor=config.schedule_floor,
         beta=config.schedule_beta,
         gamma=config.schedule_gamma,

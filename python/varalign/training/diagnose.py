@@ -21,13 +21,12 @@ from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError, first_three
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.files import write_atomically
-from varalign.data.splits import limit_training
 from varalign.data.statistics import PairMoments
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.evaluation.cartography import KINDS, Cartography, cartography
-from varalign.evaluation.noise import Noise, noisy_pairs, parse_noise
+from varalign.evaluation.noise import Noise, noisy_pairs
 from varalign.pictures.diagnosis import Suspect, diagnosis_page, draw_cartography, draw_scores
-from varalign.training.build import Data, assemble, damaged, new_model, open_data, saved_model
+from varalign.training.build import Data, assemble, damaged, limited, new_model, open_data, read_noise, saved_model
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
@@ -226,10 +225,7 @@ def _rows(data: Data, split: str) -> NDArray[np.int64]:
 
 
 def _parsed(config: TrainConfig) -> Noise:
-    try:
-        noise = parse_noise(config.noise or "")
-    except ValueError as error:
-        raise DataError(f"--{error}") from None
+    noise = read_noise(config.noise)
     if noise.words or noise.pixels:
         raise DataError(
             f"--noise {noise}: wrong pairs are what is looked for, so only swap-images and swap-captions work"
@@ -237,11 +233,9 @@ def _parsed(config: TrainConfig) -> Noise:
     return noise
 
 
-def _noisy(data: Data, noise: Noise, seed: int) -> tuple[Data, Bools | None]:
-    if not noise.pairs:
-        return data, None
-    _, wrong = noisy_pairs(data.caption_owner, data.rows("train"), noise, seed)
-    return damaged(data, noise, "train", seed), wrong
+def _wrong(data: Data, noise: Noise, seed: int) -> Bools | None:
+    """(T,) which captions `damaged` gives to other images; None without such noise."""
+    return noisy_pairs(data.caption_owner, data.rows("train"), noise, seed)[1] if noise.pairs else None
 
 
 def _of_features(config: TrainConfig, folder: Path | None, skip_missing: bool, say: Say) -> Subject:
@@ -252,10 +246,8 @@ def _of_features(config: TrainConfig, folder: Path | None, skip_missing: bool, s
     shown = None
     if folder is not None:
         shown = matched(data, load_dataset(folder, seed=config.seed, skip_missing=skip_missing), folder)
-    if config.dataset_size is not None:
-        names = data.image_names or [str(row) for row in range(len(data.split))]
-        data = replace(data, split=limit_training(data.split, names, config.dataset_size, config.seed))
-    noisy, wrong = _noisy(data, noise, config.seed)
+    data = limited(data, config)
+    noisy, wrong = damaged(data, noise, "train", config.seed), _wrong(data, noise, config.seed)
     assert isinstance(noisy, FeatureSet)
     x, y = torch.from_numpy(noisy.image_features), torch.from_numpy(noisy.text_features)
     return Subject(Path(str(config.features)).name, noisy, noisy.rows("train"), x, y, shown, wrong)
@@ -316,7 +308,7 @@ def _of_folder(config: TrainConfig, say: Say) -> Subject:
     )
     for note in data.notes:
         say(note)
-    noisy, wrong = _noisy(data, noise, config.seed)
+    noisy, wrong = damaged(data, noise, "train", config.seed), _wrong(data, noise, config.seed)
     model = new_model(config, noisy).to(pick_device(config.device))
     subject = Subject(Path(str(config.data)).resolve().name, noisy, noisy.rows("train"), None, None, data, wrong)
     assert isinstance(noisy, ImageCaptions)
@@ -336,11 +328,10 @@ def _tower_features(config: TrainConfig, data: Data, model: Any, say: Say) -> tu
 def _of_run(run: RunFolder, places: dict[str, Any], say: Say) -> Subject:
     options = run.options() | places | {"cache": places["cache"] or run.options().get("cache")}
     config = TrainConfig(**options).validate()
-    noise = parse_noise(config.noise or "")
+    noise = read_noise(config.noise)
     clean = replace(config, noise=None)
     _, data = open_data(clean, say)
-    _, wrong = _noisy(data, noise, config.seed)
-    noisy = damaged(data, noise, "train", config.seed)  # words too
+    noisy, wrong = damaged(data, noise, "train", config.seed), _wrong(data, noise, config.seed)
     subject = Subject(run.path.resolve().name, noisy, noisy.rows("train"), None, None, None, wrong)
     subject.shown = noisy if isinstance(noisy, ImageCaptions) else None
     try:

@@ -176,11 +176,7 @@ def place_start(
 def _fit(
     parts: Parts, config: TrainConfig, pair_weights: Tensor | None
 ) -> tuple[ClosedForm, RunningCovariance, int, PairFeatures]:
-    model = parts.model
-    covariance = RunningCovariance(model.image_feature_dim, model.text_feature_dim, parts.device)
-    for part in batches_of_pairs(parts, parts.train_rows, training=True):
-        weights = None if pair_weights is None else pair_weights[torch.from_numpy(part.captions)]
-        covariance.update(part.image_features[part.owner], part.text_features, weights)
+    covariance = _covariance(parts, pair_weights)
     rows = parts.data.rows("dev")
     if len(rows) > DEV_IMAGES:
         drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))[:DEV_IMAGES]
@@ -198,6 +194,15 @@ def _fit(
     )
     found = whitening.solve(ridge=best.ridge, power=best.power, dimensions=max(1, best.dimensions))
     return found, covariance, len(trials), dev
+
+
+def _covariance(parts: Parts, pair_weights: Tensor | None) -> RunningCovariance:
+    """Means and covariances of the training pairs' features, in one pass."""
+    covariance = RunningCovariance(parts.model.image_feature_dim, parts.model.text_feature_dim, parts.device)
+    for part in batches_of_pairs(parts, parts.train_rows, training=True):
+        weights = None if pair_weights is None else pair_weights[torch.from_numpy(part.captions)]
+        covariance.update(part.image_features[part.owner], part.text_features, weights)
+    return covariance
 
 
 def _widened(found: ClosedForm, dimensions: int) -> ClosedForm:
@@ -223,9 +228,7 @@ def _logit_scale(found: ClosedForm, dev: PairFeatures, config: TrainConfig) -> f
 
 def _tell_deviations(parts: Parts) -> None:
     """Give heads whose inputs get noise the deviations of the training features."""
-    covariance = RunningCovariance(parts.model.image_feature_dim, parts.model.text_feature_dim, parts.device)
-    for part in batches_of_pairs(parts, parts.train_rows, training=True):
-        covariance.update(part.image_features[part.owner], part.text_features)
+    covariance = _covariance(parts, None)
     for head, matrix in ((parts.model.image_head, covariance.cov_x), (parts.model.text_head, covariance.cov_y)):
         assert isinstance(head, NoisyHead)
         head.deviation.copy_(matrix.diagonal().clamp_min(0).sqrt())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from varalign.losses.contrastive import ContrastiveOutput, contrastive
+from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared_ids
 from varalign.losses.others.adversarial import AdversarialEmbeddings, AdversarialInputs
 from varalign.losses.others.base import Batch, Objective
 from varalign.losses.others.cyclip import CyCLIP
@@ -133,10 +133,7 @@ class ComparisonLoss(nn.Module):
             _, _, stats_i2t, stats_t2i = contrastive(
                 image_embeddings, text_embeddings, logit_scale, image_ids, text_image_ids
             )
-        if image_ids is None:
-            image_ids = torch.arange(len(image_embeddings)) if text_image_ids is None else text_image_ids
-        ids = image_ids.to(image_embeddings.device)
-        text_ids = ids if text_image_ids is None else text_image_ids.to(image_embeddings.device)
+        ids, text_ids = prepared_ids(image_embeddings, text_embeddings, image_ids, text_image_ids, None)
         scale = torch.as_tensor(logit_scale, dtype=image_embeddings.dtype, device=image_embeddings.device)
         context, self._context = self._context, {}
         batch = Batch(image_embeddings, text_embeddings, scale, ids[:, None] == text_ids[None], **context)
