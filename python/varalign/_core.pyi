@@ -13,6 +13,7 @@ __all__ = [
     "ImagePipeline",
     "ImagePreparation",
     "ImageRun",
+    "KeptImages",
     "Moments",
     "PairMoments",
     "Quantiles",
@@ -20,6 +21,7 @@ __all__ = [
     "build_word_vocabulary",
     "decode_image",
     "load_images",
+    "shrink_images",
 ]
 
 __version__: str
@@ -37,6 +39,13 @@ def load_images(
     threads: int = 0,
     uint8: bool = False,
 ) -> tuple[NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]]]: ...
+def shrink_images(
+    paths: Sequence[str], short: int, preparation: ImagePreparation, threads: int = 0
+) -> list[tuple[NDArray[np.uint8] | None, tuple[int, int], str | None]]: ...
+
+@final
+class KeptImages:
+    def __new__(cls, path: str, entries: Sequence[tuple[int, int, int, int, int]]) -> KeptImages: ...
 
 @final
 class ImagePreparation:
@@ -57,7 +66,13 @@ class ImagePreparation:
 @final
 class ImagePipeline:
     def __new__(
-        cls, paths: Sequence[str], preparation: ImagePreparation, threads: int, prefetch: int, uint8: bool
+        cls,
+        paths: Sequence[str],
+        preparation: ImagePreparation,
+        threads: int,
+        prefetch: int,
+        uint8: bool,
+        kept: KeptImages | None = None,
     ) -> ImagePipeline: ...
     def start(self, order: Sequence[Sequence[int]], epoch: int) -> ImageRun: ...
 

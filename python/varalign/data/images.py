@@ -14,12 +14,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from varalign import _core
+
+if TYPE_CHECKING:
+    from varalign.data.decoded import DecodedCache
 
 MAX_PIXELS: int = _core.MAX_PIXELS
 """Width times height at which a file is refused before it is decoded, unless told otherwise (Pillow's bound)."""
@@ -117,9 +120,10 @@ class ImagePipeline:
     """Batches of images made ahead on threads of their own, without the GIL.
 
     paths: the data set's files, by row. threads: 0 means every core. prefetch: the most batches that are under way or
-    waiting at a time (memory: that many times B * 3 * S * S elements). The pixels depend on the file, (seed, epoch,
-    row) and nothing else: not on threads, prefetch or timing. A pipeline holds no threads; an iterator of `batches`
-    does, until it is exhausted, closed or dropped.
+    waiting at a time (memory: that many times B * 3 * S * S elements). decoded: the cache that rows are cropped from
+    where it keeps them (`varalign.data.decoded`), made with the same `preprocess` and with `augment` or without. The
+    pixels depend on the file, (seed, epoch, row) and nothing else: not on threads, prefetch or timing. A pipeline holds
+    no threads; an iterator of `batches` does, until it is exhausted, closed or dropped.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class ImagePipeline:
         prefetch: int = 4,
         dtype: Literal["float32", "uint8"] = "float32",
         max_pixels: int | None = None,
+        decoded: DecodedCache | None = None,
     ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch must be at least 1 batch, got {prefetch}")
@@ -142,7 +147,8 @@ class ImagePipeline:
         self.augment = augment
         preparation = prepare(preprocess, augment, seed, max_pixels)
         files = [os.fspath(path) for path in paths]
-        self._pipeline = _core.ImagePipeline(files, preparation, threads, prefetch, _is_uint8(dtype))
+        kept = None if decoded is None else decoded.core()
+        self._pipeline = _core.ImagePipeline(files, preparation, threads, prefetch, _is_uint8(dtype), kept)
 
     def batches(self, order: Sequence[NDArray[np.int64]], *, epoch: int = 0) -> Iterator[ImageBatch]:
         """Make the batches of `order` (rows of each batch), in order.

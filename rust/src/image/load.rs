@@ -7,6 +7,7 @@ use std::path::Path;
 
 use super::augment::Augment;
 use super::decode::{decode_wanted, Wanted};
+use super::kept::Kept;
 use super::resize::{resize, Fit, Geometry, Interpolation, Normalisation, Scratch};
 use super::{pool, Limits, Rgb};
 use crate::error::{Error, Result};
@@ -53,6 +54,14 @@ impl Element for u8 {
             }
         }
     }
+}
+
+/// A picture made smaller, and the size that it had.
+pub struct Shrunk {
+    /// The picture as it is kept.
+    pub image: Rgb,
+    /// Width and height of the whole one.
+    pub full: (usize, usize),
 }
 
 /// Buffers that a thread keeps between samples.
@@ -130,7 +139,7 @@ impl Preparation {
         resize(
             image,
             geometry,
-            self.size,
+            (self.size, self.size),
             self.interpolation,
             &mut buffers.scratch,
             &mut buffers.rgb,
@@ -147,20 +156,105 @@ impl Preparation {
         buffers: &mut Buffers,
         planes: &mut [T],
     ) -> Result<()> {
+        let (image, geometry, _) =
+            self.open(path, Some((self.size, self.size)), &|width, height| {
+                self.geometry(width, height, epoch, row)
+            })?;
+        self.apply(&image, &geometry, buffers, planes);
+        pool::give(image.pixels);
+        Ok(())
+    }
+
+    /// The whole picture of a file with its short side at most `short`, never enlarged. The error names the file.
+    pub fn shrink(&self, path: &Path, short: usize, buffers: &mut Buffers) -> Result<Shrunk> {
+        let size_of = |width: usize, height: usize| {
+            let least = width.min(height).max(1);
+            let to = |side: usize| ((side * short + least / 2) / least).max(1);
+            if least <= short {
+                (width, height)
+            } else {
+                (to(width), to(height))
+            }
+        };
+        let whole =
+            |width: usize, height: usize| Geometry::whole(width, height, size_of(width, height));
+        let (image, geometry, full) = self.open(path, None, &whole)?;
+        let (width, height) = size_of(full.0, full.1);
+        if (image.width, image.height) == (width, height) {
+            return Ok(Shrunk { image, full });
+        }
+        let mut pixels = vec![0; width * height * 3];
+        let scratch = &mut buffers.scratch;
+        resize(
+            &image,
+            &geometry,
+            (width, height),
+            self.interpolation,
+            scratch,
+            &mut pixels,
+        );
+        pool::give(image.pixels);
+        let image = Rgb {
+            width,
+            height,
+            pixels,
+        };
+        Ok(Shrunk { image, full })
+    }
+
+    /// Makes the sample of a row that `kept` holds; false where it does not. The random crop is that of the file.
+    pub fn load_kept<T: Element>(
+        &self,
+        kept: &Kept,
+        epoch: u64,
+        row: u64,
+        buffers: &mut Buffers,
+        planes: &mut [T],
+    ) -> Result<bool> {
+        let Some(entry) = kept.entry(row) else {
+            return Ok(false);
+        };
+        let (width, height) = entry.full;
+        let across = entry.width as f64 / width as f64;
+        let down = entry.height as f64 / height as f64;
+        let mut geometry = self
+            .geometry(width, height, epoch, row)
+            .scaled(across, down);
+        let source = &mut geometry.source;
+        let first = source.top as usize;
+        let end = ((source.top + source.height).ceil() as usize).min(entry.height);
+        source.top -= first as f64;
+        let image = kept.rows(entry, first, end)?;
+        self.apply(&image, &geometry, buffers, planes);
+        pool::give(image.pixels);
+        Ok(true)
+    }
+
+    /// Decodes what a geometry needs of a file: the picture, the geometry in it, and the size that the file declares.
+    fn open(
+        &self,
+        path: &Path,
+        size: Option<(usize, usize)>,
+        geometry_of: &dyn Fn(usize, usize) -> Geometry,
+    ) -> Result<(Rgb, Geometry, (usize, usize))> {
         let data = read(path, &self.limits)?;
         // Set when the size is known; a decoder that does not ask gives the picture as it is.
         let chosen = Cell::new(None);
         let choose = |width: usize, height: usize| {
-            let geometry = self.geometry(width, height, epoch, row);
+            let geometry = geometry_of(width, height);
             let eighths = if self.fast { geometry.eighths() } else { 8 };
             let mut wanted = Wanted {
                 eighths,
                 area: None,
             };
-            let (width, height) = wanted.size_of(width, height);
-            let scaled = geometry.at(eighths, width, height);
-            wanted.area = Some(scaled.needed(self.size, self.interpolation));
-            chosen.set(Some((scaled, width, height)));
+            let scale = eighths as f64 / 8.0;
+            let scaled = geometry.scaled(scale, scale);
+            wanted.area = size.map(|size| scaled.needed(size, self.interpolation));
+            chosen.set(Some((
+                scaled,
+                wanted.size_of(width, height),
+                (width, height),
+            )));
             wanted
         };
         let (image, _) =
@@ -169,13 +263,10 @@ impl Preparation {
                 other => other,
             })?;
         pool::give(data);
-        let (width, height) = (image.width, image.height);
-        let geometry = match chosen.get() {
-            Some((geometry, w, h)) if (w, h) == (width, height) => geometry,
-            _ => self.geometry(width, height, epoch, row),
-        };
-        self.apply(&image, &geometry, buffers, planes);
-        pool::give(image.pixels);
-        Ok(())
+        let found = (image.width, image.height);
+        Ok(match chosen.get() {
+            Some((geometry, size, full)) if size == found => (image, geometry, full),
+            _ => (image, geometry_of(found.0, found.1), found),
+        })
     }
 }

@@ -6,6 +6,7 @@ pub mod decode;
 mod exif;
 mod gif;
 mod jpeg;
+pub mod kept;
 pub mod load;
 pub mod pipeline;
 mod png;

@@ -12,7 +12,8 @@ use pyo3::types::PyBytes;
 use crate::error::Error;
 use crate::image::augment::Augment;
 use crate::image::decode::decode;
-use crate::image::load::{Element, Preparation};
+use crate::image::kept::{Entry, Kept};
+use crate::image::load::{Element, Preparation, Shrunk};
 use crate::image::pipeline::{self, Batch, Job, Next, Run};
 use crate::image::resize::{Fit, Interpolation, Normalisation};
 use crate::image::Limits;
@@ -190,6 +191,61 @@ fn to_array<T: Element + numpy::Element>(
         .unbind())
 }
 
+/// Pixels (rows, columns, 3), width and height of the file's picture, and what went wrong.
+type ShrunkPicture = (Option<Py<PyArray3<u8>>>, (usize, usize), Option<String>);
+
+/// Whole pictures with their short sides at most `short`.
+#[pyfunction]
+#[pyo3(signature = (paths, short, preparation, threads=0))]
+fn shrink_images(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    short: usize,
+    preparation: &PyPreparation,
+    threads: usize,
+) -> PyResult<Vec<ShrunkPicture>> {
+    if short == 0 {
+        return Err(Error::Value("short must be at least 1 pixel, got 0".into()).into());
+    }
+    let preparation = &preparation.0;
+    let made = py.detach(|| pipeline::shrink_all(&paths, preparation, short, threads));
+    made.into_iter()
+        .map(|shrunk| match shrunk {
+            Ok(Shrunk { image, full }) => {
+                let pixels = image.pixels.into_pyarray(py);
+                let pixels = pixels.reshape([image.height, image.width, 3])?;
+                Ok((Some(pixels.unbind()), full, None))
+            }
+            Err(error) => Ok((None, (0, 0), Some(error.to_string()))),
+        })
+        .collect()
+}
+
+/// A file of decoded pictures.
+#[pyclass(frozen, module = "varalign._core", name = "KeptImages")]
+struct PyKept(Arc<Kept>);
+
+#[pymethods]
+impl PyKept {
+    /// `entries`: offset, width, height, and the file's width and height, a row each; a width of 0 is not kept.
+    #[new]
+    fn new(path: PathBuf, entries: Vec<(u64, usize, usize, usize, usize)>) -> PyResult<PyKept> {
+        let entries = entries
+            .into_iter()
+            .map(|(offset, width, height, full_width, full_height)| {
+                let full = (full_width, full_height);
+                (width > 0 && height > 0).then_some(Entry {
+                    offset,
+                    width,
+                    height,
+                    full,
+                })
+            })
+            .collect();
+        Ok(PyKept(Arc::new(Kept::open(&path, entries)?)))
+    }
+}
+
 /// A data set's files and how samples are made of them.
 #[pyclass(frozen, module = "varalign._core", name = "ImagePipeline")]
 struct PyPipeline {
@@ -198,17 +254,20 @@ struct PyPipeline {
     threads: usize,
     prefetch: usize,
     uint8: bool,
+    kept: Option<Arc<Kept>>,
 }
 
 #[pymethods]
 impl PyPipeline {
     #[new]
+    #[pyo3(signature = (paths, preparation, threads, prefetch, uint8, kept=None))]
     fn new(
         paths: Vec<PathBuf>,
         preparation: &PyPreparation,
         threads: usize,
         prefetch: usize,
         uint8: bool,
+        kept: Option<&PyKept>,
     ) -> Self {
         let preparation = Arc::clone(&preparation.0);
         PyPipeline {
@@ -217,17 +276,19 @@ impl PyPipeline {
             threads,
             prefetch,
             uint8,
+            kept: kept.map(|kept| Arc::clone(&kept.0)),
         }
     }
 
     /// Starts making the batches of `order`.
     fn start(&self, py: Python<'_>, order: Vec<Vec<i64>>, epoch: u64) -> PyResult<PyRun> {
-        let job = Job::new(
+        let mut job = Job::new(
             Arc::clone(&self.paths),
             Arc::clone(&self.preparation),
             order,
             epoch,
         )?;
+        job.kept = self.kept.clone();
         let (threads, prefetch) = (self.threads, self.prefetch);
         let run = py.detach(|| -> crate::error::Result<AnyRun> {
             Ok(if self.uint8 {
@@ -315,6 +376,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_PIXELS", Limits::default().max_pixels)?;
     module.add_function(wrap_pyfunction!(decode_image, module)?)?;
     module.add_function(wrap_pyfunction!(load_images, module)?)?;
+    module.add_function(wrap_pyfunction!(shrink_images, module)?)?;
+    module.add_class::<PyKept>()?;
     module.add_class::<PyPreparation>()?;
     module.add_class::<PyPipeline>()?;
     module.add_class::<PyRun>()?;
