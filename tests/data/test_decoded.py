@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +12,12 @@ from PIL import Image
 from varalign.data.decoded import DecodedCache, decoded_cache
 from varalign.data.images import Augment, ImagePipeline, Preprocess
 
+Make = Callable[..., NDArray[np.uint8]]
 ORDER = [np.array([4, 0, 3]), np.array([1, 5, 2])]
 
 
-def photograph(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Blurred noise at several scales: about the spectrum of a photograph."""
-    rng = np.random.default_rng(seed)
-    levels = np.full((height, width, 3), 128.0)
-    for scale in (3, 8, 24, 80):
-        coarse = rng.normal(0, 6 * scale**0.4, (height // scale + 2, width // scale + 2, 3)).astype(np.float32)
-        layers = [Image.fromarray(coarse[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)]
-        levels += np.stack([np.asarray(layer) for layer in layers], -1)
-    return np.clip(levels, 0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def paths(tmp_path_factory: pytest.TempPathFactory, photograph: Make) -> list[Path]:
     folder = tmp_path_factory.mktemp("pictures")
     made = [folder / f"{row}.png" for row in range(6)]
     for row, path in enumerate(made):
@@ -102,7 +93,9 @@ def test_rows_that_are_not_kept_come_from_their_files(paths: list[Path], tmp_pat
     assert not batch.pixels[0].any() and batch.pixels[1].any() and batch.pixels[2].any()
 
 
-def test_a_cache_is_read_again_until_it_is_stale_or_damaged(paths: list[Path], tmp_path: Path) -> None:
+def test_a_cache_is_read_again_until_it_is_stale_or_damaged(
+    paths: list[Path], tmp_path: Path, photograph: Make
+) -> None:
     said: list[str] = []
 
     def make(files: list[Path] = paths) -> DecodedCache:

@@ -41,9 +41,9 @@ class Preprocess:
     resize: "crop" takes the short side to `size` and keeps the centre square; "squash" takes both sides to `size`.
     decode: "exact" gives Pillow's pixels; "fast" decodes a JPEG at 1/2, 1/4 or 1/8 of its size (by the lowest
         coefficients of each block) where that leaves at least a pixel for each one of the result, on both axes: from a
-        short side of twice `size` on. Fine texture comes out several levels off, 2 to 4 of 255 on average, and
-        the edges of random crops are rounded to 2, 4 or 8 pixels of the file, as are sides of
-        the picture that are no multiple of it (a stretch of less than one pixel of the smaller picture).
+        short side of twice `size` on. Nothing shifts, random crops included; what is lost is fine texture. Of 255
+        levels, photographs of 500 x 375 at 160 to 40 pixels come out 1 to 2.5 off on average and 14 to 28 at the 99.9th
+        percentile (most where the smaller picture has hardly more pixels than the result), soft pictures half that.
     """
 
     size: int = 224
