@@ -56,12 +56,14 @@ class ImagePreparation:
         std: tuple[float, float, float],
         interpolation: str,
         resize: str,
-        augment: tuple[tuple[float, float], tuple[float, float], float] | None = None,
+        augment: tuple[tuple[float, float], tuple[float, float], float, tuple[float, float, float]] | None = None,
         seed: int = 0,
         max_pixels: int | None = None,
         fast: bool = False,
+        channels_last: bool = False,
     ) -> ImagePreparation: ...
     def crop(self, width: int, height: int, epoch: int, row: int) -> tuple[int, int, int, int, bool]: ...
+    def colors(self, epoch: int, row: int) -> list[tuple[str, float]]: ...
 
 @final
 class ImagePipeline:

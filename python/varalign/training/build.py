@@ -294,7 +294,7 @@ def _image_source(
         paths=data.image_paths,
         names=data.image_names,
         preprocess=preprocess,
-        augment=Augment(flip=config.flip) if augmented else None,
+        augment=Augment(flip=config.flip, jitter=(config.color_jitter,) * 3) if augmented else None,
         seed=config.seed,
         threads=config.threads,
         device=device,

@@ -137,7 +137,9 @@ class LiveImages:
     decoded: Callable[[], DecodedCache | None] | None = None
 
     def __post_init__(self) -> None:
-        self._evaluation = ImagePipeline(self.paths, self.preprocess, seed=self.seed, threads=self.threads)
+        self._evaluation = ImagePipeline(
+            self.paths, self.preprocess, seed=self.seed, threads=self.threads, memory_format="channels_last"
+        )
 
     @cached_property
     def _training(self) -> ImagePipeline:
@@ -148,6 +150,7 @@ class LiveImages:
             seed=self.seed,
             threads=self.threads,
             decoded=self.decoded() if self.decoded is not None else None,
+            memory_format="channels_last",
         )
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:

@@ -6,6 +6,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use super::augment::Augment;
+use super::color::{jitter, Jitter};
 use super::decode::{decode_wanted, Wanted};
 use super::kept::Kept;
 use super::resize::{resize, Fit, Geometry, Interpolation, Normalisation, Scratch};
@@ -23,12 +24,14 @@ pub struct Preparation {
     pub interpolation: Interpolation,
     /// Of float32 output.
     pub normalisation: Normalisation,
-    /// Random resized crops and mirrors.
+    /// Random resized crops, mirrors and colours.
     pub augment: Option<Augment>,
     /// Of the augmentation.
     pub seed: u64,
     /// Decode large JPEG files at a half, a quarter or an eighth of their size where that leaves a pixel for each one.
     pub fast: bool,
+    /// Samples of size x size pixels of three elements, rather than of three planes.
+    pub channels_last: bool,
     /// What a file may cost.
     pub limits: Limits,
 }
@@ -36,23 +39,34 @@ pub struct Preparation {
 /// A sample's element type: normalised float32 or levels.
 pub trait Element: Copy + Default + Send + 'static {
     /// Packed RGB to three planes.
-    fn fill(rgb: &[u8], normalisation: &Normalisation, planes: &mut [Self]);
+    fn planes(rgb: &[u8], normalisation: &Normalisation, out: &mut [Self]);
+
+    /// Packed RGB to pixels as they are packed.
+    fn packed(rgb: &[u8], normalisation: &Normalisation, out: &mut [Self]);
 }
 
 impl Element for f32 {
-    fn fill(rgb: &[u8], normalisation: &Normalisation, planes: &mut [f32]) {
-        normalisation.to_planes(rgb, planes);
+    fn planes(rgb: &[u8], normalisation: &Normalisation, out: &mut [f32]) {
+        normalisation.to_planes(rgb, out);
+    }
+
+    fn packed(rgb: &[u8], normalisation: &Normalisation, out: &mut [f32]) {
+        normalisation.to_packed(rgb, out);
     }
 }
 
 impl Element for u8 {
-    fn fill(rgb: &[u8], _: &Normalisation, planes: &mut [u8]) {
-        let area = planes.len() / 3;
-        for (channel, plane) in planes.chunks_exact_mut(area).enumerate() {
+    fn planes(rgb: &[u8], _: &Normalisation, out: &mut [u8]) {
+        let area = out.len() / 3;
+        for (channel, plane) in out.chunks_exact_mut(area).enumerate() {
             for (out, pixel) in plane.iter_mut().zip(rgb.chunks_exact(3)) {
                 *out = pixel[channel];
             }
         }
+    }
+
+    fn packed(rgb: &[u8], _: &Normalisation, out: &mut [u8]) {
+        out.copy_from_slice(rgb);
     }
 }
 
@@ -127,13 +141,19 @@ impl Preparation {
         }
     }
 
-    /// Crops, resizes and normalises a decoded picture into `planes` (`3 * size * size`).
-    pub fn apply<T: Element>(
+    /// How the colours of a row's sample are changed, if they are.
+    pub fn colors(&self, epoch: u64, row: u64) -> Option<Jitter> {
+        self.augment?.colors(self.seed, epoch, row)
+    }
+
+    /// Crops, resizes, changes the colours of and normalises a decoded picture into `out` (`3 * size * size`).
+    fn apply<T: Element>(
         &self,
         image: &Rgb,
         geometry: &Geometry,
+        changes: Option<&Jitter>,
         buffers: &mut Buffers,
-        planes: &mut [T],
+        out: &mut [T],
     ) {
         buffers.rgb.resize(self.elements(), 0);
         resize(
@@ -144,23 +164,32 @@ impl Preparation {
             &mut buffers.scratch,
             &mut buffers.rgb,
         );
-        T::fill(&buffers.rgb, &self.normalisation, planes);
+        if let Some(changes) = changes {
+            jitter(&mut buffers.rgb, changes);
+        }
+        let fill = if self.channels_last {
+            T::packed
+        } else {
+            T::planes
+        };
+        fill(&buffers.rgb, &self.normalisation, out);
     }
 
-    /// Makes the sample of a file; `planes` is written only where that succeeds. The error names the file.
+    /// Makes the sample of a file; `out` is written only where that succeeds. The error names the file.
     pub fn load<T: Element>(
         &self,
         path: &Path,
         epoch: u64,
         row: u64,
         buffers: &mut Buffers,
-        planes: &mut [T],
+        out: &mut [T],
     ) -> Result<()> {
         let (image, geometry, _) =
             self.open(path, Some((self.size, self.size)), &|width, height| {
                 self.geometry(width, height, epoch, row)
             })?;
-        self.apply(&image, &geometry, buffers, planes);
+        let changes = self.colors(epoch, row);
+        self.apply(&image, &geometry, changes.as_ref(), buffers, out);
         pool::give(image.pixels);
         Ok(())
     }
@@ -209,7 +238,7 @@ impl Preparation {
         epoch: u64,
         row: u64,
         buffers: &mut Buffers,
-        planes: &mut [T],
+        out: &mut [T],
     ) -> Result<bool> {
         let Some(entry) = kept.entry(row) else {
             return Ok(false);
@@ -225,7 +254,8 @@ impl Preparation {
         let end = ((source.top + source.height).ceil() as usize).min(entry.height);
         source.top -= first as f64;
         let image = kept.rows(entry, first, end)?;
-        self.apply(&image, &geometry, buffers, planes);
+        let changes = self.colors(epoch, row);
+        self.apply(&image, &geometry, changes.as_ref(), buffers, out);
         pool::give(image.pixels);
         Ok(true)
     }

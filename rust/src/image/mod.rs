@@ -2,6 +2,7 @@
 
 pub mod augment;
 mod bmp;
+pub mod color;
 pub mod decode;
 mod exif;
 mod gif;

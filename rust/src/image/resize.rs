@@ -565,6 +565,15 @@ impl Normalisation {
         Ok(Normalisation { tables })
     }
 
+    /// Packed RGB to float32, packed alike.
+    pub fn to_packed(&self, rgb: &[u8], out: &mut [f32]) {
+        for (out, pixel) in out.chunks_exact_mut(3).zip(rgb.chunks_exact(3)) {
+            for channel in 0..3 {
+                out[channel] = self.tables[channel][usize::from(pixel[channel])];
+            }
+        }
+    }
+
     /// Packed RGB to three planes of float32.
     pub fn to_planes(&self, rgb: &[u8], planes: &mut [f32]) {
         let area = planes.len() / 3;

@@ -49,13 +49,13 @@ fn limits(max_pixels: Option<u64>) -> Limits {
 #[pyclass(frozen, module = "varalign._core", name = "ImagePreparation")]
 struct PyPreparation(Arc<Preparation>);
 
-/// `(scale, ratio, flip)`.
-type AugmentArguments = ((f64, f64), (f64, f64), f64);
+/// `(scale, ratio, flip, jitter)`.
+type AugmentArguments = ((f64, f64), (f64, f64), f64, [f64; 3]);
 
 #[pymethods]
 impl PyPreparation {
     #[new]
-    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None, fast=false))]
+    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None, fast=false, channels_last=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         size: usize,
@@ -67,6 +67,7 @@ impl PyPreparation {
         seed: u64,
         max_pixels: Option<u64>,
         fast: bool,
+        channels_last: bool,
     ) -> PyResult<PyPreparation> {
         if !(1..=8192).contains(&size) {
             return Err(
@@ -94,7 +95,7 @@ impl PyPreparation {
             }
         };
         let augment = augment
-            .map(|(scale, ratio, flip)| Augment::new(scale, ratio, flip))
+            .map(|(scale, ratio, flip, jitter)| Augment::new(scale, ratio, flip, jitter))
             .transpose()?;
         let normalisation = Normalisation::new(mean, std)?;
         let limits = limits(max_pixels);
@@ -106,6 +107,7 @@ impl PyPreparation {
             augment,
             seed,
             fast,
+            channels_last,
             limits,
         })))
     }
@@ -129,6 +131,13 @@ impl PyPreparation {
         }
         let (area, flip) = augment.crop(width, height, self.0.seed, epoch, row);
         Ok((area.left, area.top, area.width, area.height, flip))
+    }
+
+    /// Name and factor of each change of colours, in their order; none where none are drawn.
+    fn colors(&self, epoch: u64, row: u64) -> Vec<(String, f32)> {
+        let changes = self.0.colors(epoch, row);
+        let named = |(change, factor)| (format!("{change:?}").to_lowercase(), factor);
+        changes.into_iter().flatten().map(named).collect()
     }
 }
 
@@ -169,7 +178,7 @@ fn load_images(
             .collect();
         let (pixels, errors) =
             py.detach(|| pipeline::load_all::<T>(&files, preparation, epoch, threads));
-        Ok((to_array(py, pixels, paths.len(), preparation.size)?, errors))
+        Ok((to_array(py, pixels, paths.len(), preparation)?, errors))
     }
     if uint8 {
         load::<u8>(py, &paths, &rows, &preparation.0, epoch, threads)
@@ -182,13 +191,15 @@ fn to_array<T: Element + numpy::Element>(
     py: Python<'_>,
     pixels: Vec<T>,
     count: usize,
-    size: usize,
+    preparation: &Preparation,
 ) -> PyResult<Py<PyAny>> {
-    Ok(pixels
-        .into_pyarray(py)
-        .reshape([count, 3, size, size])?
-        .into_any()
-        .unbind())
+    let size = preparation.size;
+    let shape = if preparation.channels_last {
+        [count, size, size, 3]
+    } else {
+        [count, 3, size, size]
+    };
+    Ok(pixels.into_pyarray(py).reshape(shape)?.into_any().unbind())
 }
 
 /// Pixels (rows, columns, 3), width and height of the file's picture, and what went wrong.
@@ -299,7 +310,7 @@ impl PyPipeline {
         })?;
         Ok(PyRun {
             run: Some(run),
-            size: self.preparation.size,
+            preparation: Arc::clone(&self.preparation),
         })
     }
 }
@@ -313,7 +324,7 @@ enum AnyRun {
 #[pyclass(module = "varalign._core", name = "ImageRun")]
 struct PyRun {
     run: Option<AnyRun>,
-    size: usize,
+    preparation: Arc<Preparation>,
 }
 
 /// Rows, pixels, errors, seconds waited.
@@ -323,11 +334,11 @@ type PyBatch = (Py<PyArray1<i64>>, Py<PyAny>, Vec<(usize, String)>, f64);
 impl PyRun {
     /// The next batch, or None after the last.
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<PyBatch>> {
-        let size = self.size;
+        let preparation = &self.preparation;
         match &mut self.run {
             None => Ok(None),
-            Some(AnyRun::Floats(run)) => next(py, run, size),
-            Some(AnyRun::Levels(run)) => next(py, run, size),
+            Some(AnyRun::Floats(run)) => next(py, run, preparation),
+            Some(AnyRun::Levels(run)) => next(py, run, preparation),
         }
     }
 
@@ -342,7 +353,7 @@ impl PyRun {
 fn next<T: Element + numpy::Element>(
     py: Python<'_>,
     run: &mut Run<T>,
-    size: usize,
+    preparation: &Preparation,
 ) -> PyResult<Option<PyBatch>> {
     loop {
         match py.detach(|| run.next(PATIENCE)) {
@@ -351,7 +362,7 @@ fn next<T: Element + numpy::Element>(
                 pixels,
                 errors,
             }) => {
-                let pixels = to_array(py, pixels, rows.len(), size)?;
+                let pixels = to_array(py, pixels, rows.len(), preparation)?;
                 let waited = run.take_waited().as_secs_f64();
                 return Ok(Some((
                     rows.into_pyarray(py).unbind(),
