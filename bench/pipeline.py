@@ -1,88 +1,130 @@
-"""ImagePipeline against torchvision on Pillow in a DataLoader: a whole epoch of batches, augmented, on every core.
+"""A whole epoch of random resized crops and mirrors, from files and from the decoded cache, against torch's DataLoader.
 
-Pictures are those of bench/decode.py. The peer draws its own random crops, so that only shape, type and range can be
-compared: a batch agrees where it has the same shape and its mean is within a twentieth of a deviation.
+`--data FOLDER` takes JPEG files, else some are made here. Random crops are drawn by each in its own way, so only shape
+and range can be compared: a batch agrees where it has the same shape and its mean is within a twentieth of a deviation.
+How far the cache's crops are from the files' is a row of its own, in levels of 255.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import io
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode import PACKAGES, arguments, photographs
-from harness import Contender, Row, compare, main
+from harness import Contender, Row, compare, main, single
+from image_peers import PACKAGES, arguments, as_tensor, have, photographs, pillow_steps, tensor_steps
+from PIL import Image
+from varalign.data.decoded import decoded_cache
 from varalign.data.images import Augment, ImagePipeline, Preprocess
 
-BATCH = 32
+BATCH = 25
 
 
-def data_loader(paths: list[Path], preprocess: Preprocess, augment: Augment, workers: int) -> Any:
-    """The peer: one epoch as a list of arrays."""
+def data_loaders(
+    paths: list[Path], preprocess: Preprocess, augment: Augment, workers: int
+) -> Iterator[tuple[str, Callable[[], list[Any]]]]:
+    """The peers: one epoch as a list of arrays."""
+    if not have("torchvision", "torchvision"):
+        return
     import torch
-    from PIL import Image
     from torchvision import transforms
+    from torchvision.io import decode_jpeg
+    from torchvision.transforms import InterpolationMode, v2
 
-    steps = transforms.Compose(
+    torch.set_num_threads(1)
+    bicubic = InterpolationMode.BICUBIC
+    crop, mirror = transforms.RandomResizedCrop, transforms.RandomHorizontalFlip
+    pillow = pillow_steps(
+        preprocess, [crop(preprocess.size, augment.scale, augment.ratio, bicubic), mirror(augment.flip)]
+    )
+    tensor = tensor_steps(
+        preprocess,
         [
-            transforms.RandomResizedCrop(
-                preprocess.size, augment.scale, augment.ratio, transforms.InterpolationMode.BICUBIC
-            ),
-            transforms.RandomHorizontalFlip(augment.flip),
-            transforms.ToTensor(),
-            transforms.Normalize(preprocess.mean, preprocess.std),
-        ]
+            v2.RandomResizedCrop(preprocess.size, augment.scale, augment.ratio, bicubic, antialias=True),
+            v2.RandomHorizontalFlip(augment.flip),
+        ],
     )
 
     class Pictures(torch.utils.data.Dataset[Any]):
+        def __init__(self, load: Callable[[bytes], Any]) -> None:
+            self.load = load
+
         def __len__(self) -> int:
             return len(paths)
 
         def __getitem__(self, row: int) -> Any:
-            with Image.open(paths[row]) as image:
-                return steps(image.convert("RGB"))
+            return self.load(paths[row].read_bytes())
 
-    loader = torch.utils.data.DataLoader(
-        Pictures(), batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0
+    for name, load in [
+        ("torchvision on Pillow", lambda data: pillow(Image.open(io.BytesIO(data)).convert("RGB"))),
+        ("torchvision.io + v2", lambda data: tensor(decode_jpeg(as_tensor(data)))),
+    ]:
+        loader = torch.utils.data.DataLoader(
+            Pictures(load), batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0
+        )
+        yield f"DataLoader, {name}", lambda loader=loader: [batch.numpy() for batch in loader]
+
+
+def alike(truth: list[Any], result: list[Any]) -> bool:
+    """Same shapes, about the same means."""
+    return [a.shape for a in truth] == [b.shape for b in result] and all(
+        abs(float(a.mean()) - float(b.mean())) < 0.05 for a, b in zip(truth, result, strict=True)
     )
-    return lambda: [batch.numpy() for batch in loader]
 
 
 def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
-    """One subject: epochs."""
-    files = photographs(options.images, options.count)
+    """The faithfulness of the cache; an epoch on one thread and on every core."""
+    files = photographs(options)
     preprocess, augment = Preprocess(), Augment()
+    cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.jpg" for number in range(len(files))]
         for path, data in zip(paths, files, strict=True):
             path.write_bytes(data)
         order = [np.arange(begin, min(begin + BATCH, len(paths))) for begin in range(0, len(paths), BATCH)]
-        pipeline = ImagePipeline(paths, preprocess, augment=augment)
-        contenders = [Contender("varalign", lambda: [b.pixels for b in pipeline.batches(order)], ours=True)]
-        if importlib.util.find_spec("torchvision"):
-            workers = os.cpu_count() or 1
-            peer = data_loader(paths, preprocess, augment, workers)
-            contenders.append(Contender(f"DataLoader, {workers} workers, torchvision on Pillow", peer))
+        cache = decoded_cache(paths, preprocess, Path(folder), augment=augment)
 
-        def alike(ours: list[Any], theirs: list[Any]) -> bool:
-            return [a.shape for a in ours] == [b.shape for b in theirs] and all(
-                abs(float(a.mean()) - float(b.mean())) < 0.05 for a, b in zip(ours, theirs, strict=True)
+        def pipeline(cached: bool, **keys: Any) -> ImagePipeline:
+            return ImagePipeline(paths, preprocess, augment=augment, decoded=cache if cached else None, **keys)
+
+        def levels(cached: bool) -> Any:
+            batches = pipeline(cached, dtype="uint8").batches(order)
+            return np.concatenate([batch.pixels for batch in batches]).astype(np.int16)
+
+        difference = np.abs(levels(True) - levels(False))
+        subject = f"crops of {preprocess.size} from the decoded cache, against those from the files"
+        yield [
+            single(subject, "mean difference", float(difference.mean()), "levels", packages=PACKAGES),
+            single(subject, "99.9th percentile", float(np.quantile(difference, 0.999)), "levels", packages=PACKAGES),
+        ]
+
+        for threads, workers in ((1, 0), (cores, cores)):
+
+            def run(cached: bool, threads: int = threads) -> list[Any]:
+                return [batch.pixels for batch in pipeline(cached, threads=threads).batches(order)]
+
+            contenders = [
+                Contender("varalign, decoded cache", lambda run=run: run(True), ours=True),
+                Contender("varalign, files", lambda run=run: run(False)),
+            ]
+            for name, epoch in data_loaders(paths, preprocess, augment, workers):
+                uncounted = "the workers' processor time is not counted" if workers else ""
+                contenders.append(Contender(name, epoch, differs=uncounted))
+            where = "one thread" if threads == 1 else f"{cores} threads or workers"
+            yield compare(
+                f"an epoch of {len(files)} JPEG files, random resized crops of {preprocess.size}, {where}",
+                contenders,
+                work=len(files),
+                unit="images/s",
+                agree=alike,
+                rounds=options.rounds,
+                packages=PACKAGES,
             )
-
-        yield compare(
-            f"an epoch of {len(files)} JPEG files, random resized crops of 224, every core",
-            contenders,
-            work=len(files),
-            unit="images/s",
-            agree=alike,
-            rounds=options.rounds,
-            packages=PACKAGES,
-        )
 
 
 if __name__ == "__main__":

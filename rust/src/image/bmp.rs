@@ -5,7 +5,7 @@ use std::io::Cursor;
 use image::codecs::bmp::BmpDecoder;
 use image::{ColorType, ImageDecoder, ImageError};
 
-use super::decode::{check_size, damaged, Stored};
+use super::format::{check_size, damaged, Stored};
 use super::{Limits, Rgb};
 use crate::error::Result;
 

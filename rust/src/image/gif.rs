@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use gif::{ColorOutput, DecodeOptions, MemoryLimit};
 
-use super::decode::{check_size, damaged, Stored};
+use super::format::{check_size, damaged, Stored};
 use super::{Limits, Rgb};
 use crate::error::Result;
 

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use super::augment::Augment;
 use super::color::{jitter, Jitter};
-use super::decode::{decode_wanted, Wanted};
+use super::decode::decode_wanted;
+use super::format::Wanted;
 use super::kept::Kept;
 use super::resize::{resize, Fit, Geometry, Interpolation, Normalisation, Scratch};
 use super::{pool, Limits, Rgb};

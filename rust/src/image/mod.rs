@@ -5,6 +5,7 @@ mod bmp;
 pub mod color;
 pub mod decode;
 mod exif;
+pub mod format;
 mod gif;
 mod jpeg;
 pub mod kept;

@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use png::{BitDepth, ColorType, DecodeOptions, Decoder, Transformations};
 
-use super::decode::{check_size, damaged, Stored};
+use super::format::{check_size, damaged, Stored};
 use super::{exif, Limits, Rgb};
 use crate::error::Result;
 

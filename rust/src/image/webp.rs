@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use image_webp::WebPDecoder;
 
-use super::decode::{check_size, damaged, Stored};
+use super::format::{check_size, damaged, Stored};
 use super::{exif, Limits, Rgb};
 use crate::error::Result;
 

@@ -20,7 +20,7 @@ use huffman::Table;
 use idct::{Block, Portable, Transform};
 use scan::{Scan, Tables, NATURAL};
 
-use super::decode::{check_size, damaged, Choose, Stored, Wanted};
+use super::format::{check_size, damaged, Choose, Stored, Wanted};
 use super::{exif, pool, Limits};
 use crate::error::{Error, Result};
 

@@ -2,7 +2,7 @@
 
 use super::{bad, Colors, Component};
 use crate::error::Result;
-use crate::image::decode::Wanted;
+use crate::image::format::Wanted;
 use crate::image::resize::Area;
 use crate::image::{pool, Rgb};
 

@@ -1,0 +1,88 @@
+//! What the decoders of all formats share: what they are asked for, what they hand back, how they refuse.
+
+use super::resize::Area;
+use super::{Limits, Rgb};
+use crate::error::{Error, Result};
+
+/// What a format's decoder hands back: the picture as stored, and the orientation that its metadata ask for.
+pub(super) struct Stored {
+    pub image: Rgb,
+    pub orientation: u8,
+    /// Size of `image` in eighths of the declared one.
+    pub eighths: usize,
+}
+
+/// What of a picture is wanted. A decoder may do more; JPEG's does just that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Size in eighths: 8, or 4, 2 or 1 for a picture made smaller while it is decoded. Sides are rounded up.
+    pub eighths: usize,
+    /// The part whose pixels matter, in pixels of the result; `None` for all of it. Other pixels may have any value.
+    pub area: Option<Area>,
+}
+
+impl Wanted {
+    /// The whole picture.
+    pub const ALL: Wanted = Wanted {
+        eighths: 8,
+        area: None,
+    };
+
+    /// Width and height of the result for a picture of this size.
+    pub fn size_of(&self, width: usize, height: usize) -> (usize, usize) {
+        (
+            (width * self.eighths).div_ceil(8),
+            (height * self.eighths).div_ceil(8),
+        )
+    }
+}
+
+/// Says what is wanted of a picture of this (upright) width and height. Asked once the size is known.
+pub type Choose<'a> = &'a dyn Fn(usize, usize) -> Wanted;
+
+/// An error that names the format: `JPEG image: ...`.
+pub(super) fn damaged(format: &str, what: impl std::fmt::Display) -> Error {
+    Error::Image(format!("{format} image: {what}"))
+}
+
+/// Checks a declared size against the limits before anything is allocated for it.
+///
+/// `bytes_a_pixel` is what the decoder holds for each pixel, the RGB result included.
+pub(super) fn check_size(
+    format: &str,
+    width: usize,
+    height: usize,
+    bytes_a_pixel: u64,
+    limits: &Limits,
+) -> Result<()> {
+    let pixels = width as u64 * height as u64;
+    if pixels == 0 {
+        return Err(damaged(
+            format,
+            format_args!("declares {width}x{height}, which has no pixels"),
+        ));
+    }
+    if pixels > limits.max_pixels {
+        return Err(damaged(
+            format,
+            format_args!(
+                "declares {width}x{height}, more than the limit of {} pixels",
+                limits.max_pixels
+            ),
+        ));
+    }
+    if pixels.saturating_mul(bytes_a_pixel) > limits.max_memory {
+        let need = pixels.saturating_mul(bytes_a_pixel) >> 20;
+        let limit = limits.max_memory >> 20;
+        return Err(damaged(
+            format,
+            format_args!(
+                "{width}x{height} takes {need} MiB to decode, more than the limit of {limit} MiB"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Bytes of one format to a picture; [`damaged`] says what is wrong with them.
+pub(super) type Decoder = fn(&[u8], &Limits, Choose<'_>) -> Result<Stored>;
