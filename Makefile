@@ -23,7 +23,7 @@ lint:            ## ruff, mypy, the extension's stubs, rustfmt, clippy
 
 bench:           ## every benchmark that runs on this machine, as JSON lines into bench/results/
 	mkdir -p bench/results
-	for script in tokens decode stats pipeline contrastive canonical instructions; do \
+	for script in tokens decode stats pipeline contrastive canonical; do \
 	  $(PYTHON) bench/$$script.py --json > bench/results/$$script-$$(uname -m).json || exit 1; \
 	done
 
