@@ -108,13 +108,14 @@ def test_options_and_what_was_resolved_are_in_the_runs_config(features_file: Pat
 
 
 @pytest.mark.parametrize("start", ["closed-form", "random"])
-def test_input_noise_and_several_captions_resume_bit_for_bit(
+def test_input_noise_mixup_and_several_captions_resume_bit_for_bit(
     start: str, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from varalign.training.trainer import Trainer
 
     options: dict[str, Any] = {"start": start, "epochs": 2, "checkpoint_every": 3, "input_noise": 0.5}
-    options |= {"captions_per_step": 2, "pair_weighting": "closed-form", "noise": "swap-images=0.3"}
+    options |= {"captions_per_step": 2, "captions_as": "mean", "feature_mixup": 0.5}
+    options |= {"pair_weighting": "closed-form", "noise": "swap-images=0.3"}
     whole = varalign.train(small(features_file, tmp_path / "whole", **options), say=quiet)
 
     class Killed(BaseException):

@@ -81,6 +81,14 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
+    word_dropout: float = _option(
+        0.0,
+        "data",
+        "chance of a word of a caption to be left out in a step, drawn anew each epoch (live text towers)",
+        metavar="X",
+        low=0.0,
+        high=0.95,
+    )
     decode: Literal["exact", "fast"] = _option(
         "exact", "data", "fast decodes large JPEG files at 1/2, 1/4 or 1/8 size; the pixels differ a little"
     )
@@ -205,6 +213,15 @@ class TrainConfig:
         low=0.0,
         high=10.0,
     )
+    feature_mixup: float = _option(
+        0.0,
+        "training",
+        "mix the features of each pair of a step with another's, by shares of a beta distribution with this parameter "
+        "(FuseMix; 1 is uniform, 0 mixes nothing)",
+        metavar="X",
+        low=0.0,
+        high=100.0,
+    )
     captions_per_step: int = _recipe(
         "training", "captions of an image in a step, drawn anew each epoch", metavar="N", low=1, high=100
     )
@@ -304,6 +321,14 @@ class TrainConfig:
         if self.input_noise and live_start:
             raise ConfigError(
                 "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"
+            )
+        if self.word_dropout and (self.features is not None or (self.freezes("text") and not self.unfreeze)):
+            raise ConfigError("--word-dropout leaves words out for a text tower that trains, and this one is frozen")
+        if self.feature_mixup and not self.frozen_towers:
+            raise ConfigError("--feature-mixup mixes what frozen towers give: freeze both, or leave it out")
+        if self.feature_mixup and self.captions_as == "each" and self.captions_per_step != 1:
+            raise ConfigError(
+                "--feature-mixup wants one text an image: pass --captions-as mean or --captions-per-step 1"
             )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")
