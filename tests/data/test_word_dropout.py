@@ -13,7 +13,7 @@ def captions(count: int, width: int = 9) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     lengths = random.integers(2, width + 1, count)
     ids = np.full((count, width), PAD)
-    for row, length in zip(ids, lengths):
+    for row, length in zip(ids, lengths, strict=False):
         row[:length] = [START, *range(10, 8 + length), END]
     return ids, lengths
 
@@ -23,7 +23,7 @@ def test_what_stays_keeps_its_order_and_its_marks(rate: float) -> None:
     ids, lengths = captions(200)
     rows = np.arange(200) + 5000
     got, left = drop_words(ids, lengths, rows, rate, pad_id=PAD, seed=1, epoch=2)
-    for before, after, length, short in zip(ids, got, lengths, left):
+    for before, after, length, short in zip(ids, got, lengths, left, strict=False):
         words = after[1 : short - 1].tolist()
         assert after[0] == START and after[short - 1] == END and (after[short:] == PAD).all()
         assert words == sorted(words) and set(words) <= set(before[1 : length - 1].tolist())

@@ -14,7 +14,9 @@ ROWS = np.array([7, 3, 11, 5, 2])
 def test_every_pair_keeps_the_larger_part_and_meets_another() -> None:
     mixup = FeatureMixup.draw(ROWS, 0.7, seed=3, epoch=1)
     values = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    expected = [s * values[i] + (1 - s) * values[j] for i, (j, s) in enumerate(zip(mixup.partner, mixup.share))]
+    expected = [
+        s * values[i] + (1 - s) * values[j] for i, (j, s) in enumerate(zip(mixup.partner, mixup.share, strict=False))
+    ]
     torch.testing.assert_close(mixup(values), torch.stack(expected))
     torch.testing.assert_close(mixup(values[:, 0]), torch.stack(expected)[:, 0])
     assert sorted(mixup.partner.tolist()) == list(range(5))
