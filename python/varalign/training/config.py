@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from varalign.data.errors import DataError
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 
+SIDES: tuple[Literal["image"], Literal["text"]] = ("image", "text")
 SCHEDULE_NAMES = ("variance", "entropy", "spread", "fixed", "random", "replay")
 PRETRAINED_IMAGE = "clip:ViT-B-32@openai"
 PRETRAINED_TEXT = "bert:bert-base-uncased"
@@ -124,6 +125,11 @@ class TrainConfig:
     )
     bidirectional: bool = _option(False, "encoders", "run the LSTM in both directions")
     unfreeze: int = _option(0, "encoders", "train the last N blocks of frozen towers too", metavar="N", low=0)
+    wise_ft: bool = _option(
+        False,
+        "encoders",
+        "after training, go back part of the way to the pretrained weights, as far as is best on dev (WiSE-FT)",
+    )
     freeze: Literal["auto", "none", "image", "text", "both"] = _option(
         "auto", "encoders", "which towers stay as they are (auto: the pretrained kinds)"
     )
@@ -321,6 +327,17 @@ class TrainConfig:
         if self.input_noise and live_start:
             raise ConfigError(
                 "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"
+            )
+        tuned = [
+            spec.has_source and (not self.freezes(side) or self.unfreeze > 0)
+            for side, spec in zip(
+                SIDES, (parse_image_spec(self.image_spec), parse_text_spec(self.text_spec)), strict=True
+            )
+        ]
+        if self.wise_ft and (self.features is not None or not any(tuned)):
+            raise ConfigError(
+                "--wise-ft goes back towards pretrained weights, and no pretrained tower trains in this run: "
+                "pass --unfreeze N, or leave it out"
             )
         if self.word_dropout and (self.features is not None or (self.freezes("text") and not self.unfreeze)):
             raise ConfigError("--word-dropout leaves words out for a text tower that trains, and this one is frozen")

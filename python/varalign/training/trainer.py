@@ -40,6 +40,7 @@ from varalign.training.signals import Interrupted, StopSignals
 from varalign.training.sources import FeatureRows, ImageInputs, LiveImages, Rows
 from varalign.training.step_guard import StepGuard
 from varalign.training.step_texts import StepTexts
+from varalign.training.wise_ft import START_STEP
 
 FLUSH_EVERY = 20
 LOWER_RATE = 0.1  # times the learning rate, after going back; there is one try, so it is a bold one
@@ -495,7 +496,8 @@ class Trainer:
         log.sync()
         checkpoints.save_checkpoint(folder, progress.step, *self._state())
         self._point()
-        checkpoints.prune(folder, self.config.keep, progress.best_step)
+        kept = {progress.best_step, START_STEP} if self.config.wise_ft else {progress.best_step}
+        checkpoints.prune(folder, self.config.keep, kept)
         self._saved, self._saved_at = self._position(), time.monotonic()
 
     def _point(self) -> None:
