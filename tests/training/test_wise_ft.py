@@ -36,7 +36,12 @@ def test_the_best_share_on_dev_becomes_the_best_checkpoint(
         text_encoder=f"bert:{bert_folder}",
         out=str(tmp_path / "run"),
         cache=str(tmp_path / "cache"),
-        **{"epochs": 2, "batch_size": 16, "unfreeze": 1, "tower_lr": 1e-3, "keep": 1, "device": "cpu"},
+        epochs=2,
+        batch_size=16,
+        unfreeze=1,
+        tower_lr=1e-3,
+        keep=1,
+        device="cpu",
         wise_ft=True,
     )
     # What dev says is made up, so that 0.3 of the way is best whatever the tiny towers do.

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from varalign.data.errors import DataError
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 
-SIDES: tuple[Literal["image"], Literal["text"]] = ("image", "text")
+SIDES: tuple[Literal["image", "text"], ...] = ("image", "text")
 SCHEDULE_NAMES = ("variance", "entropy", "spread", "fixed", "random", "replay")
 PRETRAINED_IMAGE = "clip:ViT-B-32@openai"
 PRETRAINED_TEXT = "bert:bert-base-uncased"
