@@ -47,7 +47,7 @@ def test_epoch_0_is_the_closed_form_of_every_training_pair(features_file: Path, 
     covariance = RunningCovariance(12, 10)
     train = torch.from_numpy(data.split)[ids] == 0
     covariance.update(x[ids[train]], y[train])
-    settings = {name: chosen[name] for name in ("ridge", "power", "dimensions")}
+    settings = {name: chosen[name] for name in ("ridge", "text_ridge", "power", "dimensions")}
     wanted = closed_form(covariance, **settings)
     model = varalign.load(tmp_path / "run", checkpoint="step-0", device="cpu").model
     with torch.no_grad():
@@ -59,7 +59,8 @@ def test_epoch_0_is_the_closed_form_of_every_training_pair(features_file: Path, 
     assert scale == pytest.approx(best_logit_scale(*pairs, batch_size=16), rel=1e-4)
     assert chosen["logit_scale"] == pytest.approx(scale, rel=1e-6)
     line = next(text for text in said if text.startswith("closed-form start: "))
-    assert f"ridge {chosen['ridge']:g}, power {chosen['power']:g}, {chosen['dimensions']} dimensions" in line
+    ridges = f"ridge {chosen['ridge']:g} (texts {chosen['text_ridge']:g})"
+    assert f"{ridges}, power {chosen['power']:g}, {chosen['dimensions']} dimensions" in line
     assert chosen["pairs"] == 240 and "240 pairs" in line
     first = next(line for line in RunFolder.open(tmp_path / "run").read_metrics() if line["kind"] == "eval")
     assert (first["step"], first["epoch"]) == (0, 0)

@@ -149,6 +149,13 @@ class TrainConfig:
     ridge: float | None = _option(
         None, "start", "ridge of the closed form, in mean variances (chosen on dev)", metavar="X", low=0.0
     )
+    text_ridge: float | None = _option(
+        None,
+        "start",
+        "ridge on the texts' side (chosen on dev; --ridge where that is given)",
+        metavar="X",
+        low=0.0,
+    )
     power: float | None = _option(
         None, "start", "power of the correlations in the closed form's maps (chosen on dev)", metavar="X", low=0.0
     )
@@ -308,7 +315,7 @@ class TrainConfig:
                     "--start closed-form correlates the features of two towers, and a tower that trains from random "
                     f"weights has none yet ({specs[0]}, {specs[1]}): name pretrained towers, or leave --start out"
                 )
-        for name in ("ridge", "power", "map_lr") if self.resolved_start == "random" else ():
+        for name in ("ridge", "text_ridge", "power", "map_lr") if self.resolved_start == "random" else ():
             if getattr(self, name) is not None:
                 raise ConfigError(f"{option_name(name)} belongs to --start closed-form, and this run starts at random")
         live_start = self.resolved_start == "random" and not self.frozen_towers
