@@ -90,8 +90,22 @@ class TrainConfig:
         low=0.0,
         high=0.95,
     )
+    color_jitter: float = _option(
+        0.0,
+        "data",
+        "training changes brightness, contrast and saturation by factors of 1 - X to 1 + X",
+        metavar="X",
+        low=0.0,
+        high=1.0,
+    )
     decode: Literal["exact", "fast"] = _option(
         "exact", "data", "fast decodes large JPEG files at 1/2, 1/4 or 1/8 size; the pixels differ a little"
+    )
+    decoded_cache: bool = _option(
+        False,
+        "data",
+        "decode the training images once, at 1.5 times the training size, and crop from those ever after: far quicker; "
+        "crops of larger images come out a little softer",
     )
     noise: str | None = _option(
         None,
@@ -298,12 +312,28 @@ class TrainConfig:
             raise ConfigError(
                 "--features holds the towers' output already: leave out --image-encoder, --text-encoder and the like"
             )
-        live = ("captions_per_image", "skip_missing", "augment", "image_size", "max_length", "pooling", "bidirectional")
+        live = (
+            "captions_per_image",
+            "skip_missing",
+            "augment",
+            "color_jitter",
+            "decoded_cache",
+            "image_size",
+            "max_length",
+            "pooling",
+            "bidirectional",
+        )
         for name in live if self.features is not None else ():
             if getattr(self, name) != FIELDS[name].default:
                 raise ConfigError(
                     f"{option_name(name)} needs images and captions: a features file holds what became of them"
                 )
+        sees_crops = self.augment if self.augment is not None else bool(self.unfreeze) or not self.freezes("image")
+        if self.color_jitter and not sees_crops:
+            raise ConfigError(
+                f"--color-jitter {self.color_jitter:g} is part of the augmentation, which this run has not: "
+                "leave out --no-augment, or pass --augment where the image tower is frozen"
+            )
         if self.features is not None and self.unfreeze:
             raise ConfigError(
                 "--unfreeze needs the towers, which a features file does not have: train from --data instead"

@@ -6,8 +6,9 @@ B batch, S image side, L tokens, D feature dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -16,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varalign.data.images import Augment, ImagePipeline, Preprocess, load_images
+from varalign.data.decoded import DecodedCache
+from varalign.data.images import Augment, ImagePipeline, Preprocess
 from varalign.data.tokenizers import Tokenizer
 from varalign.data.word_dropout import drop_words
 from varalign.encoders.dual_encoder import DualEncoder
@@ -119,6 +121,7 @@ class LiveImages:
         noise: noise injected on purpose into the pixels, if any.
         noise_in: whether it goes into training batches or into plain ones.
         bad: rows found unreadable so far, with the reason.
+        decoded: makes or opens the cache that training batches are cropped from; called once, by the first of them.
     """
 
     paths: Sequence[Path]
@@ -132,11 +135,24 @@ class LiveImages:
     noise: Noise = field(default_factory=Noise)
     noise_in: Literal["training", "plain"] = "training"
     bad: dict[int, str] = field(default_factory=dict)
+    decoded: Callable[[], DecodedCache | None] | None = None
 
     def __post_init__(self) -> None:
-        seed, threads = self.seed, self.threads
-        self._training = ImagePipeline(self.paths, self.preprocess, augment=self.augment, seed=seed, threads=threads)
-        self._evaluation = ImagePipeline(self.paths, self.preprocess, seed=seed, threads=threads)
+        self._evaluation = ImagePipeline(
+            self.paths, self.preprocess, seed=self.seed, threads=self.threads, memory_format="channels_last"
+        )
+
+    @cached_property
+    def _training(self) -> ImagePipeline:
+        return ImagePipeline(
+            self.paths,
+            self.preprocess,
+            augment=self.augment,
+            seed=self.seed,
+            threads=self.threads,
+            decoded=self.decoded() if self.decoded is not None else None,
+            memory_format="channels_last",
+        )
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Training batches; an unreadable image is replaced by one that is in no place of its batch.
@@ -194,17 +210,9 @@ class LiveImages:
             for candidate in generator.permutation(pool):
                 if int(candidate) in taken:
                     continue
-                loaded, errors = load_images(
-                    [self.paths[candidate]],
-                    self.preprocess,
-                    augment=self.augment,
-                    seed=self.seed,
-                    epoch=epoch,
-                    rows=np.array([candidate], np.int64),
-                    threads=1,
-                )
-                if not errors:
-                    pixels[position], rows[position] = loaded[0], candidate
+                (batch,) = self._training.batches([np.array([candidate], np.int64)], epoch=epoch)
+                if not batch.errors:
+                    pixels[position], rows[position] = batch.pixels[0], candidate
                     break
             else:
                 raise TooManyBadImages(
