@@ -20,8 +20,10 @@ A script makes its contenders with one set-up function, hands them to `compare`,
 
 Every round runs every contender once, in turn and in an order that rotates, so that a noisy second hits all of them.
 A row holds the median with the 20th and 80th percentile of the rounds. `ratio` is ours / theirs, of the median over the
-rounds of the quotient within a round. Contenders whose results do not agree with ours are rows with `agrees` false, and
-`main` ends with exit code 1 where there is one, unless the contender says that it is known to differ (`differs`).
+rounds of the quotient within a round. On a shared machine wall time measures the neighbours too: a row has both figures
+by processor time as well (all threads of the process together), and the quickest round. Contenders whose results do not
+agree with ours are rows with `agrees` false, and `main` ends with exit code 1 where there is one, unless the contender
+says that it is known to differ (`differs`).
 """
 
 from __future__ import annotations
@@ -62,7 +64,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure; `low` and `high` are the 20th and 80th percentile; `ratio` is ours / theirs (ours: 1)."""
+    """One measured figure; `low` and `high` are the 20th and 80th percentile; `ratio` is ours / theirs (ours: 1).
+
+    `processor` and `processor_ratio` are `value` and `ratio` by processor time, `best` the figure of the quickest round
+    by wall time; None where nothing was timed.
+    """
 
     subject: str
     contender: str
@@ -76,6 +82,9 @@ class Row:
     note: str = ""
     machine: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    processor: float | None = None
+    processor_ratio: float | None = None
+    best: float | None = None
 
 
 def machine() -> str:
@@ -115,17 +124,17 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[lower] + (ordered[upper] - ordered[lower]) * (position - lower)
 
 
-def seconds_of(contender: Contender) -> float:
-    """The wall time of one run, queues drained at both ends."""
+def seconds_of(contender: Contender) -> tuple[float, float]:
+    """The wall time and the processor time of one run, queues drained at both ends."""
     if contender.prepare is not None:
         contender.prepare()
     if contender.synchronize is not None:
         contender.synchronize()
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     contender.run()
     if contender.synchronize is not None:
         contender.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - processor
 
 
 def compare(
@@ -160,26 +169,33 @@ def compare(
     for contender in contenders:
         for _ in range(warm_up):
             seconds_of(contender)
-    times: list[list[float]] = [[] for _ in contenders]
+    times: list[list[tuple[float, float]]] = [[] for _ in contenders]
     for round_number in range(rounds):
         for turn in range(len(contenders)):
             index = (turn + round_number) % len(contenders)
             times[index].append(seconds_of(contenders[index]))
 
     def figure(seconds: float) -> float:
-        return work / seconds if "/s" in unit else seconds / work
+        return work / max(seconds, 1e-9) if "/s" in unit else seconds / work
+
+    def figures_of(index: int, clock: int) -> list[float]:
+        return [figure(both[clock]) for both in times[index]]
+
+    def quotient(index: int, clock: int) -> float:
+        """Ours / theirs within a round, the median over the rounds."""
+        pairs = zip(figures_of(mine[0], clock), figures_of(index, clock), strict=True)
+        return statistics.median(own / max(other, 1e-12) for own, other in pairs)
 
     rows = []
     for index, contender in enumerate(contenders):
-        figures = [figure(seconds) for seconds in times[index]]
-        quotients = [figure(own) / other for own, other in zip(times[mine[0]], figures, strict=True)]
+        figures = figures_of(index, 0)
         rows.append(
             Row(
                 subject,
                 contender.name,
                 statistics.median(figures),
                 unit,
-                statistics.median(quotients),
+                quotient(index, 0),
                 agrees[index],
                 percentile(figures, 0.2),
                 percentile(figures, 0.8),
@@ -187,6 +203,9 @@ def compare(
                 contender.differs,
                 machine(),
                 versions(packages),
+                statistics.median(figures_of(index, 1)),
+                quotient(index, 1),
+                max(figures) if "/s" in unit else min(figures),
             )
         )
     return rows
@@ -208,14 +227,17 @@ def single(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows of one subject as aligned text."""
+    """The rows of one subject as aligned text: by the wall, then by processor time."""
     name_width = max(len(row.contender) for row in rows)
     lines = [rows[0].subject]
     for row in rows:
-        note = "" if row.agrees else "  DIFFERS" + (f": {row.note}" if row.note else "")
+        note = ("" if row.agrees else "  DIFFERS") + (f"  ({row.note})" if row.note else "")
+        processor = ""
+        if row.processor is not None and row.processor_ratio is not None:
+            processor = f"  processor {row.processor:,.6g} ({row.processor_ratio:.3g})"
         lines.append(
             f"  {row.contender:<{name_width}}  {row.value:>14,.6g} {row.unit}"
-            f"  [{row.low:,.6g} to {row.high:,.6g}]  ours/theirs {row.ratio:.3g}{note}"
+            f"  [{row.low:,.6g} to {row.high:,.6g}]  ours/theirs {row.ratio:.3g}{processor}{note}"
         )
     return "\n".join(lines)
 
