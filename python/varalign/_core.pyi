@@ -13,6 +13,7 @@ __all__ = [
     "ImagePipeline",
     "ImagePreparation",
     "ImageRun",
+    "KeptImages",
     "Moments",
     "PairMoments",
     "Quantiles",
@@ -20,6 +21,7 @@ __all__ = [
     "build_word_vocabulary",
     "decode_image",
     "load_images",
+    "shrink_images",
 ]
 
 __version__: str
@@ -37,6 +39,13 @@ def load_images(
     threads: int = 0,
     uint8: bool = False,
 ) -> tuple[NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]]]: ...
+def shrink_images(
+    paths: Sequence[str], short: int, preparation: ImagePreparation, threads: int = 0
+) -> list[tuple[NDArray[np.uint8] | None, tuple[int, int], str | None]]: ...
+
+@final
+class KeptImages:
+    def __new__(cls, path: str, entries: Sequence[tuple[int, int, int, int, int]]) -> KeptImages: ...
 
 @final
 class ImagePreparation:
@@ -47,17 +56,25 @@ class ImagePreparation:
         std: tuple[float, float, float],
         interpolation: str,
         resize: str,
-        augment: tuple[tuple[float, float], tuple[float, float], float] | None = None,
+        augment: tuple[tuple[float, float], tuple[float, float], float, tuple[float, float, float]] | None = None,
         seed: int = 0,
         max_pixels: int | None = None,
         fast: bool = False,
+        channels_last: bool = False,
     ) -> ImagePreparation: ...
     def crop(self, width: int, height: int, epoch: int, row: int) -> tuple[int, int, int, int, bool]: ...
+    def colors(self, epoch: int, row: int) -> list[tuple[str, float]]: ...
 
 @final
 class ImagePipeline:
     def __new__(
-        cls, paths: Sequence[str], preparation: ImagePreparation, threads: int, prefetch: int, uint8: bool
+        cls,
+        paths: Sequence[str],
+        preparation: ImagePreparation,
+        threads: int,
+        prefetch: int,
+        uint8: bool,
+        kept: KeptImages | None = None,
     ) -> ImagePipeline: ...
     def start(self, order: Sequence[Sequence[int]], epoch: int) -> ImageRun: ...
 

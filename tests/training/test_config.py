@@ -50,6 +50,9 @@ def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() 
         ({"start": "closed-form"}, "a tower that trains from random weights has none yet (resnet18, lstm)"),
         ({"features": "b", "start": "random", "ridge": 1.0}, "--ridge belongs to --start closed-form"),
         ({"pair_weighting": "closed-form"}, "scores features of frozen towers: freeze both, or take moments"),
+        ({"color_jitter": 0.4, "augment": False}, "--color-jitter 0.4 is part of the augmentation"),
+        ({"color_jitter": 0.4, "use_pretrained": True}, "or pass --augment where the image tower is frozen"),
+        ({"features": "b", "decoded_cache": True}, "--decoded-cache needs images and captions"),
         ({"input_noise": 1.0}, "--input-noise needs features whose deviations stay"),
     ],
 )

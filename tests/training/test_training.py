@@ -13,6 +13,7 @@ import torch
 import varalign
 from varalign.training import run as runs
 from varalign.training.assess import RECALL_KEYS, batched_loss, positions_of
+from varalign.training.build import assemble, new_model, open_data
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.run_folder import RunError, RunFolder
@@ -78,11 +79,28 @@ def test_a_run_writes_its_contract_and_learns(
     assert "chance" in result.table()
 
 
+def test_training_batches_from_the_decoded_cache_are_those_of_the_files_where_images_are_kept_whole(
+    features_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    batches, said = {}, []
+    for decoded in (False, True):
+        options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0}
+        config = config_for("images", features_file, image_folder, tmp_path / "run", **options)
+        config, data = open_data(config, said.append)
+        parts = assemble(config, data, new_model(config, data), said.append)
+        order = [data.rows("train")[:5], data.rows("train")[5:9]]
+        batches[decoded] = [inputs.tensor for epoch in (0, 1) for inputs in parts.images.batches(order, epoch=epoch)]
+        assert sum("decoded cache: 60 images" in line for line in said) == decoded, "made by the first batch, once"
+    for plain, cropped in zip(batches[False], batches[True], strict=True):
+        torch.testing.assert_close(cropped, plain, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("stop_at", [1, 5, 9])
 def test_an_interrupted_run_resumes_bit_for_bit(
     kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance"}
+    options |= {"word_dropout": 0.2} if kind == "images" else {}
     whole = varalign.train(config_for(kind, features_file, image_folder, tmp_path / "whole", **options), say=quiet)
 
     class Killed(BaseException):

@@ -6,9 +6,10 @@ so that a test can refuse any single one of them (`tests/faults/disk.py`).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,12 +34,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         OSError: naming the path; the file under the name is then untouched.
     """
+    write_parts_atomically(path, (data,))
+
+
+def write_parts_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """The same for what does not fit in memory: `parts` are taken and written one after another.
+
+    Raises:
+        OSError: as `write_atomically`; what `parts` raises goes through, the file under the name untouched.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
             handle = os.open(temporary, _NEW, 0o666)
             try:
-                _write_all(handle, data)
+                for part in parts:
+                    _write_all(handle, part)
                 os.fsync(handle)
             finally:
                 os.close(handle)
@@ -98,7 +109,25 @@ class AppendedFile:
                 os.close(handle)
 
 
-def _write_all(handle: int, data: bytes) -> None:
-    left = memoryview(data)
+def cache_key(*parts: object) -> str:
+    """A name for what depends on all `parts`: hexadecimal sha256 of their texts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        text = str(part).encode("utf-8", "surrogateescape")
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return digest.hexdigest()
+
+
+def file_states(paths: list[Path]) -> str:
+    """A digest of size and time of change of every file: what tells that an image was exchanged."""
+    digest = hashlib.sha256()
+    for path in paths:
+        state = os.stat(path)
+        digest.update(state.st_size.to_bytes(8, "little") + state.st_mtime_ns.to_bytes(12, "little", signed=True))
+    return digest.hexdigest()
+
+
+def _write_all(handle: int, data: bytes | memoryview) -> None:
+    left = memoryview(data).cast("B")
     while len(left):
         left = left[os.write(handle, left) :]  # the system may take a part, 2 GiB at most on Linux

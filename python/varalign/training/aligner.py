@@ -17,7 +17,7 @@ from torch import nn
 from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, check_names_file, save_features
-from varalign.data.files import write_atomically
+from varalign.data.files import cache_key, file_states, write_atomically
 from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.image import build_image_encoder
@@ -30,7 +30,7 @@ from varalign.training.build import Parts, assemble, damaged, open_data, read_no
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import TrainConfig
 from varalign.training.device import pick_device
-from varalign.training.feature_cache import cache_key, file_states, kept_arrays
+from varalign.training.feature_cache import kept_arrays
 from varalign.training.recipe import fill
 from varalign.training.run_folder import RunFolder, to_stderr
 from varalign.training.sources import Rows

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from varalign.data.datasets import ImageCaptions, load_dataset
+from varalign.data.decoded import DecodedCache, decoded_cache
 from varalign.data.features import FeatureSet, load_features
+from varalign.data.files import cache_key, file_states
 from varalign.data.images import Augment
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.data.splits import limit_training
@@ -28,7 +31,7 @@ from varalign.evaluation.noise import Noise, noisy_pairs, parse_noise
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.device import pick_precision
-from varalign.training.feature_cache import cache_key, default_cache, file_states, image_features, text_features
+from varalign.training.feature_cache import default_cache, image_features, text_features
 from varalign.training.run_folder import RunError, RunFolder, read_metric_lines
 from varalign.training.sources import FeatureRows, ImageSource, LiveCaptions, LiveImages, Rows, TextSource
 from varalign.weightings import WEIGHTINGS
@@ -291,7 +294,7 @@ def _image_source(
         paths=data.image_paths,
         names=data.image_names,
         preprocess=preprocess,
-        augment=Augment(flip=config.flip) if augmented else None,
+        augment=Augment(flip=config.flip, jitter=(config.color_jitter,) * 3) if augmented else None,
         seed=config.seed,
         threads=config.threads,
         device=device,
@@ -300,6 +303,8 @@ def _image_source(
         noise_in="training" if noise is None else "plain",
     )
     if not frozen or augmented or in_pixels.pixels:
+        if config.decoded_cache:
+            live.decoded = partial(_decoded, config, data, live, say)
         return live
     key = cache_key("image", encoder.weights_fingerprint(), preprocess, data.image_names, file_states(data.image_paths))
     path = _cache(config) / f"image-{key}.safetensors"
@@ -307,10 +312,22 @@ def _image_source(
     return FeatureRows(matrix.to(device), unreadable)
 
 
+def _decoded(config: TrainConfig, data: ImageCaptions, live: LiveImages, say: Say) -> DecodedCache | None:
+    folder = _cache(config)
+    rows, threads = data.rows("train"), config.threads
+    try:
+        return decoded_cache(
+            live.paths, live.preprocess, folder, augment=live.augment, rows=rows, threads=threads, say=say
+        )
+    except OSError as error:  # the run can go on without its cache
+        say(f"decoded images are not kept: {folder} cannot be written: {error}; name another folder by --cache")
+        return None
+
+
 def _text_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, say: Say) -> TextSource:
     encoder, device = model.text_encoder, model.log_logit_scale.device
     assert encoder is not None
-    live = LiveCaptions(data.captions, encoder.tokenizer, device)
+    live = LiveCaptions(data.captions, encoder.tokenizer, device, word_dropout=config.word_dropout, seed=config.seed)
     if not model.fully_frozen("text"):
         return live
     key = cache_key("text", encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, json.dumps(data.captions))

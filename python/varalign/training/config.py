@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from varalign.data.errors import DataError
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 
+SIDES: tuple[Literal["image", "text"], ...] = ("image", "text")
 SCHEDULE_NAMES = ("variance", "entropy", "spread", "fixed", "random", "replay")
 PRETRAINED_IMAGE = "clip:ViT-B-32@openai"
 PRETRAINED_TEXT = "bert:bert-base-uncased"
@@ -81,8 +82,30 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
+    word_dropout: float = _option(
+        0.0,
+        "data",
+        "chance of a word of a caption to be left out in a step, drawn anew each epoch (live text towers)",
+        metavar="X",
+        low=0.0,
+        high=0.95,
+    )
+    color_jitter: float = _option(
+        0.0,
+        "data",
+        "training changes brightness, contrast and saturation by factors of 1 - X to 1 + X",
+        metavar="X",
+        low=0.0,
+        high=1.0,
+    )
     decode: Literal["exact", "fast"] = _option(
         "exact", "data", "fast decodes large JPEG files at 1/2, 1/4 or 1/8 size; the pixels differ a little"
+    )
+    decoded_cache: bool = _option(
+        False,
+        "data",
+        "decode the training images once, at 1.5 times the training size, and crop from those ever after: far quicker; "
+        "crops of larger images come out a little softer",
     )
     noise: str | None = _option(
         None,
@@ -116,6 +139,11 @@ class TrainConfig:
     )
     bidirectional: bool = _option(False, "encoders", "run the LSTM in both directions")
     unfreeze: int = _option(0, "encoders", "train the last N blocks of frozen towers too", metavar="N", low=0)
+    wise_ft: bool = _option(
+        False,
+        "encoders",
+        "after training, go back part of the way to the pretrained weights, as far as is best on dev (WiSE-FT)",
+    )
     freeze: Literal["auto", "none", "image", "text", "both"] = _option(
         "auto", "encoders", "which towers stay as they are (auto: the pretrained kinds)"
     )
@@ -134,6 +162,13 @@ class TrainConfig:
     )
     ridge: float | None = _option(
         None, "start", "ridge of the closed form, in mean variances (chosen on dev)", metavar="X", low=0.0
+    )
+    text_ridge: float | None = _option(
+        None,
+        "start",
+        "ridge on the texts' side (chosen on dev; --ridge where that is given)",
+        metavar="X",
+        low=0.0,
     )
     power: float | None = _option(
         None, "start", "power of the correlations in the closed form's maps (chosen on dev)", metavar="X", low=0.0
@@ -205,6 +240,15 @@ class TrainConfig:
         low=0.0,
         high=10.0,
     )
+    feature_mixup: float = _option(
+        0.0,
+        "training",
+        "mix the features of each pair of a step with another's, by shares of a beta distribution with this parameter "
+        "(FuseMix; 1 is uniform, 0 mixes nothing)",
+        metavar="X",
+        low=0.0,
+        high=100.0,
+    )
     captions_per_step: int = _recipe(
         "training", "captions of an image in a step, drawn anew each epoch", metavar="N", low=1, high=100
     )
@@ -268,12 +312,28 @@ class TrainConfig:
             raise ConfigError(
                 "--features holds the towers' output already: leave out --image-encoder, --text-encoder and the like"
             )
-        live = ("captions_per_image", "skip_missing", "augment", "image_size", "max_length", "pooling", "bidirectional")
+        live = (
+            "captions_per_image",
+            "skip_missing",
+            "augment",
+            "color_jitter",
+            "decoded_cache",
+            "image_size",
+            "max_length",
+            "pooling",
+            "bidirectional",
+        )
         for name in live if self.features is not None else ():
             if getattr(self, name) != FIELDS[name].default:
                 raise ConfigError(
                     f"{option_name(name)} needs images and captions: a features file holds what became of them"
                 )
+        sees_crops = self.augment if self.augment is not None else bool(self.unfreeze) or not self.freezes("image")
+        if self.color_jitter and not sees_crops:
+            raise ConfigError(
+                f"--color-jitter {self.color_jitter:g} is part of the augmentation, which this run has not: "
+                "leave out --no-augment, or pass --augment where the image tower is frozen"
+            )
         if self.features is not None and self.unfreeze:
             raise ConfigError(
                 "--unfreeze needs the towers, which a features file does not have: train from --data instead"
@@ -285,7 +345,7 @@ class TrainConfig:
                     "--start closed-form correlates the features of two towers, and a tower that trains from random "
                     f"weights has none yet ({specs[0]}, {specs[1]}): name pretrained towers, or leave --start out"
                 )
-        for name in ("ridge", "power", "map_lr") if self.resolved_start == "random" else ():
+        for name in ("ridge", "text_ridge", "power", "map_lr") if self.resolved_start == "random" else ():
             if getattr(self, name) is not None:
                 raise ConfigError(f"{option_name(name)} belongs to --start closed-form, and this run starts at random")
         live_start = self.resolved_start == "random" and not self.frozen_towers
@@ -304,6 +364,25 @@ class TrainConfig:
         if self.input_noise and live_start:
             raise ConfigError(
                 "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"
+            )
+        tuned = [
+            spec.has_source and (not self.freezes(side) or self.unfreeze > 0)
+            for side, spec in zip(
+                SIDES, (parse_image_spec(self.image_spec), parse_text_spec(self.text_spec)), strict=True
+            )
+        ]
+        if self.wise_ft and (self.features is not None or not any(tuned)):
+            raise ConfigError(
+                "--wise-ft goes back towards pretrained weights, and no pretrained tower trains in this run: "
+                "pass --unfreeze N, or leave it out"
+            )
+        if self.word_dropout and (self.features is not None or (self.freezes("text") and not self.unfreeze)):
+            raise ConfigError("--word-dropout leaves words out for a text tower that trains, and this one is frozen")
+        if self.feature_mixup and not self.frozen_towers:
+            raise ConfigError("--feature-mixup mixes what frozen towers give: freeze both, or leave it out")
+        if self.feature_mixup and self.captions_as == "each" and self.captions_per_step != 1:
+            raise ConfigError(
+                "--feature-mixup wants one text an image: pass --captions-as mean or --captions-per-step 1"
             )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -30,24 +29,6 @@ def default_cache() -> Path:
     """`$VARALIGN_CACHE`, else `~/.cache/varalign`."""
     named = os.environ.get("VARALIGN_CACHE")
     return Path(named) if named else Path.home() / ".cache" / "varalign"
-
-
-def cache_key(*parts: object) -> str:
-    """A name for what depends on all `parts`: hexadecimal sha256 of their texts."""
-    digest = hashlib.sha256()
-    for part in parts:
-        text = str(part).encode("utf-8", "surrogateescape")
-        digest.update(len(text).to_bytes(8, "little") + text)
-    return digest.hexdigest()
-
-
-def file_states(paths: list[Path]) -> str:
-    """A digest of size and time of change of every file: what tells that an image was exchanged."""
-    digest = hashlib.sha256()
-    for path in paths:
-        state = os.stat(path)
-        digest.update(state.st_size.to_bytes(8, "little") + state.st_mtime_ns.to_bytes(12, "little", signed=True))
-    return digest.hexdigest()
 
 
 def image_features(

@@ -1,4 +1,4 @@
-//! Random resized crop and mirror as a pure function of (seed, epoch, row): no state, no order, no thread in it.
+//! Random resized crop, mirror and colours as a pure function of (seed, epoch, row): no state, no order, no thread in it.
 //!
 //! The draws are a counter through SplitMix64's finaliser. With `mix(x)` that finaliser and `G` the golden-ratio
 //! increment 0x9e3779b97f4a7c15, all modulo 2^64:
@@ -13,12 +13,26 @@
 //! h = round(sqrt(area / ratio)); if 0 < w <= W and 0 < h <= H the crop begins at column floor(u_{4t+3} (W - w + 1))
 //! and row floor(u_{4t+4} (H - h + 1)). After ten misses it is the largest centred crop whose ratio is within bounds.
 //! These are the steps of torchvision's `RandomResizedCrop`, with draws that do not depend on what came before.
+//!
+//! Colours take u_41 for the order (the floor(6 u)-th of the orders below) and u_42, u_43, u_44 for the factors of brightness,
+//! contrast and saturation, uniform from max(0, 1 - x) to 1 + x: torchvision's `ColorJitter` without hue.
 
+use super::color::{Change, Jitter};
 use super::resize::Area;
 use crate::error::{Error, Result};
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 const TRIES: u64 = 10;
+const CHANGES: [Change; 3] = [Change::Brightness, Change::Contrast, Change::Saturation];
+/// Which of the three comes first, second and last.
+const ORDERS: [[usize; 3]; 6] = [
+    [0, 1, 2],
+    [0, 2, 1],
+    [1, 0, 2],
+    [1, 2, 0],
+    [2, 0, 1],
+    [2, 1, 0],
+];
 
 /// SplitMix64's finaliser (Steele, Lea, Flood 2014; constants by Stafford).
 pub fn mix(mut x: u64) -> u64 {
@@ -33,17 +47,30 @@ fn draw(key: u64, k: u64) -> f64 {
     bits as f64 / (1_u64 << 53) as f64
 }
 
-/// Bounds of the random resized crop and the chance of a mirror.
+/// The key of all draws for a row.
+fn key(seed: u64, epoch: u64, row: u64) -> u64 {
+    let step = |key: u64, part: u64| mix(key.wrapping_add(part).wrapping_add(GOLDEN));
+    step(step(mix(seed.wrapping_add(GOLDEN)), epoch), row)
+}
+
+/// Bounds of the random resized crop and of the colours, and the chance of a mirror.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Augment {
     scale: (f64, f64),
     ratio: (f64, f64),
     flip: f64,
+    jitter: [f64; 3],
 }
 
 impl Augment {
-    /// Share of the area, aspect ratio (width over height), chance of the mirror.
-    pub fn new(scale: (f64, f64), ratio: (f64, f64), flip: f64) -> Result<Augment> {
+    /// Share of the area, aspect ratio (width over height), chance of the mirror, and how far the factors of
+    /// brightness, contrast and saturation may be from 1.
+    pub fn new(
+        scale: (f64, f64),
+        ratio: (f64, f64),
+        flip: f64,
+        jitter: [f64; 3],
+    ) -> Result<Augment> {
         if !(0.0 < scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0) {
             return Err(Error::Value(format!(
                 "scale must be 0 < low <= high <= 1, got ({}, {})",
@@ -61,7 +88,35 @@ impl Augment {
                 "flip must be a chance from 0 to 1, got {flip}"
             )));
         }
-        Ok(Augment { scale, ratio, flip })
+        if let Some(bad) = jitter.iter().find(|x| !(**x >= 0.0 && x.is_finite())) {
+            return Err(Error::Value(format!(
+                "jitter must be three numbers of at least 0, got {bad}"
+            )));
+        }
+        Ok(Augment {
+            scale,
+            ratio,
+            flip,
+            jitter,
+        })
+    }
+
+    /// How the colours are changed, if they are.
+    pub fn colors(&self, seed: u64, epoch: u64, row: u64) -> Option<Jitter> {
+        if self.jitter == [0.0; 3] {
+            return None;
+        }
+        let key = key(seed, epoch, row);
+        let first = 4 * TRIES + 1;
+        let order = ORDERS[(draw(key, first) * ORDERS.len() as f64) as usize];
+        Some(order.map(|index| {
+            let (low, high) = (
+                (1.0 - self.jitter[index]).max(0.0),
+                1.0 + self.jitter[index],
+            );
+            let factor = low + draw(key, first + 1 + index as u64) * (high - low);
+            (CHANGES[index], factor as f32)
+        }))
     }
 
     /// The crop of a `width` by `height` picture, and whether it is mirrored.
@@ -73,8 +128,7 @@ impl Augment {
         epoch: u64,
         row: u64,
     ) -> (Area, bool) {
-        let step = |key: u64, part: u64| mix(key.wrapping_add(part).wrapping_add(GOLDEN));
-        let key = step(step(mix(seed.wrapping_add(GOLDEN)), epoch), row);
+        let key = key(seed, epoch, row);
         let flip = draw(key, 0) < self.flip;
         let area = (width * height) as f64;
         let (low, high) = (self.ratio.0.ln(), self.ratio.1.ln());
@@ -124,7 +178,7 @@ mod tests {
     use super::*;
 
     fn augment() -> Augment {
-        Augment::new((0.5, 1.0), (0.75, 4.0 / 3.0), 0.5).unwrap()
+        Augment::new((0.5, 1.0), (0.75, 4.0 / 3.0), 0.5, [0.0; 3]).unwrap()
     }
 
     #[test]
@@ -163,7 +217,7 @@ mod tests {
             ((0.5, 1.0), (0.75, f64::INFINITY), 0.5),
             ((0.5, 1.0), (0.75, 1.3), f64::NAN),
         ] {
-            assert!(Augment::new(scale, ratio, flip).is_err());
+            assert!(Augment::new(scale, ratio, flip, [0.0; 3]).is_err());
         }
     }
 }

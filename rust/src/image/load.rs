@@ -6,7 +6,9 @@ use std::io::Read as _;
 use std::path::Path;
 
 use super::augment::Augment;
+use super::color::{jitter, Jitter};
 use super::decode::{decode_wanted, Wanted};
+use super::kept::Kept;
 use super::resize::{resize, Fit, Geometry, Interpolation, Normalisation, Scratch};
 use super::{pool, Limits, Rgb};
 use crate::error::{Error, Result};
@@ -22,12 +24,14 @@ pub struct Preparation {
     pub interpolation: Interpolation,
     /// Of float32 output.
     pub normalisation: Normalisation,
-    /// Random resized crops and mirrors.
+    /// Random resized crops, mirrors and colours.
     pub augment: Option<Augment>,
     /// Of the augmentation.
     pub seed: u64,
     /// Decode large JPEG files at a half, a quarter or an eighth of their size where that leaves a pixel for each one.
     pub fast: bool,
+    /// Samples of size x size pixels of three elements, rather than of three planes.
+    pub channels_last: bool,
     /// What a file may cost.
     pub limits: Limits,
 }
@@ -35,24 +39,43 @@ pub struct Preparation {
 /// A sample's element type: normalised float32 or levels.
 pub trait Element: Copy + Default + Send + 'static {
     /// Packed RGB to three planes.
-    fn fill(rgb: &[u8], normalisation: &Normalisation, planes: &mut [Self]);
+    fn planes(rgb: &[u8], normalisation: &Normalisation, out: &mut [Self]);
+
+    /// Packed RGB to pixels as they are packed.
+    fn packed(rgb: &[u8], normalisation: &Normalisation, out: &mut [Self]);
 }
 
 impl Element for f32 {
-    fn fill(rgb: &[u8], normalisation: &Normalisation, planes: &mut [f32]) {
-        normalisation.to_planes(rgb, planes);
+    fn planes(rgb: &[u8], normalisation: &Normalisation, out: &mut [f32]) {
+        normalisation.to_planes(rgb, out);
+    }
+
+    fn packed(rgb: &[u8], normalisation: &Normalisation, out: &mut [f32]) {
+        normalisation.to_packed(rgb, out);
     }
 }
 
 impl Element for u8 {
-    fn fill(rgb: &[u8], _: &Normalisation, planes: &mut [u8]) {
-        let area = planes.len() / 3;
-        for (channel, plane) in planes.chunks_exact_mut(area).enumerate() {
+    fn planes(rgb: &[u8], _: &Normalisation, out: &mut [u8]) {
+        let area = out.len() / 3;
+        for (channel, plane) in out.chunks_exact_mut(area).enumerate() {
             for (out, pixel) in plane.iter_mut().zip(rgb.chunks_exact(3)) {
                 *out = pixel[channel];
             }
         }
     }
+
+    fn packed(rgb: &[u8], _: &Normalisation, out: &mut [u8]) {
+        out.copy_from_slice(rgb);
+    }
+}
+
+/// A picture made smaller, and the size that it had.
+pub struct Shrunk {
+    /// The picture as it is kept.
+    pub image: Rgb,
+    /// Width and height of the whole one.
+    pub full: (usize, usize),
 }
 
 /// Buffers that a thread keeps between samples.
@@ -118,49 +141,150 @@ impl Preparation {
         }
     }
 
-    /// Crops, resizes and normalises a decoded picture into `planes` (`3 * size * size`).
-    pub fn apply<T: Element>(
+    /// How the colours of a row's sample are changed, if they are.
+    pub fn colors(&self, epoch: u64, row: u64) -> Option<Jitter> {
+        self.augment?.colors(self.seed, epoch, row)
+    }
+
+    /// Crops, resizes, changes the colours of and normalises a decoded picture into `out` (`3 * size * size`).
+    fn apply<T: Element>(
         &self,
         image: &Rgb,
         geometry: &Geometry,
+        changes: Option<&Jitter>,
         buffers: &mut Buffers,
-        planes: &mut [T],
+        out: &mut [T],
     ) {
         buffers.rgb.resize(self.elements(), 0);
         resize(
             image,
             geometry,
-            self.size,
+            (self.size, self.size),
             self.interpolation,
             &mut buffers.scratch,
             &mut buffers.rgb,
         );
-        T::fill(&buffers.rgb, &self.normalisation, planes);
+        if let Some(changes) = changes {
+            jitter(&mut buffers.rgb, changes);
+        }
+        let fill = if self.channels_last {
+            T::packed
+        } else {
+            T::planes
+        };
+        fill(&buffers.rgb, &self.normalisation, out);
     }
 
-    /// Makes the sample of a file; `planes` is written only where that succeeds. The error names the file.
+    /// Makes the sample of a file; `out` is written only where that succeeds. The error names the file.
     pub fn load<T: Element>(
         &self,
         path: &Path,
         epoch: u64,
         row: u64,
         buffers: &mut Buffers,
-        planes: &mut [T],
+        out: &mut [T],
     ) -> Result<()> {
+        let (image, geometry, _) =
+            self.open(path, Some((self.size, self.size)), &|width, height| {
+                self.geometry(width, height, epoch, row)
+            })?;
+        let changes = self.colors(epoch, row);
+        self.apply(&image, &geometry, changes.as_ref(), buffers, out);
+        pool::give(image.pixels);
+        Ok(())
+    }
+
+    /// The whole picture of a file with its short side at most `short`, never enlarged. The error names the file.
+    pub fn shrink(&self, path: &Path, short: usize, buffers: &mut Buffers) -> Result<Shrunk> {
+        let size_of = |width: usize, height: usize| {
+            let least = width.min(height).max(1);
+            let to = |side: usize| ((side * short + least / 2) / least).max(1);
+            if least <= short {
+                (width, height)
+            } else {
+                (to(width), to(height))
+            }
+        };
+        let whole =
+            |width: usize, height: usize| Geometry::whole(width, height, size_of(width, height));
+        let (image, geometry, full) = self.open(path, None, &whole)?;
+        let (width, height) = size_of(full.0, full.1);
+        if (image.width, image.height) == (width, height) {
+            return Ok(Shrunk { image, full });
+        }
+        let mut pixels = vec![0; width * height * 3];
+        let scratch = &mut buffers.scratch;
+        resize(
+            &image,
+            &geometry,
+            (width, height),
+            self.interpolation,
+            scratch,
+            &mut pixels,
+        );
+        pool::give(image.pixels);
+        let image = Rgb {
+            width,
+            height,
+            pixels,
+        };
+        Ok(Shrunk { image, full })
+    }
+
+    /// Makes the sample of a row that `kept` holds; false where it does not. The random crop is that of the file.
+    pub fn load_kept<T: Element>(
+        &self,
+        kept: &Kept,
+        epoch: u64,
+        row: u64,
+        buffers: &mut Buffers,
+        out: &mut [T],
+    ) -> Result<bool> {
+        let Some(entry) = kept.entry(row) else {
+            return Ok(false);
+        };
+        let (width, height) = entry.full;
+        let across = entry.width as f64 / width as f64;
+        let down = entry.height as f64 / height as f64;
+        let mut geometry = self
+            .geometry(width, height, epoch, row)
+            .scaled(across, down);
+        let source = &mut geometry.source;
+        let first = source.top as usize;
+        let end = ((source.top + source.height).ceil() as usize).min(entry.height);
+        source.top -= first as f64;
+        let image = kept.rows(entry, first, end)?;
+        let changes = self.colors(epoch, row);
+        self.apply(&image, &geometry, changes.as_ref(), buffers, out);
+        pool::give(image.pixels);
+        Ok(true)
+    }
+
+    /// Decodes what a geometry needs of a file: the picture, the geometry in it, and the size that the file declares.
+    fn open(
+        &self,
+        path: &Path,
+        size: Option<(usize, usize)>,
+        geometry_of: &dyn Fn(usize, usize) -> Geometry,
+    ) -> Result<(Rgb, Geometry, (usize, usize))> {
         let data = read(path, &self.limits)?;
         // Set when the size is known; a decoder that does not ask gives the picture as it is.
         let chosen = Cell::new(None);
         let choose = |width: usize, height: usize| {
-            let geometry = self.geometry(width, height, epoch, row);
+            let geometry = geometry_of(width, height);
             let eighths = if self.fast { geometry.eighths() } else { 8 };
             let mut wanted = Wanted {
                 eighths,
                 area: None,
             };
-            let (width, height) = wanted.size_of(width, height);
-            let scaled = geometry.at(eighths, width, height);
-            wanted.area = Some(scaled.needed(self.size, self.interpolation));
-            chosen.set(Some((scaled, width, height)));
+            let scale = eighths as f64 / 8.0;
+            let scaled = geometry.scaled(scale, scale);
+            wanted.area = size.map(|size| scaled.needed(size, self.interpolation));
+            chosen.set(Some((
+                scaled,
+                wanted.size_of(width, height),
+                (width, height),
+            )));
             wanted
         };
         let (image, _) =
@@ -169,13 +293,10 @@ impl Preparation {
                 other => other,
             })?;
         pool::give(data);
-        let (width, height) = (image.width, image.height);
-        let geometry = match chosen.get() {
-            Some((geometry, w, h)) if (w, h) == (width, height) => geometry,
-            _ => self.geometry(width, height, epoch, row),
-        };
-        self.apply(&image, &geometry, buffers, planes);
-        pool::give(image.pixels);
-        Ok(())
+        let found = (image.width, image.height);
+        Ok(match chosen.get() {
+            Some((geometry, size, full)) if size == found => (image, geometry, full),
+            _ => (image, geometry_of(found.0, found.1), found),
+        })
     }
 }

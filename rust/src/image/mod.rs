@@ -2,10 +2,12 @@
 
 pub mod augment;
 mod bmp;
+pub mod color;
 pub mod decode;
 mod exif;
 mod gif;
 mod jpeg;
+pub mod kept;
 pub mod load;
 pub mod pipeline;
 mod png;

@@ -13,7 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::load::{Buffers, Element, Preparation};
+use super::kept::Kept;
+use super::load::{Buffers, Element, Preparation, Shrunk};
 use crate::error::{Error, Result};
 
 /// A finished batch.
@@ -37,6 +38,8 @@ pub struct Job {
     pub order: Vec<Vec<i64>>,
     /// Of the augmentation.
     pub epoch: u64,
+    /// Pictures that were decoded before; the others come from their files.
+    pub kept: Option<Arc<Kept>>,
 }
 
 impl Job {
@@ -63,7 +66,19 @@ impl Job {
             preparation,
             order,
             epoch,
+            kept: None,
         })
+    }
+
+    /// Makes the sample of a row.
+    fn load<T: Element>(&self, row: u64, buffers: &mut Buffers, planes: &mut [T]) -> Result<()> {
+        let (preparation, epoch) = (&self.preparation, self.epoch);
+        if let Some(kept) = &self.kept {
+            if preparation.load_kept(kept, epoch, row, buffers, planes)? {
+                return Ok(());
+            }
+        }
+        preparation.load(&self.paths[row as usize], epoch, row, buffers, planes)
     }
 }
 
@@ -111,6 +126,37 @@ pub fn load_all<T: Element>(
     let mut errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
     errors.sort();
     (pixels, errors)
+}
+
+/// The pictures of `paths` with their short sides at most `short`, on `threads` threads.
+pub fn shrink_all(
+    paths: &[PathBuf],
+    preparation: &Preparation,
+    short: usize,
+    threads: usize,
+) -> Vec<Result<Shrunk>> {
+    let work = Mutex::new(paths.iter().enumerate());
+    let made = Mutex::new(Vec::with_capacity(paths.len()));
+    let run = || {
+        let mut buffers = Buffers::default();
+        loop {
+            let next = lock(&work).next();
+            let Some((position, path)) = next else {
+                return;
+            };
+            let shrunk = preparation.shrink(path, short, &mut buffers);
+            lock(&made).push((position, shrunk));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..thread_count(threads).min(paths.len()) {
+            scope.spawn(run);
+        }
+        run();
+    });
+    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+    made.sort_by_key(|(position, _)| *position);
+    made.into_iter().map(|(_, shrunk)| shrunk).collect()
 }
 
 /// A lock that a panic elsewhere does not make unusable: what it guards is always whole.
@@ -183,15 +229,8 @@ fn make<T: Element>(
                 if closed.load(Ordering::Acquire) {
                     return;
                 }
-                let loaded = BUFFERS.with_borrow_mut(|buffers| {
-                    job.preparation.load(
-                        &job.paths[row as usize],
-                        job.epoch,
-                        row as u64,
-                        buffers,
-                        planes,
-                    )
-                });
+                let loaded =
+                    BUFFERS.with_borrow_mut(|buffers| job.load(row as u64, buffers, planes));
                 if let Err(error) = loaded {
                     lock(errors).push((position, error.to_string()));
                 }

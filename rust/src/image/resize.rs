@@ -59,11 +59,35 @@ pub struct Area {
     pub height: usize,
 }
 
+/// A rectangle in pixels whose edges may lie within one: that pixel counts by the part of it inside.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Window {
+    /// Left edge.
+    pub left: f64,
+    /// Upper edge.
+    pub top: f64,
+    /// Columns.
+    pub width: f64,
+    /// Rows.
+    pub height: f64,
+}
+
+impl From<Area> for Window {
+    fn from(area: Area) -> Window {
+        Window {
+            left: area.left as f64,
+            top: area.top as f64,
+            width: area.width as f64,
+            height: area.height as f64,
+        }
+    }
+}
+
 /// What becomes of a picture: `source` of it is resized to `resized`, of which the square at `left`, `top` is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Geometry {
     /// The part of the picture that is resized; pixels outside it have no influence.
-    pub source: Area,
+    pub source: Window,
     /// Width and height after resizing.
     pub resized: (usize, usize),
     /// Column of the resized picture where the square begins.
@@ -86,20 +110,8 @@ pub enum Fit {
 impl Geometry {
     /// The centre square (or all of it, squashed) of a `width` by `height` picture at `size` pixels.
     pub fn centre(width: usize, height: usize, size: usize, fit: Fit) -> Geometry {
-        let source = Area {
-            left: 0,
-            top: 0,
-            width,
-            height,
-        };
         if fit == Fit::Squash {
-            return Geometry {
-                source,
-                resized: (size, size),
-                left: 0,
-                top: 0,
-                flip: false,
-            };
+            return Geometry::whole(width, height, (size, size));
         }
         // Short side to `size`, the long one rounded down, as torchvision's int() does.
         let resized = if width <= height {
@@ -108,10 +120,25 @@ impl Geometry {
             (size * width / height, size)
         };
         Geometry {
-            source,
-            resized,
             left: half(resized.0 - size),
             top: half(resized.1 - size),
+            ..Geometry::whole(width, height, resized)
+        }
+    }
+
+    /// The whole picture at another size.
+    pub fn whole(width: usize, height: usize, resized: (usize, usize)) -> Geometry {
+        let source = Area {
+            left: 0,
+            top: 0,
+            width,
+            height,
+        };
+        Geometry {
+            source: source.into(),
+            resized,
+            left: 0,
+            top: 0,
             flip: false,
         }
     }
@@ -119,35 +146,47 @@ impl Geometry {
     /// A part of the picture, squashed to the square.
     pub fn part(source: Area, size: usize, flip: bool) -> Geometry {
         Geometry {
-            source,
-            resized: (size, size),
-            left: 0,
-            top: 0,
+            source: source.into(),
             flip,
+            ..Geometry::whole(source.width, source.height, (size, size))
         }
     }
 }
 
 impl Geometry {
-    /// The part of the picture whose pixels have any influence at all, for a square of `size`.
-    pub fn needed(&self, size: usize, kernel: Interpolation) -> Area {
-        let axis = |from: usize, to: usize, first: usize| {
-            let begin = span(from, to, first, kernel).0;
-            (begin, span(from, to, first + size - 1, kernel).1 - begin)
+    /// The part of the picture whose pixels have any influence at all, for a result of `size` (columns, rows).
+    pub fn needed(&self, size: (usize, usize), kernel: Interpolation) -> Area {
+        let axis = |from: Stretch, to: usize, first: usize, size: usize| {
+            let begin = from.span(to, first, kernel).0;
+            let end = from.span(to, first + size - 1, kernel).1;
+            (from.first() + begin, end - begin)
         };
-        let (left, width) = axis(self.source.width, self.resized.0, self.left);
-        let (top, height) = axis(self.source.height, self.resized.1, self.top);
+        let (across, down) = self.stretches();
+        let (left, width) = axis(across, self.resized.0, self.left, size.0);
+        let (top, height) = axis(down, self.resized.1, self.top, size.1);
         Area {
-            left: self.source.left + left,
-            top: self.source.top + top,
+            left,
+            top,
             width,
             height,
         }
     }
 
+    /// The source along both axes.
+    fn stretches(&self) -> (Stretch, Stretch) {
+        let Window {
+            left,
+            top,
+            width,
+            height,
+        } = self.source;
+        let stretch = |begin, length| Stretch { begin, length };
+        (stretch(left, width), stretch(top, height))
+    }
+
     /// The fewest eighths of its size (8, 4, 2 or 1) at which a picture still has a pixel for each one of the result.
     pub fn eighths(&self) -> usize {
-        let fits = |side: usize, eighths: usize, to: usize| side * eighths >= 8 * to;
+        let fits = |side: f64, eighths: usize, to: usize| side * eighths as f64 >= (8 * to) as f64;
         [1, 2, 4]
             .into_iter()
             .find(|&eighths| {
@@ -157,29 +196,51 @@ impl Geometry {
             .unwrap_or(8)
     }
 
-    /// The same for a picture that was made smaller to `eighths` (now `width` by `height`); edges are rounded.
-    pub fn at(mut self, eighths: usize, width: usize, height: usize) -> Geometry {
-        let axis = |first: usize, count: usize, most: usize| {
-            let edge = |at: usize| ((at * eighths + 4) / 8).min(most);
-            let begin = edge(first).min(most - 1);
-            (begin, edge(first + count).max(begin + 1) - begin)
-        };
-        if eighths != 8 {
-            let source = &mut self.source;
-            (source.left, source.width) = axis(source.left, source.width, width);
-            (source.top, source.height) = axis(source.top, source.height, height);
-        }
+    /// The same part of a picture whose pixels are that many times as many, across and down.
+    pub fn scaled(mut self, across: f64, down: f64) -> Geometry {
+        let source = &mut self.source;
+        (source.left, source.width) = (source.left * across, source.width * across);
+        (source.top, source.height) = (source.top * down, source.height * down);
         self
     }
 }
 
-/// First source pixel of an output position and the one after its last.
-fn span(from: usize, to: usize, index: usize, kernel: Interpolation) -> (usize, usize) {
-    let scale = from as f64 / to as f64;
-    let support = kernel.half_width() * scale.max(1.0);
-    let centre = (index as f64 + 0.5) * scale;
-    let begin = ((centre - support + 0.5) as i64).max(0) as usize;
-    (begin, ((centre + support + 0.5) as usize).min(from))
+/// The source along one axis.
+#[derive(Clone, Copy)]
+struct Stretch {
+    begin: f64,
+    length: f64,
+}
+
+impl Stretch {
+    /// The first pixel that it touches.
+    fn first(self) -> usize {
+        self.begin as usize
+    }
+
+    /// Where it begins and ends, counted from the edge of its first pixel.
+    fn ends(self) -> (f64, f64) {
+        let begin = self.begin - self.first() as f64;
+        // Scaling an edge that lies on a pixel's may take it a rounding error past it.
+        let end = begin + self.length;
+        let near = end.round();
+        (begin, if (end - near).abs() < 1e-9 { near } else { end })
+    }
+
+    /// The middle of an output position, counted in the same way, and source pixels an output pixel.
+    fn centre(self, to: usize, index: usize) -> (f64, f64) {
+        let scale = self.length / to as f64;
+        (self.ends().0 + (index as f64 + 0.5) * scale, scale)
+    }
+
+    /// First source pixel of an output position and the one after its last, counted from the first of all.
+    fn span(self, to: usize, index: usize, kernel: Interpolation) -> (usize, usize) {
+        let (centre, scale) = self.centre(to, index);
+        let support = kernel.half_width() * scale.max(1.0);
+        let begin = ((centre - support + 0.5) as i64).max(0) as usize;
+        let most = self.ends().1.ceil() as usize;
+        (begin, ((centre + support + 0.5) as usize).min(most))
+    }
 }
 
 /// Half of a number rounded half to even: Python's `round(n / 2)`.
@@ -197,22 +258,24 @@ struct Weights {
 }
 
 impl Weights {
-    /// Weights for the outputs `first..first + count` of `from` source pixels resized to `to`.
-    fn new(from: usize, to: usize, first: usize, count: usize, kernel: Interpolation) -> Weights {
-        let scale = from as f64 / to as f64;
-        let stretch = scale.max(1.0);
+    /// Weights for the outputs `first..first + count` of the source resized to `to`.
+    fn new(from: Stretch, to: usize, first: usize, count: usize, kernel: Interpolation) -> Weights {
+        let stretch = (from.length / to as f64).max(1.0);
         let support = kernel.half_width() * stretch;
         let taps = support.ceil() as usize * 2 + 1;
         let mut spans = Vec::with_capacity(count);
         let mut values = vec![0; count * taps];
         let mut exact = vec![0.0; taps];
+        let ends = from.ends();
         for (index, fixed) in values.chunks_exact_mut(taps).enumerate() {
-            let centre = ((first + index) as f64 + 0.5) * scale;
-            let (begin, end) = span(from, to, first + index, kernel);
+            let (centre, _) = from.centre(to, first + index);
+            let (begin, end) = from.span(to, first + index, kernel);
             let length = end - begin;
             let mut sum = 0.0;
             for (tap, weight) in exact[..length].iter_mut().enumerate() {
-                *weight = kernel.weight(((tap + begin) as f64 - centre + 0.5) * (1.0 / stretch));
+                let pixel = (tap + begin) as f64;
+                let inside = ends.1.min(pixel + 1.0) - ends.0.max(pixel);
+                *weight = kernel.weight((pixel - centre + 0.5) * (1.0 / stretch)) * inside;
                 sum += *weight;
             }
             for (fixed, weight) in fixed.iter_mut().zip(&exact[..length]) {
@@ -272,11 +335,11 @@ pub struct Scratch {
     turned: Vec<u64>,
 }
 
-/// Resizes and crops to `size` by `size` RGB in `out` (`size * size * 3` bytes, pixels packed).
+/// Resizes and crops to RGB of `size` (columns, rows) in `out` (rows * columns * 3 bytes, pixels packed).
 pub fn resize(
     image: &Rgb,
     geometry: &Geometry,
-    size: usize,
+    size: (usize, usize),
     kernel: Interpolation,
     scratch: &mut Scratch,
     out: &mut [u8],
@@ -288,8 +351,9 @@ pub fn resize(
         top,
         flip,
     } = *geometry;
-    let mut horizontal = Weights::new(source.width, resized.0, left, size, kernel);
-    let mut vertical = Weights::new(source.height, resized.1, top, size, kernel);
+    let (x, y) = geometry.stretches();
+    let mut horizontal = Weights::new(x, resized.0, left, size.0, kernel);
+    let mut vertical = Weights::new(y, resized.1, top, size.1, kernel);
     let stride = image.width * 3;
     let Scratch {
         between,
@@ -301,14 +365,14 @@ pub fn resize(
         || {
             // Pillow's choice since version 13 (found by experiment): down first for tall pictures.
             let (shorter, narrower) = (
-                source.height as i64 - resized.1 as i64,
-                source.width as i64 - resized.0 as i64,
+                source.height - resized.1 as f64,
+                source.width - resized.0 as f64,
             );
             let (first_column, columns) = horizontal.rebase();
             let (first_row, rows) = vertical.rebase();
-            let begin = (source.top + first_row) * stride + (source.left + first_column) * 3;
-            if shorter > 0 && shorter > 2 * narrower {
-                between.resize(size * columns * 3, 0);
+            let begin = (y.first() + first_row) * stride + (x.first() + first_column) * 3;
+            if shorter > 0.0 && shorter > 2.0 * narrower {
+                between.resize(size.1 * columns * 3, 0);
                 down(
                     &image.pixels[begin..],
                     stride,
@@ -316,9 +380,9 @@ pub fn resize(
                     between,
                     columns * 3,
                 );
-                across(between, columns * 3, &horizontal, out, size, tile, turned);
+                across(between, columns * 3, &horizontal, out, size.1, tile, turned);
             } else {
-                between.resize(rows * size * 3, 0);
+                between.resize(rows * size.0 * 3, 0);
                 across(
                     &image.pixels[begin..],
                     stride,
@@ -328,15 +392,15 @@ pub fn resize(
                     tile,
                     turned,
                 );
-                down(between, size * 3, &vertical, out, size * 3);
+                down(between, size.0 * 3, &vertical, out, size.0 * 3);
             }
         },
     );
     if flip {
-        for row in out.chunks_exact_mut(size * 3) {
-            for x in 0..size / 2 {
+        for row in out.chunks_exact_mut(size.0 * 3) {
+            for x in 0..size.0 / 2 {
                 for channel in 0..3 {
-                    row.swap(x * 3 + channel, (size - 1 - x) * 3 + channel);
+                    row.swap(x * 3 + channel, (size.0 - 1 - x) * 3 + channel);
                 }
             }
         }
@@ -501,6 +565,15 @@ impl Normalisation {
         Ok(Normalisation { tables })
     }
 
+    /// Packed RGB to float32, packed alike.
+    pub fn to_packed(&self, rgb: &[u8], out: &mut [f32]) {
+        for (out, pixel) in out.chunks_exact_mut(3).zip(rgb.chunks_exact(3)) {
+            for channel in 0..3 {
+                out[channel] = self.tables[channel][usize::from(pixel[channel])];
+            }
+        }
+    }
+
     /// Packed RGB to three planes of float32.
     pub fn to_planes(&self, rgb: &[u8], planes: &mut [f32]) {
         let area = planes.len() / 3;
@@ -536,11 +609,19 @@ mod tests {
         assert_eq!(geometry.resized, (7, 2333));
     }
 
+    fn weights_of(from: usize, to: usize, kernel: Interpolation) -> Weights {
+        let all = Stretch {
+            begin: 0.0,
+            length: from as f64,
+        };
+        Weights::new(all, to, 0, to, kernel)
+    }
+
     #[test]
     fn weights_sum_to_one() {
         for (from, to) in [(500, 224), (10, 224), (1, 1), (1, 7), (3, 2)] {
             for kernel in [Interpolation::Bilinear, Interpolation::Bicubic] {
-                for (_, weights) in Weights::new(from, to, 0, to, kernel).iter() {
+                for (_, weights) in weights_of(from, to, kernel).iter() {
                     let sum: i32 = weights.iter().sum();
                     assert!(
                         (sum - (1 << PRECISION)).abs() <= weights.len() as i32,
@@ -574,7 +655,7 @@ mod tests {
         resize(
             &image,
             &geometry,
-            7,
+            (7, 7),
             Interpolation::Bicubic,
             &mut Scratch::default(),
             &mut out,
@@ -599,7 +680,7 @@ mod tests {
         resize(
             &image,
             &Geometry::part(whole, 4, false),
-            4,
+            (4, 4),
             Interpolation::Bicubic,
             &mut Scratch::default(),
             &mut out,
@@ -608,7 +689,7 @@ mod tests {
         resize(
             &image,
             &Geometry::part(whole, 4, true),
-            4,
+            (4, 4),
             Interpolation::Bicubic,
             &mut Scratch::default(),
             &mut out,

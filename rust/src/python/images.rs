@@ -12,7 +12,8 @@ use pyo3::types::PyBytes;
 use crate::error::Error;
 use crate::image::augment::Augment;
 use crate::image::decode::decode;
-use crate::image::load::{Element, Preparation};
+use crate::image::kept::{Entry, Kept};
+use crate::image::load::{Element, Preparation, Shrunk};
 use crate::image::pipeline::{self, Batch, Job, Next, Run};
 use crate::image::resize::{Fit, Interpolation, Normalisation};
 use crate::image::Limits;
@@ -48,13 +49,13 @@ fn limits(max_pixels: Option<u64>) -> Limits {
 #[pyclass(frozen, module = "varalign._core", name = "ImagePreparation")]
 struct PyPreparation(Arc<Preparation>);
 
-/// `(scale, ratio, flip)`.
-type AugmentArguments = ((f64, f64), (f64, f64), f64);
+/// `(scale, ratio, flip, jitter)`.
+type AugmentArguments = ((f64, f64), (f64, f64), f64, [f64; 3]);
 
 #[pymethods]
 impl PyPreparation {
     #[new]
-    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None, fast=false))]
+    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None, fast=false, channels_last=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         size: usize,
@@ -66,6 +67,7 @@ impl PyPreparation {
         seed: u64,
         max_pixels: Option<u64>,
         fast: bool,
+        channels_last: bool,
     ) -> PyResult<PyPreparation> {
         if !(1..=8192).contains(&size) {
             return Err(
@@ -93,7 +95,7 @@ impl PyPreparation {
             }
         };
         let augment = augment
-            .map(|(scale, ratio, flip)| Augment::new(scale, ratio, flip))
+            .map(|(scale, ratio, flip, jitter)| Augment::new(scale, ratio, flip, jitter))
             .transpose()?;
         let normalisation = Normalisation::new(mean, std)?;
         let limits = limits(max_pixels);
@@ -105,6 +107,7 @@ impl PyPreparation {
             augment,
             seed,
             fast,
+            channels_last,
             limits,
         })))
     }
@@ -128,6 +131,13 @@ impl PyPreparation {
         }
         let (area, flip) = augment.crop(width, height, self.0.seed, epoch, row);
         Ok((area.left, area.top, area.width, area.height, flip))
+    }
+
+    /// Name and factor of each change of colours, in their order; none where none are drawn.
+    fn colors(&self, epoch: u64, row: u64) -> Vec<(String, f32)> {
+        let changes = self.0.colors(epoch, row);
+        let named = |(change, factor)| (format!("{change:?}").to_lowercase(), factor);
+        changes.into_iter().flatten().map(named).collect()
     }
 }
 
@@ -168,7 +178,7 @@ fn load_images(
             .collect();
         let (pixels, errors) =
             py.detach(|| pipeline::load_all::<T>(&files, preparation, epoch, threads));
-        Ok((to_array(py, pixels, paths.len(), preparation.size)?, errors))
+        Ok((to_array(py, pixels, paths.len(), preparation)?, errors))
     }
     if uint8 {
         load::<u8>(py, &paths, &rows, &preparation.0, epoch, threads)
@@ -181,13 +191,70 @@ fn to_array<T: Element + numpy::Element>(
     py: Python<'_>,
     pixels: Vec<T>,
     count: usize,
-    size: usize,
+    preparation: &Preparation,
 ) -> PyResult<Py<PyAny>> {
-    Ok(pixels
-        .into_pyarray(py)
-        .reshape([count, 3, size, size])?
-        .into_any()
-        .unbind())
+    let size = preparation.size;
+    let shape = if preparation.channels_last {
+        [count, size, size, 3]
+    } else {
+        [count, 3, size, size]
+    };
+    Ok(pixels.into_pyarray(py).reshape(shape)?.into_any().unbind())
+}
+
+/// Pixels (rows, columns, 3), width and height of the file's picture, and what went wrong.
+type ShrunkPicture = (Option<Py<PyArray3<u8>>>, (usize, usize), Option<String>);
+
+/// Whole pictures with their short sides at most `short`.
+#[pyfunction]
+#[pyo3(signature = (paths, short, preparation, threads=0))]
+fn shrink_images(
+    py: Python<'_>,
+    paths: Vec<PathBuf>,
+    short: usize,
+    preparation: &PyPreparation,
+    threads: usize,
+) -> PyResult<Vec<ShrunkPicture>> {
+    if short == 0 {
+        return Err(Error::Value("short must be at least 1 pixel, got 0".into()).into());
+    }
+    let preparation = &preparation.0;
+    let made = py.detach(|| pipeline::shrink_all(&paths, preparation, short, threads));
+    made.into_iter()
+        .map(|shrunk| match shrunk {
+            Ok(Shrunk { image, full }) => {
+                let pixels = image.pixels.into_pyarray(py);
+                let pixels = pixels.reshape([image.height, image.width, 3])?;
+                Ok((Some(pixels.unbind()), full, None))
+            }
+            Err(error) => Ok((None, (0, 0), Some(error.to_string()))),
+        })
+        .collect()
+}
+
+/// A file of decoded pictures.
+#[pyclass(frozen, module = "varalign._core", name = "KeptImages")]
+struct PyKept(Arc<Kept>);
+
+#[pymethods]
+impl PyKept {
+    /// `entries`: offset, width, height, and the file's width and height, a row each; a width of 0 is not kept.
+    #[new]
+    fn new(path: PathBuf, entries: Vec<(u64, usize, usize, usize, usize)>) -> PyResult<PyKept> {
+        let entries = entries
+            .into_iter()
+            .map(|(offset, width, height, full_width, full_height)| {
+                let full = (full_width, full_height);
+                (width > 0 && height > 0).then_some(Entry {
+                    offset,
+                    width,
+                    height,
+                    full,
+                })
+            })
+            .collect();
+        Ok(PyKept(Arc::new(Kept::open(&path, entries)?)))
+    }
 }
 
 /// A data set's files and how samples are made of them.
@@ -198,17 +265,20 @@ struct PyPipeline {
     threads: usize,
     prefetch: usize,
     uint8: bool,
+    kept: Option<Arc<Kept>>,
 }
 
 #[pymethods]
 impl PyPipeline {
     #[new]
+    #[pyo3(signature = (paths, preparation, threads, prefetch, uint8, kept=None))]
     fn new(
         paths: Vec<PathBuf>,
         preparation: &PyPreparation,
         threads: usize,
         prefetch: usize,
         uint8: bool,
+        kept: Option<&PyKept>,
     ) -> Self {
         let preparation = Arc::clone(&preparation.0);
         PyPipeline {
@@ -217,17 +287,19 @@ impl PyPipeline {
             threads,
             prefetch,
             uint8,
+            kept: kept.map(|kept| Arc::clone(&kept.0)),
         }
     }
 
     /// Starts making the batches of `order`.
     fn start(&self, py: Python<'_>, order: Vec<Vec<i64>>, epoch: u64) -> PyResult<PyRun> {
-        let job = Job::new(
+        let mut job = Job::new(
             Arc::clone(&self.paths),
             Arc::clone(&self.preparation),
             order,
             epoch,
         )?;
+        job.kept = self.kept.clone();
         let (threads, prefetch) = (self.threads, self.prefetch);
         let run = py.detach(|| -> crate::error::Result<AnyRun> {
             Ok(if self.uint8 {
@@ -238,7 +310,7 @@ impl PyPipeline {
         })?;
         Ok(PyRun {
             run: Some(run),
-            size: self.preparation.size,
+            preparation: Arc::clone(&self.preparation),
         })
     }
 }
@@ -252,7 +324,7 @@ enum AnyRun {
 #[pyclass(module = "varalign._core", name = "ImageRun")]
 struct PyRun {
     run: Option<AnyRun>,
-    size: usize,
+    preparation: Arc<Preparation>,
 }
 
 /// Rows, pixels, errors, seconds waited.
@@ -262,11 +334,11 @@ type PyBatch = (Py<PyArray1<i64>>, Py<PyAny>, Vec<(usize, String)>, f64);
 impl PyRun {
     /// The next batch, or None after the last.
     fn next(&mut self, py: Python<'_>) -> PyResult<Option<PyBatch>> {
-        let size = self.size;
+        let preparation = &self.preparation;
         match &mut self.run {
             None => Ok(None),
-            Some(AnyRun::Floats(run)) => next(py, run, size),
-            Some(AnyRun::Levels(run)) => next(py, run, size),
+            Some(AnyRun::Floats(run)) => next(py, run, preparation),
+            Some(AnyRun::Levels(run)) => next(py, run, preparation),
         }
     }
 
@@ -281,7 +353,7 @@ impl PyRun {
 fn next<T: Element + numpy::Element>(
     py: Python<'_>,
     run: &mut Run<T>,
-    size: usize,
+    preparation: &Preparation,
 ) -> PyResult<Option<PyBatch>> {
     loop {
         match py.detach(|| run.next(PATIENCE)) {
@@ -290,7 +362,7 @@ fn next<T: Element + numpy::Element>(
                 pixels,
                 errors,
             }) => {
-                let pixels = to_array(py, pixels, rows.len(), size)?;
+                let pixels = to_array(py, pixels, rows.len(), preparation)?;
                 let waited = run.take_waited().as_secs_f64();
                 return Ok(Some((
                     rows.into_pyarray(py).unbind(),
@@ -315,6 +387,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_PIXELS", Limits::default().max_pixels)?;
     module.add_function(wrap_pyfunction!(decode_image, module)?)?;
     module.add_function(wrap_pyfunction!(load_images, module)?)?;
+    module.add_function(wrap_pyfunction!(shrink_images, module)?)?;
+    module.add_class::<PyKept>()?;
     module.add_class::<PyPreparation>()?;
     module.add_class::<PyPipeline>()?;
     module.add_class::<PyRun>()?;

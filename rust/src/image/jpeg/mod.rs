@@ -632,6 +632,12 @@ impl Frame {
         };
         if orientation != 1 {
             wanted.area = None;
+            // A last pixel that covers less than a whole one would come to lie first, and shift the others.
+            if !((width * wanted.eighths).is_multiple_of(8)
+                && (height * wanted.eighths).is_multiple_of(8))
+            {
+                wanted.eighths = 8;
+            }
         }
         let scale = wanted.eighths;
         let most = |of: fn(&Component) -> usize| self.components.iter().map(of).max().unwrap_or(1);
