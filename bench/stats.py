@@ -1,56 +1,124 @@
-"""RunningMoments over a large float32 array against a plain sum, numpy.var and torch.var.
+"""RunningMoments over a large float32 array against a plain sum, numpy.var and torch.var, and how many digits it keeps.
 
-The sum is the floor that memory sets, and does not compute the same: it is marked so.
+    python bench/stats.py [--elements 100000000] [--json]
+
+The sum is the floor that memory sets, and does not compute the same: it is marked so. Peers run on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from harness import Contender, Row, compare, main
+from harness import Contender, Row, compare, main, single
 from varalign.data.statistics import RunningMoments
 
+DIFFERS = "a sum alone, the floor that memory sets"
 
-def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
-    """One thread, then every core."""
-    values = np.random.default_rng(0).random(options.elements, dtype=np.float32)
 
-    def ours(threads: int) -> float:
-        moments = RunningMoments()
-        moments.update(values, threads=threads)
-        return float(moments.variance())
+def moments_of(values: Any, threads: int = 1) -> RunningMoments:
+    """All values in one update."""
+    moments = RunningMoments()
+    moments.update(values, threads=threads)
+    return moments
 
-    differs = "a sum alone, the floor that memory sets"
-    peers = [
-        Contender("numpy sum", lambda: float(values.sum()), differs=differs),
+
+def peers(values: Any) -> list[Contender]:
+    """NumPy's and, where it is installed, torch's sum and variance."""
+    found = [
+        Contender("numpy sum", lambda: float(values.sum()), differs=DIFFERS),
         Contender("numpy var, float64 sums", lambda: float(values.var(dtype=np.float64))),
+        Contender("numpy var, float32 sums", lambda: float(values.var())),
     ]
     if importlib.util.find_spec("torch"):
         import torch
 
         torch.set_num_threads(1)
         tensor = torch.from_numpy(values)
-        peers.append(Contender("torch sum", lambda: float(tensor.sum()), differs=differs))
-        peers.append(Contender("torch var", lambda: float(tensor.var(correction=0))))
+        found.append(Contender("torch sum", lambda: float(tensor.sum()), differs=DIFFERS))
+        found.append(Contender("torch var", lambda: float(tensor.var(correction=0))))
+    return found
 
-    def agree(a: Any, b: Any) -> bool:
-        return abs(a - b) < 1e-5 * abs(a)
 
-    for threads in sorted({1, os.cpu_count() or 1}):
-        yield compare(
-            f"moments of {len(values):,} float32, {threads} thread{'s' * (threads > 1)} (peers: one)",
-            [Contender("varalign", lambda threads=threads: ours(threads), ours=True), *peers],
-            work=len(values),
-            unit="elements/s",
-            agree=agree,
-            rounds=options.rounds,
-            packages=["numpy", "torch"],
-        )
+def agree(a: Any, b: Any) -> bool:
+    """Whether two variances are equal to five digits: float32 sums keep no more."""
+    return abs(a - b) < 1e-5 * abs(a)
+
+
+def digits(found: float, truth: float) -> float:
+    """Decimal digits that two numbers share; 16 where they are equal."""
+    return 16.0 if found == truth else min(16.0, -math.log10(abs(found - truth) / abs(truth)))
+
+
+def exact_moments(values: Any) -> tuple[float, float]:
+    """Mean and variance in two passes of correctly rounded sums (math.fsum)."""
+    exact = [float(value) for value in values]
+    mean = math.fsum(exact) / len(exact)
+    return mean, math.fsum((value - mean) ** 2 for value in exact) / len(exact)
+
+
+def precision() -> Iterable[Sequence[Row]]:
+    """Digits of the mean and the variance, beside what is promised."""
+    rng = np.random.default_rng(1)
+    far = 1e9 + rng.standard_normal(1_000_000)
+    near = rng.random(1_000_000, dtype=np.float32)
+    cases: list[tuple[str, Any, float, Callable[[Any], tuple[float, float]]]] = [
+        ("float64 of mean 1e9, deviation 1: digits against exact sums", far, 9, exact_moments),
+        ("float32, uniform: digits against exact sums", near, 12, exact_moments),
+        ("float32, uniform: digits against numpy in float64", near, 12, numpy_moments),
+        ("float32 of mean 1,000: digits against exact sums", near + np.float32(1000), 12, exact_moments),
+    ]
+    for subject, values, wanted, truth in cases:
+        mean, variance = truth(values)
+        moments = moments_of(values)
+        yield [
+            single(subject, "varalign, mean", kept := digits(moments.mean, mean), "digits", agrees=kept >= wanted),
+            single(
+                subject,
+                "varalign, variance",
+                kept := digits(moments.variance(), variance),
+                "digits",
+                agrees=kept >= wanted,
+            ),
+            single(subject, "numpy var", digits(float(values.var()), variance), "digits", packages=["numpy"]),
+        ]
+
+
+def numpy_moments(values: Any) -> tuple[float, float]:
+    return float(values.mean(dtype=np.float64)), float(values.var(dtype=np.float64))
+
+
+def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
+    """One thread against the peers, every core against one thread, then digits."""
+    values = np.random.default_rng(0).random(options.elements, dtype=np.float32)
+    others = peers(values)
+    yield compare(
+        f"moments of {len(values):,} float32, one thread",
+        [Contender("varalign", lambda: moments_of(values).variance(), ours=True), *others],
+        work=len(values),
+        unit="elements/s",
+        agree=agree,
+        rounds=options.rounds,
+        packages=["numpy", "torch"],
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield compare(
+        f"moments of {len(values):,} float32, all {cores} cores against one",
+        [
+            Contender(f"varalign, {cores} threads", lambda: moments_of(values, 0).variance(), ours=True),
+            Contender("varalign, 1 thread", lambda: moments_of(values).variance()),
+        ],
+        work=len(values),
+        unit="elements/s",
+        agree=lambda a, b: a == b,
+        rounds=max(options.rounds, 15),
+    )
+    yield from precision()
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

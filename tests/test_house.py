@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from varalign.data.sample import write_sample
 
 PACKAGE = Path(__file__).resolve().parent.parent / "python" / "varalign"
 FLOORS = [
@@ -95,6 +96,21 @@ def test_help_imports_no_torch(argv: list[str]) -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_looking_at_a_data_set_imports_no_torch(tmp_path: Path) -> None:
+    """`varalign data` decodes, cuts captions and counts in the compiled core."""
+    folder = str(tmp_path / "sample")
+    write_sample(folder, images=12, size=32)
+    code = (
+        "import sys\nfrom varalign.cli import main\n"
+        f"for argv in (['data', 'stats', {folder!r}, '--json'], ['data', 'check', {folder!r}]):\n"
+        "    assert not main(argv), argv\n"
+        "heavy = {'torch', 'transformers', 'open_clip', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def test_import_varalign_is_lazy_and_complete() -> None:

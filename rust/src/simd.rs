@@ -4,6 +4,7 @@
 ///
 /// Plain loops over small arrays become vector instructions; results do not depend on the processor, as the compiler
 /// neither reorders nor fuses floating-point operations.
+/// What is not inlined loses them: mark the closure, and every function with a loop that it calls, `#[inline(always)]`.
 #[inline(always)]
 pub(crate) fn vectorize<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)

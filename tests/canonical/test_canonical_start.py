@@ -41,14 +41,16 @@ def inverse_root(c: torch.Tensor) -> torch.Tensor:
     return vectors @ torch.diag(values**-0.5) @ vectors.T
 
 
-@pytest.mark.parametrize("ridge,power", [(0.1, 0.0), (1.0, 0.5), (3.0, 1.0)])
-def test_maps_are_those_of_the_definition(ridge, power):
+@pytest.mark.parametrize("ridge,text_ridge,power", [(0.1, None, 0.0), (1.0, 0.2, 0.5), (3.0, 10.0, 1.0)])
+def test_maps_are_those_of_the_definition(ridge, text_ridge, power):
     x, y = (t.double() for t in latent(400))
     running = covariance_of(x, y)
-    found = closed_form(running, ridge=ridge, power=power, dimensions=4)
+    found = closed_form(running, ridge=ridge, text_ridge=text_ridge, power=power, dimensions=4)
+    text_ridge = ridge if text_ridge is None else text_ridge
+    assert found.text_ridge == text_ridge
     cx, cy = running.cov_x, running.cov_y
     wx = inverse_root(cx + ridge * cx.diagonal().mean() * torch.eye(12))
-    wy = inverse_root(cy + ridge * cy.diagonal().mean() * torch.eye(9))
+    wy = inverse_root(cy + text_ridge * cy.diagonal().mean() * torch.eye(9))
     u, s, vh = torch.linalg.svd(wx @ running.cov_xy @ wy)
     a, b = wx @ u[:, :4] * s[:4] ** power, wy @ vh[:4].T * s[:4] ** power
     assert torch.allclose(found.singular_values, s[:4], atol=1e-10)
@@ -111,7 +113,9 @@ def test_state_comes_back():
     assert (again.ridge, again.power, again.dimensions) == (1.0, 0.5, 4)
 
 
-@pytest.mark.parametrize("settings", [{"ridge": -1}, {"ridge": float("nan")}, {"dimensions": 0}, {"power": 1e400}])
+@pytest.mark.parametrize(
+    "settings", [{"ridge": -1}, {"ridge": float("nan")}, {"text_ridge": -1}, {"dimensions": 0}, {"power": 1e400}]
+)
 def test_settings_out_of_range_are_refused(settings):
     x, y = latent(20)
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -137,15 +141,24 @@ def feature_set(images: int = 300, captions: int = 3, dev: bool = True, numpy: b
 @pytest.mark.parametrize("numpy", [True, False])
 def test_choice_is_the_best_row_of_its_table(dev, numpy):
     seen: list[tuple[int, int]] = []
-    grid = Grid(ridges=(0.1, 1.0), powers=(0.5, 1.0), dimensions=(2, 8, 100, 200))
+    grid = Grid(ridges=(0.1, 1.0), powers=(0.5, 1.0), dimensions=(2, 8, 100, 200), text_parts=(0.2,))
     data = feature_set(dev=dev, numpy=numpy)
     choice = choose_closed_form(data, grid=grid, progress=lambda done, total, trial: seen.append((done, total)))
     assert choice.best.score == max(trial.score for trial in choice.trials)
-    assert len(choice.trials) == 6 and seen[-1][1] == 7  # 100 and 200 keep the same 9 dimensions
-    assert choice.closed_form.ridge == choice.best.ridge
+    assert len(choice.trials) == 8 and seen[-1][1] == 9  # 100 and 200 keep the same 9 dimensions
+    common = max(choice.trials[:4], key=lambda trial: trial.score)
+    assert all(t.ridge == t.text_ridge for t in choice.trials[:4])
+    assert all(t.ridge == common.ridge and t.text_ridge == common.ridge * 0.2 for t in choice.trials[4:6])
+    assert (choice.closed_form.ridge, choice.closed_form.text_ridge) == (choice.best.ridge, choice.best.text_ridge)
     assert choice.covariance.pairs == (600 if dev else 900)
     again = choose_closed_form(data, None if not dev else choice.covariance, grid=grid)
     assert torch.equal(again.closed_form.image_map, choice.closed_form.image_map)
+
+
+def test_a_given_ridge_of_the_texts_is_kept_to():
+    grid = Grid(ridges=(0.1, 1.0), powers=(0.5,), dimensions=(8,), text_ridge=0.7)
+    trials = choose_closed_form(feature_set(), grid=grid).trials
+    assert [(trial.ridge, trial.text_ridge) for trial in trials] == [(0.1, 0.7), (1.0, 0.7)]
 
 
 def test_choice_takes_another_metric_and_pair_weights():

@@ -189,6 +189,23 @@ def test_quantiles_of_few_values_are_near_numpys() -> None:
     assert constant.quantile([0, 0.3, 1]).tolist() == [0.1, 0.1, 0.1]
 
 
+@pytest.mark.parametrize("size", [10, 50, 500])
+@pytest.mark.parametrize("parts", [1, 4, 1000])
+def test_quantiles_of_half_as_many_values_as_centroids_are_hazens(size: int, parts: int) -> None:
+    """Tolerance: 1e-12, rounding of the lines between."""
+    values = np.random.default_rng(size).standard_normal(size // 2)
+    updated, merged = RunningQuantiles(size), RunningQuantiles(size)
+    for part in np.array_split(values, min(parts, len(values))):
+        updated.update(part)
+        digest = RunningQuantiles(size)
+        digest.update(part)
+        merged.merge(digest)
+    shares = np.linspace(0, 1, 101)
+    for quantiles in (updated, merged):
+        truth = np.quantile(values, shares, method="hazen")
+        np.testing.assert_allclose(quantiles.quantile(shares), truth, rtol=0, atol=1e-12)
+
+
 def test_quantiles_do_not_show_threads_and_go_on_from_a_state() -> None:
     values = np.random.default_rng(8).random(400_000)
     one, many = RunningQuantiles(), RunningQuantiles()

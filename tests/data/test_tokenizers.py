@@ -10,6 +10,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -404,6 +406,17 @@ def _encode_in_child(tokenizer: Tokenizer, texts: list[str], queue: Any) -> None
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts the entries of /proc/self/task")
+def test_small_batches_start_no_threads() -> None:
+    code = (
+        "import os\nfrom varalign.data.tokenizers import word_tokenizer\n"
+        "tokenizer = word_tokenizer(['two dogs'])\nbefore = os.listdir('/proc/self/task')\n"
+        "[tokenizer(['two dogs in the snow'] * 256) for _ in range(3)]\n"
+        "assert os.listdir('/proc/self/task') == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
 def test_a_forked_process_makes_its_own_threads(three: list[Tokenizer]) -> None:
     texts = ["the dog runs"] * 5000
     expected = three[2](texts, threads=2).ids.sum()

@@ -22,10 +22,12 @@ CALLS = ("open", "write", "fsync", "close", "replace", "rename", "mkdir", "symli
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be disturbed: its name, and the words of `varalign train` but for `--out`."""
+    """A run to be disturbed: its name, the words of `varalign train` but for `--out`, and how many steps, evaluations
+    and saves it has at the least."""
 
     name: str
     words: tuple[str, ...]
+    calls: int = 3
 
     def train(self, out: Path) -> list[str]:
         """The command that begins it."""
@@ -72,7 +74,7 @@ def scratch_job(folder: Path) -> Job:
     for split, part in (("train", names[:24]), ("dev", names[24:30]), ("test", names[30:])):
         (data / f"Flickr_8k.{split}Images.txt").write_text("\n".join(part) + "\n")
     words_ = f"--data {data} --image-size 32 --embedding-dim 16 --batch-size 12 --epochs 1 --threads 2 --device cpu"
-    return Job("from scratch", (*words_.split(), "--keep", "1", "--checkpoint-every", "1"))
+    return Job("from scratch", (*words_.split(), "--keep", "1", "--checkpoint-every", "1"), calls=2)
 
 
 def warm() -> None:

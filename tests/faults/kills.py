@@ -169,7 +169,7 @@ def ask(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
         out, note = folder / "run", folder / "note"
         shutil.rmtree(out, ignore_errors=True)
         note.unlink(missing_ok=True)
-        call = 0 if place == "first step" else draw.randrange(3)
+        call = 0 if place == "first step" else draw.randrange(job.calls)
         code = run(job.train(out), folder / "log", _signal_at(place, call, number, note))
         ended = clock()
         said = (folder / "log").read_text()

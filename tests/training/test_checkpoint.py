@@ -60,7 +60,7 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
     checkpoints.point(tmp_path, "best", tmp_path / "step-2")
-    checkpoints.prune(tmp_path, keep=2, best_step=2)
+    checkpoints.prune(tmp_path, 2, {2})
     assert [step for step, _ in checkpoints.step_folders(tmp_path)] == [2, 4, 5]
     assert checkpoints.load_checkpoint(tmp_path / "best").state["step"] == 2
 

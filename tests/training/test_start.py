@@ -47,7 +47,7 @@ def test_epoch_0_is_the_closed_form_of_every_training_pair(features_file: Path, 
     covariance = RunningCovariance(12, 10)
     train = torch.from_numpy(data.split)[ids] == 0
     covariance.update(x[ids[train]], y[train])
-    settings = {name: chosen[name] for name in ("ridge", "power", "dimensions")}
+    settings = {name: chosen[name] for name in ("ridge", "text_ridge", "power", "dimensions")}
     wanted = closed_form(covariance, **settings)
     model = varalign.load(tmp_path / "run", checkpoint="step-0", device="cpu").model
     with torch.no_grad():
@@ -59,7 +59,8 @@ def test_epoch_0_is_the_closed_form_of_every_training_pair(features_file: Path, 
     assert scale == pytest.approx(best_logit_scale(*pairs, batch_size=16), rel=1e-4)
     assert chosen["logit_scale"] == pytest.approx(scale, rel=1e-6)
     line = next(text for text in said if text.startswith("closed-form start: "))
-    assert f"ridge {chosen['ridge']:g}, power {chosen['power']:g}, {chosen['dimensions']} dimensions" in line
+    ridges = f"ridge {chosen['ridge']:g} (texts {chosen['text_ridge']:g})"
+    assert f"{ridges}, power {chosen['power']:g}, {chosen['dimensions']} dimensions" in line
     assert chosen["pairs"] == 240 and "240 pairs" in line
     first = next(line for line in RunFolder.open(tmp_path / "run").read_metrics() if line["kind"] == "eval")
     assert (first["step"], first["epoch"]) == (0, 0)
@@ -108,13 +109,14 @@ def test_options_and_what_was_resolved_are_in_the_runs_config(features_file: Pat
 
 
 @pytest.mark.parametrize("start", ["closed-form", "random"])
-def test_input_noise_and_several_captions_resume_bit_for_bit(
+def test_input_noise_mixup_and_several_captions_resume_bit_for_bit(
     start: str, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from varalign.training.trainer import Trainer
 
     options: dict[str, Any] = {"start": start, "epochs": 2, "checkpoint_every": 3, "input_noise": 0.5}
-    options |= {"captions_per_step": 2, "pair_weighting": "closed-form", "noise": "swap-images=0.3"}
+    options |= {"captions_per_step": 2, "captions_as": "mean", "feature_mixup": 0.5}
+    options |= {"pair_weighting": "closed-form", "noise": "swap-images=0.3"}
     whole = varalign.train(small(features_file, tmp_path / "whole", **options), say=quiet)
 
     class Killed(BaseException):

@@ -100,6 +100,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance"}
+    options |= {"word_dropout": 0.2} if kind == "images" else {}
     whole = varalign.train(config_for(kind, features_file, image_folder, tmp_path / "whole", **options), say=quiet)
 
     class Killed(BaseException):

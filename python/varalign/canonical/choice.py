@@ -33,11 +33,14 @@ class Features(Protocol):
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings tried: every ridge and power at the most dimensions, then fewer dimensions at the best of them."""
+    """The settings tried: every ridge and power, the ridge on both sides; the texts' ridge as parts of the best, with
+    every power; so far at the most dimensions, and fewer at the best of all these. A `text_ridge` is kept to."""
 
     ridges: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0)
     powers: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
     dimensions: Sequence[int] = (128, 256, 384)
+    text_parts: Sequence[float] = (0.1, 0.3, 3.0)
+    text_ridge: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class Trial:
     power: float
     dimensions: int
     score: float
+    text_ridge: float
+
+    def solved(self, whitening: Whitening) -> ClosedForm:
+        """The closed form of this setting."""
+        return whitening.solve(
+            ridge=self.ridge, text_ridge=self.text_ridge, power=self.power, dimensions=max(1, self.dimensions)
+        )
 
 
 @dataclass(frozen=True)
@@ -73,9 +83,9 @@ def choose_closed_form(
 ) -> ClosedFormChoice:
     """Fit the closed form on the train split and choose its settings on dev, in seconds.
 
-    One eigen-decomposition a side serves the whole grid, one singular value decomposition each ridge. Without a dev
-    split a fifth of the training images, drawn by seed, stands in for it, and the chosen settings are fitted again on
-    all of them.
+    One eigen-decomposition a side serves the whole grid, one singular value decomposition each pair of ridges. Without
+    a dev split a fifth of the training images, drawn by seed, stands in for it, and the chosen settings are fitted
+    again on all of them.
 
     Args:
         features: features with their split; every caption of a train image is a pair.
@@ -119,7 +129,7 @@ def choose_closed_form(
     )
     if not has_dev:
         covariance = pair_covariance(x, y, ids, train, weights=weights, device=device)
-    chosen = Whitening(covariance).solve(ridge=best.ridge, power=best.power, dimensions=best.dimensions)
+    chosen = best.solved(Whitening(covariance))
     return ClosedFormChoice(chosen, best, trials, covariance)
 
 
@@ -180,22 +190,28 @@ def choose_settings(
     if not (grid.ridges and grid.powers and grid.dimensions):
         raise ValueError(f"the grid has no setting to try: {grid}")
     first, *fewer = sorted(set(grid.dimensions), reverse=True)
-    total = len(grid.ridges) * len(grid.powers) + len(fewer)
+    parts = grid.text_parts if grid.text_ridge is None else ()
+    total = (len(grid.ridges) + len(parts)) * len(grid.powers) + len(fewer)
     trials: list[Trial] = []
 
-    def attempt(ridge: float, power: float, dimensions: int) -> Trial:
-        found = whitening.solve(ridge=ridge, power=power, dimensions=dimensions)
+    def attempt(ridge: float, text_ridge: float | None, power: float, dimensions: int) -> Trial:
+        found = whitening.solve(ridge=ridge, text_ridge=text_ridge, power=power, dimensions=dimensions)
         u, v = found.embed_images(image_features), found.embed_texts(text_features)
-        trial = Trial(ridge, power, found.dimensions, float(score_of(u, v, text_image_ids.to(u.device))))
+        score = float(score_of(u, v, text_image_ids.to(u.device)))
+        trial = Trial(ridge, power, found.dimensions, score, found.text_ridge)
         trials.append(trial)
         if progress is not None:
             progress(len(trials), total, trial)
         return trial
 
-    best = max((attempt(ridge, power, first) for ridge in grid.ridges for power in grid.powers), key=_score)
+    both = [attempt(ridge, grid.text_ridge, power, first) for ridge in grid.ridges for power in grid.powers]
+    best = max(both, key=_score)
+    texts = [best.ridge * part for part in parts]
+    apart = [attempt(best.ridge, ridge, power, first) for ridge in texts for power in grid.powers]
+    best = max([best, *apart], key=_score)
     for dimensions in fewer:
         if dimensions < min(best.dimensions, trials[-1].dimensions):  # else the features have no more to give
-            best = max(best, attempt(best.ridge, best.power, dimensions), key=_score)
+            best = max(best, attempt(best.ridge, best.text_ridge, best.power, dimensions), key=_score)
     return best, trials
 
 

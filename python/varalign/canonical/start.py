@@ -25,8 +25,9 @@ class ClosedForm:
         image_mean: (dx,) float64, subtracted first.
         text_mean: (dy,) float64.
         singular_values: (k,) float64, the regularised canonical correlations, descending, in (0, 1].
-        ridge: r.
+        ridge: r of the images.
         power: p.
+        text_ridge: r of the texts.
     """
 
     image_map: Tensor
@@ -36,6 +37,7 @@ class ClosedForm:
     singular_values: Tensor
     ridge: float
     power: float
+    text_ridge: float
 
     @property
     def dimensions(self) -> int:
@@ -53,7 +55,7 @@ class ClosedForm:
     def to(self, device: torch.device | str) -> ClosedForm:
         """The same maps on another device."""
         moved = {name: value.to(device) for name, value in self.state_dict().items() if name != "settings"}
-        return ClosedForm(**moved, ridge=self.ridge, power=self.power)
+        return ClosedForm(**moved, ridge=self.ridge, power=self.power, text_ridge=self.text_ridge)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything as tensors, ready for safetensors."""
@@ -63,14 +65,15 @@ class ClosedForm:
             "image_mean": self.image_mean,
             "text_mean": self.text_mean,
             "singular_values": self.singular_values,
-            "settings": torch.tensor([self.ridge, self.power], dtype=torch.float64),
+            "settings": torch.tensor([self.ridge, self.power, self.text_ridge], dtype=torch.float64),
         }
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Tensor]) -> ClosedForm:
         """The closed form that `state_dict` was taken from."""
-        ridge, power = state["settings"].tolist()
-        return ClosedForm(**{name: state[name] for name in state if name != "settings"}, ridge=ridge, power=power)
+        ridge, power, text_ridge = state["settings"].tolist()
+        maps = {name: state[name] for name in state if name != "settings"}
+        return ClosedForm(**maps, ridge=ridge, power=power, text_ridge=text_ridge)
 
 
 def _embed(features: Tensor, mean: Tensor, linear_map: Tensor) -> Tensor:
@@ -88,7 +91,7 @@ class Whitening:
     """Eigen-decompositions of C_x and C_y, made once and used for every ridge and power.
 
     C + r·mean(diag C)·I has the eigenvectors of C, so one decomposition a side serves all ridges: what is left for
-    each is one singular value decomposition of (dx, dy).
+    each pair of ridges is one singular value decomposition of (dx, dy).
     """
 
     def __init__(self, covariance: RunningCovariance) -> None:
@@ -99,29 +102,38 @@ class Whitening:
         self._values_y, self._vectors_y = torch.linalg.eigh(covariance.cov_y)
         self._cross = self._vectors_x.T @ covariance.cov_xy @ self._vectors_y
         self._rounding = covariance.rounding
-        self._cache: tuple[float, tuple[Tensor, Tensor, Tensor]] | None = None
+        self._cache: tuple[tuple[float, float], tuple[Tensor, Tensor, Tensor]] | None = None
 
-    def solve(self, *, ridge: float, power: float, dimensions: int) -> ClosedForm:
+    def solve(self, *, ridge: float, power: float, dimensions: int, text_ridge: float | None = None) -> ClosedForm:
         """The closed form at one setting; arguments and errors are those of `closed_form`."""
-        if not (math.isfinite(ridge) and ridge >= 0):
-            raise ValueError(f"ridge must be at least 0 and finite, got {ridge}")
+        text_ridge = ridge if text_ridge is None else text_ridge
+        for name, value in (("ridge", ridge), ("text_ridge", text_ridge)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be at least 0 and finite, got {value}")
         if not math.isfinite(power):
             raise ValueError(f"power must be finite, got {power}")
         if dimensions < 1:
             raise ValueError(f"dimensions must be at least 1, got {dimensions}")
-        left, values, right = self._canonical(ridge)
+        left, values, right = self._canonical(ridge, text_ridge)
         k = min(dimensions, len(values))
         scale = values[:k] ** power
+        maps = left[:, :k] * scale, right[:, :k] * scale
         return ClosedForm(
-            left[:, :k] * scale, right[:, :k] * scale, self.mean_x, self.mean_y, values[:k], float(ridge), float(power)
+            *maps,
+            self.mean_x,
+            self.mean_y,
+            values[:k],
+            ridge=float(ridge),
+            power=float(power),
+            text_ridge=float(text_ridge),
         )
 
-    def _canonical(self, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _canonical(self, ridge: float, text_ridge: float) -> tuple[Tensor, Tensor, Tensor]:
         """C̃_x^(-1/2) U, S, C̃_y^(-1/2) V: everything but the power and the cut."""
-        if self._cache is not None and self._cache[0] == ridge:
+        if self._cache is not None and self._cache[0] == (ridge, text_ridge):
             return self._cache[1]
         root_x = _inverse_root(self._values_x, ridge, self._rounding)
-        root_y = _inverse_root(self._values_y, ridge, self._rounding)
+        root_y = _inverse_root(self._values_y, text_ridge, self._rounding)
         u, s, vh = torch.linalg.svd(root_x[:, None] * self._cross * root_y, full_matrices=False)
         # Directions without correlation are rounding noise: power 0 would give them the weight of the first one.
         rank = int((s > max(self._cross.shape) * self._rounding * s[0].clamp_min(1e-300)).sum()) if len(s) else 0
@@ -132,7 +144,7 @@ class Whitening:
         if rank:
             signs = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()
             left, right = left * signs, right * signs
-        self._cache = (ridge, (left, s[:rank].clamp(max=1.0), right))
+        self._cache = ((ridge, text_ridge), (left, s[:rank].clamp(max=1.0), right))
         return self._cache[1]
 
 
@@ -143,21 +155,25 @@ def _inverse_root(values: Tensor, ridge: float, rounding: float) -> Tensor:
     return torch.where(loaded > limit, loaded.clamp(min=1e-300).rsqrt(), torch.zeros_like(loaded))
 
 
-def closed_form(covariance: RunningCovariance, *, ridge: float, power: float, dimensions: int) -> ClosedForm:
+def closed_form(
+    covariance: RunningCovariance, *, ridge: float, power: float, dimensions: int, text_ridge: float | None = None
+) -> ClosedForm:
     """The linear maps that correlate the two sides best, from covariances alone.
 
-    With C̃ = C + ridge·mean(diag C)·I on both sides and C̃_x^(-1/2) C_xy C̃_y^(-1/2) = U S Vᵀ the maps are
-    A = C̃_x^(-1/2) U_k S_k^power and B = C̃_y^(-1/2) V_k S_k^power.
+    With C̃ = C + ridge·mean(diag C)·I on both sides, each with its own ridge, and
+    C̃_x^(-1/2) C_xy C̃_y^(-1/2) = U S Vᵀ the maps are A = C̃_x^(-1/2) U_k S_k^power and B = C̃_y^(-1/2) V_k S_k^power.
 
     Args:
         covariance: what has been seen of the pairs.
         ridge: at least 0; 1 doubles the mean variance of each side.
         power: 0 weighs all kept directions alike, 1 by their correlation; ½ is the geometric middle.
         dimensions: at least 1; cut to the rank of the problem.
+        text_ridge: of the texts, at least 0; None: `ridge` on both sides. The side with more dimensions, or with
+            features less to the point, wants more.
 
     Raises:
         ValueError: for settings outside these ranges, or a covariance that has seen no pair.
 
     Source: Hotelling 1936; for two frozen encoders: Li et al., CSA, ICLR 2025.
     """
-    return Whitening(covariance).solve(ridge=ridge, power=power, dimensions=dimensions)
+    return Whitening(covariance).solve(ridge=ridge, power=power, dimensions=dimensions, text_ridge=text_ridge)

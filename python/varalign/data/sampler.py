@@ -28,7 +28,7 @@ def epoch_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: wanted at least 1")
     unique = np.unique(np.asarray(rows, dtype=np.int64))
-    order = unique[np.argsort(_draws(unique, seed, epoch, _ORDER), kind="stable")]
+    order = unique[np.argsort(hash_draws(unique, seed, epoch, _ORDER), kind="stable")]
     ids = order if image_ids is None else np.asarray(image_ids)[order]
     if len(np.unique(ids)) == len(ids):
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -55,7 +55,7 @@ def draw_captions(
     places = np.zeros((len(chosen), count or 1), dtype=np.int64)
     for drawn in range(places.shape[1]):
         left = np.maximum(counts - drawn, 1)
-        draws = _draws(chosen, seed, epoch, _CAPTION | drawn << 8) >> np.uint64(32)
+        draws = hash_draws(chosen, seed, epoch, _CAPTION | drawn << 8) >> np.uint64(32)
         place = ((draws * left.astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
         # The place among those still left becomes one among all: up by one for each drawn before that is not above it.
         for before in np.sort(places[:, :drawn], axis=1).T:
@@ -88,8 +88,11 @@ def _apart(order: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int) ->
     return batches
 
 
-def _draws(rows: NDArray[np.int64], seed: int, epoch: int, purpose: int) -> NDArray[np.uint64]:
-    """A uint64 for each row, as good as random."""
+def hash_draws(rows: NDArray[np.int64], seed: int, epoch: int, purpose: int) -> NDArray[np.uint64]:
+    """A uint64 for each row, as good as random: a pure function of its arguments.
+
+    purpose: keeps draws for different things apart.
+    """
     key = np.zeros(1, dtype=np.uint64)
     for part in (seed, epoch, purpose):
         key = _mix(key ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))

@@ -128,9 +128,11 @@ class RunningQuantiles:
     """Approximate quantiles of all numbers that were added, in one pass and little memory, by a t-digest.
 
     size: the most centroids kept, 10 to 1,000,000; the error shrinks with it. With 500 a quantile's rank is right to
-    0.001 everywhere and closer towards both ends (measured on uniform, normal, heavy-tailed and discrete data); least
-    and greatest value are exact, and so is everything while at most a few values were seen. The result of an update
-    does not depend on threads; merging does, within the same error. Before the first value quantiles are NaN.
+    0.001 everywhere and closer towards both ends (measured on uniform, normal, heavy-tailed and discrete data). Least
+    and greatest value are exact. Of at most `size` / 2 values, however they came, quantiles are those of
+    `numpy.quantile(method="hazen")` up to rounding: the k-th of n values stands at (k - 1/2) / n, lines between. The
+    result of an update does not depend on threads; how values are spread over updates and merges shows, within the
+    same error. Before the first value quantiles are NaN.
 
         >>> quantiles = RunningQuantiles()
         >>> quantiles.update([1.0, 2.0, 4.0])

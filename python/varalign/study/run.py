@@ -30,7 +30,7 @@ from varalign.training.run_folder import RunFailed, to_stderr
 Say = Callable[[str], None]
 # What a batched product knows about; with any other option beside its default a run goes through the ordinary trainer.
 BATCHED = {
-    *("start", "ridge", "power", "map_lr", "embedding_dim", "head", "hidden_dim", "dropout", "schedule"),
+    *("start", "ridge", "text_ridge", "power", "map_lr", "embedding_dim", "head", "hidden_dim", "dropout", "schedule"),
     *("schedule_floor", "schedule_beta", "schedule_gamma", "fixed_weight", "epochs", "batch_size", "lr"),
     *(
         "weight_decay",

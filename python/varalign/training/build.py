@@ -327,7 +327,7 @@ def _decoded(config: TrainConfig, data: ImageCaptions, live: LiveImages, say: Sa
 def _text_source(config: TrainConfig, data: ImageCaptions, model: DualEncoder, say: Say) -> TextSource:
     encoder, device = model.text_encoder, model.log_logit_scale.device
     assert encoder is not None
-    live = LiveCaptions(data.captions, encoder.tokenizer, device)
+    live = LiveCaptions(data.captions, encoder.tokenizer, device, word_dropout=config.word_dropout, seed=config.seed)
     if not model.fully_frozen("text"):
         return live
     key = cache_key("text", encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, json.dumps(data.captions))

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,9 +180,9 @@ def point(folder: Path, name: str, target: Path) -> None:
     sync_folder(folder)
 
 
-def prune(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one, and what a crash left half-written."""
-    for _, path in [item for item in step_folders(folder)[:-keep] if item[0] != best_step]:
+def prune(folder: Path, keep: int, wanted: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and the wanted steps, and what a crash left half-written."""
+    for _, path in [item for item in step_folders(folder)[:-keep] if item[0] not in wanted]:
         remove_folder(path)
     for path in [*folder.glob(".*.tmp"), *folder.glob(".step-*.old")]:
         if path.is_dir() and not path.is_symlink():

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from varalign.data.errors import DataError
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 
+SIDES: tuple[Literal["image", "text"], ...] = ("image", "text")
 SCHEDULE_NAMES = ("variance", "entropy", "spread", "fixed", "random", "replay")
 PRETRAINED_IMAGE = "clip:ViT-B-32@openai"
 PRETRAINED_TEXT = "bert:bert-base-uncased"
@@ -81,6 +82,14 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
+    word_dropout: float = _option(
+        0.0,
+        "data",
+        "chance of a word of a caption to be left out in a step, drawn anew each epoch (live text towers)",
+        metavar="X",
+        low=0.0,
+        high=0.95,
+    )
     color_jitter: float = _option(
         0.0,
         "data",
@@ -130,6 +139,11 @@ class TrainConfig:
     )
     bidirectional: bool = _option(False, "encoders", "run the LSTM in both directions")
     unfreeze: int = _option(0, "encoders", "train the last N blocks of frozen towers too", metavar="N", low=0)
+    wise_ft: bool = _option(
+        False,
+        "encoders",
+        "after training, go back part of the way to the pretrained weights, as far as is best on dev (WiSE-FT)",
+    )
     freeze: Literal["auto", "none", "image", "text", "both"] = _option(
         "auto", "encoders", "which towers stay as they are (auto: the pretrained kinds)"
     )
@@ -148,6 +162,13 @@ class TrainConfig:
     )
     ridge: float | None = _option(
         None, "start", "ridge of the closed form, in mean variances (chosen on dev)", metavar="X", low=0.0
+    )
+    text_ridge: float | None = _option(
+        None,
+        "start",
+        "ridge on the texts' side (chosen on dev; --ridge where that is given)",
+        metavar="X",
+        low=0.0,
     )
     power: float | None = _option(
         None, "start", "power of the correlations in the closed form's maps (chosen on dev)", metavar="X", low=0.0
@@ -218,6 +239,15 @@ class TrainConfig:
         metavar="X",
         low=0.0,
         high=10.0,
+    )
+    feature_mixup: float = _option(
+        0.0,
+        "training",
+        "mix the features of each pair of a step with another's, by shares of a beta distribution with this parameter "
+        "(FuseMix; 1 is uniform, 0 mixes nothing)",
+        metavar="X",
+        low=0.0,
+        high=100.0,
     )
     captions_per_step: int = _recipe(
         "training", "captions of an image in a step, drawn anew each epoch", metavar="N", low=1, high=100
@@ -315,7 +345,7 @@ class TrainConfig:
                     "--start closed-form correlates the features of two towers, and a tower that trains from random "
                     f"weights has none yet ({specs[0]}, {specs[1]}): name pretrained towers, or leave --start out"
                 )
-        for name in ("ridge", "power", "map_lr") if self.resolved_start == "random" else ():
+        for name in ("ridge", "text_ridge", "power", "map_lr") if self.resolved_start == "random" else ():
             if getattr(self, name) is not None:
                 raise ConfigError(f"{option_name(name)} belongs to --start closed-form, and this run starts at random")
         live_start = self.resolved_start == "random" and not self.frozen_towers
@@ -334,6 +364,25 @@ class TrainConfig:
         if self.input_noise and live_start:
             raise ConfigError(
                 "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"
+            )
+        tuned = [
+            spec.has_source and (not self.freezes(side) or self.unfreeze > 0)
+            for side, spec in zip(
+                SIDES, (parse_image_spec(self.image_spec), parse_text_spec(self.text_spec)), strict=True
+            )
+        ]
+        if self.wise_ft and (self.features is not None or not any(tuned)):
+            raise ConfigError(
+                "--wise-ft goes back towards pretrained weights, and no pretrained tower trains in this run: "
+                "pass --unfreeze N, or leave it out"
+            )
+        if self.word_dropout and (self.features is not None or (self.freezes("text") and not self.unfreeze)):
+            raise ConfigError("--word-dropout leaves words out for a text tower that trains, and this one is frozen")
+        if self.feature_mixup and not self.frozen_towers:
+            raise ConfigError("--feature-mixup mixes what frozen towers give: freeze both, or leave it out")
+        if self.feature_mixup and self.captions_as == "each" and self.captions_per_step != 1:
+            raise ConfigError(
+                "--feature-mixup wants one text an image: pass --captions-as mean or --captions-per-step 1"
             )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")

@@ -50,7 +50,7 @@ class _DumpedTexts:
     parts: tuple[Tensor, ...]
     live: bool
 
-    def inputs(self, rows: Rows) -> tuple[Tensor, ...]:
+    def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
         return self.parts
 
     def features(self, model: DualEncoder, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -29,6 +29,7 @@ from varalign.training.run_folder import RunError, RunFolder, to_stderr
 from varalign.training.signals import Interrupted, StopSignals
 from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
+from varalign.training.wise_ft import go_part_of_the_way
 
 Say = Callable[[str], None]
 
@@ -209,6 +210,8 @@ def _finish(
         say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")
     try:
         with stop.at_once():
+            if config.wise_ft:
+                go_part_of_the_way(parts, run, say)
             aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
             aligner.load_weights("best")
             test, chance = aligner.evaluate("test"), aligner.chance("test")

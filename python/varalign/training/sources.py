@@ -20,6 +20,7 @@ from torch import Tensor
 from varalign.data.decoded import DecodedCache
 from varalign.data.images import Augment, ImagePipeline, Preprocess
 from varalign.data.tokenizers import Tokenizer
+from varalign.data.word_dropout import drop_words
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.damage import noisy_pixels
 from varalign.evaluation.noise import Noise
@@ -64,8 +65,8 @@ class ImageSource(Protocol):
 class TextSource(Protocol):
     """Captions by row."""
 
-    def inputs(self, rows: Rows) -> tuple[Tensor, ...]:
-        """What `features` needs for these captions, on the device."""
+    def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
+        """What `features` needs for these captions, on the device; as training sees them where an epoch is given."""
 
     def features(self, model: DualEncoder, inputs: tuple[Tensor, ...]) -> Tensor:
         """The tower's output (B, D)."""
@@ -95,8 +96,8 @@ class FeatureRows:
             part = good[start : start + batch_size]
             yield ImageInputs(part, self._take(part))
 
-    def inputs(self, rows: Rows) -> tuple[Tensor, ...]:
-        """Rows of the matrix."""
+    def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
+        """Rows of the matrix, the same every epoch."""
         return (self._take(rows),)
 
     def features(self, model: DualEncoder, inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -227,18 +228,33 @@ class LiveCaptions:
         captions: (T,) all captions.
         tokenizer: turns them into ids.
         device: where ids go; lengths stay on the CPU, where the encoders pack and cut by them.
+        word_dropout: chance of a token to be left out in training.
+        seed: of the draws of `word_dropout`.
     """
 
-    def __init__(self, captions: Sequence[str], tokenizer: Tokenizer, device: torch.device) -> None:
+    def __init__(
+        self,
+        captions: Sequence[str],
+        tokenizer: Tokenizer,
+        device: torch.device,
+        *,
+        word_dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         tokens = tokenizer(captions)
-        self._ids = torch.from_numpy(np.ascontiguousarray(tokens.ids))
-        self._lengths = torch.from_numpy(np.ascontiguousarray(tokens.lengths))
+        self._ids, self._lengths = np.ascontiguousarray(tokens.ids), np.ascontiguousarray(tokens.lengths)
+        self._pad_id = tokenizer.pad_id
         self._device = device
+        self._dropout, self._seed = word_dropout, seed
 
-    def inputs(self, rows: Rows) -> tuple[Tensor, ...]:
-        """Ids (B, L) on the device and lengths (B,) on the CPU."""
-        index = torch.from_numpy(rows)
-        return self._ids[index].to(self._device, non_blocking=True), self._lengths[index]
+    def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
+        """Ids (B, L) on the device and lengths (B,) on the CPU; with an epoch, some words are left out."""
+        ids, lengths = self._ids[rows], self._lengths[rows]
+        if epoch is not None and self._dropout:
+            ids, lengths = drop_words(
+                ids, lengths, rows, self._dropout, pad_id=self._pad_id, seed=self._seed, epoch=epoch
+            )
+        return torch.from_numpy(ids).to(self._device, non_blocking=True), torch.from_numpy(lengths)
 
     def features(self, model: DualEncoder, inputs: tuple[Tensor, ...]) -> Tensor:
         """The text tower's output."""

@@ -41,7 +41,7 @@ class StartChoice:
     """What the closed-form start came to, as `config.json` keeps it.
 
     Attributes:
-        ridge, power, dimensions: the settings of the maps.
+        ridge, text_ridge, power, dimensions: the settings of the maps.
         recall: mean of i2t and t2i Recall@1 on dev (at most 1,000 of its images), a fraction.
         tried: how many settings were tried.
         pairs: training pairs fitted on.
@@ -57,12 +57,14 @@ class StartChoice:
     pairs: int
     logit_scale: float
     seconds: float
+    text_ridge: float
 
     def line(self) -> str:
         """One line for people."""
         chosen = f", the best of {self.tried} settings" if self.tried > 1 else ""
         return (
-            f"closed-form start: ridge {self.ridge:g}, power {self.power:g}, {self.dimensions} dimensions{chosen}; dev "
+            f"closed-form start: ridge {self.ridge:g} (texts {self.text_ridge:g}), power {self.power:g}, "
+            f"{self.dimensions} dimensions{chosen}; dev "
             f"mean R@1 {100 * self.recall:.1f}, logit scale {self.logit_scale:.1f}; {self.pairs:,} pairs in "
             f"{self.seconds:.1f} s"
         )
@@ -167,9 +169,11 @@ def place_start(
         pairs=covariance.pairs,
         logit_scale=scale,
         seconds=time.perf_counter() - started,
+        text_ridge=found.text_ridge,
     )
     say(choice.line())
-    config = replace(config, ridge=found.ridge, power=found.power, embedding_dim=found.dimensions)
+    config = replace(config, ridge=found.ridge, text_ridge=found.text_ridge, power=found.power)
+    config = replace(config, embedding_dim=found.dimensions)
     return config, choice
 
 
@@ -187,13 +191,14 @@ def _fit(
         ridges=usual.ridges if config.ridge is None else (config.ridge,),
         powers=usual.powers if config.power is None else (config.power,),
         dimensions=usual.dimensions if config.embedding_dim is None else (config.embedding_dim,),
+        text_parts=usual.text_parts if config.ridge is None else (),
+        text_ridge=config.text_ridge,
     )
     whitening = Whitening(covariance)
     best, trials = choose_settings(
         whitening, dev.image_features, dev.text_features, dev.owner, grid=grid, metric=negative_loss
     )
-    found = whitening.solve(ridge=best.ridge, power=best.power, dimensions=max(1, best.dimensions))
-    return found, covariance, len(trials), dev
+    return best.solved(whitening), covariance, len(trials), dev
 
 
 def _covariance(parts: Parts, pair_weights: Tensor | None) -> RunningCovariance:

@@ -30,6 +30,7 @@ from varalign.training.assess import assess, mean_recall
 from varalign.training.build import Parts
 from varalign.training.config import TrainConfig, checkpoint_interval
 from varalign.training.device import pick_precision
+from varalign.training.feature_mixup import FeatureMixup
 from varalign.training.losses import add_loss_parameters, load_loss_state, loss_state, new_loss, show_step
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
 from varalign.training.pair_weights import moment_weights
@@ -39,6 +40,7 @@ from varalign.training.signals import Interrupted, StopSignals
 from varalign.training.sources import FeatureRows, ImageInputs, LiveImages, Rows
 from varalign.training.step_guard import StepGuard
 from varalign.training.step_texts import StepTexts
+from varalign.training.wise_ft import START_STEP
 
 FLUSH_EVERY = 20
 LOWER_RATE = 0.1  # times the learning rate, after going back; there is one try, so it is a bold one
@@ -305,21 +307,29 @@ class Trainer:
         self._guard.begin()
         with self.parts.autocast():
             image_features = self.parts.images.features(self.model, inputs.tensor)
-            text_features = self.parts.texts.features(self.model, self.parts.texts.inputs(texts.captions))
+            text_inputs = self.parts.texts.inputs(texts.captions, progress.epoch)
+            text_features = self.parts.texts.features(self.model, text_inputs)
             text_features = texts.join(text_features, each)
+            mixup = None
+            if config.feature_mixup:
+                ids = self.parts.data.image_ids[inputs.rows]
+                mixup = FeatureMixup.draw(ids, config.feature_mixup, seed=config.seed, epoch=progress.epoch)
+                image_features, text_features = mixup(image_features), mixup(text_features)
             image_embeddings = self.model.project_images(image_features)
             text_embeddings = self.model.project_texts(text_features)
-        ids = self.image_ids[torch.from_numpy(inputs.rows)].to(self.device, non_blocking=True)
+        image_ids = self.image_ids[torch.from_numpy(inputs.rows)].to(self.device, non_blocking=True)
         scale = self.model.logit_scale
         owner = torch.from_numpy(texts.owner).to(self.device, non_blocking=True)
         image_weights, text_weights = texts.weights(each)
+        if mixup is not None and image_weights is not None and text_weights is not None:
+            image_weights, text_weights = mixup(image_weights), mixup(text_weights)
         show_step(self.loss, self.parts, inputs, texts, image_features, text_features)
         output = self.loss(
             image_embeddings.float(),
             text_embeddings.float(),
             scale,
-            ids,
-            ids[owner],
+            image_ids,
+            image_ids[owner],
             image_weights=image_weights,
             text_weights=text_weights,
         )
@@ -425,7 +435,8 @@ class Trainer:
         tensors |= evidence.random
         tensors["inputs.images"] = evidence.inputs.tensor
         tensors["inputs.image_ids"] = self.image_ids[torch.from_numpy(evidence.inputs.rows)]
-        tensors |= {f"inputs.texts.{n}": part for n, part in enumerate(self.parts.texts.inputs(texts.captions))}
+        text_inputs = self.parts.texts.inputs(texts.captions, evidence.epoch)
+        tensors |= {f"inputs.texts.{n}": part for n, part in enumerate(text_inputs)}
         sources = (self.parts.images, self.parts.texts)
         live = [not isinstance(source, FeatureRows) for source in sources]
         progress = {**state["progress"], "step": evidence.step - 1, "epoch": evidence.epoch, "nonfinite": 0}
@@ -485,7 +496,8 @@ class Trainer:
         log.sync()
         checkpoints.save_checkpoint(folder, progress.step, *self._state())
         self._point()
-        checkpoints.prune(folder, self.config.keep, progress.best_step)
+        kept = {progress.best_step, START_STEP} if self.config.wise_ft else {progress.best_step}
+        checkpoints.prune(folder, self.config.keep, kept)
         self._saved, self._saved_at = self._position(), time.monotonic()
 
     def _point(self) -> None:
