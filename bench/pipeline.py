@@ -1,8 +1,8 @@
 """A whole epoch of random resized crops and mirrors, from files and from the decoded cache, against torch's DataLoader.
 
 `--data FOLDER` takes JPEG files, else some are made here. Random crops are drawn by each in its own way, so only shape
-and range can be compared: a batch agrees where it has the same shape and its mean is within a twentieth of a deviation.
-How far the cache's crops are from the files' is a row of its own, in levels of 255.
+and range can be compared: the epoch agrees where shapes are the same and its mean is within a tenth of a deviation. How
+far the cache's crops are from the files' is a row of its own, in levels of 255.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,9 @@ def data_loaders(
 
 
 def alike(truth: list[Any], result: list[Any]) -> bool:
-    """Same shapes, about the same means."""
-    return [a.shape for a in truth] == [b.shape for b in result] and all(
-        abs(float(a.mean()) - float(b.mean())) < 0.05 for a, b in zip(truth, result, strict=True)
-    )
+    """Same shapes, about the same mean over the epoch."""
+    means = [np.mean([float(batch.mean()) for batch in batches]) for batches in (truth, result)]
+    return [a.shape for a in truth] == [b.shape for b in result] and bool(abs(means[0] - means[1]) < 0.1)
 
 
 def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
@@ -116,7 +116,7 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
                 uncounted = "the workers' processor time is not counted" if workers else ""
                 contenders.append(Contender(name, epoch, differs=uncounted))
             where = "one thread" if threads == 1 else f"{cores} threads or workers"
-            yield compare(
+            rows = compare(
                 f"an epoch of {len(files)} JPEG files, random resized crops of {preprocess.size}, {where}",
                 contenders,
                 work=len(files),
@@ -125,6 +125,12 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
                 rounds=options.rounds,
                 packages=PACKAGES,
             )
+            # A worker's processor time is not ours to read: no figure is better than one without it.
+            peers = "DataLoader" if workers else "none"
+            yield [
+                replace(row, processor=None, processor_ratio=None) if row.contender.startswith(peers) else row
+                for row in rows
+            ]
 
 
 if __name__ == "__main__":
