@@ -1,0 +1,92 @@
+"""Which judge on dev chooses the closed form's settings best, and whether a ridge for each side is worth its time.
+
+    python bench/settings.py --features FILE --images 600 --seeds 5
+
+Fit, dev and test are drawn from the training images alone: the dev and test split of the file take no part in this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from varalign.canonical.choice import (
+    Grid,
+    choose_settings,
+    local_rows,
+    mean_recall_at_1,
+    negative_loss,
+    pair_covariance,
+)
+from varalign.canonical.start import Whitening
+from varalign.data.features import load_features
+
+HELD_OUT = 1000  # images of the drawn dev and of the drawn test
+
+
+def mean_recall(u: Tensor, v: Tensor, owner: Tensor) -> float:
+    """Mean of Recall@1, 5 and 10 of both directions; ties count against the model."""
+    s = u @ v.T
+    own = s.gather(0, owner[None])[0]
+    t2i = (s >= own).sum(0) - 1
+    best = torch.full((len(s),), -2.0).scatter_reduce(0, owner, own, "amax")
+    s[owner, torch.arange(len(own))] = -2.0
+    i2t = (s >= best[:, None]).sum(1)
+    return statistics.mean(float((rank < k).double().mean()) for rank in (i2t, t2i) for k in (1, 5, 10))
+
+
+JUDGES = {"loss": negative_loss, "mean R@1": mean_recall_at_1, "mean R@1/5/10": mean_recall}
+GRIDS = {"one ridge": Grid(text_parts=()), "a ridge a side": Grid()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--features", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--images", type=int, default=600, metavar="N")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    file = load_features(options.features)
+    x, y = torch.from_numpy(file.image_features), torch.from_numpy(file.text_features)
+    ids = torch.from_numpy(file.text_image_ids)
+    train = torch.from_numpy(file.rows("train"))
+    if len(train) < options.images + 2 * HELD_OUT:
+        parser.error(f"{len(train)} training images: {options.images} and twice {HELD_OUT} are wanted")
+
+    def part(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        texts = torch.isin(ids, rows).nonzero()[:, 0]
+        return x[rows], y[texts], local_rows(rows, len(x))[ids[texts]]
+
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {(g, j): [] for g in GRIDS for j in JUDGES}
+    for seed in range(options.seeds):
+        order = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(1000 + seed))]
+        test, dev = part(order[:HELD_OUT]), part(order[HELD_OUT : 2 * HELD_OUT])
+        fitted = order[2 * HELD_OUT : 2 * HELD_OUT + options.images]
+        whitening = Whitening(pair_covariance(x, y, ids, fitted))
+        for (grid, judge), reached in found.items():
+            best, _ = choose_settings(whitening, *dev, grid=GRIDS[grid], metric=JUDGES[judge])
+            maps = best.solved(whitening)
+            u, v = maps.embed_images(test[0]), maps.embed_texts(test[1])
+            reached.append((mean_recall_at_1(u, v, test[2]), mean_recall(u, v, test[2])))
+        print(f"seed {seed} done", file=sys.stderr)
+    rows = [
+        {"images": options.images, "seeds": options.seeds, "grid": grid, "judge": judge}
+        | {"mean_r1": statistics.mean(r for r, _ in reached), "mean_recall": statistics.mean(m for _, m in reached)}
+        for (grid, judge), reached in found.items()
+    ]
+    if options.json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        r1, recall = 100 * row["mean_r1"], 100 * row["mean_recall"]
+        print(f"{row['grid']:15} judged by {row['judge']:14} mean R@1 {r1:5.2f}  mean R@1/5/10 {recall:5.2f}")
+
+
+if __name__ == "__main__":
+    main()
