@@ -26,11 +26,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         interpolation: Interpolation::Bicubic,
         normalisation: Normalisation::new([0.48, 0.46, 0.41], [0.27, 0.26, 0.28])?,
         augment: match mode.as_str() {
-            "crops" => Some(Augment::new((0.5, 1.0), (0.75, 4.0 / 3.0), 0.5)?),
+            "crops" => Some(Augment::new((0.5, 1.0), (0.75, 4.0 / 3.0), 0.5, [0.0; 3])?),
             _ => None,
         },
         seed: 1,
         fast: mode == "fast",
+        channels_last: false,
         limits: Limits::default(),
     };
     let mut buffers = Buffers::default();

@@ -43,7 +43,7 @@ impl Kept {
             let pixels = (entry.width as u64)
                 .checked_mul(entry.height as u64)
                 .and_then(|pixels| pixels.checked_mul(3)?.checked_add(entry.offset));
-            if entry.full.0 == 0 || entry.full.1 == 0 || !pixels.is_some_and(|end| end <= length) {
+            if entry.full.0 == 0 || entry.full.1 == 0 || pixels.is_none_or(|end| end > length) {
                 return Err(Error::Value(format!(
                     "{}: the picture of row {row} lies outside the file",
                     path.display()
