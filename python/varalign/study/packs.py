@@ -175,11 +175,11 @@ def run_pack(pack: Pack, bench: Bench, replayed: Mapping[str, Sequence[float]]) 
         runs = [make_run(cell, bench, replayed.get(cell.replays)) for cell in pack.cells]
         torch.manual_seed(int(hashlib.sha256(pack.names[0].encode()).hexdigest()[:15], 16))
         results: list[dict[str, Any]] = [{}] * len(runs)
-        # Copies of an image in a small draw can make a run's batch one shorter: such a run is trained by itself.
-        orders = [_batches(run, 0) for run in runs]
-        shapes: dict[tuple[int, ...], list[int]] = {}
-        for place, order in enumerate(orders):
-            shapes.setdefault(tuple(len(rows) for rows in order), []).append(place)
+        # Copies of an image in a small draw can make a run's batch one shorter, and each draw chooses the dimensions of
+        # its closed form: what differs in shape is trained apart.
+        shapes: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for place, run in enumerate(runs):
+            shapes.setdefault(_shapes(run), []).append(place)
         for places in shapes.values():
             chosen = [runs[place] for place in places]
             for place, result in zip(places, train_runs(chosen, bench), strict=True):
@@ -262,6 +262,12 @@ def _batches(run: Run, epoch: int) -> list[Rows]:
     config, data = run.config, run.data
     rows = data.rows("train")
     return epoch_batches(rows, config.batch_size, seed=config.seed, epoch=epoch, image_ids=data.image_ids)
+
+
+def _shapes(run: Run) -> tuple[tuple[int, ...], ...]:
+    """What runs of one batched product have in common: their batches' lengths and their models' shapes."""
+    lengths = tuple(len(rows) for rows in _batches(run, 0))
+    return (lengths, *(tuple(tensor.shape) for tensor in run.model.state_dict().values()))
 
 
 def _texts(run: Run, rows: Rows, epoch: int, bench: Bench) -> tuple[Tensor, Tensor | None]:
