@@ -63,13 +63,13 @@ def embeddings(case: Case) -> tuple[Tensor, Tensor]:
     return pair[0], pair[1]
 
 
-def outcome(case: Case, backend: str, u: Tensor, v: Tensor) -> list[Tensor]:
+def outcome(case: Case, backend: str, u: Tensor, v: Tensor, *, statistics: bool = True) -> list[Tensor]:
     """Values, statistics and gradients of a weighted sum of all values."""
     wide = torch.promote_types(u.dtype, torch.float32)
     u, v = u.detach().requires_grad_(), v.detach().requires_grad_()
     scale = torch.tensor(case.scale, dtype=wide, device=DEVICE, requires_grad=True)
     outputs = contrastive_forward(
-        u, v, scale, *ids_of(case.ids, case.m, case.n), case.ignore, case.cache_bytes, backend
+        u, v, scale, *ids_of(case.ids, case.m, case.n), case.ignore, case.cache_bytes, backend, statistics
     )
     total = 0
     for values, seed in ((outputs[0], 1), (outputs[1], 2)):
@@ -188,6 +188,21 @@ def test_fused_backward(dtype: torch.dtype, ignore: bool, monkeypatch: pytest.Mo
 def test_splits_of_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_multiprocessors", lambda device: 3)
     check(Case(33, 250, 16, 14.3, torch.float32, "shuffled", False, 0, False))
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.usefixtures("small_blocks")
+def test_without_statistics_the_same_losses_and_gradients(ignore: bool, backend: str) -> None:
+    """Bit for bit; what needs a pass over the similarities of its own is NaN, the rest of the statistics the same."""
+    case = Case(45, 70, 24, 14.3, torch.float32, "shuffled", ignore, 0, False)
+    results = [outcome(case, backend, *embeddings(case), statistics=on) for on in (True, False)]
+    left_out = torch.tensor([name in ("minimum", "expected", "variance") for name in FIELDS], device=DEVICE)
+    for place, (full, bare) in enumerate(zip(*results, strict=True)):
+        if place in (2, 3):
+            assert bare[left_out].isnan().all()
+            full, bare = full[~left_out], bare[~left_out]
+        assert torch.equal(full, bare), place
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="kernels take 64 bits in the interpreter only")
