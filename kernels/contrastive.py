@@ -36,6 +36,8 @@ PARTIAL_BYTES = 64 << 20
 BLOCK = 4096
 
 BACKWARDS = ("blocks", "fused")
+# One of them, to compare them; empty: the default of `tile_gradients`.
+BACKWARD = ""
 
 
 def tile_sums(
@@ -128,7 +130,7 @@ def tile_gradients(
     Args:
         backward: one of `BACKWARDS`; by default "blocks", or "fused" where this torch cannot multiply 16 bits into 32.
     """
-    backward = backward or ("blocks" if rows.dtype == _wide(rows) or _wide_products() else "fused")
+    backward = backward or BACKWARD or ("blocks" if rows.dtype == _wide(rows) or _wide_products() else "fused")
     gain = torch.ones_like(scale)
     if rows.dtype == torch.float16:
         # Upstream gradients of a mean are 1 / N: a probability below N / 10^7 times that would underflow in float16.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,21 @@ class Launch:
 # (pass, compute capability, precision, largest D that it holds for) -> Launch, ordered by D. Empty: no device has been
 # measured yet, every launch is the heuristic's.
 MEASURED: dict[tuple[str, tuple[int, int], str, int], Launch] = {}
+
+
+def install(lines: list[dict[str, Any]]) -> None:
+    """Take measured launches as `bench/tune_contrastive.py --out` writes them, for this process.
+
+    Args:
+        lines: dictionaries with "task", "capability" (two numbers), "precision", "dimensions" and "launch" (five).
+    """
+    measured = {
+        (line["task"], tuple(line["capability"]), line["precision"], line["dimensions"]): Launch(*line["launch"])
+        for line in lines
+    }
+    MEASURED.update(dict(sorted(measured.items(), key=lambda pair: pair[0][3])))
+    launch.cache_clear()
+
 
 PASSES = ("similarity", "positive", "gradient", "fused")
 
