@@ -146,7 +146,7 @@ def switches_of(task: str, dtype: str) -> list[tuple[tuple[str, int], ...]]:
         "similarity": {"CACHE": [0, kept], "STATISTICS": [True, False]},
         "positive": {"TERMS": [False, True]},
         "gradient": {"CACHE": [0, kept], "IGNORE": [False, True]},
-        "fused": {"IGNORE": [False, True], "BD": [16, 64, 128]},
+        "fused": {"IGNORE": [False, True], "BD": [16, 64, 128] if dtype != "fp32" else [16, 64]},
         "merge": {"STATISTICS": [True, False], "BP": [1, 64], "BQ": [64]},
     }[task]
     return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
@@ -167,7 +167,9 @@ def builds(capabilities: list[int]) -> Iterator[Build]:
         for precision in precisions[:1] if task == "merge" else precisions:
             if capability < 80 and precision == "tf32":
                 continue
-            for config, switches in itertools.product(launches_of(task, capability, precision), switches_of(task, dtype)):
+            for config, switches in itertools.product(
+                launches_of(task, capability, precision), switches_of(task, dtype)
+            ):
                 yield Build(task, capability, dtype, precision, config, switches)
             config = launches_of(task, capability, precision)[-1]
             yield Build(task, capability, dtype, precision, config, switches_of(task, dtype)[0], aligned=False)
@@ -179,7 +181,14 @@ def quick(capabilities: list[int]) -> Iterator[Build]:
         dtype = "fp32" if task == "merge" else "bf16"
         config = launches_of(task, capability, "16")[-1]
         yield Build(task, capability, dtype, "16", config, switches_of(task, dtype)[0])
-    yield Build("similarity", 90, "fp32", "ieee", launches_of("similarity", 90, "ieee")[-1], switches_of("similarity", "fp32")[0])
+    yield Build(
+        "similarity",
+        90,
+        "fp32",
+        "ieee",
+        launches_of("similarity", 90, "ieee")[-1],
+        switches_of("similarity", "fp32")[0],
+    )
 
 
 def row_of(build: Build, result: Resources | str) -> dict[str, Any]:
@@ -194,8 +203,12 @@ def row_of(build: Build, result: Resources | str) -> dict[str, Any]:
 def line_of(row: dict[str, Any]) -> str:
     config = row["launch"]
     name = f"sm_{row['capability']} {row['task']} {row['dtype']} {row['precision']}"
-    sizes = f"{config['block_m']}x{config['block_n']}x{config['block_k']} warps {config['warps']} stages {config['stages']}"
-    switches = " ".join(f"{key}={value}" for key, value in row["switches"].items()) + ("" if row["aligned"] else " unaligned")
+    sizes = (
+        f"{config['block_m']}x{config['block_n']}x{config['block_k']} warps {config['warps']} stages {config['stages']}"
+    )
+    switches = " ".join(f"{key}={value}" for key, value in row["switches"].items()) + (
+        "" if row["aligned"] else " unaligned"
+    )
     if "registers" not in row:
         return f"{name}  {sizes}  {switches}  FAULT {row['fault']}"
     spills = f", {row['spilled']} bytes spilled" if row["spilled"] else ""

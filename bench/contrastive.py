@@ -6,8 +6,8 @@ the script knows (cut_cross_entropy, inf_cl), and any `NAME.py` with a function 
 giving the mean of both directions. A peer that cannot run, or computes something else, leaves a row that says why;
 running out of memory is a result. Ours without its statistics, and on a GPU each backward design, are rows too.
 
-On a GPU: N from 1,024 to 262,144, D 512, 256 and 768, bfloat16 and float32. On a CPU: the reference against the same
-peers at N = 1,024 and 8,192, D = 512, float32. `--sizes`, `--dimensions`, `--dtypes`, `--kinds` choose others. Last come
+On a GPU: N from 1,024 to 262,144, D 512, 256 and 768, bfloat16 and float32. On a CPU: the reference against the
+same peers at N = 1,024 and 8,192, D = 512, float32. `--sizes`, `--dimensions`, `--dtypes`, `--kinds` choose others. Last come
 the targets (`contrastive_targets.py`), each with what was measured and whether it was met.
 """
 
@@ -272,7 +272,9 @@ def measured(
         ]  # fmt: skip
     if cell.errors:
         yield [
-            single(f"{title}: error against float64", name, value, "", ratio=cell.errors["varalign"] / max(value, 1e-30))
+            single(
+                f"{title}: error against float64", name, value, "", ratio=cell.errors["varalign"] / max(value, 1e-30)
+            )
             for name, value in cell.errors.items()
         ]
 

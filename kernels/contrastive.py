@@ -5,9 +5,11 @@ nothing), `tile_gradients` backward (3 units, 2 where the logits were kept). Eve
 run to run.
 
 The default backward, "blocks", writes the derivatives by the logits a block at a time and lets cuBLAS multiply them
-into float32: 3 units. "fused" keeps them on the chip and pays for it by computing the logits again for every slice of the
-dimensions and for each side: 4 units up to D = 128, 2 + 2 D / 128 above. Neither has been timed on a GPU; "blocks" is
-the default for its count, and because two of its three units are plain matrix products at the library's own rate.
+into float32: 3 units. "fused" keeps them on the chip and pays for it by computing the logits again for every slice of
+the dimensions and for each side: 4 units up to D = 128, 2 + 2 D / 128 above (64 for 128 in 32 bits). Nothing here has been timed on a GPU.
+"blocks" is the default for its count, because two of its three units are plain matrix products at the library's own
+rate, and because compiled for sm_80 to sm_100 it spills fewer registers (`bench/compile_kernels.py`);
+`make bench-gpu` measures both.
 
 On the CPU the kernels run only in Triton's interpreter (TRITON_INTERPRET=1 before the first import), for tests.
 """
@@ -201,7 +203,8 @@ def _fused(
     ):
         config = _launch("fused", u, u.shape[0])
         out = torch.empty(u.shape, dtype=_wide(u), device=u.device)
-        slice_width = max(16, min(128, triton.next_power_of_2(u.shape[1])))
+        # 32 bits at full precision: 128 dimensions of accumulator spill kilobytes.
+        slice_width = max(16, min(128 if u.dtype.itemsize == 2 else 64, triton.next_power_of_2(u.shape[1])))
         grid = (triton.cdiv(u.shape[0], config.block_m), triton.cdiv(u.shape[1], slice_width))
         tiles.fused_rows[grid](
             u, v, scale, codes, other_codes, *swapped, out, u.shape[0], v.shape[0], u.shape[1], *u.stride(),
