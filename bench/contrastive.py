@@ -7,8 +7,8 @@ giving the mean of both directions. A peer that cannot run, or computes somethin
 running out of memory is a result. Ours without its statistics, and on a GPU each backward design, are rows too.
 
 On a GPU: N from 1,024 to 262,144, D 512, 256 and 768, bfloat16 and float32. On a CPU: the reference against the
-same peers at N = 1,024 and 8,192, D = 512, float32. `--sizes`, `--dimensions`, `--dtypes`, `--kinds` choose others. Last come
-the targets (`contrastive_targets.py`), each with what was measured and whether it was met.
+same peers at N = 1,024 and 8,192, D = 512, float32. `--sizes`, `--dimensions`, `--dtypes`, `--kinds` choose others.
+Last come the targets (`contrastive_targets.py`), each with what was measured and whether it was met.
 """
 
 from __future__ import annotations

@@ -218,6 +218,44 @@ def test_gradcheck(ignore: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_without_a_near_candidate(dtype: torch.dtype) -> None:
+    """Scale 100, some rows' best cosine below 0.1: exponentials about a common maximum would all underflow."""
+    generator = torch.Generator().manual_seed(3)
+    v = F.normalize(torch.randn(40, 64, generator=generator, dtype=torch.float64), dim=1)
+    u = v[:33].clone()
+    # Nearly all of these rows lies outside what the texts span.
+    basis = torch.linalg.qr(v.T)[0]
+    outside = torch.randn(9, 64, generator=generator, dtype=torch.float64)
+    u[::4] = F.normalize(outside - 0.98 * (outside @ basis) @ basis.T, dim=1)
+    u, v = u.to(dtype).to(DEVICE), v.to(dtype).to(DEVICE)
+    case = Case(33, 40, 64, 100.0, dtype, "pairs", False, 0, False)
+    best = (u.double() @ v.double().T).amax(1)
+    assert best[::4].max() < 0.1 < best[1]
+    truth = outcome(case, "reference", u.double(), v.double())
+    ours = outcome(case, "triton", u, v)
+    for true, mine in zip(truth, ours, strict=True):
+        finite = torch.isfinite(true)
+        share = ALLOWED[dtype] if dtype != torch.float32 else 3e-5
+        assert torch.equal(finite, torch.isfinite(mine))
+        assert (mine.double() - true)[finite].abs().max() <= share * true[finite].abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_direction_alone(place: int) -> None:
+    """The other direction's upstream gradient is absent: what the schedule's weight of 0 and autograd make of it."""
+    case = Case(20, 33, 16, 14.3, torch.float32, "groups of five", False, 0, False)
+    gradients = []
+    for backend in ("triton", "reference"):
+        u, v = (x.requires_grad_() for x in embeddings(case))
+        outputs = contrastive_forward(
+            u, v, torch.tensor(14.3, device=DEVICE), *ids_of(case.ids, 20, 33), False, 0, backend
+        )
+        gradients.append(torch.autograd.grad(outputs[place].sum(), (u, v)))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_repeats_bit_for_bit() -> None:
     case = Case(130, 100, 48, 14.3, torch.bfloat16, "shuffled", False, 0, False)
     first, second = (outcome(case, "triton", *embeddings(case)) for _ in range(2))

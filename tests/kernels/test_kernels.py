@@ -47,7 +47,7 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
 
 
 def test_compiles_for_gpus_that_are_not_here() -> None:
-    """To machine code for an H100, every kernel at its largest launch; shared memory fits, nothing spills in 16 bits."""
+    """To machine code for an H100, every kernel at its largest launch: it fits, and nothing spills in 16 bits."""
     rows = compiled("--quick", "--capabilities", "90")
     assert {row["task"] for row in rows} == {"similarity", "positive", "gradient", "fused", "merge"}
     for row in rows:

@@ -5,10 +5,11 @@ Registered with shapes only ("fake") besides, so that torch.compile traces throu
 """
 
 # No `from __future__ import annotations`: torch.library reads the annotations as objects.
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,7 +51,23 @@ def passes(backend: str) -> Any:
     return module
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def without_autocast(function: _Function) -> _Function:
+    """The passes choose their own dtypes: inside autocast, a float32 product of theirs would come back in 16 bits."""
+
+    @wraps(function)
+    def exact(*arguments: Any, **named: Any) -> Any:
+        device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **named)
+
+    return exact  # type: ignore[return-value]
+
+
 @torch.library.custom_op("varalign::contrastive", mutates_args=())
+@without_autocast
 def contrastive_forward(
     rows: Tensor,
     columns: Tensor,
@@ -106,6 +123,7 @@ def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, s
 
 
 @torch.library.custom_op("varalign::contrastive_backward", mutates_args=())
+@without_autocast
 def contrastive_backward(
     rows: Tensor,
     columns: Tensor,
