@@ -7,10 +7,8 @@ run to run.
 The default backward, "blocks", writes the derivatives by the logits a block at a time and lets cuBLAS multiply them
 into float32: 3 units. "fused" keeps them on the chip and pays for it by computing the logits again for every slice of
 the dimensions and for each side: 4 units up to D = 128, 2 + 2 D / 128 above (64 for 128 in 32 bits).
-Nothing here has been timed on a GPU.
-"blocks" is the default for its count, because two of its three units are plain matrix products at the library's own
-rate, and because compiled for sm_80 to sm_100 it spills fewer registers (`bench/compile_kernels.py`);
-`make bench-gpu` measures both.
+Nothing here has been timed on a GPU: "blocks" is the default for its count of units, and because two of its three are
+plain matrix products at the library's own rate. `make bench-gpu` measures both.
 
 On the CPU the kernels run only in Triton's interpreter (TRITON_INTERPRET=1 before the first import), for tests.
 """
