@@ -27,7 +27,14 @@ bench:           ## every benchmark that runs on this machine, as JSON lines int
 	  $(PYTHON) bench/$$script.py --json > bench/results/$$script-$$(uname -m).json || exit 1; \
 	done
 
-bench-gpu:       ## the GPU tests and the kernel's benchmark, on a machine with CUDA
-	$(PYTHON) -m pytest -m gpu
+# One failure does not stop what follows; the last line names them all and fails.
+bench-gpu:       ## GPU tests, tile sizes and the kernel's benchmark into bench/results/, on a machine with CUDA
 	mkdir -p bench/results
-	$(PYTHON) bench/contrastive.py --json > bench/results/contrastive-cuda.json
+	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "bench-gpu: torch sees no CUDA device")'
+	@failed=; \
+	$(PYTHON) -m pytest -m gpu || failed="$$failed tests"; \
+	$(PYTHON) bench/tune_contrastive.py --out bench/results/launches-cuda.json || failed="$$failed tune_contrastive"; \
+	launches=; if [ -s bench/results/launches-cuda.json ]; then launches="--launches bench/results/launches-cuda.json"; fi; \
+	$(PYTHON) bench/contrastive.py $$launches --out bench/results/contrastive-cuda.json \
+	  --plot bench/results/contrastive-cuda.png || failed="$$failed contrastive"; \
+	if [ -n "$$failed" ]; then echo "bench-gpu: failed:$$failed" >&2; exit 1; fi

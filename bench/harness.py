@@ -255,6 +255,7 @@ def main(
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds (default: 7)")
+    parser.add_argument("--out", type=Path, help="write the rows as JSON here, after every subject anew")
     if options is not None:
         options(parser)
     arguments = parser.parse_args()
@@ -263,6 +264,8 @@ def main(
     for group in subjects(arguments):
         rows.extend(group)
         print(table(group), file=out, flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if rows and not arguments.json:
         print(f"{rows[0].machine}\n{', '.join(f'{name} {number}' for name, number in rows[0].versions.items())}")
     if arguments.json:

@@ -5,10 +5,10 @@ nothing), `tile_gradients` backward (3 units, 2 where the logits were kept). Eve
 run to run.
 
 The default backward, "blocks", writes the derivatives by the logits a block at a time and lets cuBLAS multiply them
-into
-float32: 3 units. "fused" keeps them on the chip and pays for it by computing the logits again for every slice of the
-dimensions and for each side: 4 units up to D = 128, 2 + 2 D / 128 above. Neither has been timed on a GPU; "blocks" is
-the default for its count, and because two of its three units are plain matrix products at the library's own rate.
+into float32: 3 units. "fused" keeps them on the chip and pays for it by computing the logits again for every slice of
+the dimensions and for each side: 4 units up to D = 128, 2 + 2 D / 128 above (64 for 128 in 32 bits).
+Nothing here has been timed on a GPU: "blocks" is the default for its count of units, and because two of its three are
+plain matrix products at the library's own rate. `make bench-gpu` measures both.
 
 On the CPU the kernels run only in Triton's interpreter (TRITON_INTERPRET=1 before the first import), for tests.
 """
@@ -37,10 +37,19 @@ PARTIAL_BYTES = 64 << 20
 BLOCK = 4096
 
 BACKWARDS = ("blocks", "fused")
+# One of them, to compare them; empty: the default of `tile_gradients`.
+BACKWARD = ""
 
 
 def tile_sums(
-    rows: Tensor, columns: Tensor, scale: Tensor, row_ids: Tensor, column_ids: Tensor, *, cache_bytes: int = 0
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_ids: Tensor,
+    column_ids: Tensor,
+    *,
+    cache_bytes: int = 0,
+    statistics: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `varalign.losses.reference.tile_sums`; the cache holds all logits where they fit `cache_bytes`."""
     m, n = rows.shape[0], columns.shape[0]
@@ -48,6 +57,9 @@ def tile_sums(
     config = _launch("similarity", rows, m)
     row_sums = torch.empty(f.QUERY_SUMS, m, dtype=wide, device=rows.device)
     column_sums = torch.empty(f.QUERY_SUMS, n, dtype=wide, device=rows.device)
+    if not statistics:
+        for sums in (row_sums, column_sums):
+            sums[f.NEGATIVE_WEIGHTED : f.MINIMUM + 1].fill_(torch.nan)
     match = _Matching.of(row_ids, column_ids)
     cache = empty_cache(rows, columns, cache_bytes)
     step = _cache_step(rows, columns, scale, cache)
@@ -71,10 +83,10 @@ def tile_sums(
             tiles.similarity_pass[(row_blocks, splits)](
                 rows, columns, scale, match.row_codes, match.column_codes, row_parts, column_parts, cache, step,
                 m, n, rows.shape[1], *rows.stride(), *columns.stride(), begin, end, per_split,
-                CACHE=_cache_kind(cache), **_options(config, rows),
+                CACHE=_cache_kind(cache), STATISTICS=statistics, **_options(config, rows),
             )  # fmt: skip
-            _merge(column_parts, column_sums[:, begin:end], row_blocks, n)
-        _merge(row_parts, row_sums, splits, m)
+            _merge(column_parts, column_sums[:, begin:end], row_blocks, n, statistics)
+        _merge(row_parts, row_sums, splits, m, statistics)
         _positive_pass(rows, columns, scale, match.of_rows, None, row_sums[f.POSITIVE_COUNT :])
         _positive_pass(columns, rows, scale, match.of_columns, None, column_sums[f.POSITIVE_COUNT :])
     return row_sums, column_sums, cache
@@ -119,7 +131,7 @@ def tile_gradients(
     Args:
         backward: one of `BACKWARDS`; by default "blocks", or "fused" where this torch cannot multiply 16 bits into 32.
     """
-    backward = backward or ("blocks" if rows.dtype == _wide(rows) or _wide_products() else "fused")
+    backward = backward or BACKWARD or ("blocks" if rows.dtype == _wide(rows) or _wide_products() else "fused")
     gain = torch.ones_like(scale)
     if rows.dtype == torch.float16:
         # Upstream gradients of a mean are 1 / N: a probability below N / 10^7 times that would underflow in float16.
@@ -190,7 +202,8 @@ def _fused(
     ):
         config = _launch("fused", u, u.shape[0])
         out = torch.empty(u.shape, dtype=_wide(u), device=u.device)
-        slice_width = max(16, min(128, triton.next_power_of_2(u.shape[1])))
+        # 32 bits at full precision: 128 dimensions of accumulator spill kilobytes.
+        slice_width = max(16, min(128 if u.dtype.itemsize == 2 else 64, triton.next_power_of_2(u.shape[1])))
         grid = (triton.cdiv(u.shape[0], config.block_m), triton.cdiv(u.shape[1], slice_width))
         tiles.fused_rows[grid](
             u, v, scale, codes, other_codes, *swapped, out, u.shape[0], v.shape[0], u.shape[1], *u.stride(),
@@ -274,11 +287,11 @@ def _positive_pass(
     )  # fmt: skip
 
 
-def _merge(parts: Tensor, sums: Tensor, count: int, stride: int) -> None:
+def _merge(parts: Tensor, sums: Tensor, count: int, stride: int, statistics: bool) -> None:
     queries = sums.shape[1]
     tiles.merge_parts[(triton.cdiv(queries, 64),)](
-        parts, sums, count, queries, stride, WIDE=_triton_dtype(sums.dtype), BP=min(64,
-        triton.next_power_of_2(count)), BQ=64
+        parts, sums, count, queries, stride, WIDE=_triton_dtype(sums.dtype), STATISTICS=statistics,
+        BP=min(64, triton.next_power_of_2(count)), BQ=64,
     )  # fmt: skip
 
 

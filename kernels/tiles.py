@@ -45,14 +45,14 @@ def _logits(
 def similarity_pass(
     U, V, scale_ptr, row_codes, column_codes, row_parts, column_parts, cache, step_ptr,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd, begin, end, tiles_per_split,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr, STATISTICS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Running m, l, w of the negatives and low of all candidates, for the rows over the columns begin:end and back.
 
     Program (r, s): row block r over the s-th share of the columns' tiles. row_parts (splits, 4, M) go on from call to
     call; column_parts (row blocks, 4, end - begin) are written whole. CACHE 1 keeps z as it is,
-    CACHE 2 as 16-bit multiples of step.
+    CACHE 2 as 16-bit multiples of step. Without STATISTICS the loss alone: w and low are left as they were.
     """
     row_block = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
@@ -63,8 +63,9 @@ def similarity_pass(
     row_slot = row_parts + split * 4 * M + rows
     m = tl.load(row_slot, mask=row_mask, other=-float("inf"))
     l = tl.load(row_slot + M, mask=row_mask, other=0.0)  # noqa: E741
-    w = tl.load(row_slot + 2 * M, mask=row_mask, other=0.0)
-    low = tl.load(row_slot + 3 * M, mask=row_mask, other=float("inf"))
+    if STATISTICS:
+        w = tl.load(row_slot + 2 * M, mask=row_mask, other=0.0)
+        low = tl.load(row_slot + 3 * M, mask=row_mask, other=float("inf"))
     width = (end - begin).to(tl.int64)
     tile_begin = begin + split.to(tl.int32) * tiles_per_split * BN
     tile_end = tl.minimum(end, tile_begin + tiles_per_split * BN)
@@ -89,16 +90,16 @@ def similarity_pass(
         others = tl.load(column_codes + columns, mask=column_mask, other=-1)
         # Padding and positives are -inf before any maximum is taken.
         negative = tl.where(inside & (codes[:, None] != others[None, :]), z, -float("inf"))
-        bounded = tl.where(inside, z, float("inf"))
-
         m_new = tl.maximum(m, tl.max(negative, 1))
         base = tl.where(m_new == -float("inf"), 0.0, m_new)
         e = tl.exp(negative - base[:, None])
         shrink = tl.exp(m - base)
         l = l * shrink + tl.sum(e, 1)  # noqa: E741
-        w = w * shrink + tl.sum(e * z, 1)
         m = m_new
-        low = tl.minimum(low, tl.min(bounded, 1))
+        if STATISTICS:
+            bounded = tl.where(inside, z, float("inf"))
+            w = w * shrink + tl.sum(e * z, 1)
+            low = tl.minimum(low, tl.min(bounded, 1))
 
         column_m = tl.max(negative, 0)
         column_base = tl.where(column_m == -float("inf"), 0.0, column_m)
@@ -106,17 +107,24 @@ def similarity_pass(
         slot = column_parts + row_block * 4 * width + (columns - begin)
         tl.store(slot, column_m, mask=column_mask)
         tl.store(slot + width, tl.sum(e, 0), mask=column_mask)
-        tl.store(slot + 2 * width, tl.sum(e * z, 0), mask=column_mask)
-        tl.store(slot + 3 * width, tl.min(bounded, 0), mask=column_mask)
+        if STATISTICS:
+            tl.store(slot + 2 * width, tl.sum(e * z, 0), mask=column_mask)
+            tl.store(slot + 3 * width, tl.min(bounded, 0), mask=column_mask)
     tl.store(row_slot, m, mask=row_mask)
     tl.store(row_slot + M, l, mask=row_mask)
-    tl.store(row_slot + 2 * M, w, mask=row_mask)
-    tl.store(row_slot + 3 * M, low, mask=row_mask)
+    if STATISTICS:
+        tl.store(row_slot + 2 * M, w, mask=row_mask)
+        tl.store(row_slot + 3 * M, low, mask=row_mask)
 
 
 @triton.jit
-def merge_parts(parts, sums, P, Q, stride_sums, WIDE: tl.constexpr, BP: tl.constexpr, BQ: tl.constexpr):
-    """Merge parts (P, 4, Q) over P, in order, BP at a time, into the first four rows of sums (.., stride_sums)."""
+def merge_parts(
+    parts, sums, P, Q, stride_sums, WIDE: tl.constexpr, STATISTICS: tl.constexpr, BP: tl.constexpr, BQ: tl.constexpr
+):
+    """Merge parts (P, 4, Q) over P, in order, BP at a time, into the first four rows of sums (.., stride_sums).
+
+    Without STATISTICS into the first two: the others hold nothing.
+    """
     queries = tl.program_id(0).to(tl.int64) * BQ + tl.arange(0, BQ)
     query_mask = queries < Q
     m = tl.full([BQ], -float("inf"), dtype=WIDE)
@@ -133,13 +141,15 @@ def merge_parts(parts, sums, P, Q, stride_sums, WIDE: tl.constexpr, BP: tl.const
         grow = tl.exp(part_m - base[None, :])
         shrink = tl.exp(m - base)
         l = l * shrink + tl.sum(tl.load(slot + Q, mask=inside, other=0.0) * grow, 0)  # noqa: E741
-        w = w * shrink + tl.sum(tl.load(slot + 2 * Q, mask=inside, other=0.0) * grow, 0)
-        low = tl.minimum(low, tl.min(tl.load(slot + 3 * Q, mask=inside, other=float("inf")), 0))
+        if STATISTICS:
+            w = w * shrink + tl.sum(tl.load(slot + 2 * Q, mask=inside, other=0.0) * grow, 0)
+            low = tl.minimum(low, tl.min(tl.load(slot + 3 * Q, mask=inside, other=float("inf")), 0))
         m = m_new
     tl.store(sums + queries, m, mask=query_mask)
     tl.store(sums + stride_sums + queries, l, mask=query_mask)
-    tl.store(sums + 2 * stride_sums + queries, w, mask=query_mask)
-    tl.store(sums + 3 * stride_sums + queries, low, mask=query_mask)
+    if STATISTICS:
+        tl.store(sums + 2 * stride_sums + queries, w, mask=query_mask)
+        tl.store(sums + 3 * stride_sums + queries, low, mask=query_mask)
 
 
 @triton.jit

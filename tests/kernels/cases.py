@@ -63,13 +63,13 @@ def embeddings(case: Case) -> tuple[Tensor, Tensor]:
     return pair[0], pair[1]
 
 
-def outcome(case: Case, backend: str, u: Tensor, v: Tensor) -> list[Tensor]:
+def outcome(case: Case, backend: str, u: Tensor, v: Tensor, *, statistics: bool = True) -> list[Tensor]:
     """Values, statistics and gradients of a weighted sum of all values."""
     wide = torch.promote_types(u.dtype, torch.float32)
     u, v = u.detach().requires_grad_(), v.detach().requires_grad_()
     scale = torch.tensor(case.scale, dtype=wide, device=DEVICE, requires_grad=True)
     outputs = contrastive_forward(
-        u, v, scale, *ids_of(case.ids, case.m, case.n), case.ignore, case.cache_bytes, backend
+        u, v, scale, *ids_of(case.ids, case.m, case.n), case.ignore, case.cache_bytes, backend, statistics
     )
     total = 0
     for values, seed in ((outputs[0], 1), (outputs[1], 2)):
@@ -190,6 +190,21 @@ def test_splits_of_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     check(Case(33, 250, 16, 14.3, torch.float32, "shuffled", False, 0, False))
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.usefixtures("small_blocks")
+def test_without_statistics_the_same_losses_and_gradients(ignore: bool, backend: str) -> None:
+    """Bit for bit; what needs a pass over the similarities of its own is NaN, the rest of the statistics the same."""
+    case = Case(45, 70, 24, 14.3, torch.float32, "shuffled", ignore, 0, False)
+    results = [outcome(case, backend, *embeddings(case), statistics=on) for on in (True, False)]
+    left_out = torch.tensor([name in ("minimum", "expected", "variance") for name in FIELDS], device=DEVICE)
+    for place, (full, bare) in enumerate(zip(*results, strict=True)):
+        if place in (2, 3):
+            assert bare[left_out].isnan().all()
+            full, bare = full[~left_out], bare[~left_out]
+        assert torch.equal(full, bare), place
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="kernels take 64 bits in the interpreter only")
 @pytest.mark.parametrize("ignore", [False, True])
 def test_gradcheck(ignore: bool) -> None:
@@ -201,6 +216,44 @@ def test_gradcheck(ignore: bool) -> None:
     assert torch.autograd.gradcheck(
         lambda *x: contrastive_forward(*x, *ids, ignore, 0, "triton")[:2], (u, v, scale), fast_mode=True
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_without_a_near_candidate(dtype: torch.dtype) -> None:
+    """Scale 100, some rows' best cosine below 0.1: exponentials about a common maximum would all underflow."""
+    generator = torch.Generator().manual_seed(3)
+    v = F.normalize(torch.randn(40, 64, generator=generator, dtype=torch.float64), dim=1)
+    u = v[:33].clone()
+    # Nearly all of these rows lies outside what the texts span.
+    basis = torch.linalg.qr(v.T)[0]
+    outside = torch.randn(9, 64, generator=generator, dtype=torch.float64)
+    u[::4] = F.normalize(outside - 0.98 * (outside @ basis) @ basis.T, dim=1)
+    u, v = u.to(dtype).to(DEVICE), v.to(dtype).to(DEVICE)
+    case = Case(33, 40, 64, 100.0, dtype, "pairs", False, 0, False)
+    best = (u.double() @ v.double().T).amax(1)
+    assert best[::4].max() < 0.1 < best[1]
+    truth = outcome(case, "reference", u.double(), v.double())
+    ours = outcome(case, "triton", u, v)
+    for true, mine in zip(truth, ours, strict=True):
+        finite = torch.isfinite(true)
+        share = ALLOWED[dtype] if dtype != torch.float32 else 3e-5
+        assert torch.equal(finite, torch.isfinite(mine))
+        assert (mine.double() - true)[finite].abs().max() <= share * true[finite].abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_one_direction_alone(place: int) -> None:
+    """The other direction's upstream gradient is absent: what the schedule's weight of 0 and autograd make of it."""
+    case = Case(20, 33, 16, 14.3, torch.float32, "groups of five", False, 0, False)
+    gradients = []
+    for backend in ("triton", "reference"):
+        u, v = (x.requires_grad_() for x in embeddings(case))
+        outputs = contrastive_forward(
+            u, v, torch.tensor(14.3, device=DEVICE), *ids_of(case.ids, 20, 33), False, 0, backend
+        )
+        gradients.append(torch.autograd.grad(outputs[place].sum(), (u, v)))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_repeats_bit_for_bit() -> None:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from varalign.kernels import fields as f
-from varalign.losses.operator import counted_upstream, passes
+from varalign.losses.operator import counted_upstream, passes, without_autocast
 from varalign.losses.settle import negative_lse, settle
 from varalign.losses.statistics import (
     DirectionStats,
@@ -81,6 +81,7 @@ def contrastive_across_ranks(
 
 class _AcrossRanks(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(  # type: ignore[override]
         ctx: Any,
         images: Tensor,

@@ -5,10 +5,11 @@ Registered with shapes only ("fake") besides, so that torch.compile traces throu
 """
 
 # No `from __future__ import annotations`: torch.library reads the annotations as objects.
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,7 +51,23 @@ def passes(backend: str) -> Any:
     return module
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def without_autocast(function: _Function) -> _Function:
+    """The passes choose their own dtypes: inside autocast, a float32 product of theirs would come back in 16 bits."""
+
+    @wraps(function)
+    def exact(*arguments: Any, **named: Any) -> Any:
+        device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **named)
+
+    return exact  # type: ignore[return-value]
+
+
 @torch.library.custom_op("varalign::contrastive", mutates_args=())
+@without_autocast
 def contrastive_forward(
     rows: Tensor,
     columns: Tensor,
@@ -60,6 +77,7 @@ def contrastive_forward(
     ignore: bool,
     cache_bytes: int,
     backend: str,
+    statistics: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Losses (M,) and (N,), statistics (7, M) and (7, N), backward terms (QUERY_TERMS, M) and (.., N), and the cache.
 
@@ -70,15 +88,21 @@ def contrastive_forward(
         ignore: `duplicates="ignore"`.
         cache_bytes: how much the forward pass may keep for the backward pass.
         backend: "triton" or "reference".
+        statistics: without them `minimum`, `expected` and `variance`, which the losses do not need, are NaN: for
+            `bench/contrastive.py`, which measures what they cost.
     """
     module = passes(backend)
-    row_sums, column_sums, cache = module.tile_sums(rows, columns, scale, row_ids, column_ids, cache_bytes=cache_bytes)
+    row_sums, column_sums, cache = module.tile_sums(
+        rows, columns, scale, row_ids, column_ids, cache_bytes=cache_bytes, statistics=statistics
+    )
     row_ignored = column_ignored = None
     if ignore:
         row_ignored, column_ignored = module.positive_terms(
             rows, columns, scale, row_ids, column_ids, negative_lse(row_sums), negative_lse(column_sums)
         )
-    if backend == "reference" and cache.numel():
+    if not statistics:
+        row_variance, column_variance = (torch.full_like(sums[0], torch.nan) for sums in (row_sums, column_sums))
+    elif backend == "reference" and cache.numel():
         # A small batch, all of whose logits are at hand: cheaper than two D x D covariances.
         row_variance, column_variance = ((cache - cache.mean(d, keepdim=True)).square_().mean(d) for d in (1, 0))
         row_variance, column_variance = row_variance / scale**2, column_variance / scale**2
@@ -91,7 +115,7 @@ def contrastive_forward(
 
 
 @contrastive_forward.register_fake
-def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend):  # type: ignore[no-untyped-def]
+def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, statistics=True):  # type: ignore[no-untyped-def]
     m, n = rows.shape[0], columns.shape[0]
     shapes = ((m,), (n,), (len(FIELDS), m), (len(FIELDS), n), (f.QUERY_TERMS, m), (f.QUERY_TERMS, n))
     cache = passes(backend).empty_cache(rows, columns, cache_bytes)
@@ -99,6 +123,7 @@ def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend): 
 
 
 @torch.library.custom_op("varalign::contrastive_backward", mutates_args=())
+@without_autocast
 def contrastive_backward(
     rows: Tensor,
     columns: Tensor,
@@ -140,7 +165,7 @@ def _(rows, columns, scale, *others):  # type: ignore[no-untyped-def]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, columns, scale, row_ids, column_ids, ignore, _, backend = inputs
+    rows, columns, scale, row_ids, column_ids, ignore, _, backend, _statistics = inputs
     _row_values, _column_values, row_stats, column_stats, row_terms, column_terms, cache = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(row_stats, column_stats, row_terms, column_terms, cache)
@@ -168,7 +193,7 @@ def _backward(ctx: Any, row_upstream: Tensor | None, column_upstream: Tensor | N
         ctx.ignore,
         ctx.backend,
     )
-    return (*gradients, None, None, None, None, None)
+    return (*gradients, *[None] * 6)
 
 
 def counted_upstream(upstream: Tensor | None, stats: Tensor) -> Tensor:

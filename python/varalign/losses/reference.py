@@ -70,7 +70,14 @@ def _finite(maximum: Tensor) -> Tensor:
 
 
 def tile_sums(
-    rows: Tensor, columns: Tensor, scale: Tensor, row_ids: Tensor, column_ids: Tensor, *, cache_bytes: int = 0
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_ids: Tensor,
+    column_ids: Tensor,
+    *,
+    cache_bytes: int = 0,
+    statistics: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of every row and every column over the tile of logits: (QUERY_SUMS, M), (QUERY_SUMS, N) and the cache.
 
@@ -81,6 +88,7 @@ def tile_sums(
         row_ids: (M,) int64; a text is a positive of an image where their ids are equal.
         column_ids: (N,) int64.
         cache_bytes: the logits are returned as the cache, for the backward pass, where they are one chunk and fit this.
+        statistics: without them NEGATIVE_WEIGHTED and MINIMUM, which the loss does not need, are NaN.
     """
     u, v = _wide(rows), _wide(columns)
     row_sums, column_sums = _empty_sums(u.shape[0], u), _empty_sums(v.shape[0], v)
@@ -95,15 +103,19 @@ def tile_sums(
         block = _empty_sums(end - begin, z)
         _add_positives(block, r, positives)
         _add_positives(column_sums, c, positives)
-        block[f.MINIMUM] = z.amin(1)
-        column_sums[f.MINIMUM] = torch.minimum(column_sums[f.MINIMUM], z.amin(0))
+        if statistics:
+            block[f.MINIMUM] = z.amin(1)
+            column_sums[f.MINIMUM] = torch.minimum(column_sums[f.MINIMUM], z.amin(0))
         # The maxima are the negatives' own: the positives step out of the chunk while they are taken.
         z[r, c] = -torch.inf
         row_max, column_max = z.amax(1), z.amax(0)
         z[r, c] = positives
-        _add_negatives(block, z, row_max, (r, c), dim=1)
-        _add_negatives(column_sums, z, column_max, (r, c), dim=0)
+        _add_negatives(block, z, row_max, (r, c), dim=1, weighted=statistics)
+        _add_negatives(column_sums, z, column_max, (r, c), dim=0, weighted=statistics)
         row_sums[:, begin:end] = block
+    if not statistics:
+        for sums in (row_sums, column_sums):
+            sums[[f.NEGATIVE_WEIGHTED, f.MINIMUM]] = torch.nan
     return row_sums, column_sums, cache
 
 
@@ -121,7 +133,9 @@ def _add_positives(sums: Tensor, queries: Tensor, z: Tensor) -> None:
     sums[f.POSITIVE_WEIGHTED].mul_(shrink).index_add_(0, queries, e * z)
 
 
-def _add_negatives(sums: Tensor, z: Tensor, block_max: Tensor, positives: tuple[Tensor, Tensor], dim: int) -> None:
+def _add_negatives(
+    sums: Tensor, z: Tensor, block_max: Tensor, positives: tuple[Tensor, Tensor], dim: int, weighted: bool
+) -> None:
     """Add a chunk's negatives along `dim`; `block_max` is their maximum."""
     old = sums[f.NEGATIVE_MAX]
     maximum = torch.maximum(old, block_max)
@@ -130,7 +144,8 @@ def _add_negatives(sums: Tensor, z: Tensor, block_max: Tensor, positives: tuple[
     e = (z - new.unsqueeze(dim)).exp_()
     e[positives] = 0
     sums[f.NEGATIVE_SUM].mul_(shrink).add_(e.sum(dim))
-    sums[f.NEGATIVE_WEIGHTED].mul_(shrink).add_(e.mul_(z).sum(dim))
+    if weighted:
+        sums[f.NEGATIVE_WEIGHTED].mul_(shrink).add_(e.mul_(z).sum(dim))
     sums[f.NEGATIVE_MAX] = maximum
 
 

@@ -1,0 +1,245 @@
+"""Compile the contrastive kernels for GPUs that need not be here: registers, spilled bytes and shared memory of each.
+
+Every kernel with every launch that `kernels/launch_table.py` gives, in every dtype and combination of switches that is
+used, as Triton's just-in-time compiler would specialise it, by the assembler in Triton's wheel. Exit code 1 where one
+does not compile or needs more shared memory than the architecture has; spills are shown, not refused: they cost time,
+not correctness. `--quick` takes one combination of each kernel and dtype. Needs no device, and measures no speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    sys.exit("compile_kernels.py: TRITON_INTERPRET=1 makes kernels that cannot be compiled; unset it")
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from varalign.kernels import tiles
+from varalign.kernels.launch_table import Launch, launch
+
+# KiB of shared memory that one program may have, by compute capability.
+SHARED_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+PRECISIONS = {"bf16": ("16",), "fp16": ("16",), "fp32": ("ieee", "tf32")}
+KERNELS = {
+    "similarity": "similarity_pass",
+    "positive": "positive_pass",
+    "gradient": "gradient_block",
+    "fused": "fused_rows",
+    "merge": "merge_parts",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """One kernel, specialised: `switches` are its other constants; aligned: sizes and strides are multiples of 16."""
+
+    task: str
+    capability: int
+    dtype: str
+    precision: str
+    launch: Launch
+    switches: tuple[tuple[str, int], ...]
+    aligned: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What one thread (registers, spilled bytes) and one program (bytes of shared memory) of a kernel take."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def signature(build: Build) -> tuple[dict[str, str], dict[str, Any]]:
+    """Types of the kernel's arguments, and the values of the constant ones."""
+    function = getattr(tiles, KERNELS[build.task])
+    switches = dict(build.switches)
+    constants: dict[str, Any] = {
+        "WIDE": tl.float32, "PRECISION": "tf32" if build.precision == "tf32" else "ieee", "UPCAST": False,
+        "BM": build.launch.block_m, "BN": build.launch.block_n, "BK": build.launch.block_k,
+        "stride_ud": 1, "stride_vd": 1, **switches,
+    }  # fmt: skip
+    pointers = dict.fromkeys(("row_codes", "column_codes"), "*i32")
+    pointers |= dict.fromkeys(("row_order", "column_order", "firsts", "lasts"), "*i64")
+    pointers |= dict.fromkeys(("U", "V"), f"*{build.dtype}")
+    pointers["cache"] = "*i16" if build.dtype != "fp32" else "*fp32"
+    if build.task == "gradient":
+        pointers["out"] = f"*{build.dtype}"
+    pointers |= {
+        name: "*fp32"
+        for name in function.arg_names
+        if name.endswith(("_ptr", "_parts", "_terms", "_upstream")) or name in ("parts", "sums", "negatives")
+    }
+    types = {}
+    for name in function.arg_names:
+        if name in constants:
+            types[name] = "constexpr"
+        elif name == "out" or name in pointers:
+            types[name] = pointers.get(name, "*fp32")
+        else:
+            types[name] = "i32"
+    return types, {name: value for name, value in constants.items() if name in function.arg_names}
+
+
+def compile_one(build: Build) -> Resources | str:
+    """The kernel's resources, or why it does not compile."""
+    function = getattr(tiles, KERNELS[build.task])
+    types, constants = signature(build)
+    places = {name: place for place, name in enumerate(function.arg_names)}
+    aligned = [name for name, kind in types.items() if kind[0] == "*" or (kind == "i32" and build.aligned)]
+    # These count tiles; the just-in-time compiler seldom finds them divisible.
+    aligned = [name for name in aligned if name not in ("tiles_per_split", "P")]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled = triton.compile(
+                ASTSource(
+                    function,
+                    types,
+                    {(places[name],): value for name, value in constants.items()},
+                    {(places[name],): [["tt.divisibility", 16]] for name in aligned},
+                ),
+                target=GPUTarget("cuda", build.capability, 32),
+                options={"num_warps": build.launch.warps, "num_stages": build.launch.stages},
+            )
+    except Exception as error:
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
+    products = build.task != "merge" and not (build.task == "gradient" and dict(build.switches)["CACHE"])
+    if build.dtype != "fp32" and products and "mma" not in compiled.asm["ptx"]:
+        return "the matrix product does not run on tensor cores"
+    registers, spilled = machine_resources(compiled.asm["cubin"])
+    return Resources(registers, spilled, int(compiled.metadata.shared))
+
+
+def machine_resources(cubin: bytes) -> tuple[int, int]:
+    """Registers and stack bytes a thread, as the machine code states them."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"REG:(\d+) STACK:(\d+)", text)
+    return max(int(r) for r, _ in found), max(int(s) for _, s in found)
+
+
+def switches_of(task: str, dtype: str) -> list[tuple[tuple[str, int], ...]]:
+    """All combinations of a kernel's own constants that the launches use."""
+    kept = 2 if dtype != "fp32" else 1
+    axes: dict[str, list[Any]] = {
+        "similarity": {"CACHE": [0, kept], "STATISTICS": [True, False]},
+        "positive": {"TERMS": [False, True]},
+        "gradient": {"CACHE": [0, kept], "IGNORE": [False, True]},
+        "fused": {"IGNORE": [False, True], "BD": [16, 64, 128] if dtype != "fp32" else [16, 64]},
+        "merge": {"STATISTICS": [True, False], "BP": [1, 64], "BQ": [64]},
+    }[task]
+    return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def launches_of(task: str, capability: int, precision: str) -> list[Launch]:
+    """Every launch of the table: few and many queries, few and many dimensions."""
+    if task == "merge":
+        return [Launch(64, 64, 16, 4, 3)]
+    pair = divmod(capability, 10)
+    return list(dict.fromkeys(launch(task, pair, precision, q, d) for q in (64, 1 << 16) for d in (8, 32, 512)))
+
+
+def builds(capabilities: list[int]) -> Iterator[Build]:
+    for capability, (dtype, precisions), task in itertools.product(capabilities, PRECISIONS.items(), KERNELS):
+        if (capability < 80 and dtype == "bf16") or (task == "merge" and dtype != "fp32"):
+            continue
+        for precision in precisions[:1] if task == "merge" else precisions:
+            if capability < 80 and precision == "tf32":
+                continue
+            for config, switches in itertools.product(
+                launches_of(task, capability, precision), switches_of(task, dtype)
+            ):
+                yield Build(task, capability, dtype, precision, config, switches)
+            config = launches_of(task, capability, precision)[-1]
+            yield Build(task, capability, dtype, precision, config, switches_of(task, dtype)[0], aligned=False)
+
+
+def quick(capabilities: list[int]) -> Iterator[Build]:
+    """The largest launch of every kernel in bfloat16, and the similarity pass in float32."""
+    for capability, task in itertools.product(capabilities, KERNELS):
+        dtype = "fp32" if task == "merge" else "bf16"
+        config = launches_of(task, capability, "16")[-1]
+        yield Build(task, capability, dtype, "16", config, switches_of(task, dtype)[0])
+    yield Build(
+        "similarity",
+        90,
+        "fp32",
+        "ieee",
+        launches_of("similarity", 90, "ieee")[-1],
+        switches_of("similarity", "fp32")[0],
+    )
+
+
+def row_of(build: Build, result: Resources | str) -> dict[str, Any]:
+    limit = SHARED_KIB[build.capability] << 10
+    row = {**dataclasses.asdict(build), "switches": dict(build.switches), "shared_limit": limit}
+    if isinstance(result, str):
+        return {**row, "fault": result}
+    fault = f"needs {result.shared} bytes of shared memory, of {limit}" if result.shared > limit else ""
+    return {**row, **dataclasses.asdict(result), "fault": fault}
+
+
+def line_of(row: dict[str, Any]) -> str:
+    config = row["launch"]
+    name = f"sm_{row['capability']} {row['task']} {row['dtype']} {row['precision']}"
+    sizes = (
+        f"{config['block_m']}x{config['block_n']}x{config['block_k']} warps {config['warps']} stages {config['stages']}"
+    )
+    switches = " ".join(f"{key}={value}" for key, value in row["switches"].items()) + (
+        "" if row["aligned"] else " unaligned"
+    )
+    if "registers" not in row:
+        return f"{name}  {sizes}  {switches}  FAULT {row['fault']}"
+    spills = f", {row['spilled']} bytes spilled" if row["spilled"] else ""
+    fault = f"  FAULT {row['fault']}" if row["fault"] else ""
+    return f"{name}  {sizes}  {switches}  {row['registers']} registers{spills}, {row['shared'] >> 10} KiB shared{fault}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--capabilities", type=lambda text: [int(part) for part in text.split(",")],
+                        help=f"of {', '.join(map(str, SHARED_KIB))} (default: 80,90,100)")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="one combination of each kernel")
+    parser.add_argument("--json", action="store_true", help="print the results as one JSON list")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    options = parser.parse_args()
+    chosen = options.capabilities or [80, 90, 100]
+    if unknown := set(chosen) - set(SHARED_KIB):
+        parser.error(f"unknown compute capability {min(unknown)}; known: {', '.join(map(str, SHARED_KIB))}")
+    work = list(quick(chosen) if options.quick else builds(chosen))
+    rows = []
+    with ProcessPoolExecutor(options.workers) as pool:
+        for build, result in zip(work, pool.map(compile_one, work), strict=True):
+            rows.append(row_of(build, result))
+            print(line_of(rows[-1]), file=sys.stderr, flush=True)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    faults = sum(bool(row["fault"]) for row in rows)
+    spills = sum(bool(row.get("spilled")) for row in rows)
+    print(f"{len(rows)} kernels compiled, {faults} with faults, {spills} that spill", file=sys.stderr)
+    raise SystemExit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main()

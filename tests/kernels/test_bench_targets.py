@@ -1,0 +1,66 @@
+"""The benchmark's verdicts on cells written by hand, and `make bench-gpu` when one of its parts fails."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return importlib.import_module("contrastive_targets")
+
+
+def cell_of(bench: ModuleType, n: int, dtype: str, times: dict[str, float]) -> object:
+    """A cell whose contenders took these milliseconds; the unit takes 10 ms."""
+    single = importlib.import_module("harness").single
+    rows = {name: single("", name, time, "ms", ratio=times["varalign"] / time) for name, time in times.items()}
+    return bench.Cell(n, 512, dtype, rows, unit_seconds=0.01)
+
+
+def test_verdicts_of_a_gpu(bench: ModuleType) -> None:
+    times = {"varalign": 60.0, "varalign, statistics on": 60.0, "varalign, statistics off": 58.0}
+    peers = {"row chunks, checkpointed": 120.0, "shared logits, compiled": 50.0, "varalign, backward fused": 20.0}
+    middle = cell_of(bench, 32768, "bfloat16", times | peers)
+    middle.errors = {"varalign": 1e-3, bench.EAGER: 2e-3}
+    large = cell_of(bench, 262144, "bfloat16", times)
+    large.memory = {"varalign": large.returned + (600 << 20)}
+    verdicts = bench.targets([middle, large], True)
+    values = [target.value for target in verdicts]
+    assert values == pytest.approx([2.0, 40 / 60, 600.0, 100 * (60 / 58 - 1), 1.2, 0.5])
+    assert [target.verdict.split(",")[0] for target in verdicts] == ["PASS"] * 4 + ["MISS", "PASS"]
+    assert all(target.verdict.startswith("NOT MEASURED") for target in bench.targets([], True))
+
+
+def test_verdicts_of_a_cpu(bench: ModuleType) -> None:
+    cell = cell_of(bench, 8192, "float32", {"varalign": 8.0, bench.EAGER: 10.0})
+    cell.memory = {"varalign": 20.0, bench.EAGER: 100.0}
+    memory, time, error = bench.targets([cell], False)
+    assert (memory.value, memory.verdict[:4], time.value, time.verdict[:4]) == (0.2, "MISS", 0.8, "PASS")
+    assert error.verdict.startswith("NOT MEASURED")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed here")
+@pytest.mark.parametrize("failing", ["pytest", "tune_contrastive", "contrastive.py", "nothing"])
+def test_bench_gpu_goes_on_after_a_failure(tmp_path: Path, failing: str) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$*" >> calls\ncase "$*" in *{failing}*) exit 1;; esac\n')
+    python.chmod(0o755)
+    result = subprocess.run(
+        ["make", "bench-gpu", f"PYTHON={python}"], cwd=tmp_path, env=os.environ, capture_output=True, text=True
+    )
+    assert (result.returncode == 0) == (failing == "nothing"), result.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 4 and "bench/contrastive.py" in calls[-1]
+    if failing != "nothing":
+        assert "bench-gpu: failed: " in result.stderr
