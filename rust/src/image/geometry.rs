@@ -170,11 +170,13 @@ pub(super) struct Stretch {
 
 impl Stretch {
     /// The first pixel that it touches.
+    #[inline(always)]
     pub fn first(self) -> usize {
         self.begin as usize
     }
 
     /// Where it begins and ends, counted from the edge of its first pixel.
+    #[inline(always)]
     pub fn ends(self) -> (f64, f64) {
         let begin = self.begin - self.first() as f64;
         // Scaling an edge that lies on a pixel's may take it a rounding error past it.
@@ -184,12 +186,14 @@ impl Stretch {
     }
 
     /// The middle of an output position, counted in the same way, and source pixels an output pixel.
+    #[inline(always)]
     pub fn centre(self, to: usize, index: usize) -> (f64, f64) {
         let scale = self.length / to as f64;
         (self.ends().0 + (index as f64 + 0.5) * scale, scale)
     }
 
     /// First source pixel of an output position and the one after its last, counted from the first of all.
+    #[inline(always)]
     pub fn span(self, to: usize, index: usize, kernel: Interpolation) -> (usize, usize) {
         let (centre, scale) = self.centre(to, index);
         let support = kernel.half_width() * scale.max(1.0);

@@ -4,6 +4,7 @@
 //! These have as many as fit, 14 at least: a level in a few hundred then rounds the other way than Pillow's, by one.
 
 use super::geometry::Stretch;
+use crate::simd::vectorize;
 
 /// Bits after the point of a weight, at most: 32 less 8 of a level less 2 for the overshoot of the bicubic kernel.
 const MOST_BITS: u32 = 22;
@@ -18,6 +19,7 @@ pub enum Interpolation {
 }
 
 impl Interpolation {
+    #[inline(always)]
     pub(super) fn half_width(self) -> f64 {
         match self {
             Interpolation::Bilinear => 1.0,
@@ -25,6 +27,7 @@ impl Interpolation {
         }
     }
 
+    #[inline(always)]
     fn weight(self, x: f64) -> f64 {
         let x = x.abs();
         match self {
@@ -64,6 +67,22 @@ pub struct Weights {
 impl Weights {
     /// Weights for the outputs `first..first + count` (`mirrored`: in reverse) of the source resized to `to`.
     pub(super) fn new(
+        from: Stretch,
+        to: usize,
+        first: usize,
+        count: usize,
+        kernel: Interpolation,
+        mirrored: bool,
+    ) -> Weights {
+        // For the rounding: without it each is a call.
+        vectorize(
+            #[inline(always)]
+            || Weights::compute(from, to, first, count, kernel, mirrored),
+        )
+    }
+
+    #[inline(always)]
+    fn compute(
         from: Stretch,
         to: usize,
         first: usize,
@@ -128,6 +147,7 @@ impl Weights {
 }
 
 /// The weights of one output position, as Pillow computes them; the sum is 1.
+#[inline(always)]
 fn fill(
     from: Stretch,
     to: usize,
@@ -153,6 +173,7 @@ fn fill(
 
 /// To fixed point, rounding running sums rather than weights: the sum stays 1, so that one colour stays what it is, and
 /// what is lost of one weight is in the next, on a pixel that looks alike.
+#[inline(always)]
 fn round(exact: &[f64], bits: u32, out: &mut [i16]) {
     let scale = f64::from(1_u32 << bits);
     let (mut sum, mut before) = (0.0, 0);
