@@ -22,7 +22,7 @@ from varalign.data.images import MAX_PIXELS, Augment, ImagePipeline, Preprocess,
 JPEG_MEAN, JPEG_MAX = 0.0, 0
 """Levels that a decoded JPEG may differ from libjpeg-turbo's (in Pillow), mean and largest: none."""
 
-RESIZED_MEAN, RESIZED_MAX = 0.01, 1
+RESIZED_MEAN, RESIZED_MAX = 0.04, 1
 """Levels that a resized picture may differ from Pillow's, mean and largest: our weights have 16 bits, Pillow's 22."""
 
 
