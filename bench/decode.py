@@ -1,8 +1,8 @@
 """Image decoding and loading, exact and fast, on one thread, against what people use.
 
 `--data FOLDER` takes JPEG files, else some are made here. Decoding gives RGB of the whole picture; loading gives
-normalised float32 [B, 3, 224, 224] as CLIP wants it. Agreement is with Pillow (ours: decoded to the bit): a mean difference
-under one level, for the fast forms under three. These run on pictures made here, 640 x 480 and 4000 x 3000.
+normalised float32 [B, 3, 224, 224] as CLIP wants it. Agreement is with Pillow (ours decodes to the bit): a mean
+difference under one level, for the fast forms under three. These run on pictures made here, 640 x 480 and 4000 x 3000.
 """
 
 from __future__ import annotations

@@ -44,6 +44,9 @@ pub struct Preparation {
 pub trait Element: Copy + Default + Send + 'static {
     /// A level of the channel that the table is of.
     fn of(level: u8, table: &[f32; 256]) -> Self;
+
+    /// Levels of one channel.
+    fn fill(levels: &[u8], normalisation: &Normalisation, channel: usize, out: &mut [Self]);
 }
 
 impl Element for f32 {
@@ -51,12 +54,20 @@ impl Element for f32 {
     fn of(level: u8, table: &[f32; 256]) -> f32 {
         table[usize::from(level)]
     }
+
+    fn fill(levels: &[u8], normalisation: &Normalisation, channel: usize, out: &mut [f32]) {
+        normalisation.fill(channel, levels, out);
+    }
 }
 
 impl Element for u8 {
     #[inline(always)]
     fn of(level: u8, _: &[f32; 256]) -> u8 {
         level
+    }
+
+    fn fill(levels: &[u8], _: &Normalisation, _: usize, out: &mut [u8]) {
+        out.copy_from_slice(levels);
     }
 }
 
@@ -193,10 +204,9 @@ impl Preparation {
                 let planes = out
                     .chunks_exact_mut(size * size)
                     .zip(row.chunks(pitch(size)));
-                for ((plane, row), table) in planes.zip(tables) {
-                    for (out, &level) in plane[y * size..][..size].iter_mut().zip(row) {
-                        *out = T::of(level, table);
-                    }
+                for (channel, (plane, row)) in planes.take(3).enumerate() {
+                    let out = &mut plane[y * size..][..size];
+                    T::fill(&row[..size], &self.normalisation, channel, out);
                 }
             };
             resize(

@@ -110,7 +110,7 @@ pub(super) fn portable(
         layout,
         ..
     } = passes;
-    let (width, count) = (across.len(), across.used * 3);
+    let (width, count) = (across.count(), across.used * 3);
     let Scratch { between, lines, .. } = scratch;
     let long = 3 * pitch(width);
     lines.resize(long, 0);
@@ -163,7 +163,7 @@ fn across_row(source: &[u8], all: &Weights, layout: Layout, out: &mut [u8]) {
             }
         }
         for (channel, sum) in sums.into_iter().enumerate() {
-            out[place(layout, all.len(), x, channel)] = to_level(sum, all.bits);
+            out[place(layout, all.count(), x, channel)] = to_level(sum, all.bits);
         }
     }
 }

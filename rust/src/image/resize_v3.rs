@@ -65,7 +65,7 @@ impl pulp::NullaryFnOnce for Run<'_, '_> {
             tile,
             lines,
         } = scratch;
-        let wide = (3 * pitch(across.len())).next_multiple_of(RUN);
+        let wide = (3 * pitch(across.count())).next_multiple_of(RUN);
         let (horizontal, vertical) = (Pairs::new(across), Pairs::new(down));
         // Pairs of weights 0 reach past the last pixel that is used.
         tile.resize((across.used.div_ceil(4) * 2 + horizontal.pairs) * 3, [0; 8]);

@@ -141,7 +141,7 @@ impl Weights {
     }
 
     /// Output positions.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.begins.len()
     }
 }
