@@ -226,6 +226,12 @@ def single(
     return Row(subject, contender, value, unit, ratio, agrees, value, value, 1, note, machine(), versions(packages))
 
 
+def judged(subject: str, what: str, value: float, target: float, packages: Iterable[str] = ()) -> Row:
+    """A row for a quotient that should reach a target, whose note says whether it does."""
+    verdict = "pass" if value >= target else "MISS"
+    return single(subject, what, value, "times", note=f"target {target:g}: {verdict}", packages=packages)
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows of one subject as aligned text: by the wall, then by processor time."""
     name_width = max(len(row.contender) for row in rows)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Contender, Row, compare, main, single
+from harness import Contender, Row, compare, judged, main, single
 from image_peers import PACKAGES, arguments, as_tensor, have, photographs, pillow_steps, tensor_steps
 from PIL import Image
 from varalign.data.decoded import decoded_cache
@@ -131,6 +131,11 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
                 replace(row, processor=None, processor_ratio=None) if row.contender.startswith(peers) else row
                 for row in rows
             ]
+            slow = next((row for row in rows if "torchvision on Pillow" in row.contender), None)
+            if slow is not None:
+                ratio, clock = (slow.ratio, "wall") if workers else (slow.processor_ratio or slow.ratio, "processor")
+                judgement = f"target of the decoded cache, {where}, by {clock} time"
+                yield [judged(judgement, "over DataLoader, torchvision on Pillow", ratio, 10, PACKAGES)]
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use _core::image::augment::Augment;
 use _core::image::decode::decode;
+use _core::image::geometry::Fit;
 use _core::image::load::{Buffers, Preparation};
-use _core::image::resize::{Fit, Interpolation, Normalisation};
+use _core::image::normalise::Normalisation;
+use _core::image::weights::Interpolation;
 use _core::image::Limits;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

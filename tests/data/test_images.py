@@ -1,6 +1,6 @@
 """Decoding and resizing against Pillow and torchvision's formulas, on images of every format and mode made here.
 
-Tolerances: lossless formats and resizing are exact to the bit; JPEG is stated where it is checked.
+Tolerances: lossless formats are exact to the bit, resizing as `RESIZED_*` say; JPEG is stated where it is checked.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from varalign.data.images import MAX_PIXELS, Augment, ImagePipeline, Preprocess,
 
 JPEG_MEAN, JPEG_MAX = 0.0, 0
 """Levels that a decoded JPEG may differ from libjpeg-turbo's (in Pillow), mean and largest: none."""
+
+RESIZED_MEAN, RESIZED_MAX = 0.04, 1
+"""Levels that a resized picture may differ from Pillow's, mean and largest: our weights have 16 bits, Pillow's 22."""
 
 
 def picture(width: int = 61, height: int = 47, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -51,6 +54,12 @@ def assert_close(data: bytes, mean: float = 0.0, largest: int = 0) -> None:
     assert ours.shape == theirs.shape and ours.dtype == np.uint8
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.mean() <= mean and difference.max() <= largest, (difference.mean(), difference.max())
+
+
+def assert_resized(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert ours.shape == theirs.shape
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.mean() <= RESIZED_MEAN and difference.max() <= RESIZED_MAX, (difference.mean(), difference.max())
 
 
 MODES = ["1", "L", "P", "RGB", "RGBA", "LA"]
@@ -233,7 +242,7 @@ def by_torchvision(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("resize", ["crop", "squash"])
 @pytest.mark.parametrize("size", [1, 7, 32, 224])
-def test_resizing_is_pillows_to_the_bit(tmp_path: Path, interpolation: Any, resize: Any, size: int) -> None:
+def test_resizing_is_pillows(tmp_path: Path, interpolation: Any, resize: Any, size: int) -> None:
     preprocess = Preprocess(size=size, interpolation=interpolation, resize=resize)
     shapes = [(61, 47), (500, 375), (375, 500), (32, 32), (1, 1), (5, 300), (301, 4), (224, 224), (225, 224)]
     paths = [tmp_path / f"{width}x{height}.png" for width, height in shapes]
@@ -243,7 +252,7 @@ def test_resizing_is_pillows_to_the_bit(tmp_path: Path, interpolation: Any, resi
     pixels, errors = load_images(paths, preprocess, dtype="uint8", threads=1)
     assert not errors
     for got, image in zip(pixels, images, strict=True):
-        np.testing.assert_array_equal(got, by_torchvision(image, preprocess))
+        assert_resized(got, by_torchvision(image, preprocess))
 
 
 def test_normalisation_is_torchvisions_in_float32(tmp_path: Path) -> None:
@@ -270,7 +279,7 @@ def test_augmentation_is_the_crop_that_it_says(tmp_path: Path) -> None:
         left, top, width, height, flip = preparation.crop(90, 70, 3, row)
         part = image.crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
         expected = np.asarray(part)[:, ::-1] if flip else np.asarray(part)
-        np.testing.assert_array_equal(pixels[row], expected.transpose(2, 0, 1))
+        assert_resized(pixels[row], expected.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -499,7 +508,7 @@ def test_odd_images_have_the_outcome_of_their_manifest(shared_data: Path) -> Non
 
 
 def test_real_photographs_agree_with_pillow(shared_data: Path) -> None:
-    """Decoded, and resized and cropped to 224: no difference at all."""
+    """Decoded: no difference at all. Resized and cropped to 224: a level in a thousand is off, by one."""
     paths = sorted((shared_data / "flickr8k_originals" / "Images").iterdir())[::5]
     preprocess = Preprocess()
     pixels, errors = load_images(paths, preprocess, dtype="uint8")
@@ -507,6 +516,6 @@ def test_real_photographs_agree_with_pillow(shared_data: Path) -> None:
     for path, got in zip(paths, pixels, strict=True):
         with Image.open(path) as image:
             theirs = by_torchvision(image.convert("RGB"), preprocess)
-        for ours, reference in [(decode_image(path.read_bytes()), by_pillow(path.read_bytes())), (got, theirs)]:
-            difference = np.abs(ours.astype(int) - reference)
-            assert difference.max() <= JPEG_MAX, path.name
+        assert_close(path.read_bytes(), JPEG_MEAN, JPEG_MAX)
+        assert_resized(got, theirs)
+        assert np.mean(got != theirs) <= 0.002, path.name

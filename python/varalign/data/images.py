@@ -1,8 +1,9 @@
 """Images as the encoders want them: decoded, cropped, resized and normalised by the Rust core, batches made ahead.
 
 Pixels are Pillow's: `ImageOps.exif_transpose(image).convert("RGB")`, then Pillow's antialiased resampling to the short
-side and the centre square, in float32 `(level / 255 - mean) / std`. JPEG (and the first picture of an MPO), PNG, WebP,
-the first frame of a GIF, and BMP, known by content and never by name; everything else is refused by its name.
+side and the centre square (one level in two thousand is off by one), in float32 `(level / 255 - mean) / std`. JPEG
+(and the first picture of an MPO), PNG, WebP, the first frame of a GIF, and BMP, known by content and never by name;
+everything else is refused by its name.
 
 What a file may cost is limited before anything is allocated for it: `MAX_PIXELS` pixels, 1 GiB while it is decoded,
 1 GiB on disk; the time of a JPEG, whose scans may go over the picture again and again, by their number (500) and by the

@@ -18,7 +18,7 @@
 //! contrast and saturation, uniform from max(0, 1 - x) to 1 + x: torchvision's `ColorJitter` without hue.
 
 use super::color::{Change, Jitter};
-use super::resize::Area;
+use super::geometry::Area;
 use crate::error::{Error, Result};
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;

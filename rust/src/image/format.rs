@@ -1,6 +1,6 @@
 //! What the decoders of all formats share: what they are asked for, what they hand back, how they refuse.
 
-use super::resize::Area;
+use super::geometry::Area;
 use super::{Limits, Rgb};
 use crate::error::{Error, Result};
 

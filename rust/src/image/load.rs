@@ -9,8 +9,11 @@ use super::augment::Augment;
 use super::color::{jitter, Jitter};
 use super::decode::decode_wanted;
 use super::format::Wanted;
+use super::geometry::{Fit, Geometry};
 use super::kept::Kept;
-use super::resize::{resize, Fit, Geometry, Interpolation, Normalisation, Scratch};
+use super::normalise::Normalisation;
+use super::resize::{pitch, resize, Layout, Scratch};
+use super::weights::Interpolation;
 use super::{pool, Limits, Rgb};
 use crate::error::{Error, Result};
 
@@ -39,35 +42,32 @@ pub struct Preparation {
 
 /// A sample's element type: normalised float32 or levels.
 pub trait Element: Copy + Default + Send + 'static {
-    /// Packed RGB to three planes.
-    fn planes(rgb: &[u8], normalisation: &Normalisation, out: &mut [Self]);
+    /// A level of the channel that the table is of.
+    fn of(level: u8, table: &[f32; 256]) -> Self;
 
-    /// Packed RGB to pixels as they are packed.
-    fn packed(rgb: &[u8], normalisation: &Normalisation, out: &mut [Self]);
+    /// Levels of one channel.
+    fn fill(levels: &[u8], normalisation: &Normalisation, channel: usize, out: &mut [Self]);
 }
 
 impl Element for f32 {
-    fn planes(rgb: &[u8], normalisation: &Normalisation, out: &mut [f32]) {
-        normalisation.to_planes(rgb, out);
+    #[inline(always)]
+    fn of(level: u8, table: &[f32; 256]) -> f32 {
+        table[usize::from(level)]
     }
 
-    fn packed(rgb: &[u8], normalisation: &Normalisation, out: &mut [f32]) {
-        normalisation.to_packed(rgb, out);
+    fn fill(levels: &[u8], normalisation: &Normalisation, channel: usize, out: &mut [f32]) {
+        normalisation.fill(channel, levels, out);
     }
 }
 
 impl Element for u8 {
-    fn planes(rgb: &[u8], _: &Normalisation, out: &mut [u8]) {
-        let area = out.len() / 3;
-        for (channel, plane) in out.chunks_exact_mut(area).enumerate() {
-            for (out, pixel) in plane.iter_mut().zip(rgb.chunks_exact(3)) {
-                *out = pixel[channel];
-            }
-        }
+    #[inline(always)]
+    fn of(level: u8, _: &[f32; 256]) -> u8 {
+        level
     }
 
-    fn packed(rgb: &[u8], _: &Normalisation, out: &mut [u8]) {
-        out.copy_from_slice(rgb);
+    fn fill(levels: &[u8], _: &Normalisation, _: usize, out: &mut [u8]) {
+        out.copy_from_slice(levels);
     }
 }
 
@@ -156,24 +156,69 @@ impl Preparation {
         buffers: &mut Buffers,
         out: &mut [T],
     ) {
-        buffers.rgb.resize(self.elements(), 0);
-        resize(
-            image,
-            geometry,
-            (self.size, self.size),
-            self.interpolation,
-            &mut buffers.scratch,
-            &mut buffers.rgb,
-        );
-        if let Some(changes) = changes {
-            jitter(&mut buffers.rgb, changes);
-        }
-        let fill = if self.channels_last {
-            T::packed
-        } else {
-            T::planes
+        let (size, kernel) = (self.size, self.interpolation);
+        let tables: [_; 3] = std::array::from_fn(|channel| self.normalisation.table(channel));
+        let packed = |row: &[u8], out: &mut [T]| {
+            for (out, levels) in out.chunks_exact_mut(3).zip(row.chunks_exact(3)) {
+                for channel in 0..3 {
+                    out[channel] = T::of(levels[channel], tables[channel]);
+                }
+            }
         };
-        fill(&buffers.rgb, &self.normalisation, out);
+        let Buffers { scratch, rgb } = buffers;
+        if let Some(changes) = changes {
+            // Contrast asks for the mean of the whole picture.
+            rgb.clear();
+            let mut row = |_: usize, row: &[u8]| rgb.extend_from_slice(&row[..size * 3]);
+            resize(
+                image,
+                geometry,
+                (size, size),
+                kernel,
+                Layout::Packed,
+                scratch,
+                &mut row,
+            );
+            jitter(rgb, changes);
+            if self.channels_last {
+                return packed(rgb, out);
+            }
+            for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
+                for (out, levels) in plane.iter_mut().zip(rgb.chunks_exact(3)) {
+                    *out = T::of(levels[channel], tables[channel]);
+                }
+            }
+        } else if self.channels_last {
+            let mut row = |y: usize, row: &[u8]| packed(row, &mut out[y * size * 3..][..size * 3]);
+            resize(
+                image,
+                geometry,
+                (size, size),
+                kernel,
+                Layout::Packed,
+                scratch,
+                &mut row,
+            );
+        } else {
+            let mut row = |y: usize, row: &[u8]| {
+                let planes = out
+                    .chunks_exact_mut(size * size)
+                    .zip(row.chunks(pitch(size)));
+                for (channel, (plane, row)) in planes.take(3).enumerate() {
+                    let out = &mut plane[y * size..][..size];
+                    T::fill(&row[..size], &self.normalisation, channel, out);
+                }
+            };
+            resize(
+                image,
+                geometry,
+                (size, size),
+                kernel,
+                Layout::Planes,
+                scratch,
+                &mut row,
+            );
+        }
     }
 
     /// Makes the sample of a file; `out` is written only where that succeeds. The error names the file.
@@ -213,15 +258,17 @@ impl Preparation {
         if (image.width, image.height) == (width, height) {
             return Ok(Shrunk { image, full });
         }
-        let mut pixels = vec![0; width * height * 3];
-        let scratch = &mut buffers.scratch;
+        let mut pixels = Vec::with_capacity(width * height * 3);
+        let mut row = |_: usize, row: &[u8]| pixels.extend_from_slice(&row[..width * 3]);
+        let (kernel, scratch) = (self.interpolation, &mut buffers.scratch);
         resize(
             &image,
             &geometry,
             (width, height),
-            self.interpolation,
+            kernel,
+            Layout::Packed,
             scratch,
-            &mut pixels,
+            &mut row,
         );
         pool::give(image.pixels);
         let image = Rgb {

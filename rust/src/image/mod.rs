@@ -6,15 +6,20 @@ pub mod color;
 pub mod decode;
 mod exif;
 pub mod format;
+pub mod geometry;
 mod gif;
 mod jpeg;
 pub mod kept;
 pub mod load;
+pub mod normalise;
 pub mod pipeline;
 mod png;
 mod pool;
 pub mod resize;
+#[cfg(target_arch = "x86_64")]
+mod resize_v3;
 mod webp;
+pub mod weights;
 
 /// An RGB image, eight bits a channel, rows from top to bottom, pixels packed.
 #[derive(Clone, Debug, PartialEq, Eq)]

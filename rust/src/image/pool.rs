@@ -11,31 +11,19 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An empty buffer, with room where one was given back.
+/// An empty buffer, with room where one was given back: the one in which the least is initialised.
 pub fn take_empty() -> Vec<u8> {
-    let mut buffer = take(0);
+    let mut buffer = take_by(Vec::len);
     buffer.clear();
     buffer
 }
 
 /// A buffer of `length` bytes of any value: whoever takes it writes what it reads.
 pub fn take(length: usize) -> Vec<u8> {
-    let mut buffer = FREE.with_borrow_mut(|free| {
-        // The smallest that fits, else the largest.
-        let fits = |buffer: &Vec<u8>| buffer.capacity() >= length && length > 0;
-        let best = (0..free.len()).min_by_key(|&index| {
-            let capacity = free[index].capacity();
-            (
-                !fits(&free[index]),
-                if fits(&free[index]) {
-                    capacity
-                } else {
-                    usize::MAX - capacity
-                },
-            )
-        });
-        best.map(|index| free.swap_remove(index))
-            .unwrap_or_default()
+    // The shortest that is long enough, else the longest: bytes past a buffer's end have to be set before they are used.
+    let mut buffer = take_by(|buffer| match buffer.len() {
+        enough if enough >= length => enough,
+        short => usize::MAX - short,
     });
     if buffer.capacity() < length {
         // Grown anew: nothing in it is worth copying.
@@ -43,6 +31,14 @@ pub fn take(length: usize) -> Vec<u8> {
     }
     buffer.resize(length, 0);
     buffer
+}
+
+fn take_by(key: impl Fn(&Vec<u8>) -> usize) -> Vec<u8> {
+    FREE.with_borrow_mut(|free| {
+        let best = (0..free.len()).min_by_key(|&index| key(&free[index]));
+        best.map(|index| free.swap_remove(index))
+            .unwrap_or_default()
+    })
 }
 
 /// Gives a buffer back.

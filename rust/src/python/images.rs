@@ -12,10 +12,12 @@ use pyo3::types::PyBytes;
 use crate::error::Error;
 use crate::image::augment::Augment;
 use crate::image::decode::decode;
+use crate::image::geometry::Fit;
 use crate::image::kept::{Entry, Kept};
 use crate::image::load::{Element, Preparation, Shrunk};
+use crate::image::normalise::Normalisation;
 use crate::image::pipeline::{self, Batch, Job, Next, Run};
-use crate::image::resize::{Fit, Interpolation, Normalisation};
+use crate::image::weights::Interpolation;
 use crate::image::Limits;
 
 /// Between two looks at Python's signals while waiting.

@@ -103,8 +103,19 @@ pub fn idct_reduced<const N: usize>(block: &Block, quant: &Block, out: &mut [u8]
 pub fn idct_flat(first: i16, quant: i16, side: usize, out: &mut [u8], stride: usize) {
     let level = (i32::from(first.wrapping_mul(quant) << PASS1_BITS) + 16) >> 5;
     let level = (level + 128).clamp(0, 255) as u8;
-    for y in 0..side {
-        out[y * stride..][..side].fill(level);
+    // Of known length: a call of memset for eight bytes takes longer than they do.
+    match side {
+        8 => flat::<8>(level, out, stride),
+        4 => flat::<4>(level, out, stride),
+        2 => flat::<2>(level, out, stride),
+        _ => out[0] = level,
+    }
+}
+
+#[inline(always)]
+fn flat<const N: usize>(level: u8, out: &mut [u8], stride: usize) {
+    for y in 0..N {
+        out[y * stride..][..N].copy_from_slice(&[level; N]);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{bad, Colors, Component};
 use crate::error::Result;
 use crate::image::format::Wanted;
-use crate::image::resize::Area;
+use crate::image::geometry::Area;
 use crate::image::{pool, Rgb};
 
 /// How a component's rows come to full width and height.

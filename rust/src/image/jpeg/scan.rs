@@ -130,23 +130,28 @@ pub fn decode_scan<T: Transform>(
                 }
             } else {
                 // All blocks of the unit first: what was just written is slow to read in wider pieces.
-                let mut filled = blocks.iter_mut().zip(&mut lasts);
+                // Counted by hand: the adapters of iterators are not inlined here.
+                let mut filled = 0;
                 for part in &mut parts {
                     let (h, v) = components[part.index].blocks_a_unit(single);
-                    for (block, last) in filled.by_ref().take(h * v) {
-                        *block = [0; 64];
-                        *last = 0;
+                    for _ in 0..h * v {
+                        blocks[filled] = [0; 64];
+                        lasts[filled] = 0;
                         if !skip {
-                            *last = sequential_block(&mut bits, part, block)?;
+                            lasts[filled] = sequential_block(&mut bits, part, &mut blocks[filled])?;
                         }
+                        filled += 1;
                     }
                 }
-                let mut filled = blocks.iter().zip(&lasts);
+                filled = 0;
                 for part in &parts {
                     let component = &mut components[part.index];
                     let (h, v) = component.blocks_a_unit(single);
-                    for ((y, x), (block, &last)) in places(h, v).zip(filled.by_ref()) {
-                        component.put(transform, unit_x * h + x, unit_y * v + y, block, last == 0);
+                    for y in unit_y * v..(unit_y + 1) * v {
+                        for x in unit_x * h..(unit_x + 1) * h {
+                            component.put(transform, x, y, &blocks[filled], lasts[filled] == 0);
+                            filled += 1;
+                        }
                     }
                 }
             }
