@@ -8,7 +8,7 @@ import pytest
 import torch
 from varalign.losses import ContrastiveLoss
 from varalign.losses.statistics import DirectionStats
-from varalign.weightings import DWA, FAMO, IMTL, WEIGHTINGS, Uncertainty, Weighting
+from varalign.weightings import DWA, FAMO, IMTL, IMTLG, WEIGHTINGS, Uncertainty, Weighting
 
 STATS = DirectionStats(*[torch.zeros(3)] * 7, candidates=3, logit_scale=torch.tensor(1.0))
 LOSSES = [(2.0, 1.0), (1.8, 1.2), (1.7, 0.6), (1.0, 0.5), (1.1, 0.4), (0.9, 0.45), (0.7, 0.3)]
@@ -81,3 +81,25 @@ def test_a_loss_trains_under_them(name: str) -> None:
     found.loss.backward()
     assert float(found.weights.sum()) == pytest.approx(1.0) and not found.weights.requires_grad
     assert bool(torch.isfinite(u.grad).all())
+
+
+def test_imtl_g_goes_equally_far_along_both_gradients() -> None:
+    generator = torch.Generator().manual_seed(3)
+    u, v = (torch.randn(n, 6, generator=generator, requires_grad=True) for n in (5, 7))
+    ids = torch.arange(5), torch.tensor([0, 1, 2, 3, 4, 0, 1])
+    unit = torch.nn.functional.normalize
+    out = ContrastiveLoss(IMTLG())(unit(u, dim=1), unit(v, dim=1), 10.0, *ids)
+    out.loss.backward()
+    assert u.grad is not None and v.grad is not None
+    x, y = (unit(t.detach(), dim=1).requires_grad_() for t in (u, v))
+    alone = ContrastiveLoss("fixed")(x, y, 10.0, *ids)
+    pulls = [
+        torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, (x, y), retain_graph=True)])
+        for loss in (alone.loss_i2t, alone.loss_t2i)
+    ]
+    mixed = out.weights[0] * pulls[0] + out.weights[1] * pulls[1]
+    along = [float(mixed @ pull / pull.norm()) for pull in pulls]
+    assert along[0] == pytest.approx(along[1], rel=1e-5)
+    assert abs(float(out.weights[0]) - 0.5) > 1e-3 and float(out.weights.sum()) == pytest.approx(1)
+    with torch.no_grad():  # nothing pulls: equal weights
+        assert ContrastiveLoss(IMTLG())(x, y, 10.0, *ids).weights.tolist() == [0.5, 0.5]

@@ -27,7 +27,12 @@ class LossSchedule(nn.Module):
     A schedule of one's own overrides `forward`; what it keeps between steps belongs in buffers (or parameters), so that
     `state_dict` has it and a resumed run goes on as if never stopped. In `eval()` mode weights are given and nothing is
     kept.
+
+    Attributes:
+        by_gradients: whether `losses` are instead the norms of the two losses' gradients by the embeddings.
     """
+
+    by_gradients = False
 
     def forward(self, stats_i2t: DirectionStats, stats_t2i: DirectionStats, losses: Tensor | None = None) -> Tensor:
         """The weights of this step.

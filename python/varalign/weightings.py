@@ -2,7 +2,8 @@
 
 Each takes the two directions' losses and gives weights that add up to 1, so that only the ratio is theirs and the
 learning rate keeps its meaning. What they learn they step themselves, by the gradient that the paper writes down, into
-buffers: a checkpoint has it, and the model's optimiser is not concerned.
+buffers: a checkpoint has it, and the model's optimiser is not concerned. For two tasks each is a line or two; libraries of
+them (torchjd, LibMTL) take the gradient of every parameter for every task, which costs a backward pass of the towers a task.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class IMTL(Weighting):
     Args:
         rate: step of s.
 
-    Source: Liu et al. 2021. Its gradient balance (IMTL-G) needs a backward pass a direction and is not here.
+    Source: Liu et al. 2021; `IMTLG` is its other half.
     """
 
     log_scale: Tensor
@@ -87,6 +88,24 @@ class IMTL(Weighting):
         weights = self.log_scale.softmax(0)
         self.log_scale -= self.rate * (self.log_scale.exp() * losses - 1)
         return weights
+
+
+class IMTLG(Weighting):
+    """The gradient balance of impartial multi-task learning (IMTL-G): equal projections on both tasks' directions.
+
+    With w_1 g_1 + w_2 g_2 as far along g_1 as along g_2, w_1 |g_1| (1 - cos) = w_2 |g_2| (1 - cos): of two tasks each
+    weighs in inverse proportion to its gradient's norm, whatever the angle. The gradients are those by the embeddings,
+    the representation that the two directions share; they cost a second and a third backward pass of the loss, not of
+    the towers.
+
+    Source: Liu et al. 2021.
+    """
+
+    by_gradients = True
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        weights = 1 / losses
+        return weights / weights.sum()
 
 
 class DWA(Weighting):
@@ -155,4 +174,10 @@ class FAMO(Weighting):
         return weights / weights.sum()
 
 
-WEIGHTINGS: dict[str, type[Weighting]] = {"uncertainty": Uncertainty, "dwa": DWA, "famo": FAMO, "imtl": IMTL}
+WEIGHTINGS: dict[str, type[Weighting]] = {
+    "uncertainty": Uncertainty,
+    "dwa": DWA,
+    "famo": FAMO,
+    "imtl": IMTL,
+    "imtl-g": IMTLG,
+}

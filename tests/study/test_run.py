@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from varalign.data.features import FeatureSet, save_features
+from varalign.study import packs
+from varalign.study.grid import Cell
 from varalign.study.run import run_study
 from varalign.study.spec import make_study
 from varalign.training.config import TrainConfig
@@ -135,3 +138,34 @@ def test_a_broken_study_is_one_line(tmp_path: Path) -> None:
     assert main(["study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]) == 2
     (tmp_path / "study.toml").write_text('features = "absent.safetensors"\n')
     assert main(["study", str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_draws_whose_closed_forms_have_other_dimensions_train_apart(
+    features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = packs.cell_config
+
+    def by_seed(cell: Cell, train_images: int) -> TrainConfig:
+        return dataclasses.replace(made(cell, train_images), embedding_dim=4 + cell.seed % 2)
+
+    monkeypatch.setattr(packs, "cell_config", by_seed)
+    axes = {"start": ["closed-form"], "fraction": [100], "seed": [1]}
+    study = make_study(small(features_file, options={"epochs": 1, "batch_size": 32}, axes=axes, tune_seeds=2))
+    assert len(run_study(study, tmp_path / "study", workers=1, device="cpu", say=quiet).cells) == 5
+
+
+def test_other_peoples_weightings_are_schedules_of_a_study(features_file: Path, tmp_path: Path) -> None:
+    options = {"epochs": 2, "batch_size": 32, "dropout": 0.0, "lr": 1e-2}
+    axes = {"start": ["random"], "schedule": ["famo", "imtl-g"], "seed": [3]}
+    values = small(features_file, options=options, axes=axes, tune=[{"fixed_weight": [0.5]}])
+    report = run_study(make_study(values), tmp_path / "study", workers=1, device="cpu", say=quiet)
+    for name in ("famo", "imtl-g"):
+        cell = next(row for row in report.cells if row["schedule"] == name)
+        config = TrainConfig(
+            features=str(features_file), start="random", seed=3, schedule=name, device="cpu", **options,  # type: ignore[arg-type]
+            out=str(tmp_path / name),
+        )  # fmt: skip
+        steps = [json.loads(line) for line in (train(config, say=quiet).run / "metrics.jsonl").read_text().splitlines()]
+        weights = [line["w_i2t"] for line in steps if line["kind"] == "step"]
+        assert np.ptp(weights) > 1e-4
+        assert cell["w_i2t_mean"] == pytest.approx(np.mean(weights), abs=1e-4)

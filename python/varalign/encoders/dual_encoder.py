@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.canonical.heads import ResidualHead
+from varalign.encoders.adapters import ADAPTER, add_adapters
 from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder, parameters_of
 from varalign.encoders.heads import build_head
 from varalign.encoders.specs import SpecError
@@ -95,6 +96,9 @@ class DualEncoder(nn.Module):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale), dtype=torch.float32))
         # Side → number of unfrozen blocks, for the frozen sides only.
         self.frozen: dict[Side, int] = {}
+        # Side → rank of its adapters, and what its tower's fingerprint was without them.
+        self.adapters: dict[Side, int] = {}
+        self._fingerprints: dict[Side, str] = {}
 
     @property
     def logit_scale(self) -> Tensor:
@@ -189,9 +193,29 @@ class DualEncoder(nn.Module):
         self.frozen[tower] = unfreeze
         self.train(self.training)
 
+    def adapt(self, tower: Side, rank: int) -> None:
+        """Let low-rank adapters, which at first change nothing, train beside the linear layers of a frozen tower.
+
+        Args:
+            tower: "image" or "text", with a frozen pretrained tower. The adapters' names hold `.lora_`.
+            rank: R, at least 1.
+
+        Raises:
+            SpecError: the tower is not frozen whole, has no such layers, or the package peft is not there.
+
+        Source: Hu et al., LoRA, ICLR 2022.
+        """
+        encoder = self.encoder(tower)
+        if encoder is None or not encoder.has_source or self.frozen.get(tower) != 0:
+            raise SpecError(f"adapters go beside a frozen pretrained tower, and the {tower} tower is none")
+        self._fingerprints[tower] = encoder.weights_fingerprint()
+        add_adapters(encoder, rank)
+        self.adapters[tower] = rank
+        self.train(self.training)
+
     def fully_frozen(self, tower: Side) -> bool:
         """Whether a tower is there and none of it trains: its features can be computed once and kept."""
-        return self.encoder(tower) is not None and self.frozen.get(tower) == 0
+        return self.encoder(tower) is not None and self.frozen.get(tower) == 0 and tower not in self.adapters
 
     def train(self, mode: bool = True) -> DualEncoder:
         """Training mode for what trains; the frozen parts stay in eval mode."""
@@ -212,9 +236,9 @@ class DualEncoder(nn.Module):
     ) -> list[dict[str, Any]]:
         """The trainable parameters as groups for an optimiser.
 
-        Heads, and towers that start from random weights, train at `lr`; pretrained towers at `tower_lr`; the maps that
-        residual heads got from a closed form at `map_lr` times `lr`. No decay for
-        biases, norms, embeddings (word, position, class) and the logit scale: decay would pull them to zero, where they
+        Heads, adapters, and towers that start from random weights, train at `lr`; pretrained towers at `tower_lr`; the
+        maps that residual heads got from a closed form at `map_lr` times `lr`. No decay for biases, norms, embeddings
+        (word, position, class) and the logit scale: decay would pull them to zero, where they
         mean something else, instead of keeping a map small.
 
         Returns:
@@ -230,7 +254,9 @@ class DualEncoder(nn.Module):
             if not parameter.requires_grad:
                 continue
             name = (
-                "pretrained_towers"
+                "adapters"
+                if ADAPTER in key
+                else "pretrained_towers"
                 if key.startswith(pretrained)
                 else "towers"
                 if key.startswith(towers)
@@ -252,13 +278,17 @@ class DualEncoder(nn.Module):
         return list(groups.values())
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """The state dict without the towers that are fully frozen and can be read again from their source.
+        """The state dict without the weights of towers that are frozen whole and can be read again from their source.
 
         Those are known by their spec and fingerprint (`to_config`), so a checkpoint over CLIP and BERT is a few
-        megabytes. A tower with unfrozen blocks, or with random weights, is in it whole.
+        megabytes. Adapters are in it; a tower with unfrozen blocks, or with random weights, is in it whole.
         """
         left_out = tuple(f"{side}_encoder." for side in ("image", "text") if self._from_source(side))
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(left_out)}
+        return {
+            name: tensor
+            for name, tensor in self.state_dict().items()
+            if ADAPTER in name or not name.startswith(left_out)
+        }
 
     def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
         """Load what `checkpoint_state` gave, in place.
@@ -291,19 +321,22 @@ class DualEncoder(nn.Module):
             "image_feature_dim": self.image_feature_dim,
             "text_feature_dim": self.text_feature_dim,
             "frozen": dict(self.frozen),
+            "adapters": dict(self.adapters),
             "image_encoder": None if self.image_encoder is None else self.image_encoder.to_config(),
             "text_encoder": None if self.text_encoder is None else self.text_encoder.to_config(),
         }
         for side in ("image", "text"):
             encoder = self.encoder(side)
             if encoder is not None:
-                fingerprint = encoder.weights_fingerprint() if self._from_source(side) else None
+                fingerprint = None
+                if self._from_source(side):
+                    fingerprint = self._fingerprints.get(side) or encoder.weights_fingerprint()
                 config[f"{side}_encoder"]["weights_fingerprint"] = fingerprint
         return config
 
     def _from_source(self, side: Side) -> bool:
         encoder = self.encoder(side)
-        return encoder is not None and encoder.has_source and self.fully_frozen(side)
+        return encoder is not None and encoder.has_source and self.frozen.get(side) == 0
 
 
 def _feature_dim(side: str, encoder: Encoder | None, given: int | None) -> int:

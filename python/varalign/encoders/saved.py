@@ -54,6 +54,8 @@ def dual_encoder_from_config(config: Mapping[str, Any], *, tokenizer: Tokenizer 
     )
     for side, unfreeze in config["frozen"].items():
         model.freeze(side, unfreeze)
+    for side, rank in config.get("adapters", {}).items():
+        model.adapt(side, rank)
     return model
 
 

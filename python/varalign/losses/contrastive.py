@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
+from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.operator import choose_backend, contrastive_forward
 from varalign.losses.statistics import DirectionStats, mean_over_queries
 
@@ -214,7 +215,10 @@ class ContrastiveLoss(nn.Module):
             all_t2i = gather_stats(stats_t2i, sizes.texts, self.group)
             loss_i2t = mean_across_ranks(nll_i2t, stats_i2t, self.group, image_weights)
             loss_t2i = mean_across_ranks(nll_t2i, stats_t2i, self.group, text_weights)
-        weights = self.schedule(all_i2t, all_t2i, losses=torch.stack([loss_i2t, loss_t2i]))
+        losses = torch.stack([loss_i2t, loss_t2i])
+        if self.schedule.by_gradients:
+            losses = gradient_norms(losses, (image_embeddings, text_embeddings), group=self.group)
+        weights = self.schedule(all_i2t, all_t2i, losses=losses)
         loss = weights[0] * loss_i2t + weights[1] * loss_t2i
         return ContrastiveOutput(loss, loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.statistics import FIELDS, DirectionStats
 from varalign.schedules import LossSchedule
 from varalign.training.config import TrainConfig
@@ -168,10 +169,15 @@ class BatchedRuns:
         losses, stats_i2t, stats_t2i = batched_contrastive(
             u, v, scale, image_ids, image_ids, None if pair_weights is None else (pair_weights, pair_weights)
         )
+        norms = losses
+        if any(schedule.by_gradients for schedule in self.schedules):
+            norms = gradient_norms(losses, (u, v), runs=True)
         weights = torch.stack(
             [
-                schedule(i2t, t2i, losses=loss)
-                for schedule, i2t, t2i, loss in zip(self.schedules, stats_i2t, stats_t2i, losses, strict=True)
+                schedule(i2t, t2i, losses=norm if schedule.by_gradients else loss)
+                for schedule, i2t, t2i, loss, norm in zip(
+                    self.schedules, stats_i2t, stats_t2i, losses, norms, strict=True
+                )
             ]
         )
         run_losses = (weights * losses).sum(1)

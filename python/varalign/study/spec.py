@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
-from varalign.training.config import FIELDS, SCHEDULE_NAMES, ConfigError, check_value, known_options
+from varalign.training.config import FIELDS, ConfigError, check_value, field_choices, known_options
 
 TUNED = "fixed-tuned"
 CONTROLS = ("fixed", TUNED, "random", "replay")
@@ -242,8 +242,9 @@ def _check_axis(name: str, value: Any, place: str) -> None:
         return
     if name == "schedule" and value in CONTROLS:
         return
-    if name == "schedule" and value not in SCHEDULE_NAMES:
-        raise StudyError(f"{place}: unknown schedule {value!r}{_near(str(value), SCHEDULE_NAMES)}")
+    schedules = field_choices("schedule") or ()
+    if name == "schedule" and value not in schedules:
+        raise StudyError(f"{place}: unknown schedule {value!r}{_near(str(value), schedules)}")
     if name == "noise":
         from varalign.evaluation.noise import parse_noise
 

@@ -276,6 +276,10 @@ def new_model(config: TrainConfig, data: Data) -> DualEncoder:
     for side in SIDES:
         if config.freezes(side):
             model.freeze(side, config.unfreeze)
+            if config.lora:
+                model.adapt(side, config.lora)
+    if config.lora and not model.adapters:
+        raise ConfigError(f"--lora {config.lora}: no tower is frozen; leave it out, or freeze one by --freeze")
     if config.unfreeze and not model.frozen:
         raise ConfigError(f"--unfreeze {config.unfreeze}: no tower is frozen; leave it out, or freeze one by --freeze")
     return model

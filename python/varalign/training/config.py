@@ -139,6 +139,15 @@ class TrainConfig:
     )
     bidirectional: bool = _option(False, "encoders", "run the LSTM in both directions")
     unfreeze: int = _option(0, "encoders", "train the last N blocks of frozen towers too", metavar="N", low=0)
+    lora: int = _option(
+        0,
+        "encoders",
+        "rank of low-rank adapters that train beside the linear layers of the frozen towers (LoRA, extra `lora`); 0 "
+        "none",
+        metavar="R",
+        low=0,
+        high=512,
+    )
     wise_ft: bool = _option(
         False,
         "encoders",
@@ -211,7 +220,7 @@ class TrainConfig:
         1, "loss", "steps of the adversarial losses' attack: 1 is FGSM, more is PGD", metavar="N", low=1, high=100
     )
     schedule: Literal[
-        "variance", "entropy", "spread", "fixed", "random", "replay", "uncertainty", "dwa", "famo", "imtl"
+        "variance", "entropy", "spread", "fixed", "random", "replay", "uncertainty", "dwa", "famo", "imtl", "imtl-g"
     ] = _option("variance", "loss", "how the two directions of the loss are weighted at each step")
     schedule_floor: float = _option(0.05, "loss", "least weight of a direction", metavar="X", low=0.0, high=0.5)
     schedule_beta: float = _option(
@@ -328,16 +337,20 @@ class TrainConfig:
                 raise ConfigError(
                     f"{option_name(name)} needs images and captions: a features file holds what became of them"
                 )
-        sees_crops = self.augment if self.augment is not None else bool(self.unfreeze) or not self.freezes("image")
+        sees_crops = self.augment if self.augment is not None else self.trains("image")
         if self.color_jitter and not sees_crops:
             raise ConfigError(
                 f"--color-jitter {self.color_jitter:g} is part of the augmentation, which this run has not: "
                 "leave out --no-augment, or pass --augment where the image tower is frozen"
             )
-        if self.features is not None and self.unfreeze:
-            raise ConfigError(
-                "--unfreeze needs the towers, which a features file does not have: train from --data instead"
-            )
+        for name in ("unfreeze", "lora") if self.features is not None else ():
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{option_name(name)} needs the towers, which a features file does not have: train from --data "
+                    "instead"
+                )
+        if self.lora and self.unfreeze:
+            raise ConfigError("--lora trains beside frozen blocks and --unfreeze trains blocks: pass one of them")
         if self.start == "closed-form" and not self.frozen_towers:
             specs = parse_image_spec(self.image_spec), parse_text_spec(self.text_spec)
             if not all(spec.has_source for spec in specs):
@@ -366,7 +379,7 @@ class TrainConfig:
                 "--input-noise needs features whose deviations stay what they are: freeze both towers, or leave it out"
             )
         tuned = [
-            spec.has_source and (not self.freezes(side) or self.unfreeze > 0)
+            spec.has_source and not self.lora and self.trains(side)
             for side, spec in zip(
                 SIDES, (parse_image_spec(self.image_spec), parse_text_spec(self.text_spec)), strict=True
             )
@@ -376,7 +389,7 @@ class TrainConfig:
                 "--wise-ft goes back towards pretrained weights, and no pretrained tower trains in this run: "
                 "pass --unfreeze N, or leave it out"
             )
-        if self.word_dropout and (self.features is not None or (self.freezes("text") and not self.unfreeze)):
+        if self.word_dropout and (self.features is not None or not self.trains("text")):
             raise ConfigError("--word-dropout leaves words out for a text tower that trains, and this one is frozen")
         if self.feature_mixup and not self.frozen_towers:
             raise ConfigError("--feature-mixup mixes what frozen towers give: freeze both, or leave it out")
@@ -403,10 +416,14 @@ class TrainConfig:
         spec = parse_image_spec(self.image_spec) if side == "image" else parse_text_spec(self.text_spec)
         return self.freeze in (side, "both") or (self.freeze == "auto" and spec.has_source)
 
+    def trains(self, side: Literal["image", "text"]) -> bool:
+        """Whether a side's tower changes in training: whole, its last blocks, or adapters beside it."""
+        return not self.freezes(side) or self.unfreeze > 0 or self.lora > 0
+
     @property
     def frozen_towers(self) -> bool:
         """Whether no tower trains: features computed once serve the whole run."""
-        return self.features is not None or (not self.unfreeze and self.freezes("image") and self.freezes("text"))
+        return self.features is not None or not any(self.trains(side) for side in SIDES)
 
     @property
     def scratch_text(self) -> bool:

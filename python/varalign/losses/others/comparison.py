@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared_ids
+from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.others.adversarial import AdversarialEmbeddings, AdversarialInputs
 from varalign.losses.others.base import Batch, Objective
 from varalign.losses.others.cyclip import CyCLIP
@@ -140,7 +141,10 @@ class ComparisonLoss(nn.Module):
         values_i2t, values_t2i, added = self.objective(batch)
         loss_i2t = mean_over_queries(values_i2t, stats_i2t, image_weights)
         loss_t2i = mean_over_queries(values_t2i, stats_t2i, text_weights)
-        weights = self.schedule(stats_i2t, stats_t2i, losses=torch.stack([loss_i2t, loss_t2i]))
+        losses = torch.stack([loss_i2t, loss_t2i])
+        if self.schedule.by_gradients:
+            losses = gradient_norms(losses, (image_embeddings, text_embeddings))
+        weights = self.schedule(stats_i2t, stats_t2i, losses=losses)
         loss = weights[0] * loss_i2t + weights[1] * loss_t2i
         if added is not None:
             loss = loss + added
