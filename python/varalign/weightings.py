@@ -2,8 +2,8 @@
 
 Each takes the two directions' losses and gives weights that add up to 1, so that only the ratio is theirs and the
 learning rate keeps its meaning. What they learn they step themselves, by the gradient that the paper writes down, into
-buffers: a checkpoint has it, and the model's optimiser is not concerned. For two tasks each is a line or two; libraries of
-them (torchjd, LibMTL) take the gradient of every parameter for every task, which costs a backward pass of the towers a task.
+buffers: a checkpoint has it, and the model's optimiser is not concerned. For two tasks each is a line or two; libraries
+of them (torchjd, LibMTL) take the gradient of every parameter for every task, a backward pass of the towers each.
 """
 
 from __future__ import annotations
