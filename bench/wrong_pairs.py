@@ -2,9 +2,9 @@
 
     python bench/wrong_pairs.py --features FILE [--noise swap-images=0.4] [--seeds 3] [--dataset-size N]
 
-Each row is `varalign train --features FILE --noise … --seed S` with the options that it names; "right pairs only" trains
-on the images that the noise left alone, which nobody has outside an experiment. Figures are test Recall@1 in per cent,
-the mean of both directions.
+Each row is `varalign train --features FILE --noise … --seed S` with the options that it names; "right pairs only"
+trains on the images that the noise left alone, which nobody has outside an experiment. Figures are test Recall@1 in per
+cent, the mean of both directions.
 """
 
 from __future__ import annotations

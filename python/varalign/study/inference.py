@@ -80,7 +80,7 @@ def paired_difference(
 
     Returns:
         `difference` (ours − theirs, a fraction), `low`, `high` (95 %, percentiles), `p` (two-sided, at least
-        1 / (draws + 1)).
+        2 / (draws + 1)).
 
     Raises:
         ValueError: runs that are not paired, or were measured on different queries.
