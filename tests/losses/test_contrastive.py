@@ -339,3 +339,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     unit_bytes = 1024 if sys.platform != "darwin" else 1
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert int(result.stdout) * unit_bytes < 64 << 20
+
+
+def test_members_are_aligned_each_by_itself():
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.randn(9, 3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    u, v = (torch.nn.functional.normalize(x, dim=-1).requires_grad_() for x in (u, v))
+    ids = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 7])
+    weights = torch.linspace(0.5, 1.0, 9, dtype=torch.float64)
+    loss = ContrastiveLoss("fixed")
+    together = [x.flatten(1) / 3**0.5 for x in (u, v)]
+    output = loss(*together, 10.0, ids, ids, image_weights=weights, text_weights=weights, members=3)
+    each = [loss(u[:, k], v[:, k], 10.0, ids, ids, image_weights=weights, text_weights=weights) for k in range(3)]
+    torch.testing.assert_close(output.loss, torch.stack([one.loss for one in each]).mean())
+    variances = torch.stack([one.stats_t2i.variance for one in each])
+    torch.testing.assert_close(output.stats_t2i.variance, variances.mean(0))
+    found = torch.autograd.grad(output.loss, [u, v])
+    wanted = torch.autograd.grad(sum(one.loss for one in each) / 3, [u, v])
+    torch.testing.assert_close(found, wanted)
+    with pytest.raises(ValueError, match="12 dimensions do not split into 5 members"):
+        loss(*together, 10.0, members=5)

@@ -29,7 +29,7 @@ def quiet(_: str) -> None:
 
 
 def small(features: Path, out: Path, **options: Any) -> TrainConfig:
-    usual: dict[str, Any] = {"hidden_dim": 16, "batch_size": 16, "epochs": 1, "device": "cpu"}
+    usual: dict[str, Any] = {"hidden_dim": 16, "members": 0, "batch_size": 16, "epochs": 1, "device": "cpu"}
     return TrainConfig(**{"features": str(features), "out": str(out), **usual, **options})
 
 
@@ -74,6 +74,11 @@ def test_what_is_best_on_dev_is_kept_even_if_that_is_the_start(features_file: Pa
 
 def test_the_recipe_is_a_rule_of_the_images_and_goes_under_every_option() -> None:
     config = TrainConfig(features="a").validate()
+    members, few = (recipe.fill(config, images) for images in (6000, 60))
+    assert members.start == "closed-form" and members.members > 1 and members.map_lr is None
+    assert few.members == members.members and few.batch_size < 60 < members.batch_size
+    assert few == recipe.fill(few, 6000), "what is said stays"
+    config = TrainConfig(features="a", members=0).validate()
     full, tenth, one = (recipe.fill(config, images) for images in (6000, 600, 60))
     assert full.start == "closed-form" and full.input_noise > 0 and full.captions_per_step > 1
     assert full.lr > tenth.lr > 0 and full.map_lr is not None and tenth.map_lr is not None

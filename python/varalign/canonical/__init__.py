@@ -10,6 +10,7 @@ from varalign.canonical.choice import (
     negative_loss,
 )
 from varalign.canonical.covariance import RunningCovariance
+from varalign.canonical.ensemble import EnsembleHead, ensemble_heads
 from varalign.canonical.heads import ResidualHead, residual_heads
 from varalign.canonical.mixture import Mixture
 from varalign.canonical.pair_scores import PairScores, pair_scores
@@ -18,6 +19,7 @@ from varalign.canonical.start import ClosedForm, closed_form
 __all__ = [
     "ClosedForm",
     "ClosedFormChoice",
+    "EnsembleHead",
     "Grid",
     "Mixture",
     "PairScores",
@@ -27,6 +29,7 @@ __all__ = [
     "best_logit_scale",
     "choose_closed_form",
     "closed_form",
+    "ensemble_heads",
     "mean_recall_at_1",
     "negative_loss",
     "pair_scores",

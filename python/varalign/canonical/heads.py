@@ -135,16 +135,22 @@ class ResidualHead(nn.Module):
             head = ResidualHead(
                 feature_dim, embedding_dim, hidden_dim, dropout=dropout, noise=noise, train_linear=train_linear
             )
-        deviation = covariance.diagonal().clamp_min(0).sqrt()
-        # A feature that never changes is left as it is, not blown up by a division by its rounding.
-        deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
         # √(mean squared norm) stands for the mean norm: no second pass over the features, a few per cent apart.
         norm = ((linear_map.T @ covariance) * linear_map.T).sum().clamp_min(0).sqrt()
         with torch.no_grad():
             head.mean.copy_(mean)
-            head.deviation.copy_(deviation)
+            head.deviation.copy_(deviations(covariance))
             head.linear.weight.copy_((linear_map / norm if norm > 0 else linear_map).T)
         return head.to(linear_map.device)
+
+
+def deviations(covariance: Tensor) -> Tensor:
+    """(F,) deviation of each feature from their covariance (F, F), by which to standardise.
+
+    A feature that never changes has 1: it is left as it is, not blown up by a division by its rounding.
+    """
+    deviation = covariance.diagonal().clamp_min(0).sqrt()
+    return torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))
 
 
 def residual_heads(

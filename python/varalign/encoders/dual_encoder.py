@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from varalign.canonical.ensemble import MEMBER_DIM, EnsembleHead
 from varalign.canonical.heads import ResidualHead
 from varalign.encoders.adapters import ADAPTER, add_adapters
 from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder, parameters_of
@@ -41,11 +42,12 @@ class DualEncoder(nn.Module):
         embedding_dim: D, width of the shared space.
         image_feature_dim: width of the image features where there is no image tower.
         text_feature_dim: width of the text features where there is no text tower.
-        head: "linear", "mlp", or "residual", which `take_heads` fills.
-        hidden_dim: width inside an mlp or residual head; 2 D by default. 0 leaves a residual head's perceptron out.
-        dropout: inside an mlp or residual head.
+        head: "linear", "mlp", or "residual" and "ensemble", which `take_heads` fills.
+        hidden_dim: width inside the head's perceptrons; 2 D by default. 0 leaves a residual head's perceptron out.
+        dropout: inside them.
         input_noise: deviation of the noise on the heads' inputs while training, in deviations of each feature.
         train_map: whether the linear map of a residual head has a gradient.
+        members, member_dim: perceptrons of an ensemble head, and the width of each.
         logit_scale: α at the start, within [1, 100].
 
     Raises:
@@ -65,6 +67,8 @@ class DualEncoder(nn.Module):
         dropout: float = 0.0,
         input_noise: float = 0.0,
         train_map: bool = True,
+        members: int = 0,
+        member_dim: int = MEMBER_DIM,
         logit_scale: float = INITIAL_LOGIT_SCALE,
     ) -> None:
         super().__init__()
@@ -83,6 +87,7 @@ class DualEncoder(nn.Module):
         self.dropout = dropout
         self.input_noise = input_noise
         self.train_map = train_map
+        self.members, self.member_dim = members, member_dim
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         shape: dict[str, Any] = {
@@ -90,6 +95,8 @@ class DualEncoder(nn.Module):
             "dropout": dropout,
             "noise": input_noise,
             "train_map": train_map,
+            "members": members,
+            "member_dim": member_dim,
         }
         self.image_head = build_head(head, self.image_feature_dim, embedding_dim, **shape)
         self.text_head = build_head(head, self.text_feature_dim, embedding_dim, **shape)
@@ -105,18 +112,35 @@ class DualEncoder(nn.Module):
         """α = exp(log_logit_scale), a scalar with gradient; not clamped here, where a clamp would stop the gradient."""
         return self.log_logit_scale.exp()
 
+    @property
+    def evaluation_scale(self) -> Tensor:
+        """α to read similarities with outside training; an ensemble's is chosen together with its share."""
+        return self.image_head.logit_scale if isinstance(self.image_head, EnsembleHead) else self.logit_scale.detach()
+
     @torch.no_grad()
-    def take_heads(self, image_head: ResidualHead, text_head: ResidualHead, logit_scale: float) -> None:
+    def take_heads(
+        self,
+        image_head: ResidualHead | EnsembleHead,
+        text_head: ResidualHead | EnsembleHead,
+        logit_scale: float = INITIAL_LOGIT_SCALE,
+    ) -> None:
         """Go to the start that a closed form gives, in the shared space that it found.
 
         Args:
             image_head: takes features of `image_feature_dim`.
-            text_head: takes features of `text_feature_dim`; both have one embedding width, hidden width and rates.
-            logit_scale: α, within [1, 100].
+            text_head: takes features of `text_feature_dim`; both are of one kind and have one embedding width, hidden
+                width and rates.
+            logit_scale: α of training, within [1, 100].
         """
-        shape = image_head.to_config()
-        self.head, self.embedding_dim, self.hidden_dim = "residual", shape["embedding_dim"], shape["hidden_dim"]
-        self.dropout, self.input_noise, self.train_map = shape["dropout"], shape["noise"], shape["train_linear"]
+        shape: dict[str, Any] = dict(image_head.to_config())
+        self.head = "ensemble" if isinstance(image_head, EnsembleHead) else "residual"
+        self.embedding_dim, self.hidden_dim = shape["embedding_dim"], shape["hidden_dim"]
+        self.dropout, self.input_noise, self.train_map = (
+            shape["dropout"],
+            shape["noise"],
+            shape.get("train_linear", True),
+        )
+        self.members, self.member_dim = shape.get("members", 0), shape.get("member_dim", MEMBER_DIM)
         device = self.log_logit_scale.device
         self.image_head, self.text_head = image_head.to(device), text_head.to(device)
         self.log_logit_scale.fill_(math.log(logit_scale))
@@ -318,6 +342,8 @@ class DualEncoder(nn.Module):
             "dropout": self.dropout,
             "input_noise": self.input_noise,
             "train_map": self.train_map,
+            "members": self.members,
+            "member_dim": self.member_dim,
             "image_feature_dim": self.image_feature_dim,
             "text_feature_dim": self.text_feature_dim,
             "frozen": dict(self.frozen),

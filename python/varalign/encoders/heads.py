@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from varalign.canonical.ensemble import MEMBER_DIM, EnsembleHead
 from varalign.canonical.heads import ResidualHead
 
-HEADS = ("linear", "mlp", "residual")
+HEADS = ("linear", "mlp", "residual", "ensemble")
 
 
 class MLPHead(nn.Module):
@@ -71,8 +72,10 @@ def build_head(
     dropout: float,
     noise: float = 0.0,
     train_map: bool = True,
+    members: int = 0,
+    member_dim: int = MEMBER_DIM,
 ) -> nn.Module:
-    """A projection head: "linear", "mlp", or "residual", which is all zeros until a closed form fills it.
+    """A projection head: "linear", "mlp", or "residual" and "ensemble", whose closed form is 0 until one fills it.
 
     Args:
         kind: one of `HEADS`.
@@ -82,6 +85,7 @@ def build_head(
         dropout: inside.
         noise: deviation of the noise on its inputs while training, in deviations of each feature.
         train_map: for "residual", whether the closed form's map has a gradient.
+        members, member_dim: for "ensemble", how many perceptrons stand beside the closed form, and their width each.
 
     Raises:
         ValueError: another kind.
@@ -89,6 +93,16 @@ def build_head(
     if kind == "residual":
         return ResidualHead(
             feature_dim, embedding_dim, hidden_dim, dropout=dropout, noise=noise, train_linear=train_map
+        )
+    if kind == "ensemble":
+        return EnsembleHead(
+            feature_dim,
+            embedding_dim,
+            hidden_dim,
+            members=members,
+            member_dim=member_dim,
+            dropout=dropout,
+            noise=noise,
         )
     head: nn.Module
     if kind == "linear":

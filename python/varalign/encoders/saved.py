@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from varalign.canonical.ensemble import MEMBER_DIM
 from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.base import Encoder
 from varalign.encoders.dual_encoder import DualEncoder
@@ -51,6 +52,8 @@ def dual_encoder_from_config(config: Mapping[str, Any], *, tokenizer: Tokenizer 
         dropout=config["dropout"],
         input_noise=config.get("input_noise", 0.0),
         train_map=config.get("train_map", True),
+        members=config.get("members", 0),
+        member_dim=config.get("member_dim", MEMBER_DIM),
     )
     for side, unfreeze in config["frozen"].items():
         model.freeze(side, unfreeze)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.operator import choose_backend, contrastive_forward
-from varalign.losses.statistics import DirectionStats, mean_over_queries
+from varalign.losses.statistics import DirectionStats, mean_over_queries, mean_stats
 
 if TYPE_CHECKING:
     from varalign.schedules import LossSchedule
@@ -183,6 +184,7 @@ class ContrastiveLoss(nn.Module):
         *,
         image_weights: Tensor | None = None,
         text_weights: Tensor | None = None,
+        members: int = 1,
     ) -> ContrastiveOutput:
         """The step's loss; arguments as in `contrastive`.
 
@@ -191,7 +193,20 @@ class ContrastiveLoss(nn.Module):
                 A weight of 0 takes its query out; it stays a candidate of the others, and the statistics that the
                 schedule sees are of all queries.
             text_weights: (N,) the same for the texts.
+            members: how many spaces of their own lie side by side in the embeddings (an ensemble's): (B, K * D), of
+                length 1 together. Each is aligned by itself; values and statistics are means over them.
         """
+        if members > 1:
+            return self._of_members(
+                image_embeddings,
+                text_embeddings,
+                logit_scale,
+                image_ids,
+                text_image_ids,
+                image_weights,
+                text_weights,
+                members,
+            )
         sizes = None
         if self.group is not None:
             sizes = BatchSizes.gathered(image_embeddings, text_embeddings, self.group)
@@ -206,6 +221,67 @@ class ContrastiveLoss(nn.Module):
             self.group,
             sizes,
         )
+        return self._weighed(
+            nll_i2t,
+            nll_t2i,
+            stats_i2t,
+            stats_t2i,
+            sizes,
+            (image_embeddings, text_embeddings),
+            image_weights,
+            text_weights,
+        )
+
+    def _of_members(
+        self,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        logit_scale: Tensor | float,
+        image_ids: Tensor | None,
+        text_image_ids: Tensor | None,
+        image_weights: Tensor | None,
+        text_weights: Tensor | None,
+        members: int,
+    ) -> ContrastiveOutput:
+        width = image_embeddings.shape[-1]
+        if width % members:
+            raise ValueError(f"embeddings of {width} dimensions do not split into {members} members")
+        if self.group is not None:
+            raise ValueError("members are trained in one process: leave out the process group")
+        length = math.sqrt(members)
+        found = [
+            _contrastive(
+                u * length,
+                v * length,
+                logit_scale,
+                image_ids,
+                text_image_ids,
+                self.duplicates,
+                self.cache_bytes,
+                None,
+                None,
+            )
+            for u, v in zip(image_embeddings.chunk(members, 1), text_embeddings.chunk(members, 1), strict=True)
+        ]
+        nll_i2t = torch.stack([values for values, _, _, _ in found]).mean(0)
+        nll_t2i = torch.stack([values for _, values, _, _ in found]).mean(0)
+        stats_i2t = mean_stats([stats for _, _, stats, _ in found])
+        stats_t2i = mean_stats([stats for _, _, _, stats in found])
+        embeddings = image_embeddings, text_embeddings
+        return self._weighed(nll_i2t, nll_t2i, stats_i2t, stats_t2i, None, embeddings, image_weights, text_weights)
+
+    def _weighed(
+        self,
+        nll_i2t: Tensor,
+        nll_t2i: Tensor,
+        stats_i2t: DirectionStats,
+        stats_t2i: DirectionStats,
+        sizes: BatchSizes | None,
+        embeddings: tuple[Tensor, Tensor],
+        image_weights: Tensor | None,
+        text_weights: Tensor | None,
+    ) -> ContrastiveOutput:
+        """From the queries' values to the step's loss: a mean a direction, the schedule's weights, their sum."""
         all_i2t, all_t2i = stats_i2t, stats_t2i
         if sizes is None:
             loss_i2t = mean_over_queries(nll_i2t, stats_i2t, image_weights)
@@ -217,7 +293,7 @@ class ContrastiveLoss(nn.Module):
             loss_t2i = mean_across_ranks(nll_t2i, stats_t2i, self.group, text_weights)
         losses = torch.stack([loss_i2t, loss_t2i])
         if self.schedule.by_gradients:
-            losses = gradient_norms(losses, (image_embeddings, text_embeddings), group=self.group)
+            losses = gradient_norms(losses, embeddings, group=self.group)
         weights = self.schedule(all_i2t, all_t2i, losses=losses)
         loss = weights[0] * loss_i2t + weights[1] * loss_t2i
         return ContrastiveOutput(loss, loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -74,6 +75,12 @@ class DirectionStats:
 
 
 FIELDS = tuple(field.name for field in fields(DirectionStats))[:7]
+
+
+def mean_stats(several: Sequence[DirectionStats]) -> DirectionStats:
+    """The mean of each statistic, query by query, over several spaces with the same queries and candidates."""
+    table = torch.stack([stats.stacked() for stats in several]).mean(0)
+    return DirectionStats.from_stacked(table, several[0].candidates, several[0].logit_scale)
 
 
 def mean_over_queries(values: Tensor, stats: DirectionStats, weights: Tensor | None = None) -> Tensor:

@@ -132,6 +132,8 @@ class Condition:
         options = {name: at_fraction(value, fraction) for name, value in self.study.options.items()}
         options |= {name: value for name, value in self.axes.items() if name in FIELDS and name != "noise"}
         options |= {**self.recipe, **trial}
+        if self.axes.get("start") != "random":  # what a schedule is compared on is one model unless a study says more
+            options.setdefault("members", 0)
         weight = options.pop("fixed_weight", self.fixed_weight if kind == "tune" or schedule == TUNED else 0.5)
         axes = {**self.axes, "schedule": schedule, "seed": seed}
         if kind == "tune" and not self.study.tune_each_noise:  # equal cells have equal names, and are trained once

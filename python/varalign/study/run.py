@@ -91,6 +91,8 @@ def batches(study: Study, axes: Mapping[str, Any]) -> bool:
     options = {name: value for name, value in {**study.options, **axes}.items() if name in FIELDS}
     if options.get("pair_weighting") == "moments":  # weights that change with what the run has seen
         return False
+    if options.pop("members", 0):  # heads of another kind
+        return False
     return all(name in BATCHED or value == FIELDS[name].default for name, value in options.items())
 
 

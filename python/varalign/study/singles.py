@@ -16,6 +16,7 @@ from varalign.study.grid import Cell
 from varalign.study.packs import REPORTED, cell_config, rank_text
 from varalign.study.spec import Study, StudyError
 from varalign.training.assess import embed_split, mean_recall, owners
+from varalign.training.build import Parts
 from varalign.training.run import resume, train
 from varalign.training.run_folder import RunFolder
 
@@ -87,12 +88,16 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
         "finite": True,
     }
     if cell.kind == "run":
-        parts = trained.aligner.parts
-        images, rows, texts, captions = embed_split(parts, parts.data.rows("test"), options["batch_size"])
-        owner = owners(parts.data, captions, rows)
-        i2t, t2i = ranks(images, texts, owner)
-        result |= {"ranks_i2t": rank_text(i2t), "ranks_t2i": rank_text(t2i)}
+        result |= test_ranks(trained.aligner.parts, options["batch_size"])
         result["w_i2t"] = [round(line["w_i2t"], 6) for line in lines if line["kind"] == "step"]
-        result["captions"] = np.bincount(owner, minlength=len(rows)).tolist()
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return result
+
+
+def test_ranks(parts: Parts, batch_size: int) -> dict[str, Any]:
+    """`ranks_i2t` and `ranks_t2i` (one character a test query) and `captions` (of each image) of a trained model."""
+    images, rows, texts, captions = embed_split(parts, parts.data.rows("test"), batch_size)
+    owner = owners(parts.data, captions, rows)
+    i2t, t2i = ranks(images, texts, owner)
+    counts = np.bincount(owner, minlength=len(rows)).tolist()
+    return {"ranks_i2t": rank_text(i2t), "ranks_t2i": rank_text(t2i), "captions": counts}

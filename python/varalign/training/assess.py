@@ -109,9 +109,9 @@ def measure(
     result |= summary(images, texts, text_image_ids)
     first = np.searchsorted(owner, np.arange(len(rows)))  # captions are grouped by image, in file order
     result["loss"] = batched_loss(
-        images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.logit_scale.detach()), batch_size
+        images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.evaluation_scale), batch_size
     )
-    result["logit_scale"] = float(parts.model.logit_scale.detach())
+    result["logit_scale"] = float(parts.model.evaluation_scale)
     return result
 
 

@@ -156,12 +156,26 @@ class TrainConfig:
     freeze: Literal["auto", "none", "image", "text", "both"] = _option(
         "auto", "encoders", "which towers stay as they are (auto: the pretrained kinds)"
     )
-    embedding_dim: int = _recipe("encoders", "dimensions of the shared space", metavar="N", low=1, high=4096)
+    embedding_dim: int = _recipe(
+        "encoders",
+        "dimensions of the shared space; with --members those of the closed form, to which each member adds 64",
+        metavar="N",
+        low=1,
+        high=4096,
+    )
     head: Literal["linear", "mlp"] = _recipe(
         "encoders", "projection head over each tower (with the closed-form start linear is its map alone)"
     )
     hidden_dim: int = _recipe("encoders", "width of the mlp head", metavar="N", low=1)
     dropout: float = _recipe("encoders", "dropout in the heads", metavar="X", low=0.0, high=0.95)
+    members: int = _recipe(
+        "encoders",
+        "perceptrons trained from random weights beside the closed form, which stays whole; their similarities are "
+        "averaged. 0 trains one residual on top of it instead",
+        metavar="K",
+        low=0,
+        high=64,
+    )
 
     start: Literal["auto", "closed-form", "random"] = _option(
         "auto",
@@ -361,6 +375,11 @@ class TrainConfig:
         for name in ("ridge", "text_ridge", "power", "map_lr") if self.resolved_start == "random" else ():
             if getattr(self, name) is not None:
                 raise ConfigError(f"{option_name(name)} belongs to --start closed-form, and this run starts at random")
+        if self.members and not self.takes_members:
+            raise ConfigError(
+                f"--members {self.members} stand beside the closed form of frozen towers: they go with --start "
+                "closed-form and --head mlp, and not with --map-lr, --lora or --unfreeze"
+            )
         live_start = self.resolved_start == "random" and not self.frozen_towers
         if self.pair_weighting == "closed-form" and live_start:
             raise ConfigError(
@@ -436,6 +455,12 @@ class TrainConfig:
         if self.start == "auto":
             return "closed-form" if self.frozen_towers else "random"
         return self.start
+
+    @property
+    def takes_members(self) -> bool:
+        """Whether perceptrons can stand beside the closed form: nothing asks for a residual or a map that trains."""
+        closed = self.resolved_start == "closed-form" and self.frozen_towers
+        return closed and self.head != "linear" and self.map_lr is None
 
     def as_dict(self) -> dict[str, Any]:
         """The options as JSON takes them."""

@@ -24,6 +24,7 @@ from varalign.canonical.choice import (
     negative_loss,
 )
 from varalign.canonical.covariance import RunningCovariance
+from varalign.canonical.ensemble import ensemble_heads
 from varalign.canonical.heads import residual_heads
 from varalign.canonical.start import ClosedForm, Whitening
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE
@@ -148,16 +149,14 @@ def place_start(
     if config.embedding_dim is not None:
         found = _widened(found, config.embedding_dim)
     scale = _logit_scale(found, dev, config)
-    heads = residual_heads(
-        found,
-        covariance,
-        0 if config.head == "linear" else config.hidden_dim,
-        dropout=config.dropout,
-        noise=config.input_noise,
-        train_linear=config.map_lr != 0,
-        seed=config.seed,
-    )
-    parts.model.take_heads(*heads, logit_scale=scale)
+    rates: dict[str, Any] = {"dropout": config.dropout, "noise": config.input_noise, "seed": config.seed}
+    if config.members:
+        shape = {"hidden_dim": config.hidden_dim, "members": config.members}
+        parts.model.take_heads(*ensemble_heads(found, covariance, logit_scale=scale, **shape, **rates))
+    else:
+        hidden_dim = 0 if config.head == "linear" else config.hidden_dim
+        heads = residual_heads(found, covariance, hidden_dim, train_linear=config.map_lr != 0, **rates)
+        parts.model.take_heads(*heads, logit_scale=scale)
     choice = StartChoice(
         ridge=found.ridge,
         power=found.power,

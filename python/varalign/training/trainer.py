@@ -25,12 +25,14 @@ from torch import Tensor
 from varalign.data.files import remove_folder
 from varalign.data.sampler import epoch_batches
 from varalign.data.statistics import PairMoments
+from varalign.losses.contrastive import ContrastiveLoss
 from varalign.training import checkpoint as checkpoints
 from varalign.training.assess import assess, mean_recall
 from varalign.training.build import Parts
 from varalign.training.config import TrainConfig, checkpoint_interval
 from varalign.training.device import pick_precision
 from varalign.training.feature_mixup import FeatureMixup
+from varalign.training.fusion import Fusion
 from varalign.training.losses import add_loss_parameters, load_loss_state, loss_state, new_loss, show_step
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
 from varalign.training.pair_weights import moment_weights
@@ -151,6 +153,10 @@ class Trainer:
         self._latest: Evidence | None = None
         self._evidence: Evidence | None = None
         self._stop = StopSignals()
+        self._fusion = Fusion(parts, config.batch_size) if self.model.head == "ensemble" else None
+        # Losses to compare with see an ensemble's members as one space.
+        apart = self.model.head == "ensemble" and isinstance(self.loss, ContrastiveLoss)
+        self._apart = {"members": self.model.members} if apart else {}
 
     def resume(self, say: Callable[[str], None]) -> bool:
         """Go to the run's newest whole checkpoint; false if it has none yet.
@@ -332,6 +338,7 @@ class Trainer:
             image_ids[owner],
             image_weights=image_weights,
             text_weights=text_weights,
+            **self._apart,
         )
         sound = self._guard.step(output.loss)
         self.model.clamp_logit_scale_()
@@ -455,6 +462,8 @@ class Trainer:
         progress = self.progress
         try:
             with self._stop.at_once():
+                if self._fusion is not None:
+                    self._fusion.choose()
                 result = assess(self.parts, "dev", batch_size=self.config.batch_size)
         except Interrupted:
             self._leave(log)  # the checkpoint stands before the evaluation, which a resumed run makes

@@ -1,0 +1,89 @@
+"""The ensemble beside the closed form, in a run: its share, its start, what goes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import varalign
+from varalign.canonical import EnsembleHead
+from varalign.training.build import assemble, new_model, open_data
+from varalign.training.config import ConfigError, TrainConfig
+from varalign.training.fusion import SHARES, Fusion, _loss
+from varalign.training.recipe import fill
+from varalign.training.run_folder import RunFolder
+from varalign.training.start import place_start
+
+
+def quiet(_: object) -> None:
+    pass
+
+
+def begun(features: Path, **options: Any):
+    config = TrainConfig(features=str(features), members=3, hidden_dim=16, device="cpu", **options)
+    config, data = open_data(config.validate(), quiet)
+    config = fill(config, len(data.rows("train")))
+    parts = assemble(config, data, new_model(config, data), quiet)
+    place_start(parts, config, quiet)
+    return parts, config
+
+
+def test_members_that_know_nothing_get_no_share(features_file: Path) -> None:
+    parts, config = begun(features_file)
+    fusion = Fusion(parts, config.batch_size)
+    assert fusion.choose() == 0
+    scale = float(parts.model.evaluation_scale)
+    closed, _ = fusion_similarities(fusion)
+    assert (
+        float(_loss(closed, scale)) <= min(float(_loss(closed, other)) for other in (scale * 0.8, scale * 1.25)) + 0.01
+    )
+
+
+@torch.no_grad()
+def fusion_similarities(fusion: Fusion):
+    images = fusion.model.eval().image_head.parts(fusion._dev.image_features)
+    texts = fusion.model.text_head.parts(fusion._dev.text_features[fusion._first])
+    return [fusion._similarities(u, v) for u, v in zip(images, texts, strict=True)]
+
+
+def test_the_share_and_the_scale_are_the_best_of_the_grid(features_file: Path) -> None:
+    parts, config = begun(features_file)
+    fusion = Fusion(parts, config.batch_size)
+    with torch.no_grad():  # a closed form of noise: the members, however bad, are better than that alone
+        for head in (parts.model.image_head, parts.model.text_head):
+            assert isinstance(head, EnsembleHead)
+            head.closed_map.copy_(torch.randn(head.closed_map.shape, generator=torch.Generator().manual_seed(1)))
+    share = fusion.choose()
+    closed, members = fusion_similarities(fusion)
+    scale = float(parts.model.evaluation_scale)
+    best = _loss(torch.lerp(closed, members, share), scale)
+    for other in SHARES:
+        assert best <= _loss(torch.lerp(closed, members, other), scale) + 1e-6
+
+
+def test_a_run_keeps_the_closed_form_as_epoch_0_and_is_loaded_whole(features_file: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"hidden_dim": 16, "batch_size": 40, "epochs": 3, "device": "cpu"}
+    config = TrainConfig(features=str(features_file), members=4, out=str(tmp_path / "run"), **options)
+    result = varalign.train(config, say=quiet)
+    assert RunFolder.open(tmp_path / "run").config()["model"]["members"] == 4
+    evals = [line for line in RunFolder.open(tmp_path / "run").read_metrics() if line["kind"] == "eval"]
+    linear = TrainConfig(features=str(features_file), members=0, out=str(tmp_path / "plain"), **options)
+    varalign.train(linear, say=quiet)
+    plain = [line for line in RunFolder.open(tmp_path / "plain").read_metrics() if line["kind"] == "eval"]
+    assert evals[0]["i2t_recall@1"] == plain[0]["i2t_recall@1"]
+    assert evals[0]["t2i_recall@5"] == plain[0]["t2i_recall@5"]
+    loaded = varalign.load(tmp_path / "run", device="cpu").model
+    assert loaded.head == "ensemble"
+    assert loaded.embedding_dim == result.aligner.model.embedding_dim
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"start": "random"}, {"head": "linear"}, {"map_lr": 0.1}],
+)
+def test_members_go_with_the_closed_form_alone(features_file: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="--members 3 stand beside the closed form"):
+        TrainConfig(features=str(features_file), members=3, **options).validate()
+    assert fill(TrainConfig(features=str(features_file), **options).validate(), 100).members == 0
