@@ -6,6 +6,7 @@ B batch, S image side, L tokens, D feature dimensions.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.decoded import DecodedCache
+from varalign.data.device_cache import DeviceCache
 from varalign.data.images import Augment, ImagePipeline, Preprocess
 from varalign.data.tokenizers import Tokenizer
 from varalign.data.word_dropout import drop_words
@@ -122,6 +124,7 @@ class LiveImages:
         noise_in: whether it goes into training batches or into plain ones.
         bad: rows found unreadable so far, with the reason.
         decoded: makes or opens the cache that training batches are cropped from; called once, by the first of them.
+        resident: brings that cache to the device, where training batches are made then; called once, after `decoded`.
     """
 
     paths: Sequence[Path]
@@ -136,11 +139,20 @@ class LiveImages:
     noise_in: Literal["training", "plain"] = "training"
     bad: dict[int, str] = field(default_factory=dict)
     decoded: Callable[[], DecodedCache | None] | None = None
+    resident: Callable[[DecodedCache], DeviceCache] | None = None
 
     def __post_init__(self) -> None:
         self._evaluation = ImagePipeline(
             self.paths, self.preprocess, seed=self.seed, threads=self.threads, memory_format="channels_last"
         )
+
+    @cached_property
+    def _decoded(self) -> DecodedCache | None:
+        return self.decoded() if self.decoded is not None else None
+
+    @cached_property
+    def _resident(self) -> DeviceCache | None:
+        return self.resident(self._decoded) if self.resident is not None and self._decoded is not None else None
 
     @cached_property
     def _training(self) -> ImagePipeline:
@@ -150,7 +162,7 @@ class LiveImages:
             augment=self.augment,
             seed=self.seed,
             threads=self.threads,
-            decoded=self.decoded() if self.decoded is not None else None,
+            decoded=self._decoded,
             memory_format="channels_last",
         )
 
@@ -160,6 +172,19 @@ class LiveImages:
         The replacement is a function of (seed, epoch, row) and of what can be read, never of what happened before.
         """
         pool = np.unique(np.concatenate(list(order))) if order else np.empty(0, np.int64)
+        resident = self._resident
+        if resident is None:
+            yield from self._from_files(order, epoch, pool)
+            return
+        for rows in order:
+            if resident.holds(rows).all():
+                started = time.perf_counter()
+                pixels = resident.batch(rows, epoch=epoch)
+                yield ImageInputs(rows, pixels, time.perf_counter() - started)
+            else:  # an image could not be decoded: the same batch by way of the files, which looks for another one
+                yield from self._from_files([rows], epoch, pool)
+
+    def _from_files(self, order: Sequence[Rows], epoch: int, pool: Rows) -> Iterator[ImageInputs]:
         for batch in self._training.batches(order, epoch=epoch):
             rows, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
             if batch.errors:
