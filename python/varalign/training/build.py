@@ -345,6 +345,8 @@ def _resident(live: LiveImages, say: Say, decoded: DecodedCache) -> DeviceCache:
             "smaller --image-size"
         ) from None
     say(f"decoded cache: {len(decoded)} images, {resident.nbytes / 2**20:.0f} MiB, now on {live.device}")
+    if live.device.type == "cpu":
+        say("--decoded-cache device: without a GPU, --decoded-cache disk gives the same batches many times faster")
     return resident
 
 
