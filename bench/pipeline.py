@@ -2,7 +2,7 @@
 
 `--data FOLDER` takes JPEG files, else some are made here. Random crops are drawn by each in its own way, so only shape
 and range can be compared: the epoch agrees where shapes are the same and its mean is within a tenth of a deviation. How
-far the cache's crops are from the files' is a row of its own, in levels of 255, and so is how far those made on a device
+far the cache's crops are from the files' is a row of its own, in levels of 255; so is how far those made on a device
 are from the pipeline's. Where torch sees a GPU that is the device, else the CPU, where it is by far slower.
 """
 
