@@ -18,7 +18,7 @@ from varalign.training.build import assemble, new_model, open_data
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.run_folder import RunError, RunFolder
-from varalign.training.sources import TooManyBadImages
+from varalign.training.sources import LiveImages, TooManyBadImages
 from varalign.training.trainer import Trainer
 
 SMALL = {"embedding_dim": 16, "hidden_dim": 16, "batch_size": 16, "device": "cpu", "threads": 1, "warmup": 0.0}
@@ -99,24 +99,28 @@ def test_training_batches_from_the_decoded_cache_are_those_of_the_files_where_im
         torch.testing.assert_close(resident, plain, rtol=0, atol=0)
 
 
-def test_an_image_that_cannot_be_decoded_is_replaced_from_the_device_as_from_the_files(
-    features_file: Path, image_folder: Path, tmp_path: Path
+def test_an_image_that_cannot_be_decoded_is_replaced_the_same_way_however_images_come(
+    features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "data"
     shutil.copytree(image_folder, folder)
     (folder / "Images" / "003.jpg").write_bytes(b"not a picture")
     found = []
-    for decoded in ("off", "device"):
+    for decoded in ("off", "device", "levels"):
+        if decoded == "levels":  # as batches travel to a GPU, which normalises them
+            monkeypatch.setattr(LiveImages, "_travels_as", lambda self, kind: "uint8")
+            decoded = "off"
         options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0, "max_bad": 0.5}
         config = config_for("images", features_file, folder, tmp_path / "run", **options)
         config, data = open_data(config, quiet)
         parts = assemble(config, data, new_model(config, data), quiet)
         order = [data.rows("train")[:6], data.rows("train")[6:9]]
-        found.append(list(parts.images.batches(order, epoch=1)))
+        found.append([*parts.images.batches(order, epoch=1), *parts.images.plain(order[0], 4)])
         assert list(parts.bad_images()) == ["003.jpg"]
-    for plain, resident in zip(*found, strict=True):
-        np.testing.assert_array_equal(plain.rows, resident.rows)
-        torch.testing.assert_close(resident.tensor, plain.tensor, rtol=0, atol=0)
+    for plain, *others in zip(*found, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(plain.rows, other.rows)
+            torch.testing.assert_close(other.tensor, plain.tensor, rtol=0, atol=0)
 
 
 def test_what_the_device_cannot_do_names_the_other_cache(

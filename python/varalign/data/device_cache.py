@@ -41,6 +41,29 @@ _GREY = [float(np.float32(share)) for share in (0.2989, 0.587, 0.114)]
 Floats = NDArray[np.float64]
 
 
+def send(array: NDArray[Any], device: torch.device) -> Tensor:
+    """The array on the device; towards CUDA from pinned memory, so that the host does not wait for the copy."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class Normalisation:
+    """Levels to normalised float32 on a device, as the core computes them: `(level / 255 - mean) / std`."""
+
+    def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
+        # Tensors: dividing by a number, CUDA multiplies by its inverse, which rounds otherwise.
+        self._most, self._mean, self._std = (
+            torch.tensor(value, dtype=torch.float32, device=device)
+            for value in (255.0, preprocess.mean, preprocess.std)
+        )
+
+    def __call__(self, levels: Tensor) -> Tensor:
+        """(..., 3), of any type, to float32."""
+        return (levels.float() / self._most - self._mean) / self._std
+
+
 class DeviceCache:
     """The pictures of a decoded cache on a device.
 
@@ -67,10 +90,7 @@ class DeviceCache:
         self._preparation = prepare(preprocess, augment, seed)
         self._index = cache.index
         self._pixels = _load(cache, self.device).view(-1, 3)
-        # Tensors: dividing by a number, CUDA multiplies by its inverse, which rounds otherwise.
-        self._most, self._mean, self._std = (
-            self._send(np.asarray(value, np.float32)) for value in (255.0, preprocess.mean, preprocess.std)
-        )
+        self._normalised = Normalisation(preprocess, self.device)
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +118,7 @@ class DeviceCache:
             plan = self._plan(rows, epoch) if self.augment is not None else None
             shape = (size, size) if plan is None else (plan.first, plan.following)
             part = max(1, WORKING_MEMORY // _bytes_of(size, *shape))
-            table = self._send(self._squares(rows) if plan is None else plan.table)
+            table = send(self._squares(rows) if plan is None else plan.table, self.device)
             for begin in range(0, len(rows), part):
                 chosen = slice(begin, begin + part)
                 # Autocast would round the products to 16 bits.
@@ -106,12 +126,6 @@ class DeviceCache:
                     levels = self._levels(table[chosen]) if plan is None else self._crops(table[chosen], plan)
                 out[chosen] = self._normalised(levels) if dtype == "float32" else levels
         return out.permute(0, 3, 1, 2)
-
-    def _send(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
 
     def _squares(self, rows: NDArray[np.int64]) -> Floats:
         """Where finished squares lie, in the columns of `_levels`."""
@@ -208,9 +222,6 @@ class DeviceCache:
         tap = torch.arange(length, device=self.device) - start.long()
         tap = torch.where((tap >= 0) & (tap < taps), tap, taps)
         return torch.nn.functional.pad(whole, (0, 1)).gather(2, tap), 1 / unit.float()
-
-    def _normalised(self, levels: Tensor) -> Tensor:
-        return (levels.float() / self._most - self._mean) / self._std
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.decoded import DecodedCache
-from varalign.data.device_cache import DeviceCache
-from varalign.data.images import Augment, ImagePipeline, Preprocess
+from varalign.data.device_cache import DeviceCache, Normalisation, send
+from varalign.data.images import Augment, ImagePipeline, Pixels, Preprocess
 from varalign.data.tokenizers import Tokenizer
 from varalign.data.word_dropout import drop_words
 from varalign.encoders.dual_encoder import DualEncoder
@@ -43,7 +43,7 @@ class ImageInputs:
     Attributes:
         rows: (B,) rows of the data set, replacements in place.
         tensor: pixels (B, 3, S, S) or features (B, D), float32, on the device.
-        wait: seconds the caller waited for it.
+        wait: seconds the caller waited for it, and for its way to the device as far as that holds the host up.
     """
 
     rows: Rows
@@ -142,8 +142,14 @@ class LiveImages:
     resident: Callable[[DecodedCache], DeviceCache] | None = None
 
     def __post_init__(self) -> None:
+        self._normalised = Normalisation(self.preprocess, self.device)
         self._evaluation = ImagePipeline(
-            self.paths, self.preprocess, seed=self.seed, threads=self.threads, memory_format="channels_last"
+            self.paths,
+            self.preprocess,
+            seed=self.seed,
+            threads=self.threads,
+            dtype=self._travels_as("plain"),
+            memory_format="channels_last",
         )
 
     @cached_property
@@ -163,6 +169,7 @@ class LiveImages:
             seed=self.seed,
             threads=self.threads,
             decoded=self._decoded,
+            dtype=self._travels_as("training"),
             memory_format="channels_last",
         )
 
@@ -186,37 +193,43 @@ class LiveImages:
 
     def _from_files(self, order: Sequence[Rows], epoch: int, pool: Rows) -> Iterator[ImageInputs]:
         for batch in self._training.batches(order, epoch=epoch):
-            rows, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
+            rows, pixels = batch.rows, batch.pixels
             if batch.errors:
                 self._note(rows, batch.errors)
                 rows = self._replace(rows.copy(), pixels, [position for position, _ in batch.errors], pool, epoch)
-            yield ImageInputs(rows, self._send(self._noisy("training", pixels, rows)), batch.wait)
+            yield self._inputs("training", rows, pixels, batch.wait)
 
     def plain(self, rows: Rows, batch_size: int) -> Iterator[ImageInputs]:
         """Evaluation batches without augmentation."""
         order = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         for batch in self._evaluation.batches(order):
-            kept, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
+            kept, pixels = batch.rows, batch.pixels
             if batch.errors:
                 self._note(kept, batch.errors)
                 good = np.ones(len(kept), bool)
                 good[[position for position, _ in batch.errors]] = False
                 kept, pixels = kept[good], pixels[good]
             if len(kept):
-                yield ImageInputs(kept, self._send(self._noisy("plain", pixels, kept)), batch.wait)
+                yield self._inputs("plain", kept, pixels, batch.wait)
 
     def features(self, model: DualEncoder, inputs: Tensor) -> Tensor:
         """The image tower's output."""
         return model.encode_images(inputs)
 
-    def _noisy(self, kind: str, pixels: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
-        return noisy_pixels(pixels, rows, self.noise, self.seed) if kind == self.noise_in else pixels
+    def _travels_as(self, kind: str) -> Literal["float32", "uint8"]:
+        """A GPU normalises levels itself, a quarter of the bytes to pin and to send; noise wants normalised pixels."""
+        noisy = kind == self.noise_in and self.noise.pixels
+        return "uint8" if self.device.type == "cuda" and not noisy else "float32"
 
-    def _send(self, pixels: NDArray[np.float32]) -> Tensor:
-        tensor = torch.from_numpy(pixels)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+    def _inputs(self, kind: str, rows: Rows, pixels: Pixels, wait: float) -> ImageInputs:
+        started = time.perf_counter()
+        if kind == self.noise_in and self.noise.pixels:
+            pixels = noisy_pixels(cast(NDArray[np.float32], pixels), rows, self.noise, self.seed)
+        tensor = send(pixels, self.device)
+        if tensor.dtype == torch.uint8:
+            tensor = self._normalised(tensor.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return ImageInputs(rows, tensor, wait + time.perf_counter() - started)
 
     def _note(self, rows: Rows, errors: Sequence[tuple[int, str]]) -> None:
         for position, reason in errors:
@@ -228,7 +241,7 @@ class LiveImages:
                 f"quarantine.jsonl in the run folder names those met so far, `varalign data check` lists them all"
             )
 
-    def _replace(self, rows: Rows, pixels: NDArray[np.float32], positions: list[int], pool: Rows, epoch: int) -> Rows:
+    def _replace(self, rows: Rows, pixels: Pixels, positions: list[int], pool: Rows, epoch: int) -> Rows:
         for position in positions:
             generator = np.random.default_rng((self.seed, epoch, int(rows[position])))
             taken = set(rows.tolist())
