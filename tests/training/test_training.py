@@ -140,6 +140,9 @@ def test_what_the_device_cannot_do_names_the_other_cache(
     monkeypatch.setattr("varalign.training.build.DeviceCache", no_room)
     with pytest.raises(ConfigError, match=r"device: 60 decoded .* 300 MiB .* there: pass --decoded-cache disk"):
         next(iter(parts.images.batches([data.rows("train")[:2]], epoch=0)))
+    with pytest.raises(ConfigError, match="2 MiB are free there"):
+        varalign.train(config, say=quiet)
+    assert not (tmp_path / "run").exists(), "refused before anything is written"
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 9])

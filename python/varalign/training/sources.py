@@ -54,6 +54,9 @@ class ImageInputs:
 class ImageSource(Protocol):
     """Batches of images for training and for evaluation."""
 
+    def prepare(self) -> None:
+        """Make what training batches come from, before a run begins: what cannot be is refused here."""
+
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Training batches, augmented where that is on, in the given order."""
 
@@ -85,6 +88,9 @@ class FeatureRows:
 
     matrix: Tensor
     unreadable: Mapping[int, str] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Nothing: the rows are there."""
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Rows of the matrix, the same every epoch."""
@@ -123,7 +129,8 @@ class LiveImages:
         noise: noise injected on purpose into the pixels, if any.
         noise_in: whether it goes into training batches or into plain ones.
         bad: rows found unreadable so far, with the reason.
-        decoded: makes or opens the cache that training batches are cropped from; called once, by the first of them.
+        decoded: makes or opens the cache that training batches are cropped from; called once, by `prepare` or the first
+            of them.
         resident: brings that cache to the device, where training batches are made then; called once, after `decoded`.
     """
 
@@ -172,6 +179,10 @@ class LiveImages:
             dtype=self._travels_as("training"),
             memory_format="channels_last",
         )
+
+    def prepare(self) -> None:
+        """Make or open the decoded cache, where there is to be one, and bring it to the device."""
+        _ = self._decoded, self._resident
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Training batches; an unreadable image is replaced by one that is in no place of its batch.
