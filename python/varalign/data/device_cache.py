@@ -71,7 +71,7 @@ class DeviceCache:
     random crops, mirrors and colours; None for finished squares. seed: of the draws.
 
     Raises MemoryError where the device has no room for the pictures, naming how much they take, and ValueError for a
-    device without float64 (mps) or a setting out of range.
+    device without float64 (mps), a cache of another kind, or a setting out of range.
     """
 
     def __init__(
@@ -86,6 +86,12 @@ class DeviceCache:
         self.device = torch.device(device)
         if self.device.type == "mps":
             raise ValueError("crops are made on a device in float64, which mps has not")
+        kept = cache.index[cache.index[:, 1] > 0, 1:3]
+        if augment is None and (kept != preprocess.size).any():
+            raise ValueError(
+                f"{cache.path} does not hold finished squares of {preprocess.size}: it was made with another size, or "
+                "with augment, which is then wanted here too"
+            )
         self.preprocess, self.augment = preprocess, augment
         self._preparation = prepare(preprocess, augment, seed)
         self._index = cache.index
@@ -296,8 +302,8 @@ def _too_large(count: int, needed: int, device: torch.device, why: str) -> str:
 
 
 def _bytes_of(size: int, first: int, following: int) -> int:
-    """What a sample takes while it is made: index, levels, floats; after the first pass; weights; the result twice."""
-    return 23 * first * following + 30 * size * following + 16 * size * (first + following) + 48 * size * size
+    """What a sample takes while it is made: index, levels, floats; the first pass; weights; colours in float64."""
+    return 23 * first * following + 30 * size * following + 28 * size * (first + following) + 90 * size * size
 
 
 def _resampled(weights: Tensor, worth: Tensor, levels: Tensor) -> Tensor:
