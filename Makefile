@@ -23,12 +23,12 @@ lint:            ## ruff, mypy, the extension's stubs, rustfmt, clippy
 
 bench:           ## every benchmark that runs on this machine, as JSON lines into bench/results/
 	mkdir -p bench/results
-	for script in tokens decode stats pipeline contrastive canonical; do \
+	for script in tokens decode stats pipeline data_wait contrastive canonical; do \
 	  $(PYTHON) bench/$$script.py --json > bench/results/$$script-$$(uname -m).json || exit 1; \
 	done
 
 # One failure does not stop what follows; the last line names them all and fails.
-bench-gpu:       ## GPU tests, tile sizes and the kernel's benchmark into bench/results/, on a machine with CUDA
+bench-gpu:       ## GPU tests, tile sizes, the kernel's and the images' benchmarks into bench/results/, on a machine with CUDA
 	mkdir -p bench/results
 	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "bench-gpu: torch sees no CUDA device")'
 	@failed=; \
@@ -37,4 +37,7 @@ bench-gpu:       ## GPU tests, tile sizes and the kernel's benchmark into bench/
 	launches=; if [ -s bench/results/launches-cuda.json ]; then launches="--launches bench/results/launches-cuda.json"; fi; \
 	$(PYTHON) bench/contrastive.py $$launches --out bench/results/contrastive-cuda.json \
 	  --plot bench/results/contrastive-cuda.png || failed="$$failed contrastive"; \
+	for script in pipeline data_wait; do \
+	  $(PYTHON) bench/$$script.py --out bench/results/$$script-cuda.json || failed="$$failed $$script"; \
+	done; \
 	if [ -n "$$failed" ]; then echo "bench-gpu: failed:$$failed" >&2; exit 1; fi

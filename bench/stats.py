@@ -12,10 +12,11 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from harness import Contender, Row, compare, main, single
+from harness import Contender, Row, compare, judged, main, single
 from varalign.data.statistics import RunningMoments
 
 DIFFERS = "a sum alone, the floor that memory sets"
@@ -93,6 +94,59 @@ def numpy_moments(values: Any) -> tuple[float, float]:
     return float(values.mean(dtype=np.float64)), float(values.var(dtype=np.float64))
 
 
+def scaling(values: Any, rounds: int) -> Iterable[Sequence[Row]]:
+    """Every core against one, beside the same of torch's plain sum on as many threads: what the machine lets through.
+
+    Two cores that share a memory bus, or are two threads of one, are not twice as fast at reading whatever reads.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    contenders = [
+        Contender(f"varalign, {cores} threads", lambda: moments_of(values, 0).variance(), ours=True),
+        Contender("varalign, 1 thread", lambda: moments_of(values).variance()),
+    ]
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(1)
+        tensor = torch.from_numpy(values)
+        pool, parts = ThreadPoolExecutor(cores), tensor.chunk(cores)
+        contenders += [
+            Contender(
+                f"torch sum, {cores} threads, a part each",
+                lambda: sum(pool.map(lambda part: float(part.sum()), parts)),
+                differs=DIFFERS,
+            ),
+            Contender("torch sum, 1 thread", lambda: float(tensor.sum()), differs=DIFFERS),
+        ]
+    subject = f"moments of {len(values):,} float32, all {cores} cores against one"
+    rows = compare(
+        subject,
+        contenders,
+        work=len(values),
+        unit="elements/s",
+        agree=lambda a, b: a == b,
+        rounds=rounds,
+        packages=["torch"],
+    )
+    yield rows
+    if len(rows) < 4:
+        return
+    ours, torch_sum = ([rows[at], rows[at + 1]] for at in (0, 2))
+    for clock, times in {
+        "wall time": lambda pair: pair[1].ratio / pair[0].ratio,
+        "wall time of the quickest rounds": lambda pair: (pair[0].best or 0) / (pair[1].best or 1),
+        # What a thread loses while another one reads too; where others use the cores, the only clock to go by.
+        "processor time": lambda pair: cores * (pair[0].processor or 0) / (pair[1].processor or 1),
+    }.items():
+        found, ceiling = times(ours), times(torch_sum)
+        where = f"{cores} threads in times of one, by {clock}"
+        yield [
+            single(where, "moments", found, "times"),
+            single(where, "torch sum: what the machine lets through", ceiling, "times", packages=["torch"]),
+            judged(where, "moments in times of that", found / ceiling, 0.9),
+        ]
+
+
 def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
     """One thread against the peers, every core against one thread, then digits."""
     values = np.random.default_rng(0).random(options.elements, dtype=np.float32)
@@ -106,18 +160,7 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
         rounds=options.rounds,
         packages=["numpy", "torch"],
     )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield compare(
-        f"moments of {len(values):,} float32, all {cores} cores against one",
-        [
-            Contender(f"varalign, {cores} threads", lambda: moments_of(values, 0).variance(), ours=True),
-            Contender("varalign, 1 thread", lambda: moments_of(values).variance()),
-        ],
-        work=len(values),
-        unit="elements/s",
-        agree=lambda a, b: a == b,
-        rounds=max(options.rounds, 15),
-    )
+    yield from scaling(values, max(options.rounds, 15))
     yield from precision()
 
 

@@ -37,7 +37,7 @@ from varalign.data.tokenizers import Tokenizer, bert_tokenizer, clip_tokenizer  
 
 PACKAGES = [
     *("numpy", "open_clip_torch", "transformers", "tokenizers", "tiktoken", "instant-clip-tokenizer"),
-    *("flash-tokenizer", "fastokens"),
+    *("flash-tokenizer", "fastokens", "tensorflow-text"),
 ]
 
 

@@ -30,6 +30,20 @@ def test_the_switch_takes_every_form(line: str, expected: bool) -> None:
     assert parsed(line)["use_pretrained"] is expected
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train --decoded-cache", "disk"),
+        ("train --decoded-cache device --epochs 2", "device"),
+        ("train --decoded_cache True", True),
+        ("train --decoded-cache off", False),
+        ("train --no-decoded-cache", False),
+    ],
+)
+def test_a_choice_that_was_a_switch_takes_both_forms(line: str, expected: object) -> None:
+    assert parsed(line)["decoded_cache"] == expected
+
+
 def test_underscores_and_dashes_name_the_same_option_and_values_keep_theirs() -> None:
     assert parsed("train --batch_size 4 --out a_b") == parsed("train --batch-size=4 --out=a_b")
     assert parsed("train --out=a_b")["out"] == "a_b"

@@ -101,6 +101,14 @@ def truth(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"takes True or False, not {text!r}")
 
 
+def truth_or_word(text: str) -> bool | str:
+    """What `truth` knows as such, everything else as it is."""
+    try:
+        return truth(text)
+    except argparse.ArgumentTypeError:
+        return text
+
+
 def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(
@@ -167,12 +175,16 @@ def _add_option(group: Any, name: str) -> None:
         else f" (default {default})"
     )
     text = text.replace("%", "%%")
-    if field_type(name) is bool:
-        group.add_argument(option_name(name), dest=name, nargs="?", const=True, type=truth, metavar="BOOL", help=text)
+    choices = field_choices(name)
+    words = "{" + ",".join(choices) + "}" if choices else ""
+    bare = True if field_type(name) is bool else item.metadata.get("bare")
+    if bare is not None:
+        kind = truth if bare is True else truth_or_word
+        flag = {"dest": name, "nargs": "?", "const": bare, "type": kind, "metavar": words or "BOOL", "help": text}
+        group.add_argument(option_name(name), **flag)
         group.add_argument("--no-" + name.replace("_", "-"), dest=name, action="store_false", help=argparse.SUPPRESS)
         return
-    choices = field_choices(name)
-    metavar = "{" + ",".join(choices) + "}" if choices else item.metadata.get("metavar", "X")
+    metavar = words or item.metadata.get("metavar", "X")
     group.add_argument(option_name(name), dest=name, type=field_type(name), metavar=metavar, help=text)
 
 

@@ -135,6 +135,8 @@ def test_wrong_use_is_an_error_that_says_what_came() -> None:
         RunningMoments(0)
     with pytest.raises(ValueError, match=r"must have 3 columns .* got shape \(2, 4\)"):
         RunningMoments(3).update(np.ones((2, 4)))
+    with pytest.raises(TypeError, match="real numbers, got complex128"):
+        RunningMoments().update(np.ones(2, complex))
     with pytest.raises(ValueError, match="columns=2 into those of columns=3"):
         RunningMoments(3).merge(RunningMoments(2))
     with pytest.raises(ValueError, match="shapes"):

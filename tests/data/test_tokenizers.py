@@ -316,6 +316,10 @@ def test_wrong_buffers_are_refused(three: list[Tokenizer]) -> None:
         tokenizer(["dog"], out=frozen)
     with pytest.raises(ValueError, match="lengths must be int64"):
         tokenizer(["dog"], lengths=np.zeros(1, dtype=np.int32))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="out must be a NumPy array, got list"):
+        tokenizer(["dog"], out=[[0] * 8])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype must be int64 or int32, got int16"):
+        tokenizer(["dog"], dtype=np.int16)  # type: ignore[arg-type]
 
 
 def test_wrong_texts_are_named(three: list[Tokenizer]) -> None:

@@ -91,6 +91,15 @@ def test_bad_config_files(tmp_path: Path, name: str, text: str, words: str) -> N
     assert words in str(caught.value) and name in str(caught.value)
 
 
+def test_the_decoded_cache_was_a_switch_and_still_answers_to_one(tmp_path: Path) -> None:
+    own = tmp_path / "config.json"
+    for old, new in ((True, "disk"), (False, "off"), ("device", "device")):
+        own.write_text(json.dumps({"kind": "varalign-run", "options": {"decoded_cache": old}}))
+        assert resolve([read_config_file(own)]).decoded_cache == new == TrainConfig(decoded_cache=old).decoded_cache  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="--decoded-cache 'gpu' is not known: it takes off, disk, device"):
+        resolve([{"decoded_cache": "gpu"}])
+
+
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
         read_config_file(tmp_path / "nowhere.toml")

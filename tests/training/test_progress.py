@@ -29,9 +29,9 @@ def run(stream: io.StringIO, **options: object) -> str:
 
 def test_one_plain_line_an_epoch_where_there_is_no_terminal():
     assert run(io.StringIO()).splitlines() == [
-        "epoch 1/2  loss 1.9000  i2t 0.490 t2i 0.510  64 images/s  data wait 25%  2 s left  "
+        "epoch 1/2  loss 1.9000  i2t 0.490 t2i 0.510  64 images/s  data wait 25.0%  2 s left  "
         "i2t R@1/5 10.0/20.0  t2i R@1 5.0  1,000 images, 5,000 texts  best",
-        "epoch 2/2  loss 0.9000  i2t 0.490 t2i 0.510  64 images/s  data wait 25%  0 s left  "
+        "epoch 2/2  loss 0.9000  i2t 0.490 t2i 0.510  64 images/s  data wait 25.0%  0 s left  "
         "i2t R@1/5 10.0/20.0  t2i R@1 5.0  1,000 images, 5,000 texts  best",
     ]
 
@@ -51,6 +51,17 @@ def test_quiet_and_resumed():
     line.epoch_done(3)
     assert stream.getvalue().splitlines()[0] == "epoch 2/3" and "loss nan" in stream.getvalue()
     assert line._epoch() == 3
+
+
+def test_steps_told_in_blocks_bring_their_own_seconds():
+    """Twenty at a time, as the trainer tells them: the window of 50 holds two and a half blocks."""
+    stream = io.StringIO()
+    now = iter(20.0 * (call // 20) for call in range(100))
+    with ProgressLine(epochs=1, steps_per_epoch=60, stream=stream, clock=lambda: next(now)) as line:
+        for _ in range(60):
+            line.step(images=64, seconds=1.0, data_wait=0.003)
+        line.epoch_done(1)
+    assert "64 images/s  data wait 0.3%  0 s left" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from varalign.training.build import assemble, new_model, open_data
 from varalign.training.checkpoint import load_checkpoint
 from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.run_folder import RunError, RunFolder
-from varalign.training.sources import TooManyBadImages
+from varalign.training.sources import LiveImages, TooManyBadImages
 from varalign.training.trainer import Trainer
 
 SMALL = {"embedding_dim": 16, "hidden_dim": 16, "batch_size": 16, "device": "cpu", "threads": 1, "warmup": 0.0}
@@ -83,16 +84,65 @@ def test_training_batches_from_the_decoded_cache_are_those_of_the_files_where_im
     features_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     batches, said = {}, []
-    for decoded in (False, True):
-        options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0}
+    for decoded in ("off", "disk", "device"):
+        said.clear()
+        options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0, "color_jitter": 0.2}
         config = config_for("images", features_file, image_folder, tmp_path / "run", **options)
         config, data = open_data(config, said.append)
         parts = assemble(config, data, new_model(config, data), said.append)
         order = [data.rows("train")[:5], data.rows("train")[5:9]]
         batches[decoded] = [inputs.tensor for epoch in (0, 1) for inputs in parts.images.batches(order, epoch=epoch)]
-        assert sum("decoded cache: 60 images" in line for line in said) == decoded, "made by the first batch, once"
-    for plain, cropped in zip(batches[False], batches[True], strict=True):
+        told = {"off": 0, "disk": 1, "device": 2}[decoded]
+        assert sum("decoded cache: 60 images" in line for line in said) == told, "made by the first batch, once"
+    for plain, cropped, resident in zip(*batches.values(), strict=True):
         torch.testing.assert_close(cropped, plain, rtol=0, atol=0)
+        torch.testing.assert_close(resident, plain, rtol=0, atol=0)
+
+
+def test_an_image_that_cannot_be_decoded_is_replaced_the_same_way_however_images_come(
+    features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(image_folder, folder)
+    (folder / "Images" / "003.jpg").write_bytes(b"not a picture")
+    found = []
+    for decoded in ("off", "device", "levels"):
+        if decoded == "levels":  # as batches travel to a GPU, which normalises them
+            monkeypatch.setattr(LiveImages, "_travels_as", lambda self, kind: "uint8")
+            decoded = "off"
+        options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0, "max_bad": 0.5}
+        config = config_for("images", features_file, folder, tmp_path / "run", **options)
+        config, data = open_data(config, quiet)
+        parts = assemble(config, data, new_model(config, data), quiet)
+        order = [data.rows("train")[:6], data.rows("train")[6:9]]
+        found.append([*parts.images.batches(order, epoch=1), *parts.images.plain(order[0], 4)])
+        assert list(parts.bad_images()) == ["003.jpg"]
+    for plain, *others in zip(*found, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(plain.rows, other.rows)
+            torch.testing.assert_close(other.tensor, plain.tensor, rtol=0, atol=0)
+
+
+def test_what_the_device_cannot_do_names_the_other_cache(
+    features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"decoded_cache": "device", "noise": "blur=0.5", "dropout": 0.0, "input_noise": 0.0}
+    config = config_for("images", features_file, image_folder, tmp_path / "run", **options)
+    config, data = open_data(config, quiet)
+    with pytest.raises(ConfigError, match=r"device: the pixels of --noise blur=0.5 .*: pass --decoded-cache disk"):
+        assemble(config, data, new_model(config, data), quiet)
+    config = replace(config, noise=None)
+    parts = assemble(config, data, new_model(config, data), quiet)
+
+    def no_room(*_: Any, **__: Any) -> None:
+        raise MemoryError("60 decoded images take 300 MiB on cuda:0, and 2 MiB are free there")
+
+    monkeypatch.setattr("varalign.training.build.DeviceCache", no_room)
+    with pytest.raises(ConfigError, match=r"device: 60 decoded .* 300 MiB .* there: pass --decoded-cache disk"):
+        next(iter(parts.images.batches([data.rows("train")[:2]], epoch=0)))
+    with pytest.raises(ConfigError, match="2 MiB are free there"):
+        varalign.train(config, say=quiet)
+    assert not (tmp_path / "run").exists(), "refused before anything is written"
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 9])
@@ -100,7 +150,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance"}
-    options |= {"word_dropout": 0.2} if kind == "images" else {}
+    options |= {"word_dropout": 0.2, "decoded_cache": "device"} if kind == "images" else {}
     whole = varalign.train(config_for(kind, features_file, image_folder, tmp_path / "whole", **options), say=quiet)
 
     class Killed(BaseException):

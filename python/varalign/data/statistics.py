@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 
 def _as_core_takes_it(values: ArrayLike) -> NDArray[Any]:
     array = np.asarray(values)
+    if array.dtype.kind == "c":
+        raise TypeError(f"values must be real numbers, got {array.dtype}; add real and imaginary parts by themselves")
     if array.dtype not in (np.float32, np.float64, np.uint8):
         array = array.astype(np.float64)
     return np.ascontiguousarray(array) if array.ndim else array.reshape(1)

@@ -99,15 +99,20 @@ class Tokenizer:
 
         `threads`: 0 takes as many as the batch is worth, 1 only the caller's. `out` (N, max_length), int64 or int32,
         C-contiguous, and `lengths` (N,) int64 are written to, and returned, where given; else new arrays, of `dtype`.
-        Raises TypeError for a text that is not a str and, for BERT and words, ValueError for one that holds half a
-        surrogate pair (CLIP's reference reads it as U+FFFD).
+        Raises TypeError for a text that is not a str or a buffer that is no NumPy array; ValueError where a buffer does
+        not fit and, for BERT and words, for half a surrogate pair (CLIP's reference reads it as U+FFFD).
         """
         if isinstance(texts, (str, bytes)):
             raise TypeError(f"texts must be a sequence of str, got one {type(texts).__name__}; put it into a list")
         if threads < 0:
             raise ValueError(f"threads must be 0 (as many as the batch is worth) or more, got {threads}")
         batch = tuple(texts)
+        for name, array in (("out", out), ("lengths", lengths)):
+            if array is not None and not isinstance(array, np.ndarray):
+                raise TypeError(f"{name} must be a NumPy array, got {type(array).__name__}")
         if out is None:
+            if dtype not in (np.int64, np.int32):
+                raise ValueError(f"dtype must be int64 or int32, got {np.dtype(dtype).name}")
             out = np.empty((len(batch), self.max_length), dtype=dtype)
         elif out.shape != (len(batch), self.max_length) or out.dtype not in (np.int64, np.int32):
             raise ValueError(

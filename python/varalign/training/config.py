@@ -101,11 +101,13 @@ class TrainConfig:
     decode: Literal["exact", "fast"] = _option(
         "exact", "data", "fast decodes large JPEG files at 1/2, 1/4 or 1/8 size; the pixels differ a little"
     )
-    decoded_cache: bool = _option(
-        False,
+    decoded_cache: Literal["off", "disk", "device"] = _option(
+        "off",
         "data",
         "decode the training images once, at 1.5 times the training size, and crop from those ever after: far quicker; "
-        "crops of larger images come out a little softer",
+        "crops of larger images come out a little softer. Alone it means disk; device keeps them in the memory of "
+        "--device too and crops there",
+        bare="disk",
     )
     noise: str | None = _option(
         None,
@@ -316,6 +318,13 @@ class TrainConfig:
     keep: int = _option(2, "output", "checkpoints kept beside the best", metavar="N", low=1)
     tensorboard: bool = _option(False, "output", "write TensorBoard events into the run folder (extra `tensorboard`)")
 
+    def __post_init__(self) -> None:
+        # These were plain switches once: files and programs that say true or false go on working.
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if "bare" in item.metadata and isinstance(value, bool):
+                object.__setattr__(self, item.name, item.metadata["bare"] if value else item.default)
+
     def validate(self) -> TrainConfig:
         """Check every range and every combination; returns self.
 
@@ -520,6 +529,8 @@ def check_value(item: dataclasses.Field[Any], value: Any) -> None:
             raise ConfigError(f"{option} needs a value")
         return
     choices = field_choices(item.name)
+    if "bare" in item.metadata and isinstance(value, bool):
+        return
     if choices is not None and value not in choices:
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -81,6 +81,7 @@ class ProgressLine:
         self,
         *,
         images: int,
+        seconds: float | None = None,
         data_wait: float = 0.0,
         loss: float | None = None,
         w_i2t: float | None = None,
@@ -88,10 +89,11 @@ class ProgressLine:
     ) -> None:
         """Count one step; figures that are None (not fetched from the GPU this time) stay as they were shown last.
 
-        `images` is the batch's size, `data_wait` the seconds that this step waited for its batch.
+        `images` is the batch's size, `seconds` what the step took (None: the time since the last call; steps that are
+        told of in blocks need it), `data_wait` how many of them it waited for its batch.
         """
         now = self._clock()
-        self._recent.append((now - self._last, images, data_wait))
+        self._recent.append((now - self._last if seconds is None else seconds, images, data_wait))
         self._last = now
         self._done += 1
         for name, value in (("loss", loss), ("w_i2t", w_i2t), ("w_t2i", w_t2i)):
@@ -154,7 +156,7 @@ class ProgressLine:
         waited = sum(entry[2] for entry in self._recent)
         shown = self._shown
         rate = f"{images / seconds:,.0f}" if seconds > 0 else "?"
-        share = f"{100 * min(1.0, waited / seconds):.0f}" if seconds > 0 else "?"
+        share = f"{100 * min(1.0, waited / seconds):.1f}" if seconds > 0 else "?"
         left = (self._epochs * self._steps_per_epoch - self._done) * seconds / max(1, len(self._recent))
         return (
             f"loss {shown['loss']:.4f}  i2t {shown['w_i2t']:.3f} t2i {shown['w_t2i']:.3f}  "

@@ -35,6 +35,9 @@ class _DumpedImages:
     tensor: Tensor
     live: bool
 
+    def prepare(self) -> None:
+        pass
+
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         yield ImageInputs(order[0], self.tensor)
 

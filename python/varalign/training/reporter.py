@@ -26,7 +26,7 @@ class ProgressReporter:
 
     def step(self, line: dict[str, Any], images: int) -> None:
         """A line of metrics."""
-        shown = {name: line[name] for name in ("data_wait", "loss", "w_i2t", "w_t2i")}
+        shown = {name: line[name] for name in ("seconds", "data_wait", "loss", "w_i2t", "w_t2i")}
         self._line.step(images=images, **shown)
         if self._board is not None:
             for name in ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale", "lr"):

@@ -107,6 +107,7 @@ def _train(
     say(f"{config.start} start, {len(data.rows('train')):,} training images: {filled(opened, config) or 'as told'}")
     parts, start = _first_parts(config, data, device, say)
     config = parts.config
+    parts.images.prepare()
     run = RunFolder.create(out)
     with run.locked():
         model = parts.save_assets(run)
@@ -175,6 +176,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
         else:
             say("no checkpoint yet: starting from the beginning")
             parts, start = _first_parts(config, data, device, say)
+        parts.images.prepare()
         return _finish(parts.config, parts, run, say, started, start, stop)
 
 

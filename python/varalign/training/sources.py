@@ -6,6 +6,7 @@ B batch, S image side, L tokens, D feature dimensions.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.decoded import DecodedCache
-from varalign.data.images import Augment, ImagePipeline, Preprocess
+from varalign.data.device_cache import DeviceCache, Normalisation, send
+from varalign.data.images import Augment, ImagePipeline, Pixels, Preprocess
 from varalign.data.tokenizers import Tokenizer
 from varalign.data.word_dropout import drop_words
 from varalign.encoders.dual_encoder import DualEncoder
@@ -41,7 +43,7 @@ class ImageInputs:
     Attributes:
         rows: (B,) rows of the data set, replacements in place.
         tensor: pixels (B, 3, S, S) or features (B, D), float32, on the device.
-        wait: seconds the caller waited for it.
+        wait: seconds the caller waited for it, and for its way to the device as far as that holds the host up.
     """
 
     rows: Rows
@@ -51,6 +53,9 @@ class ImageInputs:
 
 class ImageSource(Protocol):
     """Batches of images for training and for evaluation."""
+
+    def prepare(self) -> None:
+        """Make what training batches come from, before a run begins: what cannot be is refused here."""
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Training batches, augmented where that is on, in the given order."""
@@ -83,6 +88,9 @@ class FeatureRows:
 
     matrix: Tensor
     unreadable: Mapping[int, str] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Nothing: the rows are there."""
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Rows of the matrix, the same every epoch."""
@@ -121,7 +129,9 @@ class LiveImages:
         noise: noise injected on purpose into the pixels, if any.
         noise_in: whether it goes into training batches or into plain ones.
         bad: rows found unreadable so far, with the reason.
-        decoded: makes or opens the cache that training batches are cropped from; called once, by the first of them.
+        decoded: makes or opens the cache that training batches are cropped from; called once, by `prepare` or the first
+            of them.
+        resident: brings that cache to the device, where training batches are made then; called once, after `decoded`.
     """
 
     paths: Sequence[Path]
@@ -136,11 +146,26 @@ class LiveImages:
     noise_in: Literal["training", "plain"] = "training"
     bad: dict[int, str] = field(default_factory=dict)
     decoded: Callable[[], DecodedCache | None] | None = None
+    resident: Callable[[DecodedCache], DeviceCache] | None = None
 
     def __post_init__(self) -> None:
+        self._normalised = Normalisation(self.preprocess, self.device)
         self._evaluation = ImagePipeline(
-            self.paths, self.preprocess, seed=self.seed, threads=self.threads, memory_format="channels_last"
+            self.paths,
+            self.preprocess,
+            seed=self.seed,
+            threads=self.threads,
+            dtype=self._travels_as("plain"),
+            memory_format="channels_last",
         )
+
+    @cached_property
+    def _decoded(self) -> DecodedCache | None:
+        return self.decoded() if self.decoded is not None else None
+
+    @cached_property
+    def _resident(self) -> DeviceCache | None:
+        return self.resident(self._decoded) if self.resident is not None and self._decoded is not None else None
 
     @cached_property
     def _training(self) -> ImagePipeline:
@@ -150,9 +175,14 @@ class LiveImages:
             augment=self.augment,
             seed=self.seed,
             threads=self.threads,
-            decoded=self.decoded() if self.decoded is not None else None,
+            decoded=self._decoded,
+            dtype=self._travels_as("training"),
             memory_format="channels_last",
         )
+
+    def prepare(self) -> None:
+        """Make or open the decoded cache, where there is to be one, and bring it to the device."""
+        _ = self._decoded, self._resident
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
         """Training batches; an unreadable image is replaced by one that is in no place of its batch.
@@ -160,38 +190,57 @@ class LiveImages:
         The replacement is a function of (seed, epoch, row) and of what can be read, never of what happened before.
         """
         pool = np.unique(np.concatenate(list(order))) if order else np.empty(0, np.int64)
+        resident = self._resident
+        if resident is None:
+            yield from self._from_files(order, epoch, pool)
+            return
+        for rows in order:
+            if resident.holds(rows).all():
+                started = time.perf_counter()
+                pixels = resident.batch(rows, epoch=epoch)
+                yield ImageInputs(rows, pixels, time.perf_counter() - started)
+            else:  # an image could not be decoded: the same batch by way of the files, which looks for another one
+                yield from self._from_files([rows], epoch, pool)
+
+    def _from_files(self, order: Sequence[Rows], epoch: int, pool: Rows) -> Iterator[ImageInputs]:
         for batch in self._training.batches(order, epoch=epoch):
-            rows, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
+            rows, pixels = batch.rows, batch.pixels
             if batch.errors:
                 self._note(rows, batch.errors)
                 rows = self._replace(rows.copy(), pixels, [position for position, _ in batch.errors], pool, epoch)
-            yield ImageInputs(rows, self._send(self._noisy("training", pixels, rows)), batch.wait)
+            yield self._inputs("training", rows, pixels, batch.wait)
 
     def plain(self, rows: Rows, batch_size: int) -> Iterator[ImageInputs]:
         """Evaluation batches without augmentation."""
         order = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
         for batch in self._evaluation.batches(order):
-            kept, pixels = batch.rows, cast(NDArray[np.float32], batch.pixels)
+            kept, pixels = batch.rows, batch.pixels
             if batch.errors:
                 self._note(kept, batch.errors)
                 good = np.ones(len(kept), bool)
                 good[[position for position, _ in batch.errors]] = False
                 kept, pixels = kept[good], pixels[good]
             if len(kept):
-                yield ImageInputs(kept, self._send(self._noisy("plain", pixels, kept)), batch.wait)
+                yield self._inputs("plain", kept, pixels, batch.wait)
 
     def features(self, model: DualEncoder, inputs: Tensor) -> Tensor:
         """The image tower's output."""
         return model.encode_images(inputs)
 
-    def _noisy(self, kind: str, pixels: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
-        return noisy_pixels(pixels, rows, self.noise, self.seed) if kind == self.noise_in else pixels
+    def _travels_as(self, kind: str) -> Literal["float32", "uint8"]:
+        """A GPU normalises levels itself, a quarter of the bytes to pin and to send; noise wants normalised pixels."""
+        noisy = kind == self.noise_in and self.noise.pixels
+        return "uint8" if self.device.type == "cuda" and not noisy else "float32"
 
-    def _send(self, pixels: NDArray[np.float32]) -> Tensor:
-        tensor = torch.from_numpy(pixels)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+    def _inputs(self, kind: str, rows: Rows, pixels: Pixels, wait: float) -> ImageInputs:
+        started = time.perf_counter()
+        if kind == self.noise_in and self.noise.pixels:
+            pixels = noisy_pixels(cast(NDArray[np.float32], pixels), rows, self.noise, self.seed)
+        tensor = send(pixels, self.device)
+        if tensor.dtype == torch.uint8:
+            tensor = self._normalised(tensor.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return ImageInputs(rows, tensor, wait + time.perf_counter() - started)
 
     def _note(self, rows: Rows, errors: Sequence[tuple[int, str]]) -> None:
         for position, reason in errors:
@@ -203,7 +252,7 @@ class LiveImages:
                 f"quarantine.jsonl in the run folder names those met so far, `varalign data check` lists them all"
             )
 
-    def _replace(self, rows: Rows, pixels: NDArray[np.float32], positions: list[int], pool: Rows, epoch: int) -> Rows:
+    def _replace(self, rows: Rows, pixels: Pixels, positions: list[int], pool: Rows, epoch: int) -> Rows:
         for position in positions:
             generator = np.random.default_rng((self.seed, epoch, int(rows[position])))
             taken = set(rows.tolist())

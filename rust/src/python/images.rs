@@ -4,13 +4,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use numpy::{IntoPyArray, PyArray1, PyArray3, PyArrayMethods};
+use numpy::ndarray::Array2;
+use numpy::{
+    IntoPyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
+};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::error::Error;
-use crate::image::augment::Augment;
+use crate::image::augment::{Augment, DRAWN};
 use crate::image::decode::decode;
 use crate::image::geometry::Fit;
 use crate::image::kept::{Entry, Kept};
@@ -133,6 +136,42 @@ impl PyPreparation {
         }
         let (area, flip) = augment.crop(width, height, self.0.seed, epoch, row);
         Ok((area.left, area.top, area.width, area.height, flip))
+    }
+
+    /// What is drawn for each row (`Augment::drawn`), given the widths and heights of the files' pictures: a row each.
+    fn draws<'py>(
+        &self,
+        py: Python<'py>,
+        sizes: PyReadonlyArray2<'_, i64>,
+        rows: PyReadonlyArray1<'_, i64>,
+        epoch: u64,
+    ) -> PyResult<Bound<'py, PyArray2<f64>>> {
+        let augment = self
+            .0
+            .augment
+            .ok_or_else(|| Error::Value("this preparation draws no crops".into()))?;
+        let (sizes, rows) = (sizes.as_array(), rows.as_array());
+        let wrong = sizes.ncols() != 2 || sizes.nrows() != rows.len();
+        if wrong || sizes.iter().any(|&side| side < 1) || rows.iter().any(|&row| row < 0) {
+            return Err(Error::Value(format!(
+                "draws takes a width and a height of at least 1 for each of {} rows from 0 on, got {:?}",
+                rows.len(),
+                sizes.shape()
+            ))
+            .into());
+        }
+        let seed = self.0.seed;
+        let drawn = rows.iter().zip(sizes.rows()).flat_map(|(&row, size)| {
+            augment.drawn(
+                (size[0] as usize, size[1] as usize),
+                seed,
+                epoch,
+                row as u64,
+            )
+        });
+        Array2::from_shape_vec((rows.len(), DRAWN), drawn.collect())
+            .map(|drawn| drawn.into_pyarray(py))
+            .map_err(|error| PyRuntimeError::new_err(error.to_string()))
     }
 
     /// Name and factor of each change of colours, in their order; none where none are drawn.
