@@ -3,18 +3,33 @@
 //! What the next code waits for is that length alone, so that nothing else (run, value, whether the code was short) is
 //! between two looks; the values are worked out beside it, without a branch.
 
+use std::cell::{OnceCell, RefCell};
+use std::rc::Rc;
+
 use super::bad;
 use super::bits::Bits;
+use super::skip::Skip;
 use crate::error::Result;
 
 /// Bits looked at at once. Small tables stay in the first-level cache, four of them beside the blocks.
 const LOOK: u32 = 10;
 /// An entry's mark for what the quick path leaves to the slow one.
 const SPECIAL: u32 = 1 << 31;
+/// Tables that a thread keeps: most files use the standard four, and making one takes as long as twenty blocks.
+const KEPT: usize = 8;
+
+thread_local! {
+    /// The newest last.
+    static TABLES: RefCell<Vec<Rc<Table>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A table for decoding.
 pub struct Table {
     look: Box<[u32; 1 << LOOK]>,
+    skip: OnceCell<Skip>,
+    /// What it was made of, beside the symbols.
+    counts: [u8; 16],
+    dc: bool,
     /// First code of more than each length, aligned to 16 bits; `u32::MAX` after the last length.
     limit: [u32; 18],
     /// From code to position in `symbols`.
@@ -61,6 +76,26 @@ impl Entry {
 }
 
 impl Table {
+    /// The table of [`Table::new`], which may have been made before.
+    pub fn kept(counts: &[u8; 16], symbols: &[u8], dc: bool) -> Result<Rc<Table>> {
+        let total: usize = counts.iter().map(|&count| usize::from(count)).sum();
+        TABLES.with_borrow_mut(|tables| {
+            let same = |table: &Rc<Table>| {
+                (table.counts, table.dc) == (*counts, dc)
+                    && symbols.starts_with(&table.symbols[..total])
+            };
+            let table = match tables.iter().position(same) {
+                Some(index) => tables.remove(index),
+                None => Rc::new(Table::new(counts, symbols, dc)?),
+            };
+            if tables.len() == KEPT {
+                tables.remove(0);
+            }
+            tables.push(Rc::clone(&table));
+            Ok(table)
+        })
+    }
+
     /// From a DHT segment: codes of each length 1 to 16, and the symbols in order of their codes.
     pub fn new(counts: &[u8; 16], symbols: &[u8], dc: bool) -> Result<Table> {
         let total: usize = counts.iter().map(|&count| usize::from(count)).sum();
@@ -72,6 +107,9 @@ impl Table {
         }
         let mut table = Table {
             look: Box::new([SPECIAL; 1 << LOOK]),
+            skip: OnceCell::new(),
+            counts: *counts,
+            dc,
             limit: [u32::MAX; 18],
             offset: [0; 17],
             symbols: [0; 256],
@@ -102,6 +140,34 @@ impl Table {
         let spare = LOOK - length;
         let begin = (code << spare) as usize;
         self.look[begin..begin + (1 << spare)].fill(Entry::new(length, symbol).0);
+    }
+
+    /// Its table for passing over coefficients, made when it is first asked for.
+    pub fn skip(&self) -> &Skip {
+        self.skip.get_or_init(|| Skip::new(self))
+    }
+
+    /// Whether that is there already.
+    pub fn has_skip(&self) -> bool {
+        self.skip.get().is_some()
+    }
+
+    /// Calls `with` for each code of at most `longest` bits: code, length and entry.
+    #[inline(always)]
+    pub fn for_each_code(&self, longest: u32, mut with: impl FnMut(u32, u32, Entry)) {
+        let mut code = 0;
+        for length in 1..=longest.min(16) {
+            let end = self.limit[length as usize] >> (16 - length);
+            for code in code..end {
+                let index = code as i32 + self.offset[length as usize];
+                with(
+                    code,
+                    length,
+                    Entry::new(length, self.symbols[(index & 255) as usize]),
+                );
+            }
+            code = end << 1;
+        }
     }
 
     /// The entry of the next bits, which stay. [`Bits::refill`] must have gone before.
