@@ -10,6 +10,7 @@ mod huffman;
 mod idct;
 #[cfg(target_arch = "x86_64")]
 mod idct_v3;
+mod pairs;
 mod progressive;
 mod render;
 mod scan;
@@ -129,7 +130,7 @@ impl Component {
         } else if side == 8 {
             transform.idct(block, quant, out, stride);
         } else if side == 4 {
-            idct::idct_reduced::<4>(block, quant, out, stride);
+            transform.idct_half(block, quant, out, stride);
         } else {
             idct::idct_reduced::<2>(block, quant, out, stride);
         }

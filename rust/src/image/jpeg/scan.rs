@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::bits::{unstuff, Bits};
 use super::huffman::Table;
 use super::idct::{Block, Transform};
+use super::pairs::Pairs;
 use super::progressive::progressive_block;
 use super::sequential::{sequential_block, skipped_block};
 use super::skip::Skip;
@@ -60,6 +61,8 @@ pub struct Part<'t> {
     pub index: usize,
     pub dc: Option<&'t Table>,
     pub ac: Option<&'t Table>,
+    /// Of a sequential scan.
+    pub pairs: Option<&'t Pairs>,
     /// Of a sequential scan where coefficients are passed over: those after `depth`, and whole blocks.
     pub skip: Option<&'t Skip>,
     pub depth: usize,
@@ -89,6 +92,7 @@ pub fn decode_scan<T: Transform>(
     let single = scan.components.len() == 1;
     if !progressive {
         for part in &mut parts {
+            part.pairs = part.ac.map(Table::pairs);
             part.set_skip(&components[part.index]);
         }
     }
@@ -253,6 +257,7 @@ fn parts_of<'t>(scan: &Scan, tables: &'t Tables, progressive: bool) -> Result<Ve
                 index,
                 dc: dc_table,
                 ac: ac_table,
+                pairs: None,
                 skip: None,
                 depth: 63,
                 prediction: 0,

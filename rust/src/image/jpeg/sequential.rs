@@ -2,7 +2,9 @@
 
 use super::bad;
 use super::bits::Bits;
+use super::huffman::Table;
 use super::idct::Block;
+use super::pairs::Pair;
 use super::scan::{Part, NATURAL};
 use crate::error::Result;
 
@@ -15,37 +17,42 @@ pub fn sequential_block(
     depth: usize,
     block: &mut Block,
 ) -> Result<usize> {
-    let Some(ac) = part.ac else {
+    let (Some(ac), Some(pairs)) = (part.ac, part.pairs) else {
         return Ok(0);
     };
     // A copy that lives in registers.
     let mut bits = *shared;
     block[0] = first(&mut bits, part)?;
     let mut last = 0;
-    'block: while last < depth {
+    while last < depth {
         bits.refill();
-        // Two codes that are not special have at most 25 bits each, and a special one is followed by a refill.
+        // A look finds at most 27 bits, so that two go with a refill.
         for _ in 0..2 {
-            let mut entry = ac.look(&bits);
-            let special = entry.is_special();
-            if special {
-                entry = ac.find(&bits);
-                if entry.size() == 0 {
-                    bits.skip(entry.total());
-                    if entry.step() != 16 {
-                        *shared = bits;
-                        return Ok(last);
-                    }
-                    last += 16;
-                    continue 'block;
+            let pair = pairs.look(&bits);
+            let next = last + pair.steps();
+            if next < 63 {
+                put(block, pair, &bits, last, next);
+                bits.skip(pair.total());
+                last = next;
+                continue;
+            }
+            let first = last + pair.step();
+            if pair.ends() && first < 63 {
+                if first > last {
+                    block[usize::from(NATURAL[first & 127] & 63)] = pair.first(&bits);
                 }
+                bits.skip(pair.total());
+                *shared = bits;
+                return Ok(first);
             }
-            last += entry.step();
-            let value = bits.take_value(entry.total(), entry.size());
-            block[usize::from(NATURAL[last & 127] & 63)] = value as i16;
-            if special || last >= depth {
-                continue 'block;
+            // A code that is long, or near the block's end, where that may come before the pair's.
+            let ended;
+            (bits, last, ended) = one_code(bits, ac, last, block);
+            if ended {
+                *shared = bits;
+                return Ok(last);
             }
+            break;
         }
     }
     if last < 63 {
@@ -53,6 +60,35 @@ pub fn sequential_block(
     }
     *shared = bits;
     Ok(last)
+}
+
+/// Writes the values of a pair; that of the second first, as one that is not there has the place of the other.
+#[inline(always)]
+fn put(block: &mut Block, pair: Pair, bits: &Bits<'_>, last: usize, next: usize) {
+    block[usize::from(NATURAL[next & 127] & 63)] = pair.second(bits);
+    block[usize::from(NATURAL[(last + pair.step()) & 127] & 63)] = pair.first(bits);
+}
+
+/// Decodes one code, which is rare: apart, so that the loop above keeps its registers. Returns the bits after it, the position that it leads to, and whether it ends the block.
+#[inline(never)]
+fn one_code<'a>(
+    mut bits: Bits<'a>,
+    ac: &Table,
+    last: usize,
+    block: &mut Block,
+) -> (Bits<'a>, usize, bool) {
+    bits.refill();
+    let entry = ac.find(&bits);
+    let value = bits.take_value(entry.total(), entry.size());
+    if entry.ends() {
+        return (bits, last, true);
+    }
+    let next = last + entry.step();
+    // Sixteen zeros that lead past the end leave the last coefficient alone.
+    if entry.size() > 0 {
+        block[usize::from(NATURAL[next & 127] & 63)] = value as i16;
+    }
+    (bits, next, false)
 }
 
 /// Passes over a whole block: its first coefficient alone is decoded, as later ones are counted from it.
@@ -100,11 +136,11 @@ fn pass_over(bits: &mut Bits<'_>, part: &Part<'_>, mut last: usize) -> usize {
                 bits.skip(run.total());
                 return end;
             }
-            // One by one where a code is long, or where the block may end before the run does.
+            // A code that is long, or near the block's end, where that may come before the run's.
             bits.refill();
             let entry = ac.find(bits);
             bits.skip(entry.total());
-            if entry.size() == 0 && entry.step() != 16 {
+            if entry.ends() {
                 return last;
             }
             last += entry.step();
@@ -120,7 +156,6 @@ fn pass_over(bits: &mut Bits<'_>, part: &Part<'_>, mut last: usize) -> usize {
 mod tests {
     use super::*;
     use crate::image::augment::mix;
-    use crate::image::jpeg::huffman::Table;
 
     /// Tables whose codes are of every length, with every symbol that makes a difference.
     fn tables(seed: u64) -> (Table, Table) {
@@ -140,14 +175,34 @@ mod tests {
                 (0, _) => 0x00,
                 (1, _) => 0xf0,
                 (2, draw) => (draw % 256) as u8,
-                (_, draw) => (draw % 3 << 4 | 1 + draw / 64 % 4) as u8,
+                (_, draw) => (((draw % 3) << 4) + 1 + draw / 64 % 4) as u8,
             })
             .collect();
         (dc.unwrap(), Table::new(&counts, &symbols, false).unwrap())
     }
 
+    /// A block, one code after another.
+    fn slow_block(bits: &mut Bits<'_>, part: &mut Part<'_>, block: &mut Block) -> usize {
+        block[0] = first(bits, part).unwrap();
+        let mut last = 0;
+        while last < 63 {
+            bits.refill();
+            let symbol = part.ac.unwrap().symbol(bits);
+            let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+            if size == 0 && run != 15 {
+                break;
+            }
+            last += run + 1;
+            let value = bits.take_signed(size);
+            if size > 0 {
+                block[usize::from(NATURAL[last & 127] & 63)] = value as i16;
+            }
+        }
+        last
+    }
+
     #[test]
-    fn passing_over_takes_the_same_bits_as_decoding() {
+    fn pairs_and_runs_take_the_bits_that_single_codes_take() {
         for seed in 0..60 {
             let (dc, ac) = tables(seed);
             let mut data: Vec<u8> = (0..3000).map(|k| mix(seed << 32 | k) as u8).collect();
@@ -156,11 +211,12 @@ mod tests {
                 index: 0,
                 dc: Some(&dc),
                 ac: Some(&ac),
+                pairs: Some(ac.pairs()),
                 skip: None,
                 depth: 63,
                 prediction: 0,
             };
-            for depth in [0, 1, 4, 24, 62, 63] {
+            for depth in [0, 1, 4, 24, 62, 63, 63] {
                 let (mut whole, mut part) = (Bits::new(&data), Bits::new(&data));
                 let mut slow = Part { ..plain };
                 let mut quick = Part {
@@ -172,7 +228,7 @@ mod tests {
                     slow.prediction = 0;
                     quick.prediction = 0;
                     let (mut all, mut some) = ([0; 64], [0; 64]);
-                    let last = sequential_block(&mut whole, &mut slow, 63, &mut all).unwrap();
+                    let last = slow_block(&mut whole, &mut slow, &mut all);
                     if number % 3 == 2 {
                         skipped_block(&mut part, &mut quick).unwrap();
                     } else {

@@ -1,7 +1,7 @@
 //! What several codes come to together: for coefficients that nobody reads, at two or three of them a look.
 
 use super::bits::Bits;
-use super::huffman::{Entry, Table};
+use super::huffman::{lay, Entry, Table};
 
 /// Bits looked at at once: two tables of 8 KiB stay in the first-level cache, beside those of single codes.
 const LOOK: u32 = 12;
@@ -20,12 +20,11 @@ pub struct Skip {
 pub struct Run(u16);
 
 impl Run {
-    fn of(entry: Entry) -> Run {
-        // A code without a value ends the block, but for the one of sixteen zeros.
-        if entry.size() == 0 && entry.step() != 16 {
-            return Run(entry.total() as u16 | END);
+    fn of(entry: Entry) -> u16 {
+        match entry.ends() {
+            true => entry.total() as u16 | END,
+            false => entry.total() as u16 | (entry.step() as u16) << 6,
         }
-        Run(entry.total() as u16 | (entry.step() as u16) << 6)
     }
 
     /// Bits of codes and values: at most 27, as only the value of the last can reach past the look.
@@ -52,27 +51,10 @@ impl Run {
 impl Skip {
     /// From the table of single codes.
     pub fn new(table: &Table) -> Skip {
-        // Runs within k known bits begin at 1 << k, for every value of these bits: what lies in fewer bits is what may
-        // follow a code in more. So each entry takes one addition, over whole ranges at a time.
         let mut runs = vec![0; 2 << LOOK];
         for known in 1..=LOOK {
-            let (fewer, own) = runs.split_at_mut(1 << known);
-            table.for_each_code(known, |code, length, entry| {
-                let run = Run::of(entry).0;
-                let spare = known - length;
-                let own = &mut own[(code << spare) as usize..][..1 << spare];
-                if run & END != 0 || entry.size() >= spare {
-                    own.fill(run);
-                    return;
-                }
-                let left = spare - entry.size();
-                let rest = &fewer[1 << left..2 << left];
-                for own in own.chunks_exact_mut(rest.len()) {
-                    for (own, rest) in own.iter_mut().zip(rest) {
-                        *own = run + rest;
-                    }
-                }
-            });
+            let (fewer, more) = runs.split_at_mut(1 << known);
+            lay(table, known, &mut more[..1 << known], fewer, Run::of);
         }
         let mut look = Box::new([0; 1 << LOOK]);
         look.copy_from_slice(&runs[1 << LOOK..]);
