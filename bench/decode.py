@@ -1,8 +1,9 @@
-"""Image decoding and loading, exact and fast, on one thread, against what people use.
+"""Image decoding and loading, exact and fast, on one thread and on all, and memory a thread, against what people use.
 
 `--data FOLDER` takes JPEG files, else some are made here. Decoding gives RGB of the whole picture; loading gives
 normalised float32 [B, 3, 224, 224] as CLIP wants it. Agreement is with Pillow (ours decodes to the bit): a mean
-difference under one level, for the fast forms under three. These run on pictures made here, 640 x 480 and 4000 x 3000.
+difference under one level, for the fast forms under three. These run on pictures made here, 640 x 480 and 4000 x 3000,
+ours into a batch that is there before. Memory is what the peak rises by, each loader in a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Contender, Row, compare, judged, main
+from harness import Contender, Row, compare, judged, main, single
+from image_memory import of_a_worker
 from image_peers import PACKAGES, Load, arguments, decoders, loaders, made, photographs, reduced_loaders
 from varalign.data.images import Preprocess, decode_image, load_images
 
@@ -61,6 +63,37 @@ def in_batches(paths: Sequence[Path], preprocess: Preprocess, threads: int) -> C
     return lambda: [image for batch in batches for image in load_images(batch, preprocess, threads=threads)[0]]
 
 
+def in_one_call(paths: Sequence[Path], preprocess: Preprocess, reuse: bool = True) -> Callable[[], list[Any]]:
+    """Ours, all files at once on one thread, into a batch that is there before (`reuse`) or a new one each time."""
+    shape = (len(paths), 3, preprocess.size, preprocess.size)
+    out = np.zeros(shape, np.float32) if reuse else None
+    return lambda: list(load_images(paths, preprocess, threads=1, out=out)[0])
+
+
+def decoded_on(files: Sequence[bytes], pool: ThreadPoolExecutor | None, where: str, **kept: Any) -> list[Row]:
+    """Decoding alone, one file after another or on a pool's threads."""
+
+    def run(decode: Load) -> Callable[[], list[Any]]:
+        return each(decode, files) if pool is None else all_at_once(decode, files, pool)
+
+    contenders = [Contender("varalign", run(decode_image), ours=True)]
+    contenders += [Contender(name, run(decode)) for name, decode in decoders()]
+    subject = f"decode {len(files)} JPEG files to RGB, {where}"
+    return compare(subject, contenders, work=len(files), agree=within(1, 1), **kept)
+
+
+def memory(paths: Sequence[Path], preprocess: Preprocess, what: str, threads: int) -> Iterator[Row]:
+    """MiB a thread while loading, ours and the peers'."""
+    names = ["varalign", *(name for name, _, why in loaders(preprocess) if not why)]
+    needs = {name: of_a_worker(name, threads, paths) for name in names}
+    for name, need in needs.items():
+        ratio = needs["varalign"] / max(need, 1e-9)
+        note = (
+            f"peak over what was there before, {threads} threads" if threads > 1 else "peak over what was there before"
+        )
+        yield single(f"memory of {what}", name, need, "MiB a thread", ratio=ratio, note=note, packages=PACKAGES)
+
+
 @contextmanager
 def on_disk(files: Sequence[bytes]) -> Iterator[list[Path]]:
     """The files under names, as our loader takes them (reading them again costs it a little)."""
@@ -75,17 +108,20 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
     """Decoding; loading; loading by a scaled transform, at two sizes."""
     files = photographs(options)
     kept: dict[str, Any] = {"unit": "images/s", "rounds": options.rounds, "packages": PACKAGES}
-    contenders = [Contender("varalign", each(decode_image, files), ours=True)]
-    contenders += [Contender(name, each(decode, files)) for name, decode in decoders()]
-    decoded = compare(
-        f"decode {len(files)} JPEG files to RGB, one thread", contenders, work=len(files), agree=within(1, 1), **kept
-    )
+    cores = os.cpu_count() or 1
+    decoded = decoded_on(files, None, "one thread", **kept)
     yield decoded
+    with ThreadPoolExecutor(cores) as pool:
+        yield decoded_on(files, pool, f"{cores} threads", **kept)
 
     preprocess, fast = Preprocess(), Preprocess(decode="fast")
     level = 1 / 255 / float(np.mean(preprocess.std))
     with on_disk(files) as paths:
-        contenders = [Contender("varalign", in_batches(paths, preprocess, 1), ours=True)]
+        contenders = [
+            Contender("varalign", in_batches(paths, preprocess, 1), ours=True),
+            Contender("varalign, one call, out=", in_one_call(paths, preprocess)),
+            Contender("varalign, one call", in_one_call(paths, preprocess, reuse=False)),
+        ]
         for name, load, why in loaders(preprocess):
             contenders.append(Contender(name, each(load, files), differs=why, reference="Pillow" in name))
         subject = f"load {len(files)} JPEG files to float32 [B, 3, 224, 224], one thread"
@@ -103,7 +139,6 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
             ],
         ]
 
-        cores = os.cpu_count() or 1
         with ThreadPoolExecutor(cores) as pool:
             contenders = [Contender("varalign", in_batches(paths, preprocess, 0), ours=True)]
             for name, load, why in loaders(preprocess):
@@ -114,20 +149,18 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
         yield rows
         judgement = f"targets of exact loading, {cores} threads, by wall time"
         yield [judged(judgement, "over the quickest peer that agrees", quickest(rows, wall=True), 1.5, PACKAGES)]
+        if Path("/proc/self/clear_refs").exists():
+            yield list(memory(paths, preprocess, f"loading {len(files)} JPEG files", 4))
 
     tiny = Preprocess(size=16, decode="fast")
     for width, height, count in ((640, 480, 24), (4000, 3000, 3)):
         files = made(width, height, count)
         with on_disk(files) as paths:
-
-            def ours(how: Preprocess, paths: list[Path] = paths) -> list[Any]:
-                return list(load_images(paths, how, threads=1)[0])
-
             contenders = [
-                Contender("varalign fast", lambda ours=ours: ours(fast), ours=True),
-                Contender("varalign exact", lambda ours=ours: ours(preprocess), reference=True),
+                Contender("varalign fast", in_one_call(paths, fast), ours=True),
+                Contender("varalign exact", in_one_call(paths, preprocess), reference=True),
                 # The first coefficient of each block alone becomes a pixel: what is left is entropy decoding.
-                Contender("varalign, to 16 pixels", lambda ours=ours: ours(tiny), differs="the floor of any decoder"),
+                Contender("varalign, to 16 pixels", in_one_call(paths, tiny), differs="entropy decoding alone"),
             ]
             for name, load, why in reduced_loaders(preprocess):
                 contenders.append(Contender(name, each(load, files), differs=why))
@@ -136,6 +169,8 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
             yield rows
             judgement = f"target of fast loading of {width} x {height}, one thread, by processor time"
             yield [judged(judgement, "over the quickest peer that agrees", quickest(rows), 2, PACKAGES)]
+            if width == 4000 and Path("/proc/self/clear_refs").exists():
+                yield list(memory(paths, preprocess, f"loading JPEG files of {width} x {height}", 1))
 
 
 if __name__ == "__main__":

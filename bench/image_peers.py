@@ -1,14 +1,19 @@
 """What bench/decode.py and bench/pipeline.py share: photographs, and other people's ways to decode and load them.
 
 A peer that is not installed is left out, and `left_out` says so. None of them is a dependency of the project beyond
-torch, torchvision and Pillow: `pip install simplejpeg opencv-python-headless` brings the others.
+torch, torchvision and Pillow: `pip install simplejpeg opencv-python-headless` brings the others, but for the crate
+zune-jpeg, which an example in rust/ makes a module of (where cargo is there to build it).
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.machinery
+import importlib.util
 import io
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +24,7 @@ from PIL import Image
 from varalign.data.images import Preprocess
 
 PACKAGES = ["numpy", "pillow", "torch", "torchvision", "opencv-python-headless", "simplejpeg"]
+ROOT = Path(__file__).parents[1]
 Load = Callable[[bytes], Any]
 """Bytes to float32 (3, S, S), a tensor or an array."""
 
@@ -84,6 +90,29 @@ def decoders() -> Iterator[tuple[str, Load]]:
         import simplejpeg
 
         yield "simplejpeg (libjpeg-turbo)", simplejpeg.decode_jpeg
+    try:
+        yield "zune-jpeg 0.5 (Rust)", zune_jpeg()
+    except (OSError, ImportError, subprocess.CalledProcessError) as error:
+        print(f"left out: zune-jpeg ({error})", file=sys.stderr)
+
+
+def zune_jpeg() -> Load:
+    """The crate, by rust/examples/zune_peer.rs; raises OSError or CalledProcessError where it cannot be built."""
+    cargo = shutil.which("cargo")
+    if cargo is None:
+        raise OSError("cargo is not on the path; install Rust (https://rustup.rs)")
+    command = [cargo, "build", "--release", "--quiet", "--features", "extension-module", "--example", "zune_peer"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    library = ROOT / "target" / "release" / "examples" / f"libzune_peer{suffix}"
+    loader = importlib.machinery.ExtensionFileLoader("zune_peer", str(library))
+    spec = importlib.util.spec_from_file_location("zune_peer", library, loader=loader)
+    if spec is None:
+        raise OSError(f"{library} is no module")
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    decode: Load = module.decode
+    return decode
 
 
 def as_tensor(data: bytes) -> Any:

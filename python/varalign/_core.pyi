@@ -35,10 +35,10 @@ def load_images(
     paths: Sequence[str],
     rows: Sequence[int],
     preparation: ImagePreparation,
+    out: NDArray[np.float32] | NDArray[np.uint8],
     epoch: int = 0,
     threads: int = 0,
-    uint8: bool = False,
-) -> tuple[NDArray[np.float32] | NDArray[np.uint8], list[tuple[int, str]]]: ...
+) -> list[tuple[int, str]]: ...
 def shrink_images(
     paths: Sequence[str], short: int, preparation: ImagePreparation, threads: int = 0
 ) -> list[tuple[NDArray[np.uint8] | None, tuple[int, int], str | None]]: ...

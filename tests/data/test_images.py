@@ -419,6 +419,49 @@ def test_channels_last_is_another_order_of_the_same_pixels(tmp_path: Path, dtype
         load_images([], Preprocess(), memory_format="nhwc")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("order", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_a_batch_is_written_into_a_buffer_of_the_callers(tmp_path: Path, dtype: Any, order: Any) -> None:
+    path, broken = tmp_path / "a.png", tmp_path / "broken.png"
+    Image.fromarray(picture(50, 40)).save(path)
+    broken.write_bytes(path.read_bytes()[:100])
+    keys: dict[str, Any] = {"dtype": dtype, "memory_format": order}
+    expected, _ = load_images([path, broken, path], Preprocess(size=16), **keys)
+    assert not expected[1].any()
+    whole = np.full_like(expected, 77, shape=(5, *expected.shape[1:]))  # of the same order in memory
+    pixels, errors = load_images([path, broken, path], Preprocess(size=16), out=whole[1:4], **keys)
+    assert np.shares_memory(pixels, whole)
+    assert [position for position, _ in errors] == [1]
+    np.testing.assert_array_equal(whole[1:4], expected)  # zeros for the broken one too
+    assert (whole[[0, 4]] == 77).all()
+
+
+def test_a_buffer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(picture(50, 40)).save(path)
+
+    def load(out: Any, **keys: Any) -> None:
+        load_images([path] * 2, Preprocess(size=16), out=out, **keys)
+
+    good = np.zeros((2, 3, 16, 16), np.float32)
+    with pytest.raises(ValueError, match=r"float32 of shape \(2, 3, 16, 16\), got float32 of \(3, 3, 16, 16\)"):
+        load(np.zeros((3, 3, 16, 16), np.float32))
+    with pytest.raises(ValueError, match="out must be uint8 of shape .*, got float32"):
+        load(good, dtype="uint8")
+    with pytest.raises(ValueError, match="out must be float32 of shape .*, got >f4"):
+        load(good.astype(">f4"))
+    with pytest.raises(ValueError, match="without gaps in the order 'channels_last'; pass a new array"):
+        load(good, memory_format="channels_last")
+    with pytest.raises(ValueError, match="without gaps in the order 'contiguous'"):
+        load(np.zeros((4, 3, 16, 16), np.float32)[::2])
+    with pytest.raises(ValueError, match="out must be writeable"):
+        good.flags.writeable = False
+        load(good)
+    with pytest.raises(TypeError, match=r"got Tensor; pass tensor.numpy\(\)"):
+        load(pytest.importorskip("torch").zeros(2, 3, 16, 16))
+    assert not good.any()
+
+
 def test_the_crops_have_the_promised_distribution() -> None:
     augment = Augment(scale=(0.2, 0.8), ratio=(0.5, 2.0), flip=0.3)
     preparation = prepare(Preprocess(), augment, seed=7)

@@ -107,20 +107,44 @@ def load_images(
     dtype: Literal["float32", "uint8"] = "float32",
     max_pixels: int | None = None,
     memory_format: MemoryFormat = "contiguous",
+    out: Pixels | None = None,
 ) -> tuple[Pixels, list[tuple[int, str]]]:
     """Load some images at once.
 
     rows: the row of the data set of each path, for `augment` (default 0, 1, 2, ...). threads: 0 means every core.
     memory_format: "channels_last" lays the three values of a pixel side by side, as `torch.channels_last` has them.
+    out: (B, 3, S, S) of `dtype` is written to, and returned, where given, else a new array; its memory must be laid out
+    as `memory_format` says. One that is used again costs no page faults, which take a tenth of the time where a batch
+    is larger than 32 MB; `tensor.numpy()` of a pinned tensor is one that a GPU copies from.
     Returns pixels (B, 3, S, S) of `dtype`, and (position, message) of each file that failed, whose pixels are 0.
     """
     row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()
     preparation = prepare(preprocess, augment, seed, max_pixels, memory_format)
-    uint8 = _is_uint8(dtype)
-    pixels, errors = _core.load_images(
-        [os.fspath(path) for path in paths], row_list, preparation, epoch, threads, uint8
-    )
-    return _as_nchw(pixels, memory_format), errors
+    _is_uint8(dtype)
+    if out is None:
+        size = preprocess.size
+        shape = (len(paths), size, size, 3) if memory_format == "channels_last" else (len(paths), 3, size, size)
+        laid = np.empty(shape, dtype=dtype)
+        out = _as_nchw(laid, memory_format)
+    else:
+        laid = _laid_out(out, (len(paths), 3, preprocess.size, preprocess.size), dtype, memory_format)
+    errors = _core.load_images([os.fspath(path) for path in paths], row_list, preparation, laid, epoch, threads)
+    return out, errors
+
+
+def _laid_out(out: Pixels, shape: tuple[int, ...], dtype: str, memory_format: MemoryFormat) -> Pixels:
+    """A caller's batch in the order of its memory; raises TypeError or ValueError where it is no such batch."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, got {type(out).__name__}; pass tensor.numpy() of a tensor")
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(f"out must be {dtype} of shape {shape}, got {out.dtype} of {out.shape}")
+    laid = out.transpose(0, 2, 3, 1) if memory_format == "channels_last" else out
+    if not (laid.flags.c_contiguous and laid.flags.writeable and laid.flags.aligned):
+        raise ValueError(
+            f"out must be writeable and laid out without gaps in the order {memory_format!r}; pass a new array or a "
+            "slice of whole samples"
+        )
+    return laid
 
 
 class ImagePipeline:

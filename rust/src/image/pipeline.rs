@@ -90,17 +90,39 @@ pub fn thread_count(requested: usize) -> usize {
     }
 }
 
+/// Each path with its row of the data set.
+pub fn files<'a>(paths: &'a [PathBuf], rows: &[u64]) -> Result<Vec<(&'a Path, u64)>> {
+    if paths.len() != rows.len() {
+        return Err(Error::Value(format!(
+            "{} paths but {} rows; give one row a path",
+            paths.len(),
+            rows.len()
+        )));
+    }
+    let paths = paths.iter().map(PathBuf::as_path);
+    Ok(paths.zip(rows.iter().copied()).collect())
+}
+
 /// Makes the samples of `files` (path and row each) on `threads` threads; the caller's is one of them.
+///
+/// `out` holds one after another; a file that fails leaves zeros, and its position and message are returned.
 pub fn load_all<T: Element>(
     files: &[(&Path, u64)],
     preparation: &Preparation,
     epoch: u64,
     threads: usize,
-) -> (Vec<T>, Vec<(usize, String)>) {
-    let mut pixels = vec![T::default(); files.len() * preparation.elements()];
+    out: &mut [T],
+) -> Result<Vec<(usize, String)>> {
+    let elements = files.len() * preparation.elements();
+    if out.len() != elements {
+        return Err(Error::Value(format!(
+            "{} files need room for {elements} elements, got {}",
+            files.len(),
+            out.len()
+        )));
+    }
     let work = Mutex::new(
-        pixels
-            .chunks_exact_mut(preparation.elements())
+        out.chunks_exact_mut(preparation.elements())
             .zip(files)
             .enumerate(),
     );
@@ -113,6 +135,7 @@ pub fn load_all<T: Element>(
                 return;
             };
             if let Err(error) = preparation.load(path, epoch, row, &mut buffers, planes) {
+                planes.fill(T::default());
                 lock(&errors).push((position, error.to_string()));
             }
         }
@@ -125,7 +148,7 @@ pub fn load_all<T: Element>(
     });
     let mut errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
     errors.sort();
-    (pixels, errors)
+    Ok(errors)
 }
 
 /// The pictures of `paths` with their short sides at most `short`, on `threads` threads.

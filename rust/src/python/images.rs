@@ -1,12 +1,13 @@
 //! Bindings of `image`: decoding, samples, and batches made ahead.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use numpy::ndarray::Array2;
 use numpy::{
     IntoPyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
+    PyReadwriteArray4,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -182,49 +183,41 @@ impl PyPreparation {
     }
 }
 
-type Loaded = (Py<PyAny>, Vec<(usize, String)>);
+/// A caller's batch: four axes, normalised float32 or levels.
+#[derive(FromPyObject)]
+enum Samples<'py> {
+    Floats(PyReadwriteArray4<'py, f32>),
+    Levels(PyReadwriteArray4<'py, u8>),
+}
 
-/// Samples of some files at once.
+/// Samples of some files at once, into `out`; position and message of each that failed.
 #[pyfunction]
-#[pyo3(signature = (paths, rows, preparation, epoch=0, threads=0, uint8=false))]
+#[pyo3(signature = (paths, rows, preparation, out, epoch=0, threads=0))]
 fn load_images(
     py: Python<'_>,
     paths: Vec<PathBuf>,
     rows: Vec<u64>,
     preparation: &PyPreparation,
+    out: Samples<'_>,
     epoch: u64,
     threads: usize,
-    uint8: bool,
-) -> PyResult<Loaded> {
-    if paths.len() != rows.len() {
-        return Err(Error::Value(format!(
-            "{} paths but {} rows; give one row a path",
-            paths.len(),
-            rows.len()
-        ))
-        .into());
-    }
+) -> PyResult<Vec<(usize, String)>> {
+    let preparation = &preparation.0;
+    let files = pipeline::files(&paths, &rows)?;
     fn load<T: Element + numpy::Element>(
         py: Python<'_>,
-        paths: &[PathBuf],
-        rows: &[u64],
+        files: &[(&Path, u64)],
         preparation: &Preparation,
+        mut out: PyReadwriteArray4<'_, T>,
         epoch: u64,
         threads: usize,
-    ) -> PyResult<Loaded> {
-        let files: Vec<_> = paths
-            .iter()
-            .map(PathBuf::as_path)
-            .zip(rows.iter().copied())
-            .collect();
-        let (pixels, errors) =
-            py.detach(|| pipeline::load_all::<T>(&files, preparation, epoch, threads));
-        Ok((to_array(py, pixels, paths.len(), preparation)?, errors))
+    ) -> PyResult<Vec<(usize, String)>> {
+        let out = out.as_slice_mut()?;
+        Ok(py.detach(|| pipeline::load_all(files, preparation, epoch, threads, out))?)
     }
-    if uint8 {
-        load::<u8>(py, &paths, &rows, &preparation.0, epoch, threads)
-    } else {
-        load::<f32>(py, &paths, &rows, &preparation.0, epoch, threads)
+    match out {
+        Samples::Floats(out) => load(py, &files, preparation, out, epoch, threads),
+        Samples::Levels(out) => load(py, &files, preparation, out, epoch, threads),
     }
 }
 

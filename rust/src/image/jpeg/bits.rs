@@ -94,10 +94,16 @@ impl<'a> Bits<'a> {
     /// The window moves on without waiting for the value, which is what the next code waits for.
     #[inline(always)]
     pub fn take_value(&mut self, total: u32, size: u32) -> i32 {
+        let value = self.value(total, size);
+        self.skip(total);
+        value
+    }
+
+    /// The same without taking it.
+    #[inline(always)]
+    pub fn value(&self, total: u32, size: u32) -> i32 {
         let mask = (1 << size) - 1;
         let value = self.window.wrapping_shr(total.wrapping_neg()) as i32 & mask;
-        self.window = self.window.wrapping_shl(total);
-        self.count -= total;
         // All ones where the leading bit is 0, which means negative.
         let negative = (value - (mask >> 1) - 1) >> 31;
         value - (mask & negative)

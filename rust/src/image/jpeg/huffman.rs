@@ -1,20 +1,34 @@
-//! Huffman tables: one look at ten bits decodes most codes and says how long code and value are together.
-//!
-//! What the next code waits for is that length alone, so that nothing else (run, value, whether the code was short) is
-//! between two looks; the values are worked out beside it, without a branch.
+//! Huffman tables: one look at ten bits decodes most codes and says how long code and value are together. Tables of what
+//! several codes come to are made of these: `pairs.rs` for decoding, `skip.rs` for passing over.
+
+use std::cell::{OnceCell, RefCell};
+use std::rc::Rc;
 
 use super::bad;
 use super::bits::Bits;
+use super::pairs::Pairs;
+use super::skip::Skip;
 use crate::error::Result;
 
 /// Bits looked at at once. Small tables stay in the first-level cache, four of them beside the blocks.
 const LOOK: u32 = 10;
-/// An entry's mark for what the quick path leaves to the slow one.
-const SPECIAL: u32 = 1 << 31;
+/// Tables that a thread keeps: most files use the standard four, and making one takes as long as twenty blocks.
+const KEPT: usize = 8;
+
+thread_local! {
+    /// The newest last.
+    static TABLES: RefCell<Vec<Rc<Table>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A table for decoding.
 pub struct Table {
     look: Box<[u32; 1 << LOOK]>,
+    /// Made when they are first asked for.
+    pairs: OnceCell<Pairs>,
+    skip: OnceCell<Skip>,
+    /// What it was made of, beside the symbols.
+    counts: [u8; 16],
+    dc: bool,
     /// First code of more than each length, aligned to 16 bits; `u32::MAX` after the last length.
     limit: [u32; 18],
     /// From code to position in `symbols`.
@@ -23,22 +37,14 @@ pub struct Table {
 }
 
 /// What one look found: bits 0 to 5 the length of code and value, bits 8 to 11 that of the value, bits 16 to 20 the run of
-/// zeros and the coefficient after them, bit 31 whether it is special: without a value, or (then the rest is 0) a code
-/// longer than [`LOOK`].
+/// zeros and the coefficient after them; all 0 for a code longer than [`LOOK`].
 #[derive(Clone, Copy)]
 pub struct Entry(u32);
 
 impl Entry {
     fn new(length: u32, symbol: u8) -> Entry {
         let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
-        let special = if size == 0 { SPECIAL } else { 0 };
-        Entry((length + size) | size << 8 | (run + 1) << 16 | special)
-    }
-
-    /// Whether the code is long or has no value.
-    #[inline(always)]
-    pub fn is_special(self) -> bool {
-        self.0 & SPECIAL != 0
+        Entry((length + size) | size << 8 | (run + 1) << 16)
     }
 
     /// Bits of code and value.
@@ -53,6 +59,12 @@ impl Entry {
         self.0 >> 8 & 15
     }
 
+    /// Whether a code of an AC table ends the block: those without a value do, but for the one of sixteen zeros.
+    #[inline(always)]
+    pub fn ends(self) -> bool {
+        self.size() == 0 && self.step() != 16
+    }
+
     /// How far the coefficient is from the one before: zeros between them plus one.
     #[inline(always)]
     pub fn step(self) -> usize {
@@ -61,6 +73,26 @@ impl Entry {
 }
 
 impl Table {
+    /// The table of [`Table::new`], which may have been made before.
+    pub fn kept(counts: &[u8; 16], symbols: &[u8], dc: bool) -> Result<Rc<Table>> {
+        let total: usize = counts.iter().map(|&count| usize::from(count)).sum();
+        TABLES.with_borrow_mut(|tables| {
+            let same = |table: &Rc<Table>| {
+                (table.counts, table.dc) == (*counts, dc)
+                    && symbols.starts_with(&table.symbols[..total])
+            };
+            let table = match tables.iter().position(same) {
+                Some(index) => tables.remove(index),
+                None => Rc::new(Table::new(counts, symbols, dc)?),
+            };
+            if tables.len() == KEPT {
+                tables.remove(0);
+            }
+            tables.push(Rc::clone(&table));
+            Ok(table)
+        })
+    }
+
     /// From a DHT segment: codes of each length 1 to 16, and the symbols in order of their codes.
     pub fn new(counts: &[u8; 16], symbols: &[u8], dc: bool) -> Result<Table> {
         let total: usize = counts.iter().map(|&count| usize::from(count)).sum();
@@ -71,7 +103,11 @@ impl Table {
             return Err(bad("a Huffman table has a size above 15"));
         }
         let mut table = Table {
-            look: Box::new([SPECIAL; 1 << LOOK]),
+            look: Box::new([0; 1 << LOOK]),
+            pairs: OnceCell::new(),
+            skip: OnceCell::new(),
+            counts: *counts,
+            dc,
             limit: [u32::MAX; 18],
             offset: [0; 17],
             symbols: [0; 256],
@@ -102,6 +138,21 @@ impl Table {
         let spare = LOOK - length;
         let begin = (code << spare) as usize;
         self.look[begin..begin + (1 << spare)].fill(Entry::new(length, symbol).0);
+    }
+
+    /// Its table of two codes at a time.
+    pub fn pairs(&self) -> &Pairs {
+        self.pairs.get_or_init(|| Pairs::new(self))
+    }
+
+    /// Its table for passing over coefficients.
+    pub fn skip(&self) -> &Skip {
+        self.skip.get_or_init(|| Skip::new(self))
+    }
+
+    /// Whether that is there already.
+    pub fn has_skip(&self) -> bool {
+        self.skip.get().is_some()
     }
 
     /// The entry of the next bits, which stay. [`Bits::refill`] must have gone before.
@@ -142,6 +193,43 @@ impl Table {
         }
         let index = (code >> (16 - length)) as i32 + self.offset[length as usize];
         Entry::new(length, self.symbols[(index & 255) as usize])
+    }
+}
+
+/// Lays out what is found in `known` bits, one entry for every value of them: for the first code, where it lies in them
+/// whole, what `first` makes of it, plus what `fewer` has for the bits after its value.
+///
+/// Entries for k bits begin at `fewer[1 << k]`. Nothing is added after a code that ends the block, or that takes all the
+/// bits, or where `fewer` has no entries. Ranges at a time: a table of 4,096 is laid out in some microseconds.
+pub fn lay<T: Copy + std::ops::Add<Output = T>>(
+    table: &Table,
+    known: u32,
+    out: &mut [T],
+    fewer: &[T],
+    first: impl Fn(Entry) -> T,
+) {
+    let mut code = 0;
+    for length in 1..=known.min(16) {
+        let end = table.limit[length as usize] >> (16 - length);
+        let spare = known - length;
+        for code in code..end {
+            let index = code as i32 + table.offset[length as usize];
+            let entry = Entry::new(length, table.symbols[(index & 255) as usize]);
+            let value = first(entry);
+            let out = &mut out[(code << spare) as usize..][..1 << spare];
+            let left = spare.saturating_sub(entry.size());
+            if fewer.is_empty() || entry.ends() || left == 0 {
+                out.fill(value);
+                continue;
+            }
+            let rest = &fewer[1 << left..2 << left];
+            for out in out.chunks_exact_mut(rest.len()) {
+                for (out, rest) in out.iter_mut().zip(rest) {
+                    *out = value + *rest;
+                }
+            }
+        }
+        code = end << 1;
     }
 }
 

@@ -16,6 +16,12 @@ pub type Block = [i16; 64];
 pub trait Transform: Copy {
     /// Dequantises and transforms a block into eight rows of `out`, `stride` bytes apart.
     fn idct(self, block: &Block, quant: &Block, out: &mut [u8], stride: usize);
+
+    /// [`idct_reduced`] of 4 x 4.
+    #[inline(always)]
+    fn idct_half(self, block: &Block, quant: &Block, out: &mut [u8], stride: usize) {
+        idct_reduced::<4>(block, quant, out, stride);
+    }
 }
 
 /// Whatever the compiler makes of plain loops.
@@ -56,15 +62,16 @@ impl Transform for Portable {
     }
 }
 
+// cos((2x + 1) u pi / 2N) / 2, the first over the root of 2; for N = 2 the second line is +, - of the same.
+pub const A: f32 = 0.353_553_4;
+pub const B: f32 = 0.461_939_77;
+pub const C: f32 = 0.191_341_71;
+
 /// Dequantises the lowest N x N coefficients and transforms them into N rows of `out`: the picture at N eighths.
 ///
 /// The orthonormal transform of N points, in float32; N is 2 or 4.
 #[inline(always)]
 pub fn idct_reduced<const N: usize>(block: &Block, quant: &Block, out: &mut [u8], stride: usize) {
-    // cos((2x + 1) u pi / 2N) / 2, the first over the root of 2; for N = 2 the second line is +, - of the same.
-    const A: f32 = 0.353_553_4;
-    const B: f32 = 0.461_939_77;
-    const C: f32 = 0.191_341_71;
     let basis = |x: usize, u: usize| match (N, u) {
         (_, 0) => A,
         (2, _) => [A, -A][x & 1],

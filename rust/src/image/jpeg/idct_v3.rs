@@ -3,12 +3,12 @@
 //! A row of a block is held twice, `[0..4, 0..4, 4..8, 4..8]`, so that interleaving two rows makes pairs for `vpmaddwd`
 //! in the order of the lanes. Equal to the plain loops to the bit, for coefficients that no picture has too.
 
-use std::arch::x86_64::__m256i;
+use std::arch::x86_64::{__m128i, __m256i};
 
 use pulp::cast;
 use pulp::x86::V3;
 
-use super::idct::{Block, Transform};
+use super::idct::{Block, Transform, A, B, C};
 
 impl Transform for V3 {
     #[inline(always)]
@@ -55,6 +55,72 @@ impl Transform for V3 {
             {
                 out[row * stride..][..8].copy_from_slice(&levels.to_le_bytes());
             }
+        }
+    }
+
+    #[inline(always)]
+    fn idct_half(self, block: &Block, quant: &Block, out: &mut [u8], stride: usize) {
+        let (sse2, avx, avx2) = (self.sse2, self.avx, self.avx2);
+        let block: [__m256i; 4] = cast(*block);
+        let quant: [__m256i; 4] = cast(*quant);
+        // Four of each of two rows as float32, one row a half.
+        macro_rules! rows {
+            ($pair:expr) => {{
+                let values: [__m128i; 2] =
+                    cast(avx2._mm256_mullo_epi16(block[$pair], quant[$pair]));
+                let four = sse2._mm_unpacklo_epi64(values[0], values[1]);
+                avx._mm256_cvtepi32_ps(avx2._mm256_cvtepi16_epi32(four))
+            }};
+        }
+        // In each half another row of the result, or the same for both.
+        macro_rules! halves {
+            ($low:expr, $high:expr) => {
+                avx._mm256_setr_ps($low, $low, $low, $low, $high, $high, $high, $high)
+            };
+        }
+        macro_rules! twice {
+            ($a:expr, $b:expr, $c:expr, $d:expr) => {
+                avx._mm256_setr_ps($a, $b, $c, $d, $a, $b, $c, $d)
+            };
+        }
+        macro_rules! add_product {
+            ($sum:expr, $a:expr, $b:expr) => {
+                avx._mm256_add_ps($sum, avx._mm256_mul_ps($a, $b))
+            };
+        }
+        let (rows01, rows23) = (rows!(0), rows!(1));
+        let rows = [
+            avx._mm256_permute2f128_ps::<0x00>(rows01, rows01),
+            avx._mm256_permute2f128_ps::<0x11>(rows01, rows01),
+            avx._mm256_permute2f128_ps::<0x00>(rows23, rows23),
+            avx._mm256_permute2f128_ps::<0x11>(rows23, rows23),
+        ];
+        // The sums in the order of `idct_reduced`.
+        macro_rules! levels {
+            ($b1:expr, $b2:expr, $b3:expr) => {{
+                let mut sum = avx._mm256_mul_ps(rows[0], halves!(A, A));
+                sum = add_product!(sum, rows[1], $b1);
+                sum = add_product!(sum, rows[2], $b2);
+                sum = add_product!(sum, rows[3], $b3);
+                let mut levels = avx._mm256_set1_ps(128.5);
+                let column = avx._mm256_permute_ps::<0x00>(sum);
+                levels = add_product!(levels, column, twice!(A, A, A, A));
+                let column = avx._mm256_permute_ps::<0x55>(sum);
+                levels = add_product!(levels, column, twice!(B, C, -C, -B));
+                let column = avx._mm256_permute_ps::<0xaa>(sum);
+                levels = add_product!(levels, column, twice!(A, -A, -A, A));
+                let column = avx._mm256_permute_ps::<0xff>(sum);
+                levels = add_product!(levels, column, twice!(C, -B, B, -C));
+                avx._mm256_cvttps_epi32(levels)
+            }};
+        }
+        let top = levels!(halves!(B, C), halves!(A, -A), halves!(C, -B));
+        let bottom = levels!(halves!(-C, -B), halves!(-A, A), halves!(B, -C));
+        // Rows 0 and 2, 1 and 3.
+        let levels = avx2._mm256_packs_epi32(top, bottom);
+        let levels: [u32; 8] = cast(avx2._mm256_packus_epi16(levels, levels));
+        for (row, index) in [0, 4, 1, 5].into_iter().enumerate() {
+            out[row * stride..][..4].copy_from_slice(&levels[index].to_le_bytes());
         }
     }
 }
@@ -186,6 +252,9 @@ mod tests {
             simd.vectorize(|| simd.idct(&block, &quant, &mut ours, 11));
             Portable.idct(&block, &quant, &mut plain, 11);
             assert_eq!(ours, plain, "seed {seed}");
+            simd.vectorize(|| simd.idct_half(&block, &quant, &mut ours, 11));
+            Portable.idct_half(&block, &quant, &mut plain, 11);
+            assert_eq!(ours, plain, "half, seed {seed}");
         }
     }
 }

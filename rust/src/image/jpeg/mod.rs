@@ -10,11 +10,16 @@ mod huffman;
 mod idct;
 #[cfg(target_arch = "x86_64")]
 mod idct_v3;
+mod pairs;
+mod progressive;
 mod render;
 mod scan;
+mod sequential;
+mod skip;
 mod standard;
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use huffman::Table;
 use idct::{Block, Portable, Transform};
@@ -96,10 +101,26 @@ impl Component {
         }
     }
 
+    /// Whether the samples of a block are wanted.
+    #[inline(always)]
+    fn wants(&self, x: usize, y: usize) -> bool {
+        self.wanted.0.contains(&x) && self.wanted.1.contains(&y)
+    }
+
+    /// The last coefficient, in the order of the file, that the transform reads.
+    fn depth(&self) -> usize {
+        match self.side {
+            1 => 0,
+            2 => 4,
+            4 => 24,
+            _ => 63,
+        }
+    }
+
     /// Samples of a block, where they are wanted. `flat`: only the first coefficient can be other than 0.
     #[inline(always)]
     fn put<T: Transform>(&mut self, transform: T, x: usize, y: usize, block: &Block, flat: bool) {
-        if !(self.wanted.0.contains(&x) && self.wanted.1.contains(&y)) {
+        if !self.wants(x, y) {
             return;
         }
         let (stride, side, quant) = (self.stride, self.side, &self.quant);
@@ -109,7 +130,7 @@ impl Component {
         } else if side == 8 {
             transform.idct(block, quant, out, stride);
         } else if side == 4 {
-            idct::idct_reduced::<4>(block, quant, out, stride);
+            transform.idct_half(block, quant, out, stride);
         } else {
             idct::idct_reduced::<2>(block, quant, out, stride);
         }
@@ -380,7 +401,7 @@ impl<'a> File<'a> {
                     "damaged: Huffman table {head:02x} cannot be"
                 )));
             }
-            let table = Table::new(counts, symbols, dc)?;
+            let table = Table::kept(counts, symbols, dc)?;
             body = &symbols[counts
                 .iter()
                 .map(|&count| usize::from(count))
@@ -490,7 +511,7 @@ impl<'a> File<'a> {
                 "damaged: {blocks} blocks in a unit, more than {MAX_BLOCKS}"
             )));
         }
-        let lacks = |tables: &[Option<Table>; 4], number: usize| {
+        let lacks = |tables: &[Option<Rc<Table>>; 4], number: usize| {
             tables.get(number).is_some_and(Option::is_none)
         };
         let entries = &scan.components;

@@ -4,9 +4,15 @@
 //! after it stay as they are, up to the next restart marker; a restart marker out of turn is found again by libjpeg's
 //! rules; codes that no table has count as 0.
 
+use std::rc::Rc;
+
 use super::bits::{unstuff, Bits};
 use super::huffman::Table;
 use super::idct::{Block, Transform};
+use super::pairs::Pairs;
+use super::progressive::progressive_block;
+use super::sequential::{sequential_block, skipped_block};
+use super::skip::Skip;
 use super::{bad, Component, MAX_BLOCKS};
 use crate::error::Result;
 use crate::image::pool;
@@ -27,6 +33,9 @@ pub const NATURAL: [u8; 128] = {
     padded
 };
 
+/// Blocks from which on passing over them saves more than the table for it costs.
+const SKIPPED: usize = 200;
+
 /// What a scan header says.
 pub struct Scan {
     /// Component, and the numbers of its two tables.
@@ -40,19 +49,24 @@ pub struct Scan {
 /// What scans share.
 pub struct Tables {
     /// Huffman tables of first coefficients.
-    pub dc: [Option<Table>; 4],
+    pub dc: [Option<Rc<Table>>; 4],
     /// Huffman tables of the others.
-    pub ac: [Option<Table>; 4],
+    pub ac: [Option<Rc<Table>>; 4],
     /// Units between restart markers, 0 for none.
     pub restart_interval: usize,
 }
 
-/// Blocks are in the order of their rows; `None` stands for a table that the scan does not need.
-struct Part<'t> {
-    index: usize,
-    dc: Option<&'t Table>,
-    ac: Option<&'t Table>,
-    prediction: i32,
+/// A component of a scan. `None` stands for a table that the scan does not need.
+pub struct Part<'t> {
+    pub index: usize,
+    pub dc: Option<&'t Table>,
+    pub ac: Option<&'t Table>,
+    /// Of a sequential scan.
+    pub pairs: Option<&'t Pairs>,
+    /// Of a sequential scan where coefficients are passed over: those after `depth`, and whole blocks.
+    pub skip: Option<&'t Skip>,
+    pub depth: usize,
+    pub prediction: i32,
 }
 
 /// Decodes the scan whose data begin at `data[at]`; returns the position of the marker (or the end) that
@@ -76,6 +90,12 @@ pub fn decode_scan<T: Transform>(
         _ => units,
     };
     let single = scan.components.len() == 1;
+    if !progressive {
+        for part in &mut parts {
+            part.pairs = part.ac.map(Table::pairs);
+            part.set_skip(&components[part.index]);
+        }
+    }
     let interval = if tables.restart_interval == 0 {
         usize::MAX
     } else {
@@ -133,14 +153,25 @@ pub fn decode_scan<T: Transform>(
                 // Counted by hand: the adapters of iterators are not inlined here.
                 let mut filled = 0;
                 for part in &mut parts {
-                    let (h, v) = components[part.index].blocks_a_unit(single);
-                    for _ in 0..h * v {
-                        blocks[filled] = [0; 64];
-                        lasts[filled] = 0;
-                        if !skip {
-                            lasts[filled] = sequential_block(&mut bits, part, &mut blocks[filled])?;
+                    let component = &components[part.index];
+                    let (h, v) = component.blocks_a_unit(single);
+                    for y in unit_y * v..(unit_y + 1) * v {
+                        for x in unit_x * h..(unit_x + 1) * h {
+                            if part.skip.is_some() && !component.wants(x, y) {
+                                if !skip {
+                                    skipped_block(&mut bits, part)?;
+                                }
+                            } else {
+                                let block = &mut blocks[filled];
+                                *block = [0; 64];
+                                lasts[filled] = 0;
+                                if !skip {
+                                    lasts[filled] =
+                                        sequential_block(&mut bits, part, part.depth, block)?;
+                                }
+                            }
+                            filled += 1;
                         }
-                        filled += 1;
                     }
                 }
                 filled = 0;
@@ -161,6 +192,26 @@ pub fn decode_scan<T: Transform>(
     }
     pool::give(clean);
     Ok((at, intact))
+}
+
+impl<'t> Part<'t> {
+    /// Has coefficients passed over where that is worth the making of the table.
+    fn set_skip(&mut self, component: &Component) {
+        let (columns, rows) = &component.wanted;
+        let wanted = columns.len() * rows.len();
+        let all = component.blocks.0 * component.blocks.1;
+        let skipped = if component.depth() < 63 {
+            all
+        } else {
+            all.saturating_sub(wanted)
+        };
+        if let Some(ac) = self.ac {
+            if skipped >= SKIPPED || (skipped > 0 && ac.has_skip()) {
+                self.skip = Some(ac.skip());
+                self.depth = component.depth();
+            }
+        }
+    }
 }
 
 /// Rows and columns of a unit's blocks of one component, in the order of the file.
@@ -194,8 +245,8 @@ fn parts_of<'t>(scan: &Scan, tables: &'t Tables, progressive: bool) -> Result<Ve
     scan.components
         .iter()
         .map(|&(index, dc, ac)| {
-            let dc_table = tables.dc.get(dc).and_then(Option::as_ref);
-            let ac_table = tables.ac.get(ac).and_then(Option::as_ref);
+            let dc_table = tables.dc.get(dc).and_then(Option::as_deref);
+            let ac_table = tables.ac.get(ac).and_then(Option::as_deref);
             if wants_dc && dc_table.is_none() {
                 return Err(missing("DC", dc));
             }
@@ -206,6 +257,9 @@ fn parts_of<'t>(scan: &Scan, tables: &'t Tables, progressive: bool) -> Result<Ve
                 index,
                 dc: dc_table,
                 ac: ac_table,
+                pairs: None,
+                skip: None,
+                depth: 63,
                 prediction: 0,
             })
         })
@@ -242,175 +296,6 @@ fn next_restart(data: &[u8], mut at: usize, wanted: u8) -> (usize, bool) {
             },
             _ => return (position, false),
         }
-    }
-}
-
-/// One block of a sequential scan; returns the position of its last coefficient in the order of the file.
-#[inline(always)]
-fn sequential_block(
-    shared: &mut Bits<'_>,
-    part: &mut Part<'_>,
-    block: &mut Block,
-) -> Result<usize> {
-    let (Some(dc), Some(ac)) = (part.dc, part.ac) else {
-        return Ok(0);
-    };
-    // A copy that lives in registers.
-    let mut bits = *shared;
-    bits.refill();
-    let entry = dc.find(&bits);
-    part.prediction += bits.take_value(entry.total(), entry.size());
-    if part.prediction != i32::from(part.prediction as i16) {
-        return Err(bad("damaged: a first coefficient is out of range"));
-    }
-    block[0] = part.prediction as i16;
-    let mut last = 0;
-    'block: while last < 63 {
-        bits.refill();
-        // Two codes that are not special have at most 25 bits each, and a special one is followed by a refill.
-        for _ in 0..2 {
-            let mut entry = ac.look(&bits);
-            let special = entry.is_special();
-            if special {
-                entry = ac.find(&bits);
-                if entry.size() == 0 {
-                    bits.skip(entry.total());
-                    if entry.step() != 16 {
-                        break 'block;
-                    }
-                    last += 16;
-                    continue 'block;
-                }
-            }
-            last += entry.step();
-            let value = bits.take_value(entry.total(), entry.size());
-            block[usize::from(NATURAL[last & 127] & 63)] = value as i16;
-            if special || last >= 63 {
-                continue 'block;
-            }
-        }
-    }
-    *shared = bits;
-    Ok(last)
-}
-
-/// One block of a progressive scan.
-fn progressive_block(
-    bits: &mut Bits<'_>,
-    part: &mut Part<'_>,
-    scan: &Scan,
-    end_of_band: &mut u32,
-    block: &mut Block,
-) {
-    let (high, low) = scan.approximation;
-    match (scan.band.0, high) {
-        (0, 0) => {
-            let Some(dc) = part.dc else { return };
-            bits.refill();
-            let size = u32::from(dc.symbol(bits));
-            part.prediction = part.prediction.wrapping_add(bits.take_signed(size));
-            block[0] = (part.prediction << low) as i16;
-        }
-        (0, _) => {
-            bits.refill();
-            if bits.take(1) != 0 {
-                block[0] |= 1 << low;
-            }
-        }
-        (_, 0) => first_pass(bits, part, scan, end_of_band, block),
-        _ => refinement(bits, part, scan, end_of_band, block),
-    }
-}
-
-fn first_pass(
-    bits: &mut Bits<'_>,
-    part: &Part<'_>,
-    scan: &Scan,
-    end_of_band: &mut u32,
-    block: &mut Block,
-) {
-    let Some(ac) = part.ac else { return };
-    if *end_of_band > 0 {
-        *end_of_band -= 1;
-        return;
-    }
-    let (mut k, last) = scan.band;
-    while k <= last {
-        bits.refill();
-        let symbol = ac.symbol(bits);
-        let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
-        if size > 0 {
-            k += run;
-            let value = bits.take_signed(size);
-            block[usize::from(NATURAL[k & 127] & 63)] = (value << scan.approximation.1) as i16;
-        } else if run == 15 {
-            k += 15;
-        } else {
-            *end_of_band = (1 << run) - 1 + bits.take(run as u32) as u32;
-            break;
-        }
-        k += 1;
-    }
-}
-
-fn refinement(
-    bits: &mut Bits<'_>,
-    part: &Part<'_>,
-    scan: &Scan,
-    end_of_band: &mut u32,
-    block: &mut Block,
-) {
-    let Some(ac) = part.ac else { return };
-    let one = 1_i16 << scan.approximation.1;
-    let (mut k, last) = scan.band;
-    // A correction bit for a coefficient that is not 0 already.
-    let correct = |bits: &mut Bits<'_>, coefficient: &mut i16| {
-        bits.refill();
-        if bits.take(1) != 0 && *coefficient & one == 0 {
-            *coefficient = coefficient.wrapping_add(if *coefficient >= 0 { one } else { -one });
-        }
-    };
-    if *end_of_band == 0 {
-        while k <= last {
-            bits.refill();
-            let symbol = ac.symbol(bits);
-            let (mut run, size) = (i32::from(symbol >> 4), symbol & 15);
-            let mut new = 0;
-            if size > 0 {
-                // The size should be 1; libjpeg warns of others and goes on likewise.
-                new = if bits.take(1) != 0 { one } else { -one };
-            } else if run != 15 {
-                *end_of_band = (1 << run) + bits.take(run as u32) as u32;
-                break;
-            }
-            // Over `run` coefficients that are still 0, correcting those that are not.
-            while k <= last {
-                let coefficient = &mut block[usize::from(NATURAL[k & 127] & 63)];
-                if *coefficient != 0 {
-                    correct(bits, coefficient);
-                } else {
-                    run -= 1;
-                    if run < 0 {
-                        break;
-                    }
-                }
-                k += 1;
-            }
-            if new != 0 {
-                block[usize::from(NATURAL[k & 127] & 63)] = new;
-            }
-            k += 1;
-        }
-    }
-    if *end_of_band > 0 {
-        while k <= last {
-            let coefficient = &mut block[usize::from(NATURAL[k & 127] & 63)];
-            if *coefficient != 0 {
-                correct(bits, coefficient);
-            }
-            k += 1;
-        }
-        *end_of_band -= 1;
     }
 }
 

@@ -1,0 +1,255 @@
+//! Blocks of sequential scans: decoded as far as somebody reads them, passed over from there on.
+
+use super::bad;
+use super::bits::Bits;
+use super::huffman::Table;
+use super::idct::Block;
+use super::pairs::Pair;
+use super::scan::{Part, NATURAL};
+use crate::error::Result;
+
+/// Decodes a block as far as coefficient `depth` (in the order of the file) and passes over the others, which come to
+/// have any value; returns the position of the last coefficient, wanted or not.
+#[inline(always)]
+pub fn sequential_block(
+    shared: &mut Bits<'_>,
+    part: &mut Part<'_>,
+    depth: usize,
+    block: &mut Block,
+) -> Result<usize> {
+    let (Some(ac), Some(pairs)) = (part.ac, part.pairs) else {
+        return Ok(0);
+    };
+    // A copy that lives in registers.
+    let mut bits = *shared;
+    block[0] = first(&mut bits, part)?;
+    let mut last = 0;
+    while last < depth {
+        bits.refill();
+        // A look finds at most 27 bits, so that two go with a refill.
+        for _ in 0..2 {
+            let pair = pairs.look(&bits);
+            let next = last + pair.steps();
+            if next < 63 {
+                put(block, pair, &bits, last, next);
+                bits.skip(pair.total());
+                last = next;
+                continue;
+            }
+            let first = last + pair.step();
+            if pair.ends() && first < 63 {
+                if first > last {
+                    block[usize::from(NATURAL[first & 127] & 63)] = pair.first(&bits);
+                }
+                bits.skip(pair.total());
+                *shared = bits;
+                return Ok(first);
+            }
+            // A code that is long, or near the block's end, where that may come before the pair's.
+            let ended;
+            (bits, last, ended) = one_code(bits, ac, last, block);
+            if ended {
+                *shared = bits;
+                return Ok(last);
+            }
+            break;
+        }
+    }
+    if last < 63 {
+        last = pass_over(&mut bits, part, last);
+    }
+    *shared = bits;
+    Ok(last)
+}
+
+/// Writes the values of a pair; that of the second first, as one that is not there has the place of the other.
+#[inline(always)]
+fn put(block: &mut Block, pair: Pair, bits: &Bits<'_>, last: usize, next: usize) {
+    block[usize::from(NATURAL[next & 127] & 63)] = pair.second(bits);
+    block[usize::from(NATURAL[(last + pair.step()) & 127] & 63)] = pair.first(bits);
+}
+
+/// Decodes one code, which is rare: apart, so that the loop above keeps its registers. Returns the bits after it, the position that it leads to, and whether it ends the block.
+#[inline(never)]
+fn one_code<'a>(
+    mut bits: Bits<'a>,
+    ac: &Table,
+    last: usize,
+    block: &mut Block,
+) -> (Bits<'a>, usize, bool) {
+    bits.refill();
+    let entry = ac.find(&bits);
+    let value = bits.take_value(entry.total(), entry.size());
+    if entry.ends() {
+        return (bits, last, true);
+    }
+    let next = last + entry.step();
+    // Sixteen zeros that lead past the end leave the last coefficient alone.
+    if entry.size() > 0 {
+        block[usize::from(NATURAL[next & 127] & 63)] = value as i16;
+    }
+    (bits, next, false)
+}
+
+/// Passes over a whole block: its first coefficient alone is decoded, as later ones are counted from it.
+#[inline(always)]
+pub fn skipped_block(shared: &mut Bits<'_>, part: &mut Part<'_>) -> Result<()> {
+    let mut bits = *shared;
+    first(&mut bits, part)?;
+    pass_over(&mut bits, part, 0);
+    *shared = bits;
+    Ok(())
+}
+
+/// The first coefficient of a block.
+#[inline(always)]
+fn first(bits: &mut Bits<'_>, part: &mut Part<'_>) -> Result<i16> {
+    let Some(dc) = part.dc else { return Ok(0) };
+    bits.refill();
+    let entry = dc.find(bits);
+    part.prediction += bits.take_value(entry.total(), entry.size());
+    if part.prediction != i32::from(part.prediction as i16) {
+        return Err(bad("damaged: a first coefficient is out of range"));
+    }
+    Ok(part.prediction as i16)
+}
+
+/// Passes over the rest of a block whose coefficients up to `last`, below 63, were taken; returns the position of the
+/// last one.
+#[inline(always)]
+fn pass_over(bits: &mut Bits<'_>, part: &Part<'_>, mut last: usize) -> usize {
+    let (Some(ac), Some(skip)) = (part.ac, part.skip) else {
+        return last;
+    };
+    loop {
+        bits.refill();
+        // A look finds at most 27 bits, so that two go with a refill.
+        for _ in 0..2 {
+            let run = skip.look(bits);
+            let next = last + run.steps();
+            if next < 63 {
+                bits.skip(run.total());
+                last = next;
+                continue;
+            }
+            if let Some(end) = run.end(next) {
+                bits.skip(run.total());
+                return end;
+            }
+            // A code that is long, or near the block's end, where that may come before the run's.
+            bits.refill();
+            let entry = ac.find(bits);
+            bits.skip(entry.total());
+            if entry.ends() {
+                return last;
+            }
+            last += entry.step();
+            if last >= 63 {
+                return last;
+            }
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::augment::mix;
+
+    /// Tables whose codes are of every length, with every symbol that makes a difference.
+    fn tables(seed: u64) -> (Table, Table) {
+        let dc = Table::new(
+            &[0, 2, 2, 2, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[0, 1, 2, 3, 4, 5, 6, 7, 8],
+            true,
+        );
+        // Every length has codes to spare for the longer ones; the last has as many as are left.
+        let counts = match seed % 3 {
+            0 => [0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125],
+            1 => [1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2],
+            _ => [0, 0, 5, 1, 3, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 30],
+        };
+        let symbols: Vec<u8> = (0..256)
+            .map(|k| match (mix(seed ^ k << 9) % 9, mix(seed * 999 + k)) {
+                (0, _) => 0x00,
+                (1, _) => 0xf0,
+                (2, draw) => (draw % 256) as u8,
+                (_, draw) => (((draw % 3) << 4) + 1 + draw / 64 % 4) as u8,
+            })
+            .collect();
+        (dc.unwrap(), Table::new(&counts, &symbols, false).unwrap())
+    }
+
+    /// A block, one code after another.
+    fn slow_block(bits: &mut Bits<'_>, part: &mut Part<'_>, block: &mut Block) -> usize {
+        block[0] = first(bits, part).unwrap();
+        let mut last = 0;
+        while last < 63 {
+            bits.refill();
+            let symbol = part.ac.unwrap().symbol(bits);
+            let (run, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
+            if size == 0 && run != 15 {
+                break;
+            }
+            last += run + 1;
+            let value = bits.take_signed(size);
+            if size > 0 {
+                block[usize::from(NATURAL[last & 127] & 63)] = value as i16;
+            }
+        }
+        last
+    }
+
+    #[test]
+    fn pairs_and_runs_take_the_bits_that_single_codes_take() {
+        for seed in 0..60 {
+            let (dc, ac) = tables(seed);
+            let mut data: Vec<u8> = (0..3000).map(|k| mix(seed << 32 | k) as u8).collect();
+            data.extend([0; 8]);
+            let plain = Part {
+                index: 0,
+                dc: Some(&dc),
+                ac: Some(&ac),
+                pairs: Some(ac.pairs()),
+                skip: None,
+                depth: 63,
+                prediction: 0,
+            };
+            for depth in [0, 1, 4, 24, 62, 63, 63] {
+                let (mut whole, mut part) = (Bits::new(&data), Bits::new(&data));
+                let mut slow = Part { ..plain };
+                let mut quick = Part {
+                    skip: Some(ac.skip()),
+                    depth,
+                    ..plain
+                };
+                for number in 0.. {
+                    slow.prediction = 0;
+                    quick.prediction = 0;
+                    let (mut all, mut some) = ([0; 64], [0; 64]);
+                    let last = slow_block(&mut whole, &mut slow, &mut all);
+                    if number % 3 == 2 {
+                        skipped_block(&mut part, &mut quick).unwrap();
+                    } else {
+                        assert_eq!(
+                            sequential_block(&mut part, &mut quick, depth, &mut some).unwrap(),
+                            last
+                        );
+                        for &k in &NATURAL[..=depth] {
+                            assert_eq!(some[usize::from(k)], all[usize::from(k)]);
+                        }
+                    }
+                    assert_eq!(
+                        quick.prediction, slow.prediction,
+                        "seed {seed}, depth {depth}, block {number}"
+                    );
+                    assert_eq!(part.overrun(), whole.overrun());
+                    if whole.overrun() {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+}
