@@ -30,19 +30,40 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from varalign.kernels import tiles
-from varalign.kernels.launch_table import Launch, launch
+from varalign.kernels import matching, moments, queries, tiles, weighting
+from varalign.kernels.launch_table import PASSES, Launch, launch
 
 # KiB of shared memory that one program may have, by compute capability.
 SHARED_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 PRECISIONS = {"bf16": ("16",), "fp16": ("16",), "fp32": ("ieee", "tf32")}
 KERNELS = {
-    "similarity": "similarity_pass",
-    "positive": "positive_pass",
-    "gradient": "gradient_block",
-    "fused": "fused_rows",
-    "merge": "merge_parts",
+    "similarity": tiles.similarity_pass,
+    "positive": tiles.positive_pass,
+    "gradient": tiles.gradient_block,
+    "fused": tiles.fused_rows,
+    "merge": queries.merge_parts,
+    "settle": queries.settle_queries,
+    "finish": queries.finish_gradients,
+    "match compared": matching.match_by_comparing,
+    "match sorted": matching.match_sorted,
+    "match pairs": matching.match_pairs,
+    "sums": moments.embedding_sums,
+    "centre": moments.centre,
+    "quadratic": moments.quadratic_form,
+    "means": weighting.direction_means,
+    "upstream": weighting.query_gradients,
+    "schedule": weighting.schedule_step,
 }
+# Those whose code depends on the embeddings' dtype; the others are compiled once.
+TYPED = (*PASSES, "finish", "sums", "centre", "quadratic")
+PRODUCTS = (*PASSES, "quadratic")
+# Arguments that are numbers; the rest are constants or point to float32 unless `signature` says otherwise.
+NUMBERS = {
+    *("M", "N", "Q", "D", "begin", "end", "tiles_per_split", "row_begin", "column_begin", "height", "width"),
+    *("row_first", "column_first", "count", "queries", "pairs", "column_count", "row_count", "column_programs"),
+    *("stride_um", "stride_vn", "stride_row"),
+}
+FRACTIONS = {"keep", "fresh", "floor", "rest", "gamma"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,43 +90,40 @@ class Resources:
 
 def signature(build: Build) -> tuple[dict[str, str], dict[str, Any]]:
     """Types of the kernel's arguments, and the values of the constant ones."""
-    function = getattr(tiles, KERNELS[build.task])
-    switches = dict(build.switches)
+    function = KERNELS[build.task]
     constants: dict[str, Any] = {
         "WIDE": tl.float32, "PRECISION": "tf32" if build.precision == "tf32" else "ieee", "UPCAST": False,
-        "BM": build.launch.block_m, "BN": build.launch.block_n, "BK": build.launch.block_k,
-        "stride_ud": 1, "stride_vd": 1, **switches,
+        "BM": build.launch.block_m, "BN": build.launch.block_n, "BK": build.launch.block_k, "PARTS": moments.PARTS,
+        "GAIN": build.dtype == "fp16", "NARROW": build.dtype != "fp32",
+        "stride_ud": 1, "stride_vd": 1, "stride_dim": 1, **dict(build.switches),
     }  # fmt: skip
-    pointers = dict.fromkeys(("row_codes", "column_codes"), "*i32")
-    pointers |= dict.fromkeys(("row_order", "column_order", "firsts", "lasts"), "*i64")
-    pointers |= dict.fromkeys(("U", "V"), f"*{build.dtype}")
+    pointers = dict.fromkeys(("codes", "table"), "*i32")
+    pointers |= dict.fromkeys(("row_ids", "column_ids", "sorted_ids", "order"), "*i64")
+    pointers |= dict.fromkeys(("U", "V", "X"), f"*{build.dtype}")
     pointers["cache"] = "*i16" if build.dtype != "fp32" else "*fp32"
-    if build.task == "gradient":
+    if build.task in ("gradient", "finish"):
         pointers["out"] = f"*{build.dtype}"
-    pointers |= {
-        name: "*fp32"
-        for name in function.arg_names
-        if name.endswith(("_ptr", "_parts", "_terms", "_upstream")) or name in ("parts", "sums", "negatives")
-    }
+    elif build.task == "centre" and build.dtype != "fp32":
+        pointers["out"] = "*bf16"
     types = {}
     for name in function.arg_names:
         if name in constants:
             types[name] = "constexpr"
-        elif name == "out" or name in pointers:
-            types[name] = pointers.get(name, "*fp32")
+        elif name == "steps":
+            types[name] = "*i64" if build.task == "schedule" else "i32"
         else:
-            types[name] = "i32"
+            types[name] = "i32" if name in NUMBERS else "fp32" if name in FRACTIONS else pointers.get(name, "*fp32")
     return types, {name: value for name, value in constants.items() if name in function.arg_names}
 
 
 def compile_one(build: Build) -> Resources | str:
     """The kernel's resources, or why it does not compile."""
-    function = getattr(tiles, KERNELS[build.task])
+    function = KERNELS[build.task]
     types, constants = signature(build)
     places = {name: place for place, name in enumerate(function.arg_names)}
     aligned = [name for name, kind in types.items() if kind[0] == "*" or (kind == "i32" and build.aligned)]
     # These count tiles; the just-in-time compiler seldom finds them divisible.
-    aligned = [name for name in aligned if name not in ("tiles_per_split", "P")]
+    aligned = [name for name in aligned if name not in ("tiles_per_split", "steps")]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -121,7 +139,7 @@ def compile_one(build: Build) -> Resources | str:
             )
     except Exception as error:
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
-    products = build.task != "merge" and not (build.task == "gradient" and dict(build.switches)["CACHE"])
+    products = build.task in PRODUCTS and not (build.task == "gradient" and dict(build.switches)["CACHE"])
     if build.dtype != "fp32" and products and "mma" not in compiled.asm["ptx"]:
         return "the matrix product does not run on tensor cores"
     registers, spilled = machine_resources(compiled.asm["cubin"])
@@ -142,29 +160,45 @@ def machine_resources(cubin: bytes) -> tuple[int, int]:
 def switches_of(task: str, dtype: str) -> list[tuple[tuple[str, int], ...]]:
     """All combinations of a kernel's own constants that the launches use."""
     kept = 2 if dtype != "fp32" else 1
-    axes: dict[str, list[Any]] = {
+    weights = {"IMAGE_WEIGHTS": [False, True], "TEXT_WEIGHTS": [False, True]}
+    axes: dict[str, dict[str, list[Any]]] = {
         "similarity": {"CACHE": [0, kept], "STATISTICS": [True, False]},
         "positive": {"TERMS": [False, True]},
         "gradient": {"CACHE": [0, kept], "IGNORE": [False, True]},
         "fused": {"IGNORE": [False, True], "BD": [16, 64, 128] if dtype != "fp32" else [16, 64]},
         "merge": {"STATISTICS": [True, False], "BP": [1, 64], "BQ": [64]},
-    }[task]
-    return [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        "settle": {"VARIANCE": [True, False], "IGNORE": [False, True], "BQ": [128]},
+        "finish": {"SLOPE": [True, False], "BR": [16], "BD": [128, 16]},
+        "match compared": {"BQ": [16], "BC": [256]},
+        "match sorted": {"BQ": [256]},
+        "match pairs": {"BQ": [256]},
+        "sums": {"BR": [16, 2], "BD": [512, 4096]},
+        "centre": {"BR": [64], "BD": [64]},
+        "quadratic": {},
+        "means": {**weights, "BQ": [1024]},
+        "upstream": {**weights, "BQ": [256]},
+        "schedule": {"LEARN": [True, False]},
+    }
+    made = [tuple(zip(axes[task], values, strict=True)) for values in itertools.product(*axes[task].values())]
+    # Wide rows are taken few at a time.
+    return [switches for switches in made if dict(switches).get("BD") != 4096 or dict(switches)["BR"] == 2]
 
 
 def launches_of(task: str, capability: int, precision: str) -> list[Launch]:
     """Every launch of the table: few and many queries, few and many dimensions."""
-    if task == "merge":
-        return [Launch(64, 64, 16, 4, 3)]
+    if task == "quadratic":
+        return [Launch(64 if precision == "16" else 32, 64, 32, 8, 2)]
+    if task not in PASSES:
+        return [Launch(0, 0, 0, 1 if task == "schedule" else 4, 3)]
     pair = divmod(capability, 10)
     return list(dict.fromkeys(launch(task, pair, precision, q, d) for q in (64, 1 << 16) for d in (8, 32, 512)))
 
 
 def builds(capabilities: list[int]) -> Iterator[Build]:
     for capability, (dtype, precisions), task in itertools.product(capabilities, PRECISIONS.items(), KERNELS):
-        if (capability < 80 and dtype == "bf16") or (task == "merge" and dtype != "fp32"):
+        if (capability < 80 and dtype == "bf16") or (task not in TYPED and dtype != "fp32"):
             continue
-        for precision in precisions[:1] if task == "merge" else precisions:
+        for precision in precisions if task in PRODUCTS else precisions[:1]:
             if capability < 80 and precision == "tf32":
                 continue
             for config, switches in itertools.product(
@@ -178,17 +212,11 @@ def builds(capabilities: list[int]) -> Iterator[Build]:
 def quick(capabilities: list[int]) -> Iterator[Build]:
     """The largest launch of every kernel in bfloat16, and the similarity pass in float32."""
     for capability, task in itertools.product(capabilities, KERNELS):
-        dtype = "fp32" if task == "merge" else "bf16"
+        dtype = "bf16" if task in TYPED else "fp32"
         config = launches_of(task, capability, "16")[-1]
         yield Build(task, capability, dtype, "16", config, switches_of(task, dtype)[0])
-    yield Build(
-        "similarity",
-        90,
-        "fp32",
-        "ieee",
-        launches_of("similarity", 90, "ieee")[-1],
-        switches_of("similarity", "fp32")[0],
-    )
+    precise = launches_of("similarity", 90, "ieee")[-1]
+    yield Build("similarity", 90, "fp32", "ieee", precise, switches_of("similarity", "fp32")[0])
 
 
 def row_of(build: Build, result: Resources | str) -> dict[str, Any]:
@@ -203,9 +231,8 @@ def row_of(build: Build, result: Resources | str) -> dict[str, Any]:
 def line_of(row: dict[str, Any]) -> str:
     config = row["launch"]
     name = f"sm_{row['capability']} {row['task']} {row['dtype']} {row['precision']}"
-    sizes = (
-        f"{config['block_m']}x{config['block_n']}x{config['block_k']} warps {config['warps']} stages {config['stages']}"
-    )
+    tile = f"{config['block_m']}x{config['block_n']}x{config['block_k']} " if config["block_m"] else ""
+    sizes = f"{tile}warps {config['warps']} stages {config['stages']}"
     switches = " ".join(f"{key}={value}" for key, value in row["switches"].items()) + (
         "" if row["aligned"] else " unaligned"
     )

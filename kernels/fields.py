@@ -22,5 +22,5 @@ QUERY_SUMS = 9
 SHIFT = 0  # d value / dz is exp(z - SHIFT) on a negative
 POSITIVE_SHIFT = 1  # log-sum-exp that a positive is compared with: of all candidates, or ("ignore") of the negatives
 SHARE = 2  # what the negatives' probabilities add up to: minus it is the exact gradient of a lone positive
-INVERSE_COUNT = 3  # 1 / number of positives
+INVERSE_COUNT = 3  # 1 / number of positives; 0 without any
 QUERY_TERMS = 4

@@ -3,8 +3,7 @@
 Letters: U (M, D) and V (N, D) the embeddings, z = scale * U V' the logits; m running maximum, l running sum of
 exponentials, w the same weighted by z, low running minimum. Offsets are 64-bit: N * D may pass 2^31.
 
-Ids come as 32-bit codes, equal where the ids are (`matching`): a thread holds a tile's columns, and 64 bits each
-would spill.
+Tables with a value a query hold Q = M + N of them, the rows' first. Ids come as the table of `matching`.
 
 No atomics anywhere: each program writes its own slots, and slots are merged in a fixed order, so every run gives the
 same bits.
@@ -12,6 +11,7 @@ same bits.
 
 import triton
 import triton.language as tl
+from varalign.kernels.queries import load_gain, softplus_and_sigmoid
 
 
 @triton.jit
@@ -42,30 +42,41 @@ def _logits(
 
 
 @triton.jit
+def _cache_step(longest, scale, PARTS: tl.constexpr):
+    """The unit of a 16-bit cache, from Cauchy and Schwarz's bound on |z|; longest (2, PARTS) norms of either side."""
+    part = tl.arange(0, PARTS)
+    bound = scale * tl.max(tl.load(longest + part), 0) * tl.max(tl.load(longest + PARTS + part), 0)
+    return tl.where(bound < 1e-30, 1e-30, bound / 32767.0)
+
+
+@triton.jit
 def similarity_pass(
-    U, V, scale_ptr, row_codes, column_codes, row_parts, column_parts, cache, step_ptr,
+    U, V, scale_ptr, codes, row_parts, column_parts, cache, longest,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd, begin, end, tiles_per_split,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr, STATISTICS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Running m, l, w of the negatives and low of all candidates, for the rows over the columns begin:end and back.
 
     Program (r, s): row block r over the s-th share of the columns' tiles. row_parts (splits, 4, M) go on from call to
-    call; column_parts (row blocks, 4, end - begin) are written whole. CACHE 1 keeps z as it is,
-    CACHE 2 as 16-bit multiples of step. Without STATISTICS the loss alone: w and low are left as they were.
+    call, from nothing where begin is 0; column_parts (row blocks, 4, end - begin) are written whole. CACHE 1 keeps z as
+    it is, CACHE 2 as 16-bit multiples of `_cache_step`. Without STATISTICS the loss alone: w and low are not written.
     """
     row_block = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1).to(tl.int64)
     rows = row_block * BM + tl.arange(0, BM)
     row_mask = rows < M
     scale = tl.load(scale_ptr)
-    codes = tl.load(row_codes + rows, mask=row_mask, other=-1)
+    if CACHE == 2:
+        step = _cache_step(longest, scale, PARTS)
+    row_codes = tl.load(codes + rows, mask=row_mask, other=-1)
     row_slot = row_parts + split * 4 * M + rows
-    m = tl.load(row_slot, mask=row_mask, other=-float("inf"))
-    l = tl.load(row_slot + M, mask=row_mask, other=0.0)  # noqa: E741
+    started = rows < tl.where(begin > 0, M, 0)
+    m = tl.load(row_slot, mask=started, other=-float("inf"))
+    l = tl.load(row_slot + M, mask=started, other=0.0)  # noqa: E741
     if STATISTICS:
-        w = tl.load(row_slot + 2 * M, mask=row_mask, other=0.0)
-        low = tl.load(row_slot + 3 * M, mask=row_mask, other=float("inf"))
+        w = tl.load(row_slot + 2 * M, mask=started, other=0.0)
+        low = tl.load(row_slot + 3 * M, mask=started, other=float("inf"))
     width = (end - begin).to(tl.int64)
     tile_begin = begin + split.to(tl.int32) * tiles_per_split * BN
     tile_end = tl.minimum(end, tile_begin + tiles_per_split * BN)
@@ -82,14 +93,14 @@ def similarity_pass(
             place = tl.arange(0, BM)[:, None] * N + tl.arange(0, BN)[None, :]
             kept = cache + row_block * BM * N + start
             if CACHE == 2:
-                level = tl.floor(z / tl.load(step_ptr) + 0.5)
+                level = tl.floor(z / step + 0.5)
                 level = tl.minimum(tl.maximum(level, -32767.0), 32767.0)
                 tl.store(kept + place, level.to(tl.int16), mask=inside)
             else:
                 tl.store(kept + place, z, mask=inside)
-        others = tl.load(column_codes + columns, mask=column_mask, other=-1)
+        column_codes = tl.load(codes + M + columns, mask=column_mask, other=-1)
         # Padding and positives are -inf before any maximum is taken.
-        negative = tl.where(inside & (codes[:, None] != others[None, :]), z, -float("inf"))
+        negative = tl.where(inside & (row_codes[:, None] != column_codes[None, :]), z, -float("inf"))
         m_new = tl.maximum(m, tl.max(negative, 1))
         base = tl.where(m_new == -float("inf"), 0.0, m_new)
         e = tl.exp(negative - base[:, None])
@@ -118,84 +129,69 @@ def similarity_pass(
 
 
 @triton.jit
-def merge_parts(
-    parts, sums, P, Q, stride_sums, WIDE: tl.constexpr, STATISTICS: tl.constexpr, BP: tl.constexpr, BQ: tl.constexpr
-):
-    """Merge parts (P, 4, Q) over P, in order, BP at a time, into the first four rows of sums (.., stride_sums).
-
-    Without STATISTICS into the first two: the others hold nothing.
-    """
-    queries = tl.program_id(0).to(tl.int64) * BQ + tl.arange(0, BQ)
-    query_mask = queries < Q
-    m = tl.full([BQ], -float("inf"), dtype=WIDE)
-    l = tl.zeros([BQ], dtype=WIDE)  # noqa: E741
-    w = tl.zeros([BQ], dtype=WIDE)
-    low = tl.full([BQ], float("inf"), dtype=WIDE)
-    for start in range(0, P, BP):
-        part = start + tl.arange(0, BP).to(tl.int64)
-        inside = (part < P)[:, None] & query_mask[None, :]
-        slot = parts + part[:, None] * 4 * Q + queries[None, :]
-        part_m = tl.load(slot, mask=inside, other=-float("inf"))
-        m_new = tl.maximum(m, tl.max(part_m, 0))
-        base = tl.where(m_new == -float("inf"), 0.0, m_new)
-        grow = tl.exp(part_m - base[None, :])
-        shrink = tl.exp(m - base)
-        l = l * shrink + tl.sum(tl.load(slot + Q, mask=inside, other=0.0) * grow, 0)  # noqa: E741
-        if STATISTICS:
-            w = w * shrink + tl.sum(tl.load(slot + 2 * Q, mask=inside, other=0.0) * grow, 0)
-            low = tl.minimum(low, tl.min(tl.load(slot + 3 * Q, mask=inside, other=float("inf")), 0))
-        m = m_new
-    tl.store(sums + queries, m, mask=query_mask)
-    tl.store(sums + stride_sums + queries, l, mask=query_mask)
-    if STATISTICS:
-        tl.store(sums + 2 * stride_sums + queries, w, mask=query_mask)
-        tl.store(sums + 3 * stride_sums + queries, low, mask=query_mask)
+def _embeddings_of(
+    U, V, queries, dims, mask, M, stride_um, stride_ud, stride_vn, stride_vd,
+):  # fmt: skip
+    """The dimensions of queries counted through: rows of U, then rows of V; queries and dims lie crosswise."""
+    image = queries < M
+    u = tl.load(U + queries * stride_um + dims * stride_ud, mask=mask & image, other=0.0)
+    return u + tl.load(V + (queries - M) * stride_vn + dims * stride_vd, mask=mask & (image == 0), other=0.0)
 
 
 @triton.jit
 def positive_pass(
-    U, V, scale_ptr, row_order, column_order, firsts, lasts, negatives, out,
-    M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
+    U, V, scale_ptr, table, sums, out,
+    M, Q, D, stride_um, stride_ud, stride_vn, stride_vd,
     TERMS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over each row's positives alone, which are one range of the columns sorted by id: no pass over all M x N.
+    """Sums over every query's positives alone, which lie in one range of the order by id: no pass over all M x N.
 
-    Rows are taken in the order of their ids too, so that a block's ranges lie side by side. firsts, lasts (M,) are the
-    ranges of the sorted rows. out (.., M): with TERMS the two sums of duplicates="ignore" given the negatives'
-    log-sum-exp (M,), otherwise count, total, m, l, w.
+    Images and texts stand in one order (`matching`), so that a block's positives lie around it; half of a tile, image
+    with image and text with text, is no pair and left out. Into out (.., Q): with TERMS the two sums of
+    duplicates="ignore", given the negatives' sums (2, Q), otherwise count, total, m, l, w.
     """
     position = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    row_mask = position < M
-    rows = tl.load(row_order + position, mask=row_mask, other=0)
-    first = tl.load(firsts + position, mask=row_mask, other=N)
-    last = tl.load(lasts + position, mask=row_mask, other=0)
+    inside = position < Q
+    queries = tl.load(table + Q + position, mask=inside, other=0).to(tl.int64)
+    first = tl.load(table + 2 * Q + position, mask=inside, other=Q)
+    last = tl.load(table + 3 * Q + position, mask=inside, other=0)
     begin = tl.min(first, 0)
     end = tl.max(last, 0)
     scale = tl.load(scale_ptr)
+    depth = tl.arange(0, BK)
+    count = tl.zeros([BM], dtype=WIDE)
     m = tl.full([BM], -float("inf"), dtype=WIDE)
     l = tl.zeros([BM], dtype=WIDE)  # noqa: E741
     w = tl.zeros([BM], dtype=WIDE)
     total = tl.zeros([BM], dtype=WIDE)
     if TERMS:
-        lse = tl.load(negatives + rows, mask=row_mask, other=0.0)
+        lse = tl.load(sums + queries, mask=inside, other=0.0)
+        lse += tl.log(tl.load(sums + Q + queries, mask=inside, other=1.0))
     for start in range(begin, end, BN):
         place = start + tl.arange(0, BN).to(tl.int64)
-        column_mask = place < end
-        columns = tl.load(column_order + place, mask=column_mask, other=0)
-        z = _logits(
-            U, V, rows, columns, row_mask, column_mask, scale, D, stride_um, stride_ud, stride_vn, stride_vd,
-            WIDE, PRECISION, UPCAST, BM, BN, BK,
-        )  # fmt: skip
+        some = place < end
+        others = tl.load(table + Q + place, mask=some, other=0).to(tl.int64)
+        z = tl.zeros([BM, BN], dtype=WIDE)
+        for low in range(0, D, BK):
+            d = low + depth
+            x = _embeddings_of(
+                U, V, queries[:, None], d[None, :], inside[:, None] & (d < D)[None, :], M,
+                stride_um, stride_ud, stride_vn, stride_vd,
+            )  # fmt: skip
+            y = _embeddings_of(
+                U, V, others[None, :], d[:, None], some[None, :] & (d < D)[:, None], M,
+                stride_um, stride_ud, stride_vn, stride_vd,
+            )  # fmt: skip
+            if UPCAST:
+                x = x.to(WIDE)
+                y = y.to(WIDE)
+            z = tl.dot(x, y, z, input_precision=PRECISION, out_dtype=WIDE)
+        z = z * scale
         positive = (place[None, :] >= first[:, None]) & (place[None, :] < last[:, None])
+        positive = positive & ((queries < M)[:, None] != (others < M)[None, :])
         if TERMS:
-            above = lse[:, None] - z
-            # log(1 + e^x) and 1 / (1 + e^-x) without overflow on either side.
-            small = tl.exp(-tl.abs(above))
-            softplus = tl.maximum(above, 0.0) + tl.log(1.0 + small)
-            sigmoid = tl.where(above >= 0, 1.0, small) / (1.0 + small)
-            # 1 + e^x loses e^x below 1e-7, where log(1 + e^x) is e^x to every digit.
-            softplus = tl.where(above < -12.0, small * (1.0 - 0.5 * small), softplus)
+            softplus, sigmoid = softplus_and_sigmoid(lse[:, None] - z)
             total += tl.sum(tl.where(positive, softplus, 0.0), 1)
             l += tl.sum(tl.where(positive, sigmoid, 0.0), 1)  # noqa: E741
         else:
@@ -205,18 +201,19 @@ def positive_pass(
             e = tl.exp(chosen - base[:, None])
             shrink = tl.exp(m - base)
             l = l * shrink + tl.sum(e, 1)  # noqa: E741
-            w = w * shrink + tl.sum(e * z, 1)
+            w = w * shrink + tl.sum(tl.where(positive, e * z, 0.0), 1)
             total += tl.sum(tl.where(positive, z, 0.0), 1)
+            count += tl.sum(positive.to(WIDE), 1)
             m = m_new
     if TERMS:
-        tl.store(out + rows, total, mask=row_mask)
-        tl.store(out + M + rows, l, mask=row_mask)
+        tl.store(out + queries, total, mask=inside)
+        tl.store(out + Q + queries, l, mask=inside)
     else:
-        tl.store(out + rows, (last - first).to(WIDE), mask=row_mask)
-        tl.store(out + M + rows, total, mask=row_mask)
-        tl.store(out + 2 * M + rows, m, mask=row_mask)
-        tl.store(out + 3 * M + rows, l, mask=row_mask)
-        tl.store(out + 4 * M + rows, w, mask=row_mask)
+        tl.store(out + queries, count, mask=inside)
+        tl.store(out + Q + queries, total, mask=inside)
+        tl.store(out + 2 * Q + queries, m, mask=inside)
+        tl.store(out + 3 * Q + queries, l, mask=inside)
+        tl.store(out + 4 * Q + queries, w, mask=inside)
 
 
 @triton.jit
@@ -234,13 +231,23 @@ def _one_direction(z, positive, some, shift, positive_shift, share, inverse, ups
 
 
 @triton.jit
+def _upstream_over_gain(upstream, inverse, gain):
+    """The upstream gradient in units of the gain; a query without positives has the constant value 0 and none."""
+    return tl.where(inverse == 0, 0.0, upstream) / gain
+
+
+@triton.jit
 def _gradient_tile(
-    U, V, scale, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, cache, step_ptr,
-    rows, columns, row_mask, column_mask, corner, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
+    U, V, scale, codes, terms, upstream, gain, cache, longest,
+    rows, columns, row_mask, column_mask, corner, row_first, column_first, Q, N, D,
+    stride_um, stride_ud, stride_vn, stride_vd,
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """(BM, BN) derivatives of the loss by the logits, both directions; 0 outside the matrix."""
+    """(BM, BN) derivatives of the loss by the logits, both directions; 0 outside the matrix.
+
+    row_first, column_first: where the rows and the columns begin in tables of all queries.
+    """
     inside = row_mask[:, None] & column_mask[None, :]
     if CACHE == 0:
         z = _logits(
@@ -251,27 +258,29 @@ def _gradient_tile(
         place = tl.arange(0, BM)[:, None] * N + tl.arange(0, BN)[None, :]
         z = tl.load(cache + corner + place, mask=inside, other=0).to(WIDE)
         if CACHE == 2:
-            z = z * tl.load(step_ptr)
-    codes = tl.load(row_codes + rows, mask=row_mask, other=-1)
-    others = tl.load(column_codes + columns, mask=column_mask, other=-1)
-    positive = (codes[:, None] == others[None, :]) & inside
+            z = z * _cache_step(longest, scale, PARTS)
+    row_codes = tl.load(codes + row_first + rows, mask=row_mask, other=-1)
+    column_codes = tl.load(codes + column_first + columns, mask=column_mask, other=-1)
+    positive = (row_codes[:, None] == column_codes[None, :]) & inside
     some = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
-    shift = tl.load(row_terms + rows, mask=row_mask, other=0.0)
-    positive_shift = tl.load(row_terms + M + rows, mask=row_mask, other=0.0)
-    share = tl.load(row_terms + 2 * M + rows, mask=row_mask, other=0.0)
-    inverse = tl.load(row_terms + 3 * M + rows, mask=row_mask, other=0.0)
-    upstream = tl.load(row_upstream + rows, mask=row_mask, other=0.0)
+    slot = terms + row_first + rows
+    shift = tl.load(slot, mask=row_mask, other=0.0)
+    positive_shift = tl.load(slot + Q, mask=row_mask, other=0.0)
+    share = tl.load(slot + 2 * Q, mask=row_mask, other=0.0)
+    inverse = tl.load(slot + 3 * Q, mask=row_mask, other=0.0)
+    up = _upstream_over_gain(tl.load(upstream + row_first + rows, mask=row_mask, other=0.0), inverse, gain)
     g = _one_direction(
-        z, positive, some, shift[:, None], positive_shift[:, None], share[:, None], inverse[:, None], upstream[:, None],
+        z, positive, some, shift[:, None], positive_shift[:, None], share[:, None], inverse[:, None], up[:, None],
         IGNORE,
     )  # fmt: skip
-    shift = tl.load(column_terms + columns, mask=column_mask, other=0.0)
-    positive_shift = tl.load(column_terms + N + columns, mask=column_mask, other=0.0)
-    share = tl.load(column_terms + 2 * N + columns, mask=column_mask, other=0.0)
-    inverse = tl.load(column_terms + 3 * N + columns, mask=column_mask, other=0.0)
-    upstream = tl.load(column_upstream + columns, mask=column_mask, other=0.0)
+    slot = terms + column_first + columns
+    shift = tl.load(slot, mask=column_mask, other=0.0)
+    positive_shift = tl.load(slot + Q, mask=column_mask, other=0.0)
+    share = tl.load(slot + 2 * Q, mask=column_mask, other=0.0)
+    inverse = tl.load(slot + 3 * Q, mask=column_mask, other=0.0)
+    up = _upstream_over_gain(tl.load(upstream + column_first + columns, mask=column_mask, other=0.0), inverse, gain)
     g += _one_direction(
-        z, positive, some, shift[None, :], positive_shift[None, :], share[None, :], inverse[None, :], upstream[None, :],
+        z, positive, some, shift[None, :], positive_shift[None, :], share[None, :], inverse[None, :], up[None, :],
         IGNORE,
     )  # fmt: skip
     return tl.where(inside, g, 0.0)
@@ -279,11 +288,10 @@ def _gradient_tile(
 
 @triton.jit
 def gradient_block(
-    U, V, scale_ptr, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, cache,
-    step_ptr, out,
+    U, V, scale_ptr, codes, terms, upstream, gain_ptr, cache, longest, out,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd, row_begin, column_begin, height, width,
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    GAIN: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Design (a): write the block height x width of derivatives at (row_begin, column_begin); matrix products
     follow."""
@@ -299,11 +307,10 @@ def gradient_block(
     c = column_block.to(tl.int64) * BN + tl.arange(0, BN)
     corner = (row_begin + row_block.to(tl.int64) * BM) * N + column_begin + column_block * BN
     g = _gradient_tile(
-        U, V, tl.load(scale_ptr), row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream,
-        cache, step_ptr,
-        row_begin + r, column_begin + c, r < height, c < width, corner, M, N, D, stride_um, stride_ud, stride_vn,
-        stride_vd,
-        IGNORE, WIDE, PRECISION, UPCAST, CACHE, BM, BN, BK,
+        U, V, tl.load(scale_ptr), codes, terms, upstream, load_gain(gain_ptr, GAIN), cache, longest,
+        row_begin + r, column_begin + c, r < height, c < width, corner, 0, M, M + N, N, D,
+        stride_um, stride_ud, stride_vn, stride_vd,
+        IGNORE, WIDE, PRECISION, UPCAST, CACHE, PARTS, BM, BN, BK,
     )  # fmt: skip
     inside = (r < height)[:, None] & (c < width)[None, :]
     written = out + row_block.to(tl.int64) * BM * width + column_block * BN
@@ -313,9 +320,9 @@ def gradient_block(
 
 @triton.jit
 def fused_rows(
-    U, V, scale_ptr, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, out,
-    M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
-    IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    U, V, scale_ptr, codes, terms, upstream, gain_ptr, out,
+    M, N, D, stride_um, stride_ud, stride_vn, stride_vd, row_first, column_first,
+    IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, GAIN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Design (b): out (M, D) = derivatives @ V, the derivatives staying on the chip; the columns' turn swaps the roles.
@@ -326,14 +333,16 @@ def fused_rows(
     row_mask = rows < M
     dims = tl.program_id(1) * BD + tl.arange(0, BD)
     scale = tl.load(scale_ptr)
+    gain = load_gain(gain_ptr, GAIN)
     total = tl.zeros([BM, BD], dtype=WIDE)
     for start in range(0, N, BN):
         columns = start + tl.arange(0, BN).to(tl.int64)
         column_mask = columns < N
         g = _gradient_tile(
-            U, V, scale, row_codes, column_codes, row_terms, column_terms, row_upstream, column_upstream, out, out,
-            rows, columns, row_mask, column_mask, 0, M, N, D, stride_um, stride_ud, stride_vn, stride_vd,
-            IGNORE, WIDE, PRECISION, UPCAST, 0, BM, BN, BK,
+            U, V, scale, codes, terms, upstream, gain, out, out,
+            rows, columns, row_mask, column_mask, 0, row_first, column_first, M + N, N, D,
+            stride_um, stride_ud, stride_vn, stride_vd,
+            IGNORE, WIDE, PRECISION, UPCAST, 0, 1, BM, BN, BK,
         )  # fmt: skip
         v = tl.load(
             V + columns[:, None] * stride_vn + dims[None, :] * stride_vd,

@@ -83,7 +83,13 @@ class StatisticSchedule(LossSchedule):
     @torch.no_grad()
     def forward(self, stats_i2t: DirectionStats, stats_t2i: DirectionStats, losses: Tensor | None = None) -> Tensor:
         _follow(self, stats_i2t.lse)
-        now = torch.stack([self._value(stats_i2t), self._value(stats_t2i)]).float()
+        values = self._value(stats_i2t), self._value(stats_t2i)
+        # torch.compile makes one kernel of what follows, together with what stands around it.
+        if stats_i2t.means is not None and not torch.compiler.is_compiling():
+            from varalign.kernels.weighting import next_weights
+
+            return next_weights(values, self.average, self.steps, self.beta, self.floor, self.gamma, self.training)
+        now = torch.stack(values).float()
         # A step that has gone wrong (NaN, infinity) must not stay in the average for ever.
         sound = torch.isfinite(now).all()
         average = torch.where(sound, self.average * self.beta + now * (1 - self.beta), self.average)
@@ -104,17 +110,17 @@ class StatisticSchedule(LossSchedule):
 
 def variance(stats: DirectionStats) -> Tensor:
     """Mean over the queries of the variance of their similarities."""
-    return stats.variance.mean()
+    return stats.mean_variance
 
 
 def entropy(stats: DirectionStats) -> Tensor:
     """Mean softmax entropy of the queries, divided by that of the uniform distribution: 0 to 1."""
-    return stats.entropy.mean() / math.log(stats.candidates)
+    return stats.mean_entropy / math.log(stats.candidates)
 
 
 def spread(stats: DirectionStats) -> Tensor:
     """Mean over the queries of their largest minus their smallest similarity."""
-    return (stats.maximum - stats.minimum).mean()
+    return stats.mean_spread
 
 
 class FixedSchedule(LossSchedule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
 from varalign.losses.gradient_norms import gradient_norms
+from varalign.losses.means import direction_losses
 from varalign.losses.operator import choose_backend, contrastive_forward
-from varalign.losses.statistics import DirectionStats, mean_over_queries, mean_stats
+from varalign.losses.statistics import DirectionStats
 
 if TYPE_CHECKING:
     from varalign.schedules import LossSchedule
@@ -64,8 +66,7 @@ def contrastive(
             alone ("ignore").
         cache_bytes: what the forward pass may keep of the logits to spare the backward pass one matrix product.
         group: a torch.distributed process group: the embeddings are this rank's, each is compared with every rank's,
-            and
-            values and statistics are this rank's; see `varalign.losses.distributed`.
+            and values and statistics are this rank's; see `varalign.losses.distributed`.
 
     Returns:
         nll_i2t (M,), nll_t2i (N,), statistics i2t and t2i. Values and statistics are float32 (float64 for float64).
@@ -81,54 +82,99 @@ def contrastive(
 
     Source: van den Oord et al. 2018 (InfoNCE); Radford et al. 2021 (CLIP); Khosla et al. 2020 for several positives.
     """
-    sizes = None
-    if group is not None:
-        sizes = BatchSizes.gathered(image_embeddings, text_embeddings, group)
-    return _contrastive(
-        image_embeddings, text_embeddings, logit_scale, image_ids, text_image_ids, duplicates, cache_bytes, group, sizes
+    problem = _Problem.of(
+        image_embeddings, text_embeddings, logit_scale, image_ids, text_image_ids, duplicates, cache_bytes, group
     )
+    if group is not None:
+        return problem.across_ranks(BatchSizes.gathered(problem.images, problem.texts, group), group)
+    values, table = problem.values_and_statistics()
+    nll_i2t, nll_t2i = values.split([problem.images.shape[0], problem.texts.shape[0]])
+    return nll_i2t, nll_t2i, *problem.statistics(table)
 
 
-def _contrastive(
-    image_embeddings: Tensor,
-    text_embeddings: Tensor,
-    logit_scale: Tensor | float,
-    image_ids: Tensor | None,
-    text_image_ids: Tensor | None,
-    duplicates: str,
-    cache_bytes: int,
-    group: Any,
-    sizes: BatchSizes | None,
-) -> tuple[Tensor, Tensor, DirectionStats, DirectionStats]:
-    _check_duplicates(duplicates)
-    images, texts, scale = _prepared(image_embeddings, text_embeddings, logit_scale)
-    image_ids, text_image_ids = prepared_ids(images, texts, image_ids, text_image_ids, group)
-    ignore = duplicates == "ignore"
-    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (images, texts, scale))
-    cache_bytes = cache_bytes if needs_gradient else 0
-    backend = choose_backend(images)
-    if sizes is not None:
+@dataclass(frozen=True)
+class _Problem:
+    """One call's inputs, checked and of one dtype."""
+
+    images: Tensor
+    texts: Tensor
+    scale: Tensor
+    image_ids: Tensor | None
+    text_image_ids: Tensor | None
+    ignore: bool
+    cache_bytes: int
+    backend: str
+
+    @classmethod
+    def of(
+        cls,
+        image_embeddings: Tensor,
+        text_embeddings: Tensor,
+        logit_scale: Tensor | float,
+        image_ids: Tensor | None,
+        text_image_ids: Tensor | None,
+        duplicates: str,
+        cache_bytes: int,
+        group: Any,
+    ) -> _Problem:
+        _check_duplicates(duplicates)
+        images, texts, scale = _prepared(image_embeddings, text_embeddings, logit_scale)
+        ids: tuple[Tensor | None, Tensor | None] = (None, None)
+        # Without any, image i and text i are a pair, which the passes know without ids; ranks must tell theirs apart.
+        if group is not None or image_ids is not None or text_image_ids is not None:
+            ids = prepared_ids(images, texts, image_ids, text_image_ids, group)
+        needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (images, texts, scale))
+        kept = cache_bytes if needs_gradient else 0
+        return cls(images, texts, scale, *ids, duplicates == "ignore", kept, choose_backend(images))
+
+    def values_and_statistics(self) -> tuple[Tensor, Tensor]:
+        """Losses (M + N,) and statistics (7, M + N), the images' first."""
+        outputs = contrastive_forward(
+            self.images,
+            self.texts,
+            self.scale,
+            self.image_ids,
+            self.text_image_ids,
+            self.ignore,
+            self.cache_bytes,
+            self.backend,
+        )
+        return outputs[0], outputs[1].detach()
+
+    def apart(self, members: int) -> list[_Problem]:
+        """The problems of the spaces that lie side by side in the embeddings, each of unit length again."""
+        if members == 1:
+            return [self]
+        width = self.images.shape[1]
+        if width % members:
+            raise ValueError(f"embeddings of {width} dimensions do not split into {members} members")
+        sides = [(x * math.sqrt(members)).chunk(members, 1) for x in (self.images, self.texts)]
+        return [replace(self, images=u, texts=v) for u, v in zip(*sides, strict=True)]
+
+    def statistics(self, table: Tensor, means: Tensor | None = None) -> tuple[DirectionStats, DirectionStats]:
+        """Either direction's part of the (7, M + N) table, with means (3, 2) of it where they are known."""
+        m, n = self.images.shape[0], self.texts.shape[0]
+        scale = self.scale.detach()
+        i2t, t2i = (None, None) if means is None else means.unbind(1)
+        return (
+            DirectionStats.from_stacked(table[:, :m], n, scale, i2t),
+            DirectionStats.from_stacked(table[:, m:], m, scale, t2i),
+        )
+
+    def across_ranks(self, sizes: BatchSizes, group: Any) -> tuple[Tensor, Tensor, DirectionStats, DirectionStats]:
+        assert self.image_ids is not None and self.text_image_ids is not None
         return contrastive_across_ranks(
-            images,
-            texts,
-            scale,
-            image_ids,
-            text_image_ids,
+            self.images,
+            self.texts,
+            self.scale,
+            self.image_ids,
+            self.text_image_ids,
             sizes,
-            ignore=ignore,
-            cache_bytes=cache_bytes,
-            backend=backend,
+            ignore=self.ignore,
+            cache_bytes=self.cache_bytes,
+            backend=self.backend,
             group=group,
         )
-    outputs = contrastive_forward(images, texts, scale, image_ids, text_image_ids, ignore, cache_bytes, backend)
-    nll_i2t, nll_t2i, stats_i2t, stats_t2i = outputs[:4]
-    scale = scale.detach()
-    return (
-        nll_i2t,
-        nll_t2i,
-        DirectionStats.from_stacked(stats_i2t.detach(), texts.shape[0], scale),
-        DirectionStats.from_stacked(stats_t2i.detach(), images.shape[0], scale),
-    )
 
 
 def _check_duplicates(duplicates: str) -> None:
@@ -141,6 +187,11 @@ class ContrastiveLoss(nn.Module):
 
     Works in any training loop: `loss(image_embeddings, text_embeddings, logit_scale).loss.backward()`. The schedule's
     state is in `state_dict`.
+
+    On a GPU a small batch's time is its launches (26 for both passes, `bench/launches.py`) and Python's between them.
+    The host never waits for the device, so that the step can be captured, and both go; batches are then of one size::
+
+        fast = torch.compile(lambda *batch: loss(*batch).loss, mode="reduce-overhead")
 
     With a process group every rank's `loss` has the same value, the loss over all ranks' queries. Its gradient is
     this rank's share times the number of ranks, so that averaging the parameters' gradients over ranks, as
@@ -196,21 +247,7 @@ class ContrastiveLoss(nn.Module):
             members: how many spaces of their own lie side by side in the embeddings (an ensemble's): (B, K * D), of
                 length 1 together. Each is aligned by itself; values and statistics are means over them.
         """
-        if members > 1:
-            return self._of_members(
-                image_embeddings,
-                text_embeddings,
-                logit_scale,
-                image_ids,
-                text_image_ids,
-                image_weights,
-                text_weights,
-                members,
-            )
-        sizes = None
-        if self.group is not None:
-            sizes = BatchSizes.gathered(image_embeddings, text_embeddings, self.group)
-        nll_i2t, nll_t2i, stats_i2t, stats_t2i = _contrastive(
+        problem = _Problem.of(
             image_embeddings,
             text_embeddings,
             logit_scale,
@@ -219,84 +256,32 @@ class ContrastiveLoss(nn.Module):
             self.duplicates,
             self.cache_bytes,
             self.group,
-            sizes,
         )
-        return self._weighed(
-            nll_i2t,
-            nll_t2i,
-            stats_i2t,
-            stats_t2i,
-            sizes,
-            (image_embeddings, text_embeddings),
-            image_weights,
-            text_weights,
-        )
-
-    def _of_members(
-        self,
-        image_embeddings: Tensor,
-        text_embeddings: Tensor,
-        logit_scale: Tensor | float,
-        image_ids: Tensor | None,
-        text_image_ids: Tensor | None,
-        image_weights: Tensor | None,
-        text_weights: Tensor | None,
-        members: int,
-    ) -> ContrastiveOutput:
-        width = image_embeddings.shape[-1]
-        if width % members:
-            raise ValueError(f"embeddings of {width} dimensions do not split into {members} members")
-        if self.group is not None:
-            raise ValueError("members are trained in one process: leave out the process group")
-        length = math.sqrt(members)
-        found = [
-            _contrastive(
-                u * length,
-                v * length,
-                logit_scale,
-                image_ids,
-                text_image_ids,
-                self.duplicates,
-                self.cache_bytes,
-                None,
-                None,
+        if self.group is None:
+            each = [one.values_and_statistics() for one in problem.apart(members)]
+            values, table = (
+                each[0] if members == 1 else (torch.stack(parts).mean(0) for parts in zip(*each, strict=True))
             )
-            for u, v in zip(image_embeddings.chunk(members, 1), text_embeddings.chunk(members, 1), strict=True)
-        ]
-        nll_i2t = torch.stack([values for values, _, _, _ in found]).mean(0)
-        nll_t2i = torch.stack([values for _, values, _, _ in found]).mean(0)
-        stats_i2t = mean_stats([stats for _, _, stats, _ in found])
-        stats_t2i = mean_stats([stats for _, _, _, stats in found])
-        embeddings = image_embeddings, text_embeddings
-        return self._weighed(nll_i2t, nll_t2i, stats_i2t, stats_t2i, None, embeddings, image_weights, text_weights)
-
-    def _weighed(
-        self,
-        nll_i2t: Tensor,
-        nll_t2i: Tensor,
-        stats_i2t: DirectionStats,
-        stats_t2i: DirectionStats,
-        sizes: BatchSizes | None,
-        embeddings: tuple[Tensor, Tensor],
-        image_weights: Tensor | None,
-        text_weights: Tensor | None,
-    ) -> ContrastiveOutput:
-        """From the queries' values to the step's loss: a mean a direction, the schedule's weights, their sum."""
-        all_i2t, all_t2i = stats_i2t, stats_t2i
-        if sizes is None:
-            loss_i2t = mean_over_queries(nll_i2t, stats_i2t, image_weights)
-            loss_t2i = mean_over_queries(nll_t2i, stats_t2i, text_weights)
+            losses, means = direction_losses(
+                values, table, problem.scale, problem.images.shape[0], image_weights, text_weights, problem.backend
+            )
+            stats_i2t, stats_t2i = all_i2t, all_t2i = problem.statistics(table, means)
         else:
+            if members > 1:
+                raise ValueError("members are trained in one process: leave out the process group")
+            sizes = BatchSizes.gathered(image_embeddings, text_embeddings, self.group)
+            nll_i2t, nll_t2i, stats_i2t, stats_t2i = problem.across_ranks(sizes, self.group)
             all_i2t = gather_stats(stats_i2t, sizes.images, self.group)
             all_t2i = gather_stats(stats_t2i, sizes.texts, self.group)
             loss_i2t = mean_across_ranks(nll_i2t, stats_i2t, self.group, image_weights)
             loss_t2i = mean_across_ranks(nll_t2i, stats_t2i, self.group, text_weights)
-        losses = torch.stack([loss_i2t, loss_t2i])
+            losses = torch.stack([loss_i2t, loss_t2i])
+        seen = losses
         if self.schedule.by_gradients:
-            losses = gradient_norms(losses, embeddings, group=self.group)
-        weights = self.schedule(all_i2t, all_t2i, losses=losses)
-        loss = weights[0] * loss_i2t + weights[1] * loss_t2i
-        return ContrastiveOutput(loss, loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)
+            seen = gradient_norms(losses, (image_embeddings, text_embeddings), group=self.group)
+        weights = self.schedule(all_i2t, all_t2i, losses=seen)
+        loss_i2t, loss_t2i = losses.unbind(0)
+        return ContrastiveOutput((weights * losses).sum(), loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)
 
 
 def _prepared(

@@ -19,8 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from varalign.kernels import fields as f
-from varalign.losses.operator import counted_upstream, passes, without_autocast
-from varalign.losses.settle import negative_lse, settle
+from varalign.losses.operator import passes, without_autocast
 from varalign.losses.statistics import (
     DirectionStats,
     embedding_moments,
@@ -98,55 +97,50 @@ class _AcrossRanks(torch.autograd.Function):
         module = passes(backend)
         all_texts = gather_rows(texts, sizes.texts, group)
         all_ids = gather_rows(text_image_ids, sizes.texts, group)
-        row_sums, column_sums, cache = module.tile_sums(
-            images, all_texts, scale, image_ids, all_ids, cache_bytes=cache_bytes
-        )
-        _merge_sums(column_sums, group)
-        row_ignored = column_ignored = None
+        sums, kept = module.tile_sums(images, all_texts, scale, image_ids, all_ids, cache_bytes=cache_bytes)
+        m = images.shape[0]
+        _merge_sums(sums[:, m:], group)
+        ignored = None
         if ignore:
-            row_ignored, column_ignored = module.positive_terms(
-                images, all_texts, scale, image_ids, all_ids, negative_lse(row_sums), negative_lse(column_sums)
-            )
+            ignored = module.positive_terms(images, all_texts, scale, kept, sums)
+            column_ignored = ignored[:, m:].contiguous()
             dist.all_reduce(column_ignored, group=group)
+            ignored[:, m:] = column_ignored
         own = _own_part(sizes.texts, group)
-        column_variance = column_sums.new_zeros(all_texts.shape[0])
-        column_variance[own] = quadratic_form(texts, _covariance(images, sum(sizes.images), group))
-        row_results = settle(row_sums, scale, similarity_variance(images, all_texts), row_ignored)
-        column_results = settle(column_sums, scale, column_variance, column_ignored)
-        (row_values, row_stats, row_terms), (column_values, column_stats, column_terms) = row_results, column_results
-        own_stats = column_stats[:, own].clone()
+        own = slice(m + own.start, m + own.stop)
+        variance = sums.new_zeros(sums.shape[1])
+        variance[:m] = similarity_variance(images, all_texts)
+        variance[own] = quadratic_form(texts, _covariance(images, sum(sizes.images), group))
+        values, stats, terms = module.settle(sums, scale, variance, ignored)
+        row_stats, own_stats = stats[:, :m].clone(), stats[:, own].clone()
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(row_stats, own_stats)
-        ctx.save_for_backward(
-            images, all_texts, scale, image_ids, all_ids, row_stats, own_stats, row_terms, column_terms, cache
-        )
+        ctx.save_for_backward(images, all_texts, scale, terms, *kept)
         ctx.sizes, ctx.ignore, ctx.backend, ctx.group = sizes, ignore, backend, group
-        return row_values, column_values[own].clone(), row_stats, own_stats
+        return values[:m].clone(), values[own].clone(), row_stats, own_stats
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
         ctx: Any, row_upstream: Tensor | None, column_upstream: Tensor | None, *others: Any
     ) -> tuple[Any, ...]:
-        images, texts, scale, image_ids, text_ids, row_stats, own_stats, row_terms, column_terms, cache = (
-            ctx.saved_tensors
-        )
+        images, texts, scale, terms, *kept = ctx.saved_tensors
         sizes, group = ctx.sizes.texts, ctx.group
+        own = sizes[dist.get_rank(group)]
+        rows = terms.new_zeros(images.shape[0]) if row_upstream is None else row_upstream
+        columns = terms.new_zeros(own) if column_upstream is None else column_upstream
         row_gradient, column_gradient, scale_gradient = passes(ctx.backend).tile_gradients(
             images,
             texts,
             scale,
-            image_ids,
-            text_ids,
-            row_terms,
-            column_terms,
-            counted_upstream(row_upstream, row_stats),
-            gather_rows(counted_upstream(column_upstream, own_stats), sizes, group),
-            cache,
+            tuple(kept),
+            terms,
+            torch.cat([rows, gather_rows(columns, sizes, group)]),
             ignore=ctx.ignore,
+            wide_columns=True,
         )
         column_gradient = _sum_to_owners(column_gradient, sizes, group)
-        own_gradients = row_gradient.to(images.dtype), column_gradient.to(texts.dtype), scale_gradient
+        own_gradients = row_gradient, column_gradient.to(texts.dtype), scale_gradient
         return (*own_gradients, *[None] * 7)
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from varalign.kernels import fields as f
 from varalign.losses import reference
-from varalign.losses.settle import negative_lse, settle
-from varalign.losses.statistics import FIELDS, similarity_variance
+from varalign.losses.statistics import FIELDS
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,7 +41,7 @@ def choose_backend(embeddings: Tensor) -> str:
 
 
 def passes(backend: str) -> Any:
-    """The module with `tile_sums`, `positive_terms` and `tile_gradients` of that name."""
+    """The module with `forward`, its parts `tile_sums`, `positive_terms` and `settle`, and `tile_gradients`."""
     if backend == "reference":
         return reference
     module = kernel()
@@ -72,54 +71,40 @@ def contrastive_forward(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
     ignore: bool,
     cache_bytes: int,
     backend: str,
     statistics: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses (M,) and (N,), statistics (7, M) and (7, N), backward terms (QUERY_TERMS, M) and (.., N), and the cache.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses (Q,), statistics (7, Q), backward terms (QUERY_TERMS, Q), and three more that the backward pass needs.
+
+    Q = M + N queries, the rows' first: one tensor for both sides is one launch where two would be two.
 
     Args:
         rows: (M, D) image embeddings; columns: (N, D) text embeddings; one floating dtype.
         scale: () logit scale, float32 or float64 as the losses are.
-        row_ids: (M,) int64; column_ids: (N,) int64: positives are where they are equal.
+        row_ids: (M,) int64; column_ids: (N,) int64: positives are where they are equal. None for both: text i belongs
+            to image i.
         ignore: `duplicates="ignore"`.
         cache_bytes: how much the forward pass may keep for the backward pass.
         backend: "triton" or "reference".
         statistics: without them `minimum`, `expected` and `variance`, which the losses do not need, are NaN: for
             `bench/contrastive.py`, which measures what they cost.
     """
-    module = passes(backend)
-    row_sums, column_sums, cache = module.tile_sums(
-        rows, columns, scale, row_ids, column_ids, cache_bytes=cache_bytes, statistics=statistics
+    values, stats, terms, kept = passes(backend).forward(
+        rows, columns, scale, row_ids, column_ids, ignore=ignore, cache_bytes=cache_bytes, statistics=statistics
     )
-    row_ignored = column_ignored = None
-    if ignore:
-        row_ignored, column_ignored = module.positive_terms(
-            rows, columns, scale, row_ids, column_ids, negative_lse(row_sums), negative_lse(column_sums)
-        )
-    if not statistics:
-        row_variance, column_variance = (torch.full_like(sums[0], torch.nan) for sums in (row_sums, column_sums))
-    elif backend == "reference" and cache.numel():
-        # A small batch, all of whose logits are at hand: cheaper than two D x D covariances.
-        row_variance, column_variance = ((cache - cache.mean(d, keepdim=True)).square_().mean(d) for d in (1, 0))
-        row_variance, column_variance = row_variance / scale**2, column_variance / scale**2
-    else:
-        row_variance, column_variance = similarity_variance(rows, columns), similarity_variance(columns, rows)
-    row_results = settle(row_sums, scale, row_variance, row_ignored)
-    column_results = settle(column_sums, scale, column_variance, column_ignored)
-    (row_values, row_stats, row_terms), (column_values, column_stats, column_terms) = row_results, column_results
-    return row_values, column_values, row_stats, column_stats, row_terms, column_terms, cache
+    return values, stats, terms, *kept
 
 
 @contrastive_forward.register_fake
 def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, statistics=True):  # type: ignore[no-untyped-def]
-    m, n = rows.shape[0], columns.shape[0]
-    shapes = ((m,), (n,), (len(FIELDS), m), (len(FIELDS), n), (f.QUERY_TERMS, m), (f.QUERY_TERMS, n))
-    cache = passes(backend).empty_cache(rows, columns, cache_bytes)
-    return (*(scale.new_empty(shape, device=rows.device) for shape in shapes), cache)
+    queries = rows.shape[0] + columns.shape[0]
+    shapes = ((queries,), (len(FIELDS), queries), (f.QUERY_TERMS, queries))
+    made = (scale.new_empty(shape, device=rows.device) for shape in shapes)
+    return (*made, *passes(backend).kept_like(rows, columns, cache_bytes))
 
 
 @torch.library.custom_op("varalign::contrastive_backward", mutates_args=())
@@ -128,31 +113,18 @@ def contrastive_backward(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
-    row_terms: Tensor,
-    column_terms: Tensor,
-    row_upstream: Tensor,
-    column_upstream: Tensor,
+    terms: Tensor,
+    matching: Tensor,
+    norms: Tensor,
     cache: Tensor,
+    upstream: Tensor,
     ignore: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the embeddings, in their dtype, and of the logit scale, for the upstream gradients of all values."""
-    row_gradient, column_gradient, scale_gradient = passes(backend).tile_gradients(
-        rows,
-        columns,
-        scale,
-        row_ids,
-        column_ids,
-        row_terms,
-        column_terms,
-        row_upstream,
-        column_upstream,
-        cache,
-        ignore=ignore,
+    return passes(backend).tile_gradients(  # type: ignore[no-any-return]
+        rows, columns, scale, (matching, norms, cache), terms, upstream, ignore=ignore
     )
-    return row_gradient.to(rows.dtype), column_gradient.to(columns.dtype), scale_gradient
 
 
 @contrastive_backward.register_fake
@@ -165,42 +137,16 @@ def _(rows, columns, scale, *others):  # type: ignore[no-untyped-def]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, columns, scale, row_ids, column_ids, ignore, _, backend, _statistics = inputs
-    _row_values, _column_values, row_stats, column_stats, row_terms, column_terms, cache = output
+    rows, columns, scale, _row_ids, _column_ids, ctx.ignore, _, ctx.backend, _statistics = inputs
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(row_stats, column_stats, row_terms, column_terms, cache)
-    ctx.save_for_backward(
-        rows, columns, scale, row_ids, column_ids, row_stats, column_stats, row_terms, column_terms, cache
-    )
-    ctx.ignore, ctx.backend = ignore, backend
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(rows, columns, scale, *output[2:])
 
 
-def _backward(ctx: Any, row_upstream: Tensor | None, column_upstream: Tensor | None, *others: Any) -> tuple[Any, ...]:
-    rows, columns, scale, row_ids, column_ids, row_stats, column_stats, row_terms, column_terms, cache = (
-        ctx.saved_tensors
-    )
-    gradients = contrastive_backward(
-        rows,
-        columns,
-        scale,
-        row_ids,
-        column_ids,
-        row_terms,
-        column_terms,
-        counted_upstream(row_upstream, row_stats),
-        counted_upstream(column_upstream, column_stats),
-        cache,
-        ctx.ignore,
-        ctx.backend,
-    )
-    return (*gradients, *[None] * 6)
-
-
-def counted_upstream(upstream: Tensor | None, stats: Tensor) -> Tensor:
-    """(Q,) upstream gradient with zeros at the queries without positives, whose value is the constant 0."""
+def _backward(ctx: Any, upstream: Tensor | None, *others: Any) -> tuple[Any, ...]:
     if upstream is None:
-        return torch.zeros_like(stats[0])
-    return torch.where(stats[FIELDS.index("positive_max")] == -torch.inf, torch.zeros_like(upstream), upstream)
+        return (None,) * 9
+    return (*contrastive_backward(*ctx.saved_tensors, upstream, ctx.ignore, ctx.backend), *[None] * 6)
 
 
 def _no_second_derivative(ctx: Any, *upstream: Any) -> tuple[Any, ...]:

@@ -5,7 +5,9 @@ every row and column, `positive_terms` adds what `duplicates="ignore"` needs, `t
 O((M + N) * D + chunk): no M x N matrix exists unless it is at most one chunk, which is then kept for the backward pass.
 Any device and dtype; 16-bit embeddings are computed in float32, float64 in float64.
 
-u, v embeddings; z logits; a row is an image, a column a text.
+u, v embeddings; z logits; a row is an image, a column a text. Tables with a value a query hold Q = M + N of them, the
+rows' first. `Kept` is what the forward pass keeps for the backward pass: here the ids (Q,), nothing in place of the
+kernels' norms, and the cache.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ import torch
 from torch import Tensor
 
 from varalign.kernels import fields as f
+from varalign.losses.settle import negative_lse, settle
+from varalign.losses.statistics import similarity_variance
+
+Kept = tuple[Tensor, Tensor, Tensor]
 
 # 2^20 logits a chunk: 4 MiB in float32, which stays in a core's share of the cache over the dozen passes made over it.
 # A quarter of it was slower (short matrix products), four times as much no faster (memory traffic).
@@ -69,29 +75,60 @@ def _finite(maximum: Tensor) -> Tensor:
     return torch.where(maximum == -torch.inf, torch.zeros_like(maximum), maximum)
 
 
+def forward(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    *,
+    ignore: bool,
+    cache_bytes: int,
+    statistics: bool,
+) -> tuple[Tensor, Tensor, Tensor, Kept]:
+    """Values (Q,), statistics (7, Q), terms (QUERY_TERMS, Q) and what `tile_gradients` needs besides.
+
+    Args:
+        ignore: whether `duplicates` is "ignore". The others as in `tile_sums`.
+    """
+    sums, kept = tile_sums(rows, columns, scale, row_ids, column_ids, cache_bytes=cache_bytes, statistics=statistics)
+    ignored = positive_terms(rows, columns, scale, kept, sums) if ignore else None
+    variance = None
+    if statistics and kept[2].numel():
+        # A small batch, all of whose logits are at hand: cheaper than two D x D covariances.
+        z = kept[2]
+        variance = torch.cat([(z - z.mean(d, keepdim=True)).square_().mean(d) for d in (1, 0)]) / scale**2
+    elif statistics:
+        variance = torch.cat([similarity_variance(rows, columns), similarity_variance(columns, rows)])
+    return *settle(sums, scale, variance, ignored), kept
+
+
 def tile_sums(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
     *,
     cache_bytes: int = 0,
     statistics: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of every row and every column over the tile of logits: (QUERY_SUMS, M), (QUERY_SUMS, N) and the cache.
+) -> tuple[Tensor, Kept]:
+    """Sums of every row and every column over the tile of logits: (QUERY_SUMS, Q), and what the backward pass needs.
 
     Args:
         rows: (M, D) image embeddings.
         columns: (N, D) text embeddings.
         scale: (), above 0.
         row_ids: (M,) int64; a text is a positive of an image where their ids are equal.
-        column_ids: (N,) int64.
+        column_ids: (N,) int64. None for both: text i is the positive of image i.
         cache_bytes: the logits are returned as the cache, for the backward pass, where they are one chunk and fit this.
         statistics: without them NEGATIVE_WEIGHTED and MINIMUM, which the loss does not need, are NaN.
     """
     u, v = _wide(rows), _wide(columns)
-    row_sums, column_sums = _empty_sums(u.shape[0], u), _empty_sums(v.shape[0], v)
+    if row_ids is None or column_ids is None:
+        row_ids, column_ids = (torch.arange(x.shape[0], device=x.device) for x in (rows, columns))
+    sums = _empty_sums(u.shape[0] + v.shape[0], u)
+    row_sums, column_sums = sums[:, : u.shape[0]], sums[:, u.shape[0] :]
     matches = _Matches.of(row_ids, column_ids)
     cache = u.new_empty(0)
     for begin, end in _chunks(u.shape[0], v.shape[0]):
@@ -114,9 +151,8 @@ def tile_sums(
         _add_negatives(column_sums, z, column_max, (r, c), dim=0, weighted=statistics)
         row_sums[:, begin:end] = block
     if not statistics:
-        for sums in (row_sums, column_sums):
-            sums[[f.NEGATIVE_WEIGHTED, f.MINIMUM]] = torch.nan
-    return row_sums, column_sums, cache
+        sums[[f.NEGATIVE_WEIGHTED, f.MINIMUM]] = torch.nan
+    return sums, (torch.cat([row_ids, column_ids]), scale.new_empty(0), cache)
 
 
 def _add_positives(sums: Tensor, queries: Tensor, z: Tensor) -> None:
@@ -149,23 +185,18 @@ def _add_negatives(
     sums[f.NEGATIVE_MAX] = maximum
 
 
-def positive_terms(
-    rows: Tensor,
-    columns: Tensor,
-    scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
-    row_negatives: Tensor,
-    column_negatives: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Sums over each query's positives of log(1 + e^(L - z)) and of its derivative 1 / (1 + e^(z - L)): (2, M), (2, N).
+def positive_terms(rows: Tensor, columns: Tensor, scale: Tensor, kept: Kept, sums: Tensor) -> Tensor:
+    """(2, Q): sums over each query's positives of log(1 + e^(L - z)) and of its derivative 1 / (1 + e^(z - L)).
 
     Args:
-        row_negatives: (M,) log-sum-exp L of each row's negatives; `column_negatives` (N,) the same of the columns.
+        sums: from `tile_sums`, which give the log-sum-exp L of the query's negatives.
     """
     u, v = _wide(rows), _wide(columns)
-    row_terms, column_terms = u.new_zeros(2, u.shape[0]), v.new_zeros(2, v.shape[0])
-    matches = _Matches.of(row_ids, column_ids)
+    m = u.shape[0]
+    negatives, all_terms = negative_lse(sums), u.new_zeros(2, m + v.shape[0])
+    row_negatives, column_negatives = negatives[:m], negatives[m:]
+    row_terms, column_terms = all_terms[:, :m], all_terms[:, m:]
+    matches = _Matches.of(kept[0][:m], kept[0][m:])
     for begin, end in _chunks(u.shape[0], v.shape[0]):
         r, c = matches.pairs(begin, end)
         z = ((u[begin:end] * scale) @ v.T)[r, c]
@@ -173,34 +204,36 @@ def positive_terms(
             above = negatives[queries] - z
             terms[0].index_add_(0, queries, torch.logaddexp(above, torch.zeros_like(above)))
             terms[1].index_add_(0, queries, torch.sigmoid(above))
-    return row_terms, column_terms
+    return all_terms
 
 
 def tile_gradients(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
-    row_terms: Tensor,
-    column_terms: Tensor,
-    row_upstream: Tensor,
-    column_upstream: Tensor,
-    cache: Tensor,
+    kept: Kept,
+    terms: Tensor,
+    upstream: Tensor,
     *,
     ignore: bool,
+    wide_columns: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of sum_i row_upstream_i value_i + sum_j column_upstream_j value_j: (M, D), (N, D) and (), wide dtype.
+    """Gradients of the sum of upstream * value over all queries: (M, D), (N, D) in the embeddings' dtype, and ().
 
     Args:
-        row_terms: (QUERY_TERMS, M) from the forward pass; `column_terms` (QUERY_TERMS, N).
-        row_upstream: (M,), 0 at queries without positives; `column_upstream` (N,).
-        cache: what `tile_sums` returned as its cache; empty: the logits are computed again.
+        kept: from `tile_sums`; where its cache is empty, the logits are computed again.
+        terms: (QUERY_TERMS, Q) from the forward pass.
+        upstream: (Q,); that of a query without positives, whose value is the constant 0, is ignored.
         ignore: whether `duplicates` is "ignore".
+        wide_columns: whether the columns' gradient stays in float32, to be added to others'.
     """
     u, v = _wide(rows), _wide(columns)
+    m, (ids, _, cache) = u.shape[0], kept
+    upstream = torch.where(terms[f.INVERSE_COUNT] == 0, torch.zeros_like(upstream), upstream)
+    row_terms, column_terms = terms[:, :m], terms[:, m:]
+    row_upstream, column_upstream = upstream[:m], upstream[m:]
     row_gradient, column_gradient = torch.empty_like(u), torch.zeros_like(v)
-    matches = _Matches.of(row_ids, column_ids)
+    matches = _Matches.of(ids[:m], ids[m:])
     for begin, end in _chunks(u.shape[0], v.shape[0]):
         z = cache if cache.numel() else (u[begin:end] * scale) @ v.T
         r, c = matches.pairs(begin, end)
@@ -214,7 +247,8 @@ def tile_gradients(
         torch.mm(g, v, out=row_gradient[begin:end])
         column_gradient.addmm_(g.T, u[begin:end])
     scale_gradient = (row_gradient * u).sum()
-    return row_gradient.mul_(scale), column_gradient.mul_(scale), scale_gradient
+    row_gradient, column_gradient = row_gradient.mul_(scale).to(rows.dtype), column_gradient.mul_(scale)
+    return row_gradient, column_gradient if wide_columns else column_gradient.to(columns.dtype), scale_gradient
 
 
 def _positive_gradient(z: Tensor, terms: Tensor, ignore: bool) -> Tensor:
@@ -226,9 +260,10 @@ def _positive_gradient(z: Tensor, terms: Tensor, ignore: bool) -> Tensor:
     return torch.where(inverse == 1, -terms[f.SHARE], torch.exp(z - terms[f.POSITIVE_SHIFT]) - inverse)
 
 
-def empty_cache(rows: Tensor, columns: Tensor, cache_bytes: int) -> Tensor:
-    """An uninitialised cache of the shape that `tile_sums` returns for these embeddings, for tracing without data."""
+def kept_like(rows: Tensor, columns: Tensor, cache_bytes: int) -> Kept:
+    """Uninitialised tensors of the shapes that `tile_sums` keeps for these embeddings, for tracing without data."""
     m, n = rows.shape[0], columns.shape[0]
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    kept = m * n <= max(CHUNK_LOGITS, n) and m * n * dtype.itemsize <= cache_bytes
-    return rows.new_empty((m, n) if kept else (0,), dtype=dtype)
+    cached = m * n <= max(CHUNK_LOGITS, n) and m * n * dtype.itemsize <= cache_bytes
+    ids = rows.new_empty(m + n, dtype=torch.int64)
+    return ids, rows.new_empty(0, dtype=dtype), rows.new_empty((m, n) if cached else (0,), dtype=dtype)

@@ -13,7 +13,9 @@ def negative_lse(sums: Tensor) -> Tensor:
     return sums[f.NEGATIVE_MAX] + sums[f.NEGATIVE_SUM].log()
 
 
-def settle(sums: Tensor, scale: Tensor, variance: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def settle(
+    sums: Tensor, scale: Tensor, variance: Tensor | None, ignored: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Turn the sums of one pass into losses, statistics and the terms of the backward pass.
 
     With L- and L+ the log-sum-exps of negatives and positives, d = L- - L+ and c positives,
@@ -26,7 +28,7 @@ def settle(sums: Tensor, scale: Tensor, variance: Tensor, ignored: Tensor | None
     Args:
         sums: (QUERY_SUMS, Q) of all candidates.
         scale: (), the logit scale.
-        variance: (Q,) of the similarities.
+        variance: (Q,) of the similarities; None: NaN.
         ignored: for `duplicates="ignore"`, (2, Q): sums over the positives of log(1 + e^(L- - z)) and of its
         derivative.
 
@@ -35,7 +37,7 @@ def settle(sums: Tensor, scale: Tensor, variance: Tensor, ignored: Tensor | None
     """
     count = sums[f.POSITIVE_COUNT]
     found = count > 0
-    inverse = 1 / count.clamp_min(1)
+    inverse = torch.where(found, 1 / count.clamp_min(1), torch.zeros_like(count))
     negatives = negative_lse(sums)
     positives = sums[f.POSITIVE_MAX] + sums[f.POSITIVE_SUM].log()
     difference = negatives - positives
@@ -68,7 +70,7 @@ def settle(sums: Tensor, scale: Tensor, variance: Tensor, ignored: Tensor | None
             sums[f.NEGATIVE_MAX] / scale,
             sums[f.MINIMUM] / scale,
             weighted / scale,
-            variance,
+            torch.full_like(count, torch.nan) if variance is None else variance,
         ]
     )
     return values, statistics, terms

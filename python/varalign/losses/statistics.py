@@ -27,6 +27,7 @@ class DirectionStats:
         variance: variance of the similarities, divided by the number of candidates.
         candidates: how many candidates each query has.
         logit_scale: (), what turned similarities into logits.
+        means: (3,) means over the queries of variance, entropy and spread, where a kernel has them already; else None.
     """
 
     lse: Tensor
@@ -38,6 +39,7 @@ class DirectionStats:
     variance: Tensor
     candidates: int
     logit_scale: Tensor
+    means: Tensor | None = None
 
     @property
     def maximum(self) -> Tensor:
@@ -64,23 +66,35 @@ class DirectionStats:
         """(queries,) bool: whether the query counts in the mean."""
         return self.positive_max != -torch.inf
 
+    @property
+    def mean_variance(self) -> Tensor:
+        """() mean of `variance` over the queries."""
+        return self.variance.mean() if self.means is None else self.means[0]
+
+    @property
+    def mean_entropy(self) -> Tensor:
+        """() mean of `entropy` over the queries."""
+        return self.entropy.mean() if self.means is None else self.means[1]
+
+    @property
+    def mean_spread(self) -> Tensor:
+        """() mean of `maximum` - `minimum` over the queries."""
+        return (self.maximum - self.minimum).mean() if self.means is None else self.means[2]
+
     def stacked(self) -> Tensor:
         """The fields as one (7, queries) tensor, in the order of the class."""
         return torch.stack([getattr(self, name) for name in FIELDS])
 
     @classmethod
-    def from_stacked(cls, table: Tensor, candidates: int, logit_scale: Tensor) -> DirectionStats:
+    def from_stacked(
+        cls, table: Tensor, candidates: int, logit_scale: Tensor, means: Tensor | None = None
+    ) -> DirectionStats:
         """The inverse of `stacked`; the tensors are views of `table`."""
-        return cls(**dict(zip(FIELDS, table.unbind(0), strict=True)), candidates=candidates, logit_scale=logit_scale)
+        columns = dict(zip(FIELDS, table.unbind(0), strict=True))
+        return cls(**columns, candidates=candidates, logit_scale=logit_scale, means=means)
 
 
 FIELDS = tuple(field.name for field in fields(DirectionStats))[:7]
-
-
-def mean_stats(several: Sequence[DirectionStats]) -> DirectionStats:
-    """The mean of each statistic, query by query, over several spaces with the same queries and candidates."""
-    table = torch.stack([stats.stacked() for stats in several]).mean(0)
-    return DirectionStats.from_stacked(table, several[0].candidates, several[0].logit_scale)
 
 
 def mean_over_queries(values: Tensor, stats: DirectionStats, weights: Tensor | None = None) -> Tensor:
@@ -99,11 +113,16 @@ def query_totals(values: Tensor, stats: DirectionStats, weights: Tensor | None) 
     """() weighted sum of the values, and () what to divide it by: the weights of the queries with a positive."""
     if weights is None:
         return values.sum(), stats.has_positive.sum().clamp_min(1)
-    if weights.shape != values.shape:
-        raise ValueError(f"wanted one weight a query, {tuple(values.shape)}, not {tuple(weights.shape)}")
-    weights = weights.detach().to(values.device, values.dtype)
+    weights = check_weights(weights, values.shape, values)
     count = (weights * stats.has_positive).sum()
     return (values * weights).sum(), torch.where(count > 0, count, torch.ones_like(count))
+
+
+def check_weights(weights: Tensor, shape: Sequence[int], like: Tensor) -> Tensor:
+    """The weights without gradient, in the values' dtype and on their device; an error where they are not one each."""
+    if tuple(weights.shape) != tuple(shape):
+        raise ValueError(f"wanted one weight a query, {tuple(shape)}, not {tuple(weights.shape)}")
+    return weights.detach().to(like.device, like.dtype)
 
 
 def similarity_variance(queries: Tensor, candidates: Tensor) -> Tensor:

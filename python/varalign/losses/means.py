@@ -1,0 +1,46 @@
+"""The two directions' losses from the queries', with the means that the loss schedules ask for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from varalign.losses.statistics import DirectionStats, check_weights, mean_over_queries
+
+
+def direction_losses(
+    values: Tensor,
+    table: Tensor,
+    scale: Tensor,
+    m: int,
+    image_weights: Tensor | None,
+    text_weights: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Mean loss of either direction, (2,), over the queries with a positive, and means of their statistics.
+
+    Args:
+        values: (M + N,) losses, the images' first, with a gradient.
+        table: (7, M + N) statistics.
+        scale: () logit scale.
+        m: M.
+        image_weights: (M,) how much each counts, or None; text_weights: (N,).
+        backend: of the losses: "triton" does it in one launch, and one backward.
+
+    Returns:
+        losses (2,); with "triton" the means (3, 2) that `DirectionStats.means` takes apart, else None: who asks for a
+        mean pays for it.
+    """
+    n = values.shape[0] - m
+    # torch.compile makes one kernel of the plain operations and of what stands around them.
+    if backend == "triton" and not torch.compiler.is_compiling():
+        from varalign.kernels.weighting import DirectionMeans
+
+        pairs = ((image_weights, m), (text_weights, n))
+        weights = [None if w is None else check_weights(w, (q,), values).contiguous() for w, q in pairs]
+        return DirectionMeans.apply(values, table, scale, m, *weights)  # type: ignore[no-any-return]
+    nll_i2t, nll_t2i = values.split([m, n])
+    stats = [DirectionStats.from_stacked(part, 0, scale) for part in (table[:, :m], table[:, m:])]
+    loss_i2t = mean_over_queries(nll_i2t, stats[0], image_weights)
+    loss_t2i = mean_over_queries(nll_t2i, stats[1], text_weights)
+    return torch.stack([loss_i2t, loss_t2i]), None

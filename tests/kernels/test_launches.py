@@ -1,0 +1,45 @@
+"""How much the loss launches on a GPU, counted without one; a step that made the host wait would fail here too."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+pytest.importorskip("triton", reason="triton is not installed here")
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "bench"))
+    return importlib.import_module("launches")
+
+
+@pytest.mark.parametrize(("n", "ceiling"), [(1024, 30), (4096, 30), (8192, 45)])
+def test_a_small_batch_takes_few_launches(launches: ModuleType, n: int, ceiling: int) -> None:
+    """Forward, variance schedule and backward; a sort of ids, at N = 8,192, is eleven of them."""
+    found = launches.count_launches(launches.scheduled("variance"), n, 512, torch.bfloat16)
+    assert found.total() <= ceiling, found
+    # Nothing that is of the size of the batch is left to chains of single operations.
+    assert (
+        sum(times for (where, name), times in found.items() if "kernel" not in name and name not in ("mm", "sort")) <= 6
+    )
+
+
+def test_what_is_counted(launches: ModuleType) -> None:
+    def loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return (images[1:] * scale).sum() + texts.view(-1).sum()
+
+    names = sorted(name for where, name in launches.count_launches(loss, 4, 8, torch.float32).elements())
+    # Forward a product, two sums and their sum; backward the rest: views and allocations cost nothing.
+    assert names[:2] == ["add", "mul"] and names.count("sum") >= 2 and "slice" not in names and "view" not in names
+
+    def waits(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return images.sum() if scale > 0 else texts.sum()
+
+    with pytest.raises(DataDependentOutputException):
+        launches.count_launches(waits, 4, 8, torch.float32)
