@@ -75,10 +75,8 @@ def subjects(options: argparse.Namespace) -> Iterator[Sequence[Row]]:
             if cache == "device" and device.type == "cpu":
                 verdict = "no target: made in the loop itself where there is no GPU"
             rows = [("data wait", 100 * share, "%", verdict), ("time of a step", seconds, "s", "")]
-            yield [
-                single(f"{figure} of {what}", name, value, unit, note=note, packages=PACKAGES)
-                for figure, value, unit, note in rows
-            ]
+            for figure, value, unit, note in rows:
+                yield [single(f"{figure} of {what}", name, value, unit, note=note, packages=PACKAGES)]
 
 
 if __name__ == "__main__":
