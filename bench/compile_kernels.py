@@ -173,7 +173,7 @@ def switches_of(task: str, dtype: str) -> list[tuple[tuple[str, int], ...]]:
         "match sorted": {"BQ": [256]},
         "match pairs": {"BQ": [256]},
         "sums": {"BR": [16, 2], "BD": [512, 4096]},
-        "centre": {"BR": [128], "BD": [64]},
+        "centre": {"BR": [64], "BD": [64]},
         "quadratic": {},
         "means": {**weights, "BQ": [1024]},
         "upstream": {**weights, "BQ": [256]},
@@ -187,7 +187,7 @@ def switches_of(task: str, dtype: str) -> list[tuple[tuple[str, int], ...]]:
 def launches_of(task: str, capability: int, precision: str) -> list[Launch]:
     """Every launch of the table: few and many queries, few and many dimensions."""
     if task == "quadratic":
-        return [Launch(64 if precision == "16" else 32, 64, 32, 4, 2)]
+        return [Launch(64 if precision == "16" else 32, 64, 32, 8, 2)]
     if task not in PASSES:
         return [Launch(0, 0, 0, 1 if task == "schedule" else 4, 3)]
     pair = divmod(capability, 10)

@@ -4,7 +4,9 @@ Peers: open_clip's ClipLoss; the same sharing one matrix of logits; both under t
 (checkpointed) in the backward pass. With `--peers FOLDER`, public memory-efficient kernels found there: packages that
 the script knows (cut_cross_entropy, inf_cl), and any `NAME.py` with a function `loss(images, texts, logit_scale)`
 giving the mean of both directions. A peer that cannot run, or computes something else, leaves a row that says why;
-running out of memory is a result. Ours without its statistics, and on a GPU each backward design, are rows too.
+running out of memory is a result. Ours without its statistics, and on a GPU each backward design, compiled, and
+captured as CUDA graphs, are rows too. What ours and the eager peers launch on a GPU is counted everywhere
+(`launches.py`).
 
 On a GPU: N from 1,024 to 262,144, D 512, 256 and 768, bfloat16 and float32. On a CPU: the reference against the
 same peers at N = 1,024 and 8,192, D = 512, float32. `--sizes`, `--dimensions`, `--dtypes`, `--kinds` choose others.
@@ -30,10 +32,11 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 import torch
 import torch.nn.functional as F
 from contrastive_peers import Peer, ours, peers
-from contrastive_targets import Cell, plot, targets
+from contrastive_targets import EAGER, Cell, plot, targets
 from harness import Contender, Row, compare, main, single
 from torch import Tensor
 from varalign.kernels import launch_table
+from varalign.losses.operator import kernel
 
 PACKAGES = ["torch", "triton", "open_clip_torch"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -167,7 +170,7 @@ def subjects(options: argparse.Namespace) -> Iterator[list[Row]]:
     ]
 
 
-def tried(problem: Problem, peer: Peer, exact: tuple[Tensor, ...] | None) -> tuple[str, float, float]:
+def tried(problem: Problem, peer: Peer, exact: tuple[Tensor, ...] | None, longest: float) -> tuple[str, float, float]:
     """Why a peer is left out ("" if it is not), its error against float64 and the seconds of one run."""
     if peer.fault:
         return f"left out: {peer.fault}", 0.0, 0.0
@@ -179,14 +182,14 @@ def tried(problem: Problem, peer: Peer, exact: tuple[Tensor, ...] | None) -> tup
             problem.synchronize()
         taken = time.perf_counter() - start
         error = relative_error(exact, result) if exact is not None else 0.0
-        if not peer.ours and exact is not None and not agrees(exact, result):
+        if exact is not None and not agrees(exact, result):
             return f"left out: its result differs by {error:.3g}", error, taken
+        if taken > longest and peer.name != "varalign":
+            return f"left out: {taken:.0f} s a pass; --longest allows more", error, taken
         return "", error, taken
     except torch.cuda.OutOfMemoryError:
         return "out of memory", 0.0, 0.0
     except Exception as error:
-        if peer.ours:
-            raise
         return f"left out: {str(error).splitlines()[0] if str(error) else type(error).__name__}", 0.0, 0.0
     finally:
         if problem.device == "cuda":
@@ -221,11 +224,12 @@ def measured(
     problem: Problem, everyone: dict[str, Peer], cell: Cell, options: argparse.Namespace
 ) -> Iterator[list[Row]]:
     title = f"contrastive N={problem.n:,} D={problem.d} {problem.dtype}"
+    yield from launch_rows(title, problem, everyone)
     exact = exact_outcome(problem) if problem.n <= options.exact_up_to else None
     slowest = 0.0
     running = []
     for peer in everyone.values():
-        reason, error, taken = tried(problem, peer, exact)
+        reason, error, taken = tried(problem, peer, exact, options.longest)
         if reason:
             cell.missing[peer.name] = reason
             continue
@@ -234,6 +238,12 @@ def measured(
         if exact is not None:
             cell.errors[peer.name] = error
     del exact
+    if "varalign" in cell.missing:
+        # No row without ours to compare with; the run goes on, and ends with exit code 1 unless the memory was short.
+        reason = cell.missing["varalign"]
+        memory = reason == "out of memory"
+        yield [single(f"{title}: {reason}", "varalign", 0.0, "ms", agrees=memory, note=reason if memory else "")]
+        return
     rounds = min(options.rounds, 3) if slowest > 1 else options.rounds
     cell.unit_seconds = matmul_seconds(problem)
     for kind in options.kinds:
@@ -255,7 +265,7 @@ def measured(
                 torch.cuda.empty_cache()
         yield rows + [single(f"{title}: {kind}", name, 0.0, "ms", note=reason) for name, reason in cell.missing.items()]
     cell.rows = {row.contender: row for row in rows}
-    memory = {peer.name: extra_memory(problem, peer, options) for peer in running}
+    memory = {peer.name: extra_memory(problem, peer, options) for peer in running if not peer.captured}
     cell.memory = memory
     mine = memory["varalign"]
     yield [
@@ -279,6 +289,23 @@ def measured(
         ]
 
 
+def launch_rows(title: str, problem: Problem, everyone: dict[str, Peer]) -> Iterator[list[Row]]:
+    """What ours launch on a GPU, and those peers that PyTorch runs an operation at a time."""
+    if kernel() is None:
+        return
+    from launches import count_launches, scheduled
+
+    losses = {name: everyone[name].loss for name in ("varalign", EAGER, "shared logits") if name in everyone}
+    losses["varalign, ContrastiveLoss with ids and the variance schedule"] = scheduled()
+    counts = {
+        name: count_launches(loss, problem.n, problem.d, DTYPES[problem.dtype]).total() for name, loss in losses.items()
+    }
+    yield [
+        single(f"{title}: launches on a GPU", name, count, "launches", ratio=counts["varalign"] / count)
+        for name, count in counts.items()
+    ]
+
+
 def exact_outcome(problem: Problem) -> tuple[Tensor, ...]:
     """Value and gradients in float64 of the inputs as they are."""
     inputs = tuple(x.detach().double().requires_grad_() for x in problem.inputs)
@@ -300,6 +327,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--kinds", type=lambda text: text.split(","), default=KINDS, help=f"of {', '.join(KINDS)} (the last always)"
+    )
+    parser.add_argument(
+        "--longest", type=float, default=10.0, help="seconds a pass of a contender may take, ours apart (default: 10)"
     )
     parser.add_argument("--launches", type=Path, help="tile sizes that tune_contrastive.py --out wrote")
     parser.add_argument("--plot", type=Path, help="write time and memory against N as a picture")

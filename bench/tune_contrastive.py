@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from varalign.kernels import contrastive as kernel
 from varalign.kernels import fields as f
+from varalign.kernels import host
 from varalign.kernels.launch_table import Launch
 
 TASKS = ("similarity", "gradient", "fused")
@@ -61,26 +62,26 @@ def seconds(run: Callable[[], object], rounds: int = 5) -> float:
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    return "16" if dtype.itemsize == 2 else "tf32" if kernel._tf32() else "ieee"
+    return "16" if dtype.itemsize == 2 else "tf32" if host.tf32() else "ieee"
 
 
 def tune(task: str, n: int, d: int, dtype: torch.dtype, *, dry_run: bool) -> tuple[Launch, float, float]:
     """The fastest candidate for one pass, its time and that of the launch in use."""
     device = "cpu" if dry_run else "cuda"
     u, v = (F.normalize(torch.randn(n, d, device=device), dim=1).to(dtype) for _ in range(2))
-    ids, scale = torch.arange(n, device=device), torch.tensor(20.0, device=device)
+    scale = torch.tensor(20.0, device=device)
     # As after a forward pass over such embeddings: exponentials near one another, none out of range.
-    terms = torch.full((4, n), 25.0, device=device)
+    terms = torch.full((4, 2 * n), 25.0, device=device)
     terms[f.SHARE], terms[f.INVERSE_COUNT] = 1.0, 1.0
-    upstream = torch.full((n,), 1 / n, device=device)
-    empty = kernel.empty_cache(u, v, 0)
+    upstream = torch.full((2 * n,), 1 / n, device=device)
+    table, norms, empty = kernel.match(u, v, None, None), *kernel.kept_like(u, v, 0)[1:]
 
     def run() -> object:
         if task == "similarity":
-            return kernel.tile_sums(u, v, scale, ids, ids)
+            return kernel.tile_sums(u, v, scale, None, None)
         backward = "fused" if task == "fused" else "blocks"
         return kernel.tile_gradients(
-            u, v, scale, ids, ids, terms, terms, upstream, upstream, empty, ignore=False, backward=backward
+            u, v, scale, (table, norms, empty), terms, upstream, ignore=False, backward=backward
         )
 
     plain = kernel._launch
@@ -109,9 +110,9 @@ def main() -> None:
         "--dry-run", action="store_true", help="two candidates through the interpreter, without a device"
     )
     options = parser.parse_args()
-    if options.dry_run and not kernel.INTERPRETED:
+    if options.dry_run and not host.INTERPRETED:
         parser.error("--dry-run needs TRITON_INTERPRET=1")
-    if not options.dry_run and (kernel.INTERPRETED or not torch.cuda.is_available()):
+    if not options.dry_run and (host.INTERPRETED or not torch.cuda.is_available()):
         parser.error("no CUDA device (or TRITON_INTERPRET=1 is set): there is nothing to measure here")
     capability = (0, 0) if options.dry_run else torch.cuda.get_device_capability()
     name = "interpreter" if options.dry_run else torch.cuda.get_device_name()

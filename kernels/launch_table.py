@@ -68,12 +68,14 @@ def launch(task: str, capability: tuple[int, int], precision: str, queries: int,
     if precision == "64":
         return Launch(32, 32, 16, 4, 1)
     if precision == "ieee" and task != "fused":
-        # No tensor cores: 64 x 64 float32 accumulators over 128 threads are 32 registers each.
-        return Launch(64, 64, min(depth, 32), 4, 2)
+        # No tensor cores: over 4 warps the accumulators and what the products need beside them spill.
+        return Launch(64, 64, min(depth, 32), 8, 2)
     if task == "fused":
         # The gradient's accumulator (block_m x up to 128 dimensions) lives beside the tile: over 4 warps it spills.
         return Launch(64, 64, min(depth, 32), 8, 2)
+    # Data-centre Blackwell has its accumulators elsewhere, and the derivatives' terms take twice the registers.
+    doubled = 2 if task == "gradient" and (10, 0) <= capability < (12, 0) else 1
     if queries <= 2048 or capability < (8, 0):
-        return Launch(64, 64, min(depth, 32), 4, 3 if capability >= (8, 0) else 2)
+        return Launch(64, 64, min(depth, 32), 4 * doubled, 3 if capability >= (8, 0) else 2)
     # 128 x 128 over 8 warps spills up to 500 bytes a thread (`bench/compile_kernels.py`), over 16 warps too.
-    return Launch(128, 64, depth if precision == "16" else min(depth, 32), 8, 3)
+    return Launch(128, 64, depth if precision == "16" else min(depth, 32), 8 * doubled, 3)

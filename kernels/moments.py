@@ -142,14 +142,14 @@ def variances(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
         with on(rows.device):
             for begin in range(0, count, height):
                 block = buffer[: min(height, count - begin)]
-                centre[(triton.cdiv(block.shape[0], 128), triton.cdiv(d, 64))](
+                centre[(triton.cdiv(block.shape[0], 64), triton.cdiv(d, 64))](
                     candidates, sums[side], block, count, d, *candidates.stride(), begin, block.shape[0],
-                    WIDE=triton_dtype(wide), PARTS=PARTS, BR=128, BD=64,
+                    WIDE=triton_dtype(wide), PARTS=PARTS, BR=64, BD=64,
                 )  # fmt: skip
                 multiply(products, block.T, block, add=begin > 0)
             tile = 64 if narrow else 32
             quadratic_form[(triton.cdiv(queries.shape[0], tile),)](
                 queries, products, values, queries.shape[0], count, d, *queries.stride(),
-                NARROW=narrow, BM=tile, BN=64, BK=32, num_warps=4, num_stages=2, **product_options(queries),
+                NARROW=narrow, BM=tile, BN=64, BK=32, num_warps=8, num_stages=2, **product_options(queries),
             )  # fmt: skip
     return out

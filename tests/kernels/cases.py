@@ -401,15 +401,15 @@ def test_memory_is_linear() -> None:
 
 
 @needs_device
-def test_cuda_graph_autocast_and_compile() -> None:
-    from varalign.losses import ContrastiveLoss
-
-    u, v = (F.normalize(torch.randn(512, 64, device=DEVICE), dim=1).requires_grad_() for _ in range(2))
-    loss = ContrastiveLoss("fixed").to(DEVICE)
-    scale = torch.tensor(14.3, device=DEVICE)
+@pytest.mark.parametrize("n", [512, 5000])
+def test_cuda_graph_autocast_and_compile(n: int) -> None:
+    """With ids, which are compared at one size and sorted at the other, and a schedule that learns."""
+    u, v = (F.normalize(torch.randn(n, 64, device=DEVICE), dim=1).requires_grad_() for _ in range(2))
+    loss = ContrastiveLoss("variance").to(DEVICE)
+    scale, ids = torch.tensor(14.3, device=DEVICE), torch.arange(n, device=DEVICE) // 3
 
     def step() -> tuple[Tensor, ...]:
-        value = loss(u, v, scale).loss
+        value = loss(u, v, scale, ids, ids).loss
         return value, *torch.autograd.grad(value, (u, v))
 
     eager = step()
@@ -427,5 +427,5 @@ def test_cuda_graph_autocast_and_compile() -> None:
         torch.testing.assert_close(one, other)
     with torch.autocast("cuda", torch.bfloat16):
         torch.testing.assert_close(step()[0], eager[0], rtol=2e-2, atol=0)
-    compiled = torch.compile(lambda u, v: loss(u * 1.0, v, scale).loss)
+    compiled = torch.compile(lambda u, v: loss(u * 1.0, v, scale, ids, ids).loss)
     torch.testing.assert_close(compiled(u, v), eager[0])
