@@ -228,6 +228,8 @@ def measured(
     exact = exact_outcome(problem) if problem.n <= options.exact_up_to else None
     slowest = 0.0
     running = []
+    # Compiled anew for each size: after a few, torch.compile would take every size for variable, and then give up.
+    torch._dynamo.reset()
     for peer in everyone.values():
         reason, error, taken = tried(problem, peer, exact, options.longest)
         if reason:

@@ -160,10 +160,10 @@ def peers(options: argparse.Namespace) -> dict[str, Peer]:
     if torch.cuda.is_available() and kernel() is not None:
         known.append(Peer("varalign, CUDA graph", Captured(), True, captured=True))
         if not options.no_compile:
-            known.append(Peer("varalign, compiled", torch.compile(ours), True))
+            known.append(Peer("varalign, compiled", torch.compile(ours, dynamic=False), True))
     if not options.no_compile:
-        known.append(Peer("open_clip ClipLoss, compiled", torch.compile(open_clip_loss)))
-        known.append(Peer("shared logits, compiled", torch.compile(shared_logits)))
+        known.append(Peer("open_clip ClipLoss, compiled", torch.compile(open_clip_loss, dynamic=False)))
+        known.append(Peer("shared logits, compiled", torch.compile(shared_logits, dynamic=False)))
     for name, found in public_kernels(options.peers).items():
         missing = isinstance(found, str)
         known.append(Peer(name, ours if missing else found, True, fault=found if missing else ""))

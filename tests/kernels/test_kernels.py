@@ -19,7 +19,9 @@ CASES = Path(__file__).with_name("cases.py")
 def run_cases(**environment: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", str(CASES)]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=900, cwd=CASES.parents[2])
+    # On a device every new combination of switches and alignments is compiled, for seconds each.
+    limit = 900 if environment["TRITON_INTERPRET"] == "1" else 3600
+    result = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=limit, cwd=CASES.parents[2])
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
@@ -49,7 +51,7 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
 def test_compiles_for_gpus_that_are_not_here() -> None:
     """To machine code for an H100, every kernel at its largest launch: it fits, and nothing spills in 16 bits."""
     rows = compiled("--quick", "--capabilities", "90")
-    assert {row["task"] for row in rows} == {"similarity", "positive", "gradient", "fused", "merge"}
+    assert {row["task"] for row in rows} >= {"similarity", "positive", "gradient", "fused", "merge", "quadratic"}
     for row in rows:
         assert 0 <= row["shared"] <= row["shared_limit"] == 227 << 10, row
         assert not (row["dtype"] == "bf16" and row["spilled"]), row

@@ -1,7 +1,9 @@
-"""Several gloo processes on the CPU give what one process with all the data gives."""
+"""Several gloo processes on the CPU give what one process with all the data gives; so do the kernels, interpreted."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -48,8 +50,10 @@ def parameters() -> tuple[torch.Tensor, torch.Tensor]:
     return weight, torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
 
 
-def work(rank: int, folder: str, image_sizes: list[int], text_sizes: list[int], duplicates: str) -> None:
+def work(rank: int, folder: str, image_sizes: list[int], text_sizes: list[int], duplicates: str, backend: str) -> None:
     torch.set_num_threads(1)
+    # By its name: the package's attribute `contrastive` is the function.
+    importlib.import_module("varalign.losses.contrastive").choose_backend = lambda embeddings: backend
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(image_sizes))
     data = batch(image_sizes, text_sizes)
     i, t = sum(image_sizes[:rank]), sum(text_sizes[:rank])
@@ -73,17 +77,20 @@ def work(rank: int, folder: str, image_sizes: list[int], text_sizes: list[int], 
 
 
 CASES = {
-    "even": ([8, 8], [8, 8], "positive"),
-    "uneven": ([3, 8], [9, 2], "positive"),
-    "four uneven, ignored, weighted": ([7, 2, 5, 1], [3, 9, 1, 6], "ignore"),
+    "even": ([8, 8], [8, 8], "positive", "reference"),
+    "uneven": ([3, 8], [9, 2], "positive", "reference"),
+    "four uneven, ignored, weighted": ([7, 2, 5, 1], [3, 9, 1, 6], "ignore", "reference"),
 }
+if importlib.util.find_spec("triton") is not None:
+    CASES["uneven, kernels"] = ([3, 8], [9, 2], "positive", "triton")
+    CASES["uneven, ignored, weighted, kernels"] = ([7, 2], [3, 9], "ignore", "triton")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of all cases, from one clean process that forks the ranks (forking the test's own threads may hang)."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
     result = subprocess.run(
         [sys.executable, __file__, str(folder)], env=environment, capture_output=True, text=True, timeout=300
     )
@@ -92,15 +99,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_cases(folder: Path) -> None:
-    for name, (image_sizes, text_sizes, duplicates) in CASES.items():
+    for name, (image_sizes, text_sizes, duplicates, backend) in CASES.items():
         (folder / name).mkdir()
-        arguments = (str(folder / name), image_sizes, text_sizes, duplicates)
+        arguments = (str(folder / name), image_sizes, text_sizes, duplicates, backend)
         multiprocessing.start_processes(work, arguments, nprocs=len(image_sizes), start_method="fork")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_equal_one_process(folders: Path, case: str) -> None:
-    image_sizes, text_sizes, duplicates = CASES[case]
+    image_sizes, text_sizes, duplicates, _ = CASES[case]
     weight, log_scale = parameters()
     whole = step(weight, log_scale, batch(image_sizes, text_sizes), duplicates, None)
     ranks = [torch.load(folders / case / f"{rank}.pt", weights_only=True) for rank in range(len(image_sizes))]
