@@ -17,7 +17,7 @@ CASES = Path(__file__).with_name("cases.py")
 
 
 def run_cases(**environment: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     # On a device every new combination of switches and alignments is compiled, for seconds each.
     limit = 900 if environment["TRITON_INTERPRET"] == "1" else 3600

@@ -177,6 +177,11 @@ class ContrastiveLoss(nn.Module):
     Works in any training loop: `loss(image_embeddings, text_embeddings, logit_scale).loss.backward()`. The schedule's
     state is in `state_dict`.
 
+    On a GPU a small batch's time is its launches (26 for both passes, `bench/launches.py`) and Python's between them.
+    The host never waits for the device, so that the step can be captured, and both go; batches are then of one size::
+
+        fast = torch.compile(lambda *batch: loss(*batch).loss, mode="reduce-overhead")
+
     With a process group every rank's `loss` has the same value, the loss over all ranks' queries. Its gradient is
     this rank's share times the number of ranks, so that averaging the parameters' gradients over ranks, as
     DistributedDataParallel does, gives the gradient of one process with all the data; the logit scale's too, if it is
