@@ -11,10 +11,7 @@ use zune_jpeg::JpegDecoder;
 
 /// Decodes a JPEG file to RGB (H, W, 3).
 #[pyfunction]
-fn decode<'py>(
-    py: Python<'py>,
-    data: &Bound<'py, PyBytes>,
-) -> PyResult<Bound<'py, PyArray3<u8>>> {
+fn decode<'py>(py: Python<'py>, data: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyArray3<u8>>> {
     let bytes = data.as_bytes();
     let decoded = py.detach(|| {
         let options = DecoderOptions::default().jpeg_set_out_colorspace(ColorSpace::RGB);

@@ -197,16 +197,16 @@ impl Table {
 }
 
 /// Lays out what is found in `known` bits, one entry for every value of them: for the first code, where it lies in them
-/// whole, what `first` makes of it, plus what `fewer` has for the bits after its value.
+/// whole, what `first` makes of it and of its value, where that does too, plus what `fewer` has for the bits after it.
 ///
-/// Entries for k bits begin at `fewer[1 << k]`. Nothing is added after a code that ends the block, or that takes all the
-/// bits, or where `fewer` has no entries. Ranges at a time: a table of 4,096 is laid out in some microseconds.
-pub fn lay<T: Copy + std::ops::Add<Output = T>>(
+/// Entries for k bits begin at `fewer[1 << k]`. Nothing is added after a code that ends the block, to 0, or where `fewer`
+/// has no entries. Ranges at a time: a table of 4,096 is laid out in some microseconds.
+pub fn lay<T: Copy + Default + PartialEq + std::ops::Add<Output = T>>(
     table: &Table,
     known: u32,
     out: &mut [T],
     fewer: &[T],
-    first: impl Fn(Entry) -> T,
+    first: impl Fn(Entry, Option<i32>) -> T,
 ) {
     let mut code = 0;
     for length in 1..=known.min(16) {
@@ -215,16 +215,30 @@ pub fn lay<T: Copy + std::ops::Add<Output = T>>(
         for code in code..end {
             let index = code as i32 + table.offset[length as usize];
             let entry = Entry::new(length, table.symbols[(index & 255) as usize]);
-            let value = first(entry);
+            let size = entry.size();
             let out = &mut out[(code << spare) as usize..][..1 << spare];
-            let left = spare.saturating_sub(entry.size());
-            if fewer.is_empty() || entry.ends() || left == 0 {
-                out.fill(value);
+            if size > spare {
+                out.fill(first(entry, None));
                 continue;
             }
-            let rest = &fewer[1 << left..2 << left];
-            for out in out.chunks_exact_mut(rest.len()) {
-                for (out, rest) in out.iter_mut().zip(rest) {
+            let left = spare - size;
+            for (bits, out) in out.chunks_exact_mut(1 << left).enumerate() {
+                // A leading 0 means negative.
+                let bits = bits as i32;
+                let negative = size > 0 && bits >> (size - 1) == 0;
+                let value = first(
+                    entry,
+                    Some(if negative {
+                        bits + 1 - (1 << size)
+                    } else {
+                        bits
+                    }),
+                );
+                if fewer.is_empty() || entry.ends() || value == T::default() {
+                    out.fill(value);
+                    continue;
+                }
+                for (out, rest) in out.iter_mut().zip(&fewer[1 << left..2 << left]) {
                     *out = value + *rest;
                 }
             }

@@ -4,6 +4,7 @@
 //! after it stay as they are, up to the next restart marker; a restart marker out of turn is found again by libjpeg's
 //! rules; codes that no table has count as 0.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::bits::{unstuff, Bits};
@@ -115,7 +116,15 @@ pub fn decode_scan<T: Transform>(
     let mut lasts = [0_usize; MAX_BLOCKS];
     // Borrowed anew after each restart, as the bits borrow the buffer.
     let mut spare = Vec::new();
+    let mut slots = if progressive {
+        Vec::new()
+    } else {
+        slots_of(&parts, components, single)
+    };
     for unit_y in 0..down {
+        for slot in &mut slots {
+            slot.enter(unit_y, &components[parts[slot.part].index]);
+        }
         for unit_x in 0..across {
             if left == 0 {
                 left = interval;
@@ -150,39 +159,26 @@ pub fn decode_scan<T: Transform>(
                 }
             } else {
                 // All blocks of the unit first: what was just written is slow to read in wider pieces.
-                // Counted by hand: the adapters of iterators are not inlined here.
-                let mut filled = 0;
-                for part in &mut parts {
-                    let component = &components[part.index];
-                    let (h, v) = component.blocks_a_unit(single);
-                    for y in unit_y * v..(unit_y + 1) * v {
-                        for x in unit_x * h..(unit_x + 1) * h {
-                            if part.skip.is_some() && !component.wants(x, y) {
-                                if !skip {
-                                    skipped_block(&mut bits, part)?;
-                                }
-                            } else {
-                                let block = &mut blocks[filled];
-                                *block = [0; 64];
-                                lasts[filled] = 0;
-                                if !skip {
-                                    lasts[filled] =
-                                        sequential_block(&mut bits, part, part.depth, block)?;
-                                }
-                            }
-                            filled += 1;
-                        }
+                for (index, slot) in slots.iter().enumerate() {
+                    let part = &mut parts[slot.part];
+                    let wanted = slot.wanted.contains(&unit_x);
+                    if skip {
+                        blocks[index] = [0; 64];
+                        lasts[index] = 0;
+                    } else if wanted || part.skip.is_none() {
+                        blocks[index] = [0; 64];
+                        let depth = part.depth;
+                        lasts[index] =
+                            sequential_block(&mut bits, part, depth, &mut blocks[index])?;
+                    } else {
+                        skipped_block(&mut bits, part)?;
                     }
                 }
-                filled = 0;
-                for part in &parts {
-                    let component = &mut components[part.index];
-                    let (h, v) = component.blocks_a_unit(single);
-                    for y in unit_y * v..(unit_y + 1) * v {
-                        for x in unit_x * h..(unit_x + 1) * h {
-                            component.put(transform, x, y, &blocks[filled], lasts[filled] == 0);
-                            filled += 1;
-                        }
+                for (index, slot) in slots.iter().enumerate() {
+                    if slot.wanted.contains(&unit_x) {
+                        let component = &mut components[parts[slot.part].index];
+                        let at = slot.sample + unit_x * slot.pitch;
+                        component.put(transform, at, &blocks[index], lasts[index] == 0);
                     }
                 }
             }
@@ -192,6 +188,50 @@ pub fn decode_scan<T: Transform>(
     }
     pool::give(clean);
     Ok((at, intact))
+}
+
+/// A block of a unit.
+struct Slot {
+    part: usize,
+    /// Column and row in the unit, and how many of each the component has there.
+    place: (usize, usize),
+    count: (usize, usize),
+    /// Of the row of units: those whose block is wanted, the first sample of the first one's, samples between two.
+    wanted: Range<usize>,
+    sample: usize,
+    pitch: usize,
+}
+
+fn slots_of(parts: &[Part<'_>], components: &[Component], single: bool) -> Vec<Slot> {
+    let mut slots = Vec::with_capacity(MAX_BLOCKS);
+    for (part, entry) in parts.iter().enumerate() {
+        let count = components[entry.index].blocks_a_unit(single);
+        slots.extend(places(count.0, count.1).map(|(y, x)| Slot {
+            part,
+            place: (x, y),
+            count,
+            wanted: 0..0,
+            sample: 0,
+            pitch: 0,
+        }));
+    }
+    slots
+}
+
+impl Slot {
+    /// What holds for a whole row of units.
+    fn enter(&mut self, unit_y: usize, component: &Component) {
+        let row = unit_y * self.count.1 + self.place.1;
+        let (columns, rows) = &component.wanted;
+        let unit = |column: usize| column.saturating_sub(self.place.0).div_ceil(self.count.0);
+        self.wanted = if rows.contains(&row) {
+            unit(columns.start)..unit(columns.end)
+        } else {
+            0..0
+        };
+        self.sample = component.sample(self.place.0, row);
+        self.pitch = self.count.0 * component.side;
+    }
 }
 
 impl<'t> Part<'t> {
