@@ -1,7 +1,7 @@
 //! Huffman tables: one look at ten bits decodes most codes and says how long code and value are together. Tables of what
 //! several codes come to are made of these: `pairs.rs` for decoding, `skip.rs` for passing over.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
 use super::bad;
@@ -12,7 +12,7 @@ use crate::error::Result;
 
 /// Bits looked at at once. Small tables stay in the first-level cache, four of them beside the blocks.
 const LOOK: u32 = 10;
-/// Tables that a thread keeps: most files use the standard four, and making one takes as long as twenty blocks.
+/// Tables that a thread keeps: most files use the standard four, and with what is made of them each takes some microseconds.
 const KEPT: usize = 8;
 
 thread_local! {
@@ -23,6 +23,7 @@ thread_local! {
 /// A table for decoding.
 pub struct Table {
     look: Box<[u32; 1 << LOOK]>,
+    again: Cell<bool>,
     /// Made when they are first asked for.
     pairs: OnceCell<Pairs>,
     skip: OnceCell<Skip>,
@@ -82,7 +83,10 @@ impl Table {
                     && symbols.starts_with(&table.symbols[..total])
             };
             let table = match tables.iter().position(same) {
-                Some(index) => tables.remove(index),
+                Some(index) => {
+                    tables[index].again.set(true);
+                    tables.remove(index)
+                }
                 None => Rc::new(Table::new(counts, symbols, dc)?),
             };
             if tables.len() == KEPT {
@@ -105,6 +109,7 @@ impl Table {
         let mut table = Table {
             look: Box::new([0; 1 << LOOK]),
             pairs: OnceCell::new(),
+            again: Cell::new(false),
             skip: OnceCell::new(),
             counts: *counts,
             dc,
@@ -150,9 +155,9 @@ impl Table {
         self.skip.get_or_init(|| Skip::new(self))
     }
 
-    /// Whether that is there already.
-    pub fn has_skip(&self) -> bool {
-        self.skip.get().is_some()
+    /// Whether the table was asked for before: what is made of it is worth its cost then, as more such files may come.
+    pub fn again(&self) -> bool {
+        self.again.get()
     }
 
     /// The entry of the next bits, which stay. [`Bits::refill`] must have gone before.

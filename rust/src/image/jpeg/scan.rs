@@ -37,6 +37,9 @@ pub const NATURAL: [u8; 128] = {
 /// Blocks from which on passing over them saves more than the table for it costs.
 const SKIPPED: usize = 200;
 
+/// Bytes of a scan from which on pairs save more than the table for them costs.
+const PAIRED: usize = 24 << 10;
+
 /// What a scan header says.
 pub struct Scan {
     /// Component, and the numbers of its two tables.
@@ -62,7 +65,7 @@ pub struct Part<'t> {
     pub index: usize,
     pub dc: Option<&'t Table>,
     pub ac: Option<&'t Table>,
-    /// Of a sequential scan.
+    /// Of a sequential scan with enough data.
     pub pairs: Option<&'t Pairs>,
     /// Of a sequential scan where coefficients are passed over: those after `depth`, and whole blocks.
     pub skip: Option<&'t Skip>,
@@ -93,7 +96,7 @@ pub fn decode_scan<T: Transform>(
     let single = scan.components.len() == 1;
     if !progressive {
         for part in &mut parts {
-            part.pairs = part.ac.map(Table::pairs);
+            part.set_pairs(data.len() - at);
             part.set_skip(&components[part.index]);
         }
     }
@@ -235,6 +238,15 @@ impl Slot {
 }
 
 impl<'t> Part<'t> {
+    /// Has codes looked up in pairs where that is worth the making of the table.
+    fn set_pairs(&mut self, bytes: usize) {
+        if let Some(ac) = self.ac {
+            if bytes >= PAIRED || ac.again() {
+                self.pairs = Some(ac.pairs());
+            }
+        }
+    }
+
     /// Has coefficients passed over where that is worth the making of the table.
     fn set_skip(&mut self, component: &Component) {
         let (columns, rows) = &component.wanted;
@@ -246,7 +258,7 @@ impl<'t> Part<'t> {
             all.saturating_sub(wanted)
         };
         if let Some(ac) = self.ac {
-            if skipped >= SKIPPED || (skipped > 0 && ac.has_skip()) {
+            if skipped >= SKIPPED || (skipped > 0 && ac.again()) {
                 self.skip = Some(ac.skip());
                 self.depth = component.depth();
             }

@@ -15,56 +15,62 @@ pub fn sequential_block(
     depth: usize,
     block: &mut Block,
 ) -> Result<usize> {
-    let (Some(ac), Some(pairs)) = (part.ac, part.pairs) else {
-        return Ok(0);
-    };
+    let Some(ac) = part.ac else { return Ok(0) };
     // A copy that lives in registers.
     let mut bits = *shared;
     block[0] = first(&mut bits, part)?;
     let mut last = 0;
     'block: while last < depth {
         bits.refill();
-        // A look finds at most 12 bits, so that four go with a refill.
-        let (pair, first) = 'quick: loop {
-            for _ in 0..2 {
+        if let Some(pairs) = part.pairs {
+            // A look finds at most 12 bits, so that four go with a refill.
+            let (pair, first) = 'quick: loop {
                 for _ in 0..2 {
-                    let pair = pairs.look(&bits);
-                    let (first, next) = (last + pair.step(), last + pair.steps());
-                    if next >= 63 {
-                        break 'quick (pair, first);
+                    for _ in 0..2 {
+                        let pair = pairs.look(&bits);
+                        let (first, next) = (last + pair.step(), last + pair.steps());
+                        if next >= 63 {
+                            break 'quick (pair, first);
+                        }
+                        // The second value first: one that is not there has the place of the other.
+                        block[usize::from(NATURAL[next & 127] & 63)] = pair.second();
+                        block[usize::from(NATURAL[first & 127] & 63)] = pair.first();
+                        bits.skip(pair.total());
+                        last = next;
                     }
-                    // The second value first: one that is not there has the place of the other.
-                    block[usize::from(NATURAL[next & 127] & 63)] = pair.second();
-                    block[usize::from(NATURAL[first & 127] & 63)] = pair.first();
-                    bits.skip(pair.total());
-                    last = next;
+                    if last >= depth {
+                        break 'block;
+                    }
                 }
-                if last >= depth {
-                    break 'block;
-                }
+                bits.refill();
+            };
+            if pair.ends() && first < 63 {
+                // Without a branch on whether there is a coefficient: nobody could predict it.
+                let place = &mut block[usize::from(NATURAL[first & 127] & 63)];
+                *place = if first > last { pair.first() } else { *place };
+                bits.skip(pair.total());
+                *shared = bits;
+                return Ok(first);
             }
             bits.refill();
-        };
-        if pair.ends() && first < 63 {
-            // Without a branch on whether there is a coefficient: nobody could predict it.
-            let place = &mut block[usize::from(NATURAL[first & 127] & 63)];
-            *place = if first > last { pair.first() } else { *place };
-            bits.skip(pair.total());
-            *shared = bits;
-            return Ok(first);
         }
         // A code that is long or has a large value, or near the block's end, where that may come before the pair's.
-        bits.refill();
-        let entry = ac.find(&bits);
-        let value = bits.take_value(entry.total(), entry.size());
-        if entry.ends() {
-            *shared = bits;
-            return Ok(last);
-        }
-        last += entry.step();
-        // Sixteen zeros that lead past the end leave the last coefficient alone.
-        if entry.size() > 0 {
-            block[usize::from(NATURAL[last & 127] & 63)] = value as i16;
+        // Without pairs, two of them: after one of at most 25 bits there are as many left as a code and its value take.
+        for _ in 0..2 {
+            let entry = ac.find(&bits);
+            let value = bits.take_value(entry.total(), entry.size());
+            if entry.ends() {
+                *shared = bits;
+                return Ok(last);
+            }
+            last += entry.step();
+            // Sixteen zeros that lead past the end leave the last coefficient alone.
+            if entry.size() > 0 {
+                block[usize::from(NATURAL[last & 127] & 63)] = value as i16;
+            }
+            if part.pairs.is_some() || last >= depth || entry.total() > 25 {
+                break;
+            }
         }
     }
     if last < 63 {
@@ -204,6 +210,7 @@ mod tests {
                 let (mut whole, mut part) = (Bits::new(&data), Bits::new(&data));
                 let mut slow = Part { ..plain };
                 let mut quick = Part {
+                    pairs: (seed % 4 > 0).then(|| ac.pairs()),
                     skip: Some(ac.skip()),
                     depth,
                     ..plain
