@@ -114,8 +114,7 @@ def load_images(
     rows: the row of the data set of each path, for `augment` (default 0, 1, 2, ...). threads: 0 means every core.
     memory_format: "channels_last" lays the three values of a pixel side by side, as `torch.channels_last` has them.
     out: (B, 3, S, S) of `dtype` is written to, and returned, where given, else a new array; its memory must be laid out
-    as `memory_format` says. One that is used again costs no page faults, which take a tenth of the time where a batch
-    is larger than 32 MB; `tensor.numpy()` of a pinned tensor is one that a GPU copies from.
+    as `memory_format` says. `tensor.numpy()` of a pinned tensor is one that a GPU copies from.
     Returns pixels (B, 3, S, S) of `dtype`, and (position, message) of each file that failed, whose pixels are 0.
     """
     row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()

@@ -1,7 +1,7 @@
 //! Huffman tables: one look at ten bits decodes most codes and says how long code and value are together. Tables of what
 //! several codes come to are made of these: `pairs.rs` for decoding, `skip.rs` for passing over.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 
 use super::bad;
@@ -12,7 +12,7 @@ use crate::error::Result;
 
 /// Bits looked at at once. Small tables stay in the first-level cache, four of them beside the blocks.
 const LOOK: u32 = 10;
-/// Tables that a thread keeps: most files use the standard four, and making one takes as long as twenty blocks.
+/// Tables that a thread keeps: most files use the standard four, and with what is made of them each takes some microseconds.
 const KEPT: usize = 8;
 
 thread_local! {
@@ -23,6 +23,7 @@ thread_local! {
 /// A table for decoding.
 pub struct Table {
     look: Box<[u32; 1 << LOOK]>,
+    again: Cell<bool>,
     /// Made when they are first asked for.
     pairs: OnceCell<Pairs>,
     skip: OnceCell<Skip>,
@@ -82,7 +83,10 @@ impl Table {
                     && symbols.starts_with(&table.symbols[..total])
             };
             let table = match tables.iter().position(same) {
-                Some(index) => tables.remove(index),
+                Some(index) => {
+                    tables[index].again.set(true);
+                    tables.remove(index)
+                }
                 None => Rc::new(Table::new(counts, symbols, dc)?),
             };
             if tables.len() == KEPT {
@@ -105,6 +109,7 @@ impl Table {
         let mut table = Table {
             look: Box::new([0; 1 << LOOK]),
             pairs: OnceCell::new(),
+            again: Cell::new(false),
             skip: OnceCell::new(),
             counts: *counts,
             dc,
@@ -150,9 +155,9 @@ impl Table {
         self.skip.get_or_init(|| Skip::new(self))
     }
 
-    /// Whether that is there already.
-    pub fn has_skip(&self) -> bool {
-        self.skip.get().is_some()
+    /// Whether the table was asked for before: what is made of it is worth its cost then, as more such files may come.
+    pub fn again(&self) -> bool {
+        self.again.get()
     }
 
     /// The entry of the next bits, which stay. [`Bits::refill`] must have gone before.
@@ -197,16 +202,16 @@ impl Table {
 }
 
 /// Lays out what is found in `known` bits, one entry for every value of them: for the first code, where it lies in them
-/// whole, what `first` makes of it, plus what `fewer` has for the bits after its value.
+/// whole, what `first` makes of it and of its value, where that does too, plus what `fewer` has for the bits after it.
 ///
-/// Entries for k bits begin at `fewer[1 << k]`. Nothing is added after a code that ends the block, or that takes all the
-/// bits, or where `fewer` has no entries. Ranges at a time: a table of 4,096 is laid out in some microseconds.
-pub fn lay<T: Copy + std::ops::Add<Output = T>>(
+/// Entries for k bits begin at `fewer[1 << k]`. Nothing is added after a code that ends the block, to 0, or where `fewer`
+/// has no entries. Ranges at a time: a table of 4,096 is laid out in some microseconds.
+pub fn lay<T: Copy + Default + PartialEq + std::ops::Add<Output = T>>(
     table: &Table,
     known: u32,
     out: &mut [T],
     fewer: &[T],
-    first: impl Fn(Entry) -> T,
+    first: impl Fn(Entry, Option<i32>) -> T,
 ) {
     let mut code = 0;
     for length in 1..=known.min(16) {
@@ -215,16 +220,30 @@ pub fn lay<T: Copy + std::ops::Add<Output = T>>(
         for code in code..end {
             let index = code as i32 + table.offset[length as usize];
             let entry = Entry::new(length, table.symbols[(index & 255) as usize]);
-            let value = first(entry);
+            let size = entry.size();
             let out = &mut out[(code << spare) as usize..][..1 << spare];
-            let left = spare.saturating_sub(entry.size());
-            if fewer.is_empty() || entry.ends() || left == 0 {
-                out.fill(value);
+            if size > spare {
+                out.fill(first(entry, None));
                 continue;
             }
-            let rest = &fewer[1 << left..2 << left];
-            for out in out.chunks_exact_mut(rest.len()) {
-                for (out, rest) in out.iter_mut().zip(rest) {
+            let left = spare - size;
+            for (bits, out) in out.chunks_exact_mut(1 << left).enumerate() {
+                // A leading 0 means negative.
+                let bits = bits as i32;
+                let negative = size > 0 && bits >> (size - 1) == 0;
+                let value = first(
+                    entry,
+                    Some(if negative {
+                        bits + 1 - (1 << size)
+                    } else {
+                        bits
+                    }),
+                );
+                if fewer.is_empty() || entry.ends() || value == T::default() {
+                    out.fill(value);
+                    continue;
+                }
+                for (out, rest) in out.iter_mut().zip(&fewer[1 << left..2 << left]) {
                     *out = value + *rest;
                 }
             }

@@ -101,10 +101,9 @@ impl Component {
         }
     }
 
-    /// Whether the samples of a block are wanted.
-    #[inline(always)]
-    fn wants(&self, x: usize, y: usize) -> bool {
-        self.wanted.0.contains(&x) && self.wanted.1.contains(&y)
+    /// Where the samples of a block begin.
+    fn sample(&self, x: usize, y: usize) -> usize {
+        (y * self.stride + x) * self.side
     }
 
     /// The last coefficient, in the order of the file, that the transform reads.
@@ -117,14 +116,11 @@ impl Component {
         }
     }
 
-    /// Samples of a block, where they are wanted. `flat`: only the first coefficient can be other than 0.
+    /// Samples of a block, from `at` on. `flat`: only the first coefficient can be other than 0.
     #[inline(always)]
-    fn put<T: Transform>(&mut self, transform: T, x: usize, y: usize, block: &Block, flat: bool) {
-        if !self.wants(x, y) {
-            return;
-        }
+    fn put<T: Transform>(&mut self, transform: T, at: usize, block: &Block, flat: bool) {
         let (stride, side, quant) = (self.stride, self.side, &self.quant);
-        let out = &mut self.plane[(y * stride + x) * side..];
+        let out = &mut self.plane[at..];
         if flat || side == 1 {
             idct::idct_flat(block[0], quant[0], side, out, stride);
         } else if side == 8 {
@@ -142,8 +138,10 @@ impl Component {
         let coefficients = std::mem::take(&mut self.coefficients);
         for (index, block) in coefficients.iter().enumerate() {
             let (x, y) = (index % self.blocks.0, index / self.blocks.0);
-            let any = block[1..].iter().fold(0, |any, value| any | value);
-            self.put(transform, x, y, block, any == 0);
+            if self.wanted.0.contains(&x) && self.wanted.1.contains(&y) {
+                let any = block[1..].iter().fold(0, |any, value| any | value);
+                self.put(transform, self.sample(x, y), block, any == 0);
+            }
         }
     }
 

@@ -1,47 +1,60 @@
-//! Two codes at one look, with where their values lie.
+//! Two coefficients at one look: steps, values and all.
 //!
-//! What the next look waits for is the length of it all, so that half as many looks take little more than half the time;
-//! runs and values are worked out beside it, without a branch.
+//! What the next look waits for is the length of it all; the rest is stored as it stands in the table, without a branch.
 
 use super::bits::Bits;
 use super::huffman::{lay, Entry, Table};
 
 /// Bits looked at at once: two tables of 16 KiB stay in the first-level cache, or most of what is used of them.
 const LOOK: u32 = 12;
-/// Marks of a last code that ends the block, and of a first code that is longer than [`LOOK`].
-const END: u32 = 1 << 30;
-const LONG: u32 = 1 << 31;
+/// Mark of a code that ends the block, and of what the table does not hold.
+const MARK: u32 = 1 << 17;
+const LONG: u32 = MARK | 63 << 11;
 
 /// A table for decoding two coefficients at a time.
 pub struct Pairs {
     look: Box<[u32; 1 << LOOK]>,
 }
 
-/// What one look found: one coefficient or two, or the code that ends the block after one or none. From bit 0 on: the length of all codes and values (6 bits), that of the first code and value (5), the lengths of the two
-/// values (4, 4), the steps of the first (5) and of both (6), then the two marks.
+/// What one look found that lies in it whole: one coefficient or two, or the code that ends the block after one or none.
+/// From bit 0 on: the length of all codes and values (6 bits, as shifts take them), the steps of the first (5) and of
+/// both (6), the mark (1), the second value (6) and the first (8).
 ///
-/// Sixteen zeros count as a coefficient of 0; a second one that is not there, as a 0 at the place of the first.
+/// Sixteen zeros count as a coefficient of 0; a second one that is not there, as a 0 at the place of the first. A first
+/// code that does not lie in the look whole, or whose value is large, is not held.
 #[derive(Clone, Copy)]
 pub struct Pair(u32);
 
-/// Sums of these are pairs.
-fn as_first(entry: Entry) -> u32 {
-    if entry.ends() {
-        return entry.total() | END;
-    }
-    let (total, step) = (entry.total(), entry.step() as u32);
-    total | total << 6 | entry.size() << 11 | step << 19 | step << 24
+/// A value in so many bits, where it is there and fits.
+fn field(value: Option<i32>, bits: u32) -> Option<u32> {
+    let value = value?;
+    let half = 1 << (bits - 1);
+    (-half..half)
+        .contains(&value)
+        .then_some(value as u32 & ((1 << bits) - 1))
 }
 
-fn as_second(entry: Entry) -> u32 {
+/// A first coefficient and a second one, whose sum is a pair; 0 for what is not held.
+fn as_first(entry: Entry, value: Option<i32>) -> u32 {
     if entry.ends() {
-        return entry.total() | END;
+        return entry.total() | MARK;
     }
-    entry.total() | entry.size() << 15 | (entry.step() as u32) << 24
+    let step = entry.step() as u32;
+    field(value, 8).map_or(0, |value| {
+        entry.total() | step << 6 | step << 11 | value << 24
+    })
+}
+
+fn as_second(entry: Entry, value: Option<i32>) -> u32 {
+    if entry.ends() {
+        return entry.total() | MARK;
+    }
+    let step = entry.step() as u32;
+    field(value, 6).map_or(0, |value| entry.total() | step << 11 | value << 18)
 }
 
 impl Pair {
-    /// Bits of all codes and values: at most 27, as only the value of the last can reach past the look.
+    /// Bits of all codes and values, at most 12.
     #[inline(always)]
     pub fn total(self) -> u32 {
         self.0 & 63
@@ -50,31 +63,31 @@ impl Pair {
     /// Steps of both; at least 64 where the pair is marked.
     #[inline(always)]
     pub fn steps(self) -> usize {
-        (self.0 >> 24) as usize
-    }
-
-    /// Whether the block ends after the first coefficient, or with none.
-    #[inline(always)]
-    pub fn ends(self) -> bool {
-        self.0 & END != 0
+        (self.0 >> 11 & 127) as usize
     }
 
     /// Steps of the first, 0 where there is none.
     #[inline(always)]
     pub fn step(self) -> usize {
-        (self.0 >> 19 & 31) as usize
+        (self.0 >> 6 & 31) as usize
+    }
+
+    /// Whether the block ends after the first coefficient, or with none.
+    #[inline(always)]
+    pub fn ends(self) -> bool {
+        self.0 & MARK != 0 && self.0 & LONG != LONG
     }
 
     /// The first value.
     #[inline(always)]
-    pub fn first(self, bits: &Bits<'_>) -> i16 {
-        bits.value(self.0 >> 6 & 31, self.0 >> 11 & 15) as i16
+    pub fn first(self) -> i16 {
+        (self.0 as i32 >> 24) as i16
     }
 
     /// The second value.
     #[inline(always)]
-    pub fn second(self, bits: &Bits<'_>) -> i16 {
-        bits.value(self.total(), self.0 >> 15 & 15) as i16
+    pub fn second(self) -> i16 {
+        ((self.0 << 8) as i32 >> 26) as i16
     }
 }
 

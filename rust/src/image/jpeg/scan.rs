@@ -4,6 +4,7 @@
 //! after it stay as they are, up to the next restart marker; a restart marker out of turn is found again by libjpeg's
 //! rules; codes that no table has count as 0.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::bits::{unstuff, Bits};
@@ -36,6 +37,9 @@ pub const NATURAL: [u8; 128] = {
 /// Blocks from which on passing over them saves more than the table for it costs.
 const SKIPPED: usize = 200;
 
+/// Bytes of a scan from which on pairs save more than the table for them costs.
+const PAIRED: usize = 24 << 10;
+
 /// What a scan header says.
 pub struct Scan {
     /// Component, and the numbers of its two tables.
@@ -61,7 +65,7 @@ pub struct Part<'t> {
     pub index: usize,
     pub dc: Option<&'t Table>,
     pub ac: Option<&'t Table>,
-    /// Of a sequential scan.
+    /// Of a sequential scan with enough data.
     pub pairs: Option<&'t Pairs>,
     /// Of a sequential scan where coefficients are passed over: those after `depth`, and whole blocks.
     pub skip: Option<&'t Skip>,
@@ -92,7 +96,7 @@ pub fn decode_scan<T: Transform>(
     let single = scan.components.len() == 1;
     if !progressive {
         for part in &mut parts {
-            part.pairs = part.ac.map(Table::pairs);
+            part.set_pairs(data.len() - at);
             part.set_skip(&components[part.index]);
         }
     }
@@ -115,7 +119,15 @@ pub fn decode_scan<T: Transform>(
     let mut lasts = [0_usize; MAX_BLOCKS];
     // Borrowed anew after each restart, as the bits borrow the buffer.
     let mut spare = Vec::new();
+    let mut slots = if progressive {
+        Vec::new()
+    } else {
+        slots_of(&parts, components, single)
+    };
     for unit_y in 0..down {
+        for slot in &mut slots {
+            slot.enter(unit_y, &components[parts[slot.part].index]);
+        }
         for unit_x in 0..across {
             if left == 0 {
                 left = interval;
@@ -150,39 +162,26 @@ pub fn decode_scan<T: Transform>(
                 }
             } else {
                 // All blocks of the unit first: what was just written is slow to read in wider pieces.
-                // Counted by hand: the adapters of iterators are not inlined here.
-                let mut filled = 0;
-                for part in &mut parts {
-                    let component = &components[part.index];
-                    let (h, v) = component.blocks_a_unit(single);
-                    for y in unit_y * v..(unit_y + 1) * v {
-                        for x in unit_x * h..(unit_x + 1) * h {
-                            if part.skip.is_some() && !component.wants(x, y) {
-                                if !skip {
-                                    skipped_block(&mut bits, part)?;
-                                }
-                            } else {
-                                let block = &mut blocks[filled];
-                                *block = [0; 64];
-                                lasts[filled] = 0;
-                                if !skip {
-                                    lasts[filled] =
-                                        sequential_block(&mut bits, part, part.depth, block)?;
-                                }
-                            }
-                            filled += 1;
-                        }
+                for (index, slot) in slots.iter().enumerate() {
+                    let part = &mut parts[slot.part];
+                    let wanted = slot.wanted.contains(&unit_x);
+                    if skip {
+                        blocks[index] = [0; 64];
+                        lasts[index] = 0;
+                    } else if wanted || part.skip.is_none() {
+                        blocks[index] = [0; 64];
+                        let depth = part.depth;
+                        lasts[index] =
+                            sequential_block(&mut bits, part, depth, &mut blocks[index])?;
+                    } else {
+                        skipped_block(&mut bits, part)?;
                     }
                 }
-                filled = 0;
-                for part in &parts {
-                    let component = &mut components[part.index];
-                    let (h, v) = component.blocks_a_unit(single);
-                    for y in unit_y * v..(unit_y + 1) * v {
-                        for x in unit_x * h..(unit_x + 1) * h {
-                            component.put(transform, x, y, &blocks[filled], lasts[filled] == 0);
-                            filled += 1;
-                        }
+                for (index, slot) in slots.iter().enumerate() {
+                    if slot.wanted.contains(&unit_x) {
+                        let component = &mut components[parts[slot.part].index];
+                        let at = slot.sample + unit_x * slot.pitch;
+                        component.put(transform, at, &blocks[index], lasts[index] == 0);
                     }
                 }
             }
@@ -194,7 +193,60 @@ pub fn decode_scan<T: Transform>(
     Ok((at, intact))
 }
 
+/// A block of a unit.
+struct Slot {
+    part: usize,
+    /// Column and row in the unit, and how many of each the component has there.
+    place: (usize, usize),
+    count: (usize, usize),
+    /// Of the row of units: those whose block is wanted, the first sample of the first one's, samples between two.
+    wanted: Range<usize>,
+    sample: usize,
+    pitch: usize,
+}
+
+fn slots_of(parts: &[Part<'_>], components: &[Component], single: bool) -> Vec<Slot> {
+    let mut slots = Vec::with_capacity(MAX_BLOCKS);
+    for (part, entry) in parts.iter().enumerate() {
+        let count = components[entry.index].blocks_a_unit(single);
+        slots.extend(places(count.0, count.1).map(|(y, x)| Slot {
+            part,
+            place: (x, y),
+            count,
+            wanted: 0..0,
+            sample: 0,
+            pitch: 0,
+        }));
+    }
+    slots
+}
+
+impl Slot {
+    /// What holds for a whole row of units.
+    fn enter(&mut self, unit_y: usize, component: &Component) {
+        let row = unit_y * self.count.1 + self.place.1;
+        let (columns, rows) = &component.wanted;
+        let unit = |column: usize| column.saturating_sub(self.place.0).div_ceil(self.count.0);
+        self.wanted = if rows.contains(&row) {
+            unit(columns.start)..unit(columns.end)
+        } else {
+            0..0
+        };
+        self.sample = component.sample(self.place.0, row);
+        self.pitch = self.count.0 * component.side;
+    }
+}
+
 impl<'t> Part<'t> {
+    /// Has codes looked up in pairs where that is worth the making of the table.
+    fn set_pairs(&mut self, bytes: usize) {
+        if let Some(ac) = self.ac {
+            if bytes >= PAIRED || ac.again() {
+                self.pairs = Some(ac.pairs());
+            }
+        }
+    }
+
     /// Has coefficients passed over where that is worth the making of the table.
     fn set_skip(&mut self, component: &Component) {
         let (columns, rows) = &component.wanted;
@@ -206,7 +258,7 @@ impl<'t> Part<'t> {
             all.saturating_sub(wanted)
         };
         if let Some(ac) = self.ac {
-            if skipped >= SKIPPED || (skipped > 0 && ac.has_skip()) {
+            if skipped >= SKIPPED || (skipped > 0 && ac.again()) {
                 self.skip = Some(ac.skip());
                 self.depth = component.depth();
             }

@@ -2,9 +2,7 @@
 
 use super::bad;
 use super::bits::Bits;
-use super::huffman::Table;
 use super::idct::Block;
-use super::pairs::Pair;
 use super::scan::{Part, NATURAL};
 use crate::error::Result;
 
@@ -17,42 +15,62 @@ pub fn sequential_block(
     depth: usize,
     block: &mut Block,
 ) -> Result<usize> {
-    let (Some(ac), Some(pairs)) = (part.ac, part.pairs) else {
-        return Ok(0);
-    };
+    let Some(ac) = part.ac else { return Ok(0) };
     // A copy that lives in registers.
     let mut bits = *shared;
     block[0] = first(&mut bits, part)?;
     let mut last = 0;
-    while last < depth {
+    'block: while last < depth {
         bits.refill();
-        // A look finds at most 27 bits, so that two go with a refill.
-        for _ in 0..2 {
-            let pair = pairs.look(&bits);
-            let next = last + pair.steps();
-            if next < 63 {
-                put(block, pair, &bits, last, next);
-                bits.skip(pair.total());
-                last = next;
-                continue;
-            }
-            let first = last + pair.step();
-            if pair.ends() && first < 63 {
-                if first > last {
-                    block[usize::from(NATURAL[first & 127] & 63)] = pair.first(&bits);
+        if let Some(pairs) = part.pairs {
+            // A look finds at most 12 bits, so that four go with a refill.
+            let (pair, first) = 'quick: loop {
+                for _ in 0..2 {
+                    for _ in 0..2 {
+                        let pair = pairs.look(&bits);
+                        let (first, next) = (last + pair.step(), last + pair.steps());
+                        if next >= 63 {
+                            break 'quick (pair, first);
+                        }
+                        // The second value first: one that is not there has the place of the other.
+                        block[usize::from(NATURAL[next & 127] & 63)] = pair.second();
+                        block[usize::from(NATURAL[first & 127] & 63)] = pair.first();
+                        bits.skip(pair.total());
+                        last = next;
+                    }
+                    if last >= depth {
+                        break 'block;
+                    }
                 }
+                bits.refill();
+            };
+            if pair.ends() && first < 63 {
+                // Without a branch on whether there is a coefficient: nobody could predict it.
+                let place = &mut block[usize::from(NATURAL[first & 127] & 63)];
+                *place = if first > last { pair.first() } else { *place };
                 bits.skip(pair.total());
                 *shared = bits;
                 return Ok(first);
             }
-            // A code that is long, or near the block's end, where that may come before the pair's.
-            let ended;
-            (bits, last, ended) = one_code(bits, ac, last, block);
-            if ended {
+            bits.refill();
+        }
+        // A code that is long or has a large value, or near the block's end, where that may come before the pair's.
+        // Without pairs, two of them: after one of at most 25 bits there are as many left as a code and its value take.
+        for _ in 0..2 {
+            let entry = ac.find(&bits);
+            let value = bits.take_value(entry.total(), entry.size());
+            if entry.ends() {
                 *shared = bits;
                 return Ok(last);
             }
-            break;
+            last += entry.step();
+            // Sixteen zeros that lead past the end leave the last coefficient alone.
+            if entry.size() > 0 {
+                block[usize::from(NATURAL[last & 127] & 63)] = value as i16;
+            }
+            if part.pairs.is_some() || last >= depth || entry.total() > 25 {
+                break;
+            }
         }
     }
     if last < 63 {
@@ -60,35 +78,6 @@ pub fn sequential_block(
     }
     *shared = bits;
     Ok(last)
-}
-
-/// Writes the values of a pair; that of the second first, as one that is not there has the place of the other.
-#[inline(always)]
-fn put(block: &mut Block, pair: Pair, bits: &Bits<'_>, last: usize, next: usize) {
-    block[usize::from(NATURAL[next & 127] & 63)] = pair.second(bits);
-    block[usize::from(NATURAL[(last + pair.step()) & 127] & 63)] = pair.first(bits);
-}
-
-/// Decodes one code, which is rare: apart, so that the loop above keeps its registers. Returns the bits after it, the position that it leads to, and whether it ends the block.
-#[inline(never)]
-fn one_code<'a>(
-    mut bits: Bits<'a>,
-    ac: &Table,
-    last: usize,
-    block: &mut Block,
-) -> (Bits<'a>, usize, bool) {
-    bits.refill();
-    let entry = ac.find(&bits);
-    let value = bits.take_value(entry.total(), entry.size());
-    if entry.ends() {
-        return (bits, last, true);
-    }
-    let next = last + entry.step();
-    // Sixteen zeros that lead past the end leave the last coefficient alone.
-    if entry.size() > 0 {
-        block[usize::from(NATURAL[next & 127] & 63)] = value as i16;
-    }
-    (bits, next, false)
 }
 
 /// Passes over a whole block: its first coefficient alone is decoded, as later ones are counted from it.
@@ -156,6 +145,7 @@ fn pass_over(bits: &mut Bits<'_>, part: &Part<'_>, mut last: usize) -> usize {
 mod tests {
     use super::*;
     use crate::image::augment::mix;
+    use crate::image::jpeg::huffman::Table;
 
     /// Tables whose codes are of every length, with every symbol that makes a difference.
     fn tables(seed: u64) -> (Table, Table) {
@@ -220,6 +210,7 @@ mod tests {
                 let (mut whole, mut part) = (Bits::new(&data), Bits::new(&data));
                 let mut slow = Part { ..plain };
                 let mut quick = Part {
+                    pairs: (seed % 4 > 0).then(|| ac.pairs()),
                     skip: Some(ac.skip()),
                     depth,
                     ..plain

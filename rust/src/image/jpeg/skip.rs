@@ -20,7 +20,7 @@ pub struct Skip {
 pub struct Run(u16);
 
 impl Run {
-    fn of(entry: Entry) -> u16 {
+    fn of(entry: Entry, _: Option<i32>) -> u16 {
         match entry.ends() {
             true => entry.total() as u16 | END,
             false => entry.total() as u16 | (entry.step() as u16) << 6,
