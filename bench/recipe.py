@@ -35,6 +35,7 @@ def rows(images: int) -> dict[str, dict[str, Any]]:
     """Name and options of each row; the first is the recipe."""
     found: dict[str, dict[str, Any]] = {
         "the recipe": {},
+        "the same with fixed weights": {"schedule": "fixed"},
         "closed form alone": {"head": "linear", "map_lr": 0.0, "epochs": 1},
         "a residual on it (--members 0)": {"members": 0},
         "random heads, 30 epochs": PLAIN,
@@ -53,6 +54,10 @@ def ran(options: dict[str, Any], kept: Path) -> dict[str, Any]:
     return found
 
 
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--features", required=True)
@@ -65,11 +70,11 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
-        for place, (name, options) in enumerate(rows(arguments.images).items()):
+        for name, options in rows(arguments.images).items():
             if arguments.only and not any(text in name for text in arguments.only):
                 continue
             usual = {"features": arguments.features, "noise": arguments.noise, "seed": seed}
-            kept = arguments.out / f"{arguments.images}-{arguments.noise or 'clean'}-{place}-{seed}.json"
+            kept = arguments.out / f"{arguments.images}-{arguments.noise or 'clean'}-{_slug(name)}-{seed}.json"
             found = ran({**usual, "dataset_size": arguments.images, **options}, kept)
             results.setdefault(name, []).append(found)
             print(f"seed {seed}  {name:32}{100 * hits(found, METRIC)[0].sum():7.2f}", flush=True)
