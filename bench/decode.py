@@ -55,10 +55,7 @@ def within(levels: float, unit: float) -> Callable[[Sequence[Any], Sequence[Any]
 
 
 def in_batches(paths: Sequence[Path], preprocess: Preprocess, threads: int) -> Callable[[], list[Any]]:
-    """Ours, a batch at a time.
-
-    One array of all would be 60 MB, which glibc takes from the system anew each time: 147 page faults an image.
-    """
+    """Ours, a batch at a time."""
     batches = [paths[begin : begin + BATCH] for begin in range(0, len(paths), BATCH)]
     return lambda: [image for batch in batches for image in load_images(batch, preprocess, threads=threads)[0]]
 
