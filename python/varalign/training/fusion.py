@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,8 +21,9 @@ SCALES = tuple(float(f"{MAX_LOGIT_SCALE ** (step / 24):.4g}") for step in range(
 class Fusion:
     """The choice of an ensemble's share and logit scale by the symmetric loss of dev pairs.
 
-    The members never stand alone: at a share of ¾ the closed form still steadies them, and 0 is the closed form itself,
-    so that no run ends below it on dev.
+    The members never stand alone: at a share of ¾ the closed form still steadies them. Share 0 is the closed form
+    itself; another is taken only where its loss is lower by twice the standard error of the pairs' differences, so that
+    few dev pairs do not let members in by luck.
 
     Args:
         parts: data and sources; the towers are frozen, so dev features are read once.
@@ -37,8 +40,12 @@ class Fusion:
         self._first = torch.searchsorted(owner, torch.arange(len(rows), device=owner.device))
 
     @torch.no_grad()
-    def choose(self) -> float:
-        """Set share and logit scale of both heads to the best of the grid on dev; returns the share."""
+    def choose(self, *, trained: bool = True) -> float:
+        """Set share and logit scale of both heads to the best of the grid on dev; returns the share.
+
+        Args:
+            trained: whether the members have seen a step; before, the share is 0 and only the scale is chosen.
+        """
         image_head, text_head = self.model.image_head, self.model.text_head
         assert isinstance(image_head, EnsembleHead) and isinstance(text_head, EnsembleHead)
         was_training = self.model.training
@@ -47,18 +54,19 @@ class Fusion:
         texts = text_head.parts(self._dev.text_features[self._first])
         self.model.train(was_training)
         closed, members = (self._similarities(u, v) for u, v in zip(images, texts, strict=True))
-        losses = torch.stack(
-            [
-                torch.stack([_loss(torch.lerp(closed, members, share), scale) for scale in SCALES])
-                for share in SHARES
-            ]
-        )  # fmt: skip
-        best = int(losses.argmin())  # the host waits for the GPU here, once an epoch
-        share, scale = SHARES[best // len(SCALES)], SCALES[best % len(SCALES)]
+        best: tuple[float, float, Tensor] | None = None
+        for share in SHARES if trained else SHARES[:1]:
+            mixed = torch.lerp(closed, members, share)
+            means = torch.stack([_losses(mixed, scale).mean() for scale in SCALES])
+            scale = SCALES[int(means.argmin())]  # the host waits for the GPU here, once a share and epoch
+            losses = _losses(mixed, scale).flatten()
+            if best is None or _clearly_lower(losses, best[2], kept=best[0]):
+                best = (share, scale, losses)
+        assert best is not None
         for head in (image_head, text_head):
-            head.share.fill_(share)
-            head.logit_scale.fill_(scale)
-        return share
+            head.share.fill_(best[0])
+            head.logit_scale.fill_(best[1])
+        return best[0]
 
     def _similarities(self, images: Tensor, texts: Tensor) -> Tensor:
         """(batches, N, N): consecutive batches, a last incomplete one left out unless it is the only one."""
@@ -67,8 +75,14 @@ class Fusion:
         return images[:whole].unflatten(0, (-1, size)) @ texts[:whole].unflatten(0, (-1, size)).transpose(1, 2)
 
 
-def _loss(similarities: Tensor, scale: float) -> Tensor:
-    """() mean symmetric loss of pairs on the diagonals of (batches, N, N)."""
+def _clearly_lower(ours: Tensor, theirs: Tensor, *, kept: float) -> bool:
+    """Whether a pair's loss (n,) is lower on average; against the closed form alone, by two standard errors."""
+    gain = (theirs - ours).double()
+    margin = 0.0 if kept > 0 else float(2 * gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else math.inf
+    return float(gain.mean()) > margin
+
+
+def _losses(similarities: Tensor, scale: float) -> Tensor:
+    """(batches, N) symmetric loss of the pairs on the diagonals of (batches, N, N)."""
     z = scale * similarities
-    own = z.diagonal(dim1=1, dim2=2)
-    return (z.logsumexp(1) + z.logsumexp(2)).mean() / 2 - own.mean()
+    return (z.logsumexp(1) + z.logsumexp(2)) / 2 - z.diagonal(dim1=1, dim2=2)

@@ -463,7 +463,7 @@ class Trainer:
         try:
             with self._stop.at_once():
                 if self._fusion is not None:
-                    self._fusion.choose()
+                    self._fusion.choose(trained=progress.step > 0)
                 result = assess(self.parts, "dev", batch_size=self.config.batch_size)
         except Interrupted:
             self._leave(log)  # the checkpoint stands before the evaluation, which a resumed run makes
