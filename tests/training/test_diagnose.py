@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from varalign.cli import main
 from varalign.data.errors import DataError
-from varalign.data.features import FeatureSet, save_features
+from varalign.data.features import FeatureSet, load_features, save_features
 from varalign.training.diagnose import COLUMNS, average_precisions, diagnose
 from varalign.training.run_folder import RunError
 
@@ -166,3 +167,15 @@ def test_a_file_in_the_way_and_a_folder_that_is_no_run(many: Path, tmp_path: Pat
         diagnose(features=many, out=tmp_path / "file", say=quiet)
     with pytest.raises(RunError, match="no such run folder"):
         diagnose(run=tmp_path / "nowhere", say=quiet)
+
+
+def test_what_cannot_be_judged_is_said(features_file: Path, tmp_path: Path) -> None:
+    data = load_features(features_file)
+    constant = tmp_path / "constant.safetensors"
+    save_features(constant, replace(data, image_features=np.ones_like(data.image_features)), dtype="float32")
+    with pytest.raises(DataError, match="every image has the same features"):
+        diagnose(features=constant, out=tmp_path / "out", say=quiet)
+    found = diagnose(features=features_file, out=tmp_path / "out", say=quiet, worst=0)
+    assert found.low == 0 and found.high >= 3 / 120, "none wrong among 120 images excludes no 2 %"
+    unsure = replace(found, low=0.1, high=0.9)
+    assert any("hardly tell" in line for line in unsure.lines()) and not any("hardly" in line for line in found.lines())

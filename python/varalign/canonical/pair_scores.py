@@ -303,8 +303,9 @@ def _interval(
     for density, skewed in ((mixture.wrong_density, False), (normal_density(), False), (mixture.wrong_density, True)):
         wrong = 1 - fit_mixture(counts, density, steps=300, skewed=skewed)[:, 0]
         low, high = min(low, float(wrong.quantile(0.025))), max(high, float(wrong.quantile(0.975)))
-    # EM leaves a share of nothing a little above 0: less than one image (or pair) is none.
-    return (low if low * len(scores) >= 1 else 0.0), min(1.0, high)
+    # EM leaves a share of nothing a little above 0: less than one image (or pair) is none. At the edge a bootstrap has
+    # no width; where none of n was seen, 3 / n is not excluded.
+    return (low if low * len(scores) >= 1 else 0.0), min(1.0, max(high, 3 / len(scores)))
 
 
 def _coarse(counts: Tensor) -> Tensor:

@@ -50,6 +50,9 @@ COLUMNS = (
 )
 
 
+UNKNOWN = 0.5  # width of the interval from which a share is none
+
+
 @dataclass
 class Subject:
     """What is diagnosed.
@@ -120,8 +123,12 @@ class Diagnosis:
             f"{self.pairs:,} pairs of {self.images:,} images: {100 * self.wrong_share:.1f} % wrong "
             f"(95 % interval {100 * self.low:.1f} to {100 * self.high:.1f}; {self.method}, {judged})"
         ]
+        if self.high - self.low > UNKNOWN:
+            found.append("these features hardly tell right pairs from wrong ones: the share is not known")
         if self.kinds:
-            found.append("over the epochs: " + ", ".join(f"{n:,} {name}" for name, n in self.kinds.items()))
+            kinds = ", ".join(f"{n:,} {name}" for name, n in self.kinds.items())
+            unseen = self.pairs - sum(self.kinds.values())
+            found.append(f"over the epochs: {kinds}" + (f", {unseen:,} never seen" if unseen > 0 else ""))
         if self.average_precision:
             each = ", ".join(f"{value:.3f} by {name}" for name, value in self.average_precision.items())
             found.append(f"average precision against the injected noise: {each}")
@@ -206,6 +213,8 @@ def diagnose(
     subject.rows = _rows(subject.data, split)
     found = _scores(subject, by, seed, device, say)
     kinds = _cartography(subject, seed)
+    if found is None and kinds is None and subject.moments is not None:
+        raise DataError(f"{subject.name}: training saw no pair of this split; --split train has those it saw")
     if found is None and kinds is None:
         raise DataError(
             f"{subject.name}: its encoders were trained from random weights, so there are no features to judge pairs "
@@ -354,6 +363,13 @@ def _of_run(run: RunFolder, places: dict[str, Any], say: Say) -> Subject:
 def _scores(subject: Subject, by: By, seed: int, device: str | None, say: Say) -> PairScores | None:
     if subject.x is None or subject.y is None:
         return None
+    captions = torch.from_numpy(subject.data.caption_rows(subject.rows))
+    for side, matrix in (("image", subject.x[torch.from_numpy(subject.rows)]), ("text", subject.y[captions])):
+        if bool((matrix.amax(0) - matrix.amin(0) <= 1e-6 * matrix.abs().amax(0)).all()):
+            raise DataError(
+                f"{subject.name}: every {side} has the same features, so that no pair can be judged by them: see what "
+                "the encoder gave"
+            )
     try:
         return pair_scores(
             subject.x,
@@ -372,8 +388,11 @@ def _scores(subject: Subject, by: By, seed: int, device: str | None, say: Say) -
 def _cartography(subject: Subject, seed: int) -> Cartography | None:
     if subject.moments is None:
         return None
-    moments = subject.moments
-    return cartography(moments.probability_mean, moments.probability_variance, subject.data.caption_owner, seed=seed)
+    owner = subject.data.caption_owner
+    mean = np.where(np.isin(owner, subject.rows), subject.moments.probability_mean, np.nan)
+    if not np.isfinite(mean).any():
+        return None  # training saw no pair of this split
+    return cartography(mean, subject.moments.probability_variance, owner, seed=seed)
 
 
 def _written(
@@ -398,8 +417,6 @@ def _written(
         judged &= np.isin(owner, subject.rows)
         rank = score
         share, low, high, method, by = kinds.wrong_share, kinds.low, kinds.high, "moments", "pair"
-        if not judged.any():
-            raise DataError(f"{subject.name}: training saw no pair of this split; --split train has those it saw")
     rows = np.flatnonzero(judged)
     order = rows[np.argsort(rank[rows], kind="stable")]
     precision = {}
