@@ -110,7 +110,7 @@ def test_a_batched_cell_equals_the_ordinary_trainer(features_file: Path, tmp_pat
     for start in ("random", "closed-form"):
         cell = next(row for row in report.cells if (row["schedule"], row["start"]) == ("variance", start))
         config = TrainConfig(
-            features=str(features_file), start=start, noise="swap-images=0.2", seed=3, device="cpu", **options,  # type: ignore[arg-type]
+            features=str(features_file), start=start, members=0, noise="swap-images=0.2", seed=3, device="cpu", **options,  # type: ignore[arg-type]
             out=str(tmp_path / start),
         )  # fmt: skip
         alone = train(config, say=quiet)
