@@ -1,5 +1,8 @@
 # Thin names for the commands that CONTRIBUTING.md explains. PYTHON is the interpreter of your virtual environment.
 PYTHON ?= python3
+# A folder of public kernels for `make bench-gpu PEERS=DIR` to compare ours with (what it may hold: bench/contrastive.py).
+# Without it the one peer linear in memory is a plain loop over chunks, and target 1a cannot pass.
+PEERS ?=
 
 .PHONY: help build test lint bench bench-gpu
 
@@ -35,8 +38,8 @@ bench-gpu:       ## GPU tests, tile sizes, the kernel's and the images' benchmar
 	$(PYTHON) -m pytest -m gpu || failed="$$failed tests"; \
 	$(PYTHON) bench/tune_contrastive.py --out bench/results/launches-cuda.json || failed="$$failed tune_contrastive"; \
 	launches=; if [ -s bench/results/launches-cuda.json ]; then launches="--launches bench/results/launches-cuda.json"; fi; \
-	$(PYTHON) bench/contrastive.py $$launches --out bench/results/contrastive-cuda.json \
-	  --plot bench/results/contrastive-cuda.png || failed="$$failed contrastive"; \
+	$(PYTHON) bench/contrastive.py $$launches $(if $(PEERS),--peers '$(PEERS)') \
+	  --out bench/results/contrastive-cuda.json --plot bench/results/contrastive-cuda.png || failed="$$failed contrastive"; \
 	for script in pipeline data_wait; do \
 	  $(PYTHON) bench/$$script.py --out bench/results/$$script-cuda.json || failed="$$failed $$script"; \
 	done; \

@@ -37,8 +37,27 @@ def test_verdicts_of_a_gpu(bench: ModuleType) -> None:
     verdicts = bench.targets([middle, large], True)
     values = [target.value for target in verdicts]
     assert values == pytest.approx([2.0, 40 / 60, 600.0, 100 * (60 / 58 - 1), 1.2, 0.5])
-    assert [target.verdict.split(",")[0] for target in verdicts] == ["PASS"] * 4 + ["MISS", "PASS"]
+    assert [target.verdict.split(",")[0] for target in verdicts] == ["NOT PROVEN"] + ["PASS"] * 3 + ["MISS", "PASS"]
     assert all(target.verdict.startswith("NOT MEASURED") for target in bench.targets([], True))
+
+
+@pytest.mark.parametrize(
+    ("peers", "verdict", "against"),
+    [
+        ({}, "NOT PROVEN", "row chunks, checkpointed; public kernels measured: none, pass --peers DIR"),
+        ({"row chunks, checkpointed": 80.0}, "MISS", "row chunks, checkpointed; public kernels measured: none, pass"),
+        ({"inf_cl": 100.0}, "PASS", "inf_cl; public kernels measured: inf_cl"),
+        ({"inf_cl": 70.0}, "MISS", "inf_cl; public kernels measured: inf_cl"),
+        ({"inf_cl": 150.0}, "PASS", "row chunks, checkpointed; public kernels measured: inf_cl"),
+    ],
+)
+def test_the_speed_up_names_its_peer(bench: ModuleType, peers: dict[str, float], verdict: str, against: str) -> None:
+    times = {"varalign": 60.0, "row chunks, checkpointed": 120.0, "shared logits": 50.0}
+    cell = cell_of(bench, 32768, "bfloat16", times | peers)
+    start = f"{verdict}, target at least 1.5; against {against}"
+    assert bench.targets([cell], True)[0].verdict.startswith(start)
+    cell.missing["other"] = "left out: not imported"
+    assert bench.targets([cell], True)[0].verdict.endswith(" (other: left out: not imported)")
 
 
 def test_verdicts_of_a_cpu(bench: ModuleType) -> None:
@@ -49,19 +68,34 @@ def test_verdicts_of_a_cpu(bench: ModuleType) -> None:
     assert error.verdict.startswith("NOT MEASURED")
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed here")
-@pytest.mark.parametrize("failing", ["pytest", "tune_contrastive", "contrastive.py", "nothing"])
-def test_bench_gpu_goes_on_after_a_failure(tmp_path: Path, failing: str) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    python = tmp_path / "python"
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed here")
+
+
+def calls_of(folder: Path, *arguments: str, failing: str = "nothing") -> tuple[int, list[str], str]:
+    """Exit code, the interpreter's calls and standard error of make with an interpreter that runs nothing."""
+    shutil.copy(ROOT / "Makefile", folder)
+    python = folder / "python"
     python.write_text(f'#!/bin/sh\necho "$*" >> calls\ncase "$*" in *{failing}*) exit 1;; esac\n')
     python.chmod(0o755)
-    result = subprocess.run(
-        ["make", "bench-gpu", f"PYTHON={python}"], cwd=tmp_path, env=os.environ, capture_output=True, text=True
-    )
-    assert (result.returncode == 0) == (failing == "nothing"), result.stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
+    command = ["make", *arguments, f"PYTHON={python}"]
+    result = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
+    return result.returncode, (folder / "calls").read_text().splitlines(), result.stderr
+
+
+@needs_make
+@pytest.mark.parametrize("failing", ["pytest", "tune_contrastive", "contrastive.py", "nothing"])
+def test_bench_gpu_goes_on_after_a_failure(tmp_path: Path, failing: str) -> None:
+    code, calls, errors = calls_of(tmp_path, "bench-gpu", failing=failing)
+    assert (code == 0) == (failing == "nothing"), errors
     scripts = ("torch.cuda", "pytest", "tune_contrastive.py", "contrastive.py", "pipeline.py", "data_wait.py")
     assert all(script in call for script, call in zip(scripts, calls, strict=True))
+    assert "--peers" not in "".join(calls)
     if failing != "nothing":
-        assert "bench-gpu: failed: " in result.stderr
+        assert "bench-gpu: failed: " in errors
+
+
+@needs_make
+def test_bench_gpu_passes_public_kernels_on(tmp_path: Path) -> None:
+    _, calls, _ = calls_of(tmp_path, "bench-gpu", "PEERS=/public kernels")
+    given = [call for call in calls if "--peers" in call]
+    assert len(given) == 1 and "bench/contrastive.py --peers /public kernels --out" in given[0]
