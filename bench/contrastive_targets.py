@@ -79,6 +79,17 @@ def targets(cells: Sequence[Cell], cuda: bool) -> list[Target]:
     return list(gpu_targets(cells) if cuda else cpu_targets(cells))
 
 
+def usual_sizes(dtype: str, cuda: bool) -> list[int]:
+    """The sizes measured where none are given; the targets' come first, and stay if the run is cut short.
+
+    On a GPU float32 stops at 65,536: beyond that, no target is there and a pass takes seconds, a cell minutes.
+    """
+    if not cuda:
+        return [8192, 1024]
+    sizes = [1 << k for k in (15, 18, 10, 11, 12, 13, 14, 16, 17)]
+    return [n for n in sizes if n <= 65536] if dtype == "float32" else sizes
+
+
 def cell_at(cells: Sequence[Cell], n: int, d: int, dtype: str) -> Cell | None:
     return next((cell for cell in cells if (cell.n, cell.d, cell.dtype) == (n, d, dtype) and cell.rows), None)
 
