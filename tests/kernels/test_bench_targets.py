@@ -75,10 +75,11 @@ def calls_of(folder: Path, *arguments: str, failing: str = "nothing") -> tuple[i
     """Exit code, the interpreter's calls and standard error of make with an interpreter that runs nothing."""
     shutil.copy(ROOT / "Makefile", folder)
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\necho "$*" >> calls\ncase "$*" in *{failing}*) exit 1;; esac\n')
+    python.write_text(f'#!/bin/sh\necho "$VARALIGN_GPU_GRID $*" >> calls\ncase "$*" in *{failing}*) exit 1;; esac\n')
     python.chmod(0o755)
     command = ["make", *arguments, f"PYTHON={python}"]
-    result = subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True)
+    settings = {name: value for name, value in os.environ.items() if name not in ("PEERS", "VARALIGN_GPU_GRID")}
+    result = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
     return result.returncode, (folder / "calls").read_text().splitlines(), result.stderr
 
 
@@ -95,7 +96,32 @@ def test_bench_gpu_goes_on_after_a_failure(tmp_path: Path, failing: str) -> None
 
 
 @needs_make
-def test_bench_gpu_passes_public_kernels_on(tmp_path: Path) -> None:
-    _, calls, _ = calls_of(tmp_path, "bench-gpu", "PEERS=/public kernels")
+@pytest.mark.parametrize("failing", ["pytest", "contrastive.py", "nothing"])
+def test_the_quick_form_measures_the_cells_of_the_targets(bench: ModuleType, tmp_path: Path, failing: str) -> None:
+    code, calls, errors = calls_of(tmp_path, "bench-gpu-quick", failing=failing)
+    assert (code == 0) == (failing == "nothing"), errors
+    assert failing == "nothing" or "bench-gpu-quick: failed: " in errors
+    _, tests, benchmark = calls
+    assert tests == "pairs -m pytest -m gpu"
+    assert "--out bench/results/contrastive-cuda.json" in benchmark
+    words = benchmark.split()
+    sizes = [int(size) for size in words[words.index("--sizes") + 1].split(",")]
+    times = {"varalign": 1.0, "varalign, statistics on": 1.0, "varalign, statistics off": 1.0, bench.EAGER: 2.0}
+    cells = [cell_of(bench, n, words[words.index("--dtypes") + 1], times | {"inf_cl": 2.0}) for n in sizes]
+    for cell in cells:
+        cell.memory, cell.errors = {"varalign": 0.0}, {"varalign": 1.0, bench.EAGER: 1.0}
+    assert not [target for target in bench.targets(cells, True) if target.verdict.startswith("NOT")]
+
+
+def test_the_usual_sizes_hold_the_cells_of_the_targets(bench: ModuleType) -> None:
+    assert bench.usual_sizes("bfloat16", True)[:2] == [32768, 262144]
+    assert max(bench.usual_sizes("float32", True)) == 65536
+    assert bench.usual_sizes("float32", False)[0] == 8192
+
+
+@needs_make
+@pytest.mark.parametrize("goal", ["bench-gpu", "bench-gpu-quick"])
+def test_bench_gpu_passes_public_kernels_on(tmp_path: Path, goal: str) -> None:
+    _, calls, _ = calls_of(tmp_path, goal, "PEERS=/public kernels")
     given = [call for call in calls if "--peers" in call]
     assert len(given) == 1 and "bench/contrastive.py --peers /public kernels --out" in given[0]
