@@ -53,6 +53,10 @@ def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() 
         ({"color_jitter": 0.4, "augment": False}, "--color-jitter 0.4 is part of the augmentation"),
         ({"color_jitter": 0.4, "use_pretrained": True}, "or pass --augment where the image tower is frozen"),
         ({"features": "b", "decoded_cache": True}, "--decoded-cache needs images and captions"),
+        (
+            {"features": "b", "loss": "adversarial-inputs", "feature_mixup": 1.0},
+            "--loss adversarial-inputs moves the inputs of the images as they are",
+        ),
         ({"input_noise": 1.0}, "--input-noise needs features whose deviations stay"),
     ],
 )
@@ -60,6 +64,10 @@ def test_refusals_name_the_option(options: dict[str, object], words: str) -> Non
     with pytest.raises(ConfigError) as caught:
         resolve([options])
     assert words in str(caught.value)
+
+
+def test_adversarial_embeddings_are_of_mixed_features_too() -> None:
+    assert resolve([{"features": "b", "loss": "adversarial", "feature_mixup": 1.0}]).feature_mixup == 1.0
 
 
 def test_a_later_layer_goes_over_an_earlier_one() -> None:

@@ -425,6 +425,11 @@ class TrainConfig:
             raise ConfigError(
                 "--feature-mixup wants one text an image: pass --captions-as mean or --captions-per-step 1"
             )
+        if self.feature_mixup and self.loss == "adversarial-inputs":
+            raise ConfigError(
+                "--loss adversarial-inputs moves the inputs of the images as they are, and --feature-mixup trains on "
+                "mixed pairs: pass one of them (--loss adversarial takes mixed features)"
+            )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")
         return self
