@@ -1,7 +1,10 @@
 # Thin names for the commands that CONTRIBUTING.md explains. PYTHON is the interpreter of your virtual environment.
 PYTHON ?= python3
+# A folder of public kernels for `make bench-gpu PEERS=DIR` to compare ours with (what it may hold: bench/contrastive.py).
+# Without it the one peer linear in memory is a plain loop over chunks, and target 1a cannot pass.
+PEERS ?=
 
-.PHONY: help build test lint bench bench-gpu
+.PHONY: help build test lint bench bench-gpu bench-gpu-quick
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | sort
@@ -27,17 +30,33 @@ bench:           ## every benchmark that runs on this machine, as JSON lines int
 	  $(PYTHON) bench/$$script.py --json > bench/results/$$script-$$(uname -m).json || exit 1; \
 	done
 
+CUDA_CHECK = $(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "$@: torch sees no CUDA device")'
+TUNED = bench/results/launches-cuda.json
+CONTRASTIVE = $(PYTHON) bench/contrastive.py $$launches $(if $(PEERS),--peers '$(PEERS)') \
+	  --out bench/results/contrastive-cuda.json --plot bench/results/contrastive-cuda.png
+FAIL_IF_ANY = if [ -n "$$failed" ]; then echo "$@: failed:$$failed" >&2; exit 1; fi
+
 # One failure does not stop what follows; the last line names them all and fails.
 bench-gpu:       ## GPU tests, tile sizes, the kernel's and the images' benchmarks into bench/results/, on a machine with CUDA
 	mkdir -p bench/results
-	@$(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "bench-gpu: torch sees no CUDA device")'
+	@$(CUDA_CHECK)
 	@failed=; \
 	$(PYTHON) -m pytest -m gpu || failed="$$failed tests"; \
-	$(PYTHON) bench/tune_contrastive.py --out bench/results/launches-cuda.json || failed="$$failed tune_contrastive"; \
-	launches=; if [ -s bench/results/launches-cuda.json ]; then launches="--launches bench/results/launches-cuda.json"; fi; \
-	$(PYTHON) bench/contrastive.py $$launches --out bench/results/contrastive-cuda.json \
-	  --plot bench/results/contrastive-cuda.png || failed="$$failed contrastive"; \
+	$(PYTHON) bench/tune_contrastive.py --out $(TUNED) || failed="$$failed tune_contrastive"; \
+	launches=; if [ -s $(TUNED) ]; then launches="--launches $(TUNED)"; fi; \
+	$(CONTRASTIVE) || failed="$$failed contrastive"; \
 	for script in pipeline data_wait; do \
 	  $(PYTHON) bench/$$script.py --out bench/results/$$script-cuda.json || failed="$$failed $$script"; \
 	done; \
-	if [ -n "$$failed" ]; then echo "bench-gpu: failed:$$failed" >&2; exit 1; fi
+	$(FAIL_IF_ANY)
+
+# The cells of the targets and two small sizes. Tiles that an earlier bench-gpu tuned on this machine are used.
+bench-gpu-quick: ## the same in short: GPU tests without the whole grid, and the kernel's targets; no tuning, no images
+	mkdir -p bench/results
+	@$(CUDA_CHECK)
+	@failed=; \
+	VARALIGN_GPU_GRID=pairs $(PYTHON) -m pytest -m gpu || failed="$$failed tests"; \
+	launches=; if [ -s $(TUNED) ]; then launches="--launches $(TUNED)"; fi; \
+	$(CONTRASTIVE) --sizes 32768,262144,1024,4096 --dimensions 512 --dtypes bfloat16 --kinds 'forward and backward' \
+	  || failed="$$failed contrastive"; \
+	$(FAIL_IF_ANY)

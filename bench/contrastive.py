@@ -8,8 +8,9 @@ running out of memory is a result. Ours without its statistics, and on a GPU eac
 captured as CUDA graphs, are rows too. What ours and the eager peers launch on a GPU is counted everywhere
 (`launches.py`).
 
-On a GPU: N from 1,024 to 262,144, D 512, 256 and 768, bfloat16 and float32. On a CPU: the reference against the
-same peers at N = 1,024 and 8,192, D = 512, float32. `--sizes`, `--dimensions`, `--dtypes`, `--kinds` choose others.
+On a GPU: N from 1,024 to 262,144 in bfloat16 and to 65,536 in float32, D 512, 256 and 768. On a CPU: the reference
+against the same peers at N = 1,024 and 8,192, D = 512, float32. `--sizes`, `--dimensions`, `--dtypes`, `--kinds` choose
+others.
 Last come the targets (`contrastive_targets.py`), each with what was measured and whether it was met.
 """
 
@@ -32,7 +33,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 import torch
 import torch.nn.functional as F
 from contrastive_peers import Peer, ours, peers
-from contrastive_targets import EAGER, Cell, plot, targets
+from contrastive_targets import EAGER, Cell, plot, targets, usual_sizes
 from harness import Contender, Row, compare, main, single
 from torch import Tensor
 from varalign.kernels import launch_table
@@ -150,15 +151,13 @@ def subjects(options: argparse.Namespace) -> Iterator[list[Row]]:
     cuda = torch.cuda.is_available()
     if options.launches:
         launch_table.install(json.loads(options.launches.read_text()))
-    # The cells that the targets name come first: what is measured stays if the run is cut short.
-    sizes = options.sizes or ([1 << k for k in (15, 18, 10, 11, 12, 13, 14, 16, 17)] if cuda else [8192, 1024])
     dimensions = options.dimensions or ([512, 256, 768] if cuda else [512])
     dtypes = options.dtypes or (["bfloat16", "float32"] if cuda else ["float32"])
     everyone = peers(options)
     cells: list[Cell] = []
     for dtype in dtypes:
         for d in dimensions:
-            for n in sizes:
+            for n in options.sizes or usual_sizes(dtype, cuda):
                 cell = Cell(n, d, dtype)
                 yield from measured(Problem(n, d, dtype, "cuda" if cuda else "cpu"), everyone, cell, options)
                 cells.append(cell)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from contrastive_targets import CHUNKED
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from varalign.losses import contrastive
@@ -155,7 +156,7 @@ def peers(options: argparse.Namespace) -> dict[str, Peer]:
     known += [
         Peer("open_clip ClipLoss", open_clip_loss),
         Peer("shared logits", shared_logits),
-        Peer("row chunks, checkpointed", chunked, True),
+        Peer(CHUNKED, chunked, True),
     ]
     if torch.cuda.is_available() and kernel() is not None:
         known.append(Peer("varalign, CUDA graph", Captured(), True, captured=True))

@@ -240,9 +240,7 @@ def _add_eval(commands: Any) -> None:
         metavar="SPEC",
         help="measure CLIP as it is instead of a run, such as clip:ViT-B-32@openai; needs --data",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="with --zero-shot: seed of the split (default 0)"
-    )
+    parser.add_argument("--seed", type=int, metavar="S", help="with --zero-shot: seed of the split (default 0)")
     parser.add_argument(
         "--noise", metavar="SPEC", help="noise injected into the split, such as blur=0.5,drop-words=0.2"
     )
@@ -258,11 +256,13 @@ def _eval(arguments: argparse.Namespace) -> int:
         if arguments.run is not None or arguments.data is None:
             raise DataError("--zero-shot SPEC takes --data DIR and no RUN")
         model = aligner.zero_shot(
-            arguments.zero_shot, arguments.data, seed=arguments.seed, **_places(arguments, data=False)
+            arguments.zero_shot, arguments.data, seed=arguments.seed or 0, **_places(arguments, data=False)
         )
         name = str(model.name)
     else:
-        model, name = _load(arguments), ""
+        if arguments.seed is not None:
+            raise DataError("--seed belongs to --zero-shot: a run is measured on the split of its own seed")
+        model = _load(arguments)
         name = str(model.name)
     result = model.evaluate(arguments.split, noise=arguments.noise)
     if arguments.json:

@@ -53,6 +53,10 @@ def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() 
         ({"color_jitter": 0.4, "augment": False}, "--color-jitter 0.4 is part of the augmentation"),
         ({"color_jitter": 0.4, "use_pretrained": True}, "or pass --augment where the image tower is frozen"),
         ({"features": "b", "decoded_cache": True}, "--decoded-cache needs images and captions"),
+        (
+            {"features": "b", "loss": "adversarial-inputs", "feature_mixup": 1.0},
+            "--loss adversarial-inputs moves the inputs of the images as they are",
+        ),
         ({"input_noise": 1.0}, "--input-noise needs features whose deviations stay"),
     ],
 )
@@ -60,6 +64,53 @@ def test_refusals_name_the_option(options: dict[str, object], words: str) -> Non
     with pytest.raises(ConfigError) as caught:
         resolve([options])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"features": "b", "flip": 0.0}, "--flip needs images and captions: a features file holds what became of them"),
+        ({"features": "b", "decode": "fast"}, "--decode needs images and captions"),
+        ({"features": "b", "max_bad": 0.5}, "--max-bad needs images and captions"),
+        ({"features": "b", "tower_lr": 1e-4}, "--tower-lr needs the towers, which a features file does not have"),
+        ({"features": "b", "freeze": "both"}, "--freeze needs the towers"),
+        ({"use_pretrained": True, "tower_lr": 1e-4}, "--tower-lr is the rate of pretrained towers that train"),
+        ({"use_pretrained": True, "lora": 4, "tower_lr": 1e-4}, "--tower-lr is the rate of pretrained towers"),
+        ({"use_pretrained": True, "flip": 0.0}, "--flip is part of the augmentation, which this run has not"),
+        ({"fixed_weight": 0.3}, "--fixed-weight belongs to --schedule fixed"),
+        ({"pair_warmup": 0.5}, "--pair-warmup belongs to --pair-weighting moments"),
+        ({"head": "linear", "hidden_dim": 64}, "--hidden-dim belongs to --head mlp"),
+        ({"features": "b", "head": "linear", "dropout": 0.5}, "--dropout belongs to --head mlp"),
+    ],
+)
+def test_what_changes_nothing_is_refused_where_it_is_said(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve([options])
+    assert str(caught.value).startswith(words)
+    resolve([options, {"epochs": 3}])  # a file, perhaps of another run
+    resolve([{name: FIELDS[name].default if name in words.replace("-", "_") else options[name] for name in options}])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_pretrained": True, "tower_lr": 1e-4, "unfreeze": 1},
+        {"use_pretrained": True, "tower_lr": 1e-4, "lora": 4, "freeze": "image"},
+        {"use_pretrained": True, "tower_lr": 1e-4, "freeze": "none"},
+        {"use_pretrained": True, "flip": 0.0, "augment": True},
+        {"use_pretrained": True, "decode": "fast"},
+        {"flip": 0.0},
+        {"schedule": "fixed", "fixed_weight": 0.3},
+        {"pair_weighting": "moments", "pair_warmup": 0.5},
+        {"hidden_dim": 64, "dropout": 0.5},
+    ],
+)
+def test_the_same_options_pass_where_they_change_something(options: dict[str, object]) -> None:
+    resolve([options])
+
+
+def test_adversarial_embeddings_are_of_mixed_features_too() -> None:
+    assert resolve([{"features": "b", "loss": "adversarial", "feature_mixup": 1.0}]).feature_mixup == 1.0
 
 
 def test_a_later_layer_goes_over_an_earlier_one() -> None:

@@ -91,6 +91,9 @@ def test_the_recipe_is_a_rule_of_the_images_and_goes_under_every_option() -> Non
     told = recipe.fill(resolve([{"features": "a", **given}]), 600)
     assert {name: getattr(told, name) for name in given} == given
     assert recipe.filled(told, told) == "" and "--epochs 40" in recipe.filled(config, full)
+    flat = TrainConfig(features="a", head="linear").validate()
+    line = recipe.filled(flat, recipe.fill(flat, 6000))
+    assert "--map-lr" in line and "--hidden-dim" not in line and "--dropout" not in line, "a map has nothing inside"
 
 
 def test_options_and_what_was_resolved_are_in_the_runs_config(features_file: Path, tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def from_arguments(arguments: argparse.Namespace) -> Study:
     axes = {name: words for name, *words in arguments.axis}
     axes = {name: [_value(word) for word in words] for name, words in axes.items()}
     if arguments.seeds is not None:
+        if "seed" in axes:
+            raise StudyError("--axis seed and --seeds both say which seeds there are: pass one of them")
         axes["seed"] = arguments.seeds  # type: ignore[assignment]
     if axes:
         values["axes"] = axes

@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -360,8 +360,7 @@ class TrainConfig:
                 raise ConfigError(
                     f"{option_name(name)} needs images and captions: a features file holds what became of them"
                 )
-        sees_crops = self.augment if self.augment is not None else self.trains("image")
-        if self.color_jitter and not sees_crops:
+        if self.color_jitter and not self.sees_crops:
             raise ConfigError(
                 f"--color-jitter {self.color_jitter:g} is part of the augmentation, which this run has not: "
                 "leave out --no-augment, or pass --augment where the image tower is frozen"
@@ -425,6 +424,11 @@ class TrainConfig:
             raise ConfigError(
                 "--feature-mixup wants one text an image: pass --captions-as mean or --captions-per-step 1"
             )
+        if self.feature_mixup and self.loss == "adversarial-inputs":
+            raise ConfigError(
+                "--loss adversarial-inputs moves the inputs of the images as they are, and --feature-mixup trains on "
+                "mixed pairs: pass one of them (--loss adversarial takes mixed features)"
+            )
         if (self.schedule == "replay") != (self.replay_run is not None):
             raise ConfigError("--schedule replay and --replay-run RUN go together")
         return self
@@ -447,6 +451,20 @@ class TrainConfig:
     def trains(self, side: Literal["image", "text"]) -> bool:
         """Whether a side's tower changes in training: whole, its last blocks, or adapters beside it."""
         return not self.freezes(side) or self.unfreeze > 0 or self.lora > 0
+
+    @property
+    def sees_crops(self) -> bool:
+        """Whether training sees random crops of the images."""
+        return self.augment if self.augment is not None else self.trains("image")
+
+    @property
+    def tunes_towers(self) -> bool:
+        """Whether weights of a pretrained tower train, other than adapters beside them."""
+        specs = parse_image_spec(self.image_spec), parse_text_spec(self.text_spec)
+        return any(
+            spec.has_source and (self.unfreeze > 0 or not self.freezes(side))
+            for side, spec in zip(SIDES, specs, strict=True)
+        )
 
     @property
     def frozen_towers(self) -> bool:
@@ -479,6 +497,52 @@ class TrainConfig:
 FIELDS: dict[str, dataclasses.Field[Any]] = {item.name: item for item in dataclasses.fields(TrainConfig)}
 RECIPE = tuple(name for name, item in FIELDS.items() if item.metadata.get("recipe"))
 _HINTS = get_type_hints(TrainConfig)
+
+
+# Options that change nothing in some runs: which, when, and why. The first that fits an option speaks for it.
+_IDLE: tuple[tuple[tuple[str, ...], Callable[[TrainConfig], bool], str], ...] = (
+    (
+        ("flip", "decode", "max_bad"),
+        lambda config: config.features is not None,
+        "needs images and captions: a features file holds what became of them",
+    ),
+    (
+        ("freeze", "tower_lr"),
+        lambda config: config.features is not None,
+        "needs the towers, which a features file does not have: train from --data instead",
+    ),
+    (
+        ("tower_lr",),
+        lambda config: not config.tunes_towers,
+        "is the rate of pretrained towers that train, and none does in this run: pass --unfreeze N, or leave it out",
+    ),
+    (
+        ("flip",),
+        lambda config: not config.sees_crops,
+        "is part of the augmentation, which this run has not: leave out --no-augment, or pass --augment where the "
+        "image tower is frozen",
+    ),
+    (
+        ("fixed_weight",),
+        lambda config: config.schedule != "fixed",
+        "belongs to --schedule fixed: any other finds the weights itself",
+    ),
+    (
+        ("pair_warmup",),
+        lambda config: config.pair_weighting != "moments",
+        "belongs to --pair-weighting moments: nothing else waits before it weighs",
+    ),
+    (
+        ("hidden_dim", "dropout"),
+        lambda config: config.head == "linear",
+        "belongs to --head mlp: linear has nothing inside",
+    ),
+)
+
+
+def idle_options(config: TrainConfig) -> dict[str, str]:
+    """The options that cannot change this run, each with the reason."""
+    return {name: why for names, holds, why in reversed(_IDLE) if holds(config) for name in names}
 
 
 def checkpoint_interval(value: int | str) -> tuple[int, float]:
@@ -597,11 +661,24 @@ def known_options(values: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def resolve(layers: Iterable[Mapping[str, Any]]) -> TrainConfig:
-    """One config from layers of options, a later layer over an earlier one, checked."""
+    """One config from layers of options, a later layer over an earlier one, checked.
+
+    The last layer is what is asked for now: there an option that cannot change the run is refused. The layers before
+    come from files, which may hold it: a run's own holds every option, and a TOML file may serve several runs.
+
+    Raises:
+        ConfigError: for the first fault found.
+    """
     merged: dict[str, Any] = {}
+    said: Mapping[str, Any] = {}
     for layer in layers:
         merged.update(layer)
-    return TrainConfig(**merged).validate()
+        said = layer
+    config = TrainConfig(**merged).validate()
+    for name, why in idle_options(config).items():
+        if said.get(name, FIELDS[name].default) != FIELDS[name].default:
+            raise ConfigError(f"{option_name(name)} {why}")
+    return config
 
 
 def _toml(text: str) -> Any:

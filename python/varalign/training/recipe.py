@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from varalign.training.config import RECIPE, TrainConfig
+from varalign.training.config import RECIPE, TrainConfig, idle_options
 
 RANDOM: Mapping[str, Any] = {
     "embedding_dim": 256,
@@ -104,8 +104,10 @@ def fill(config: TrainConfig, images: int) -> TrainConfig:
 
 
 def filled(config: TrainConfig, resolved: TrainConfig) -> str:
-    """What the recipe put in, as options; empty where everything was said."""
-    names = [name for name in RECIPE if getattr(config, name) is None and getattr(resolved, name) is not None]
+    """What the recipe put in, as options, but for what changes nothing; empty where everything was said."""
+    idle = idle_options(resolved)
+    told = [name for name in RECIPE if getattr(config, name) is not None or name in idle]
+    names = [name for name in RECIPE if name not in told and getattr(resolved, name) is not None]
     return " ".join(f"--{name.replace('_', '-')} {_shown(getattr(resolved, name))}" for name in names)
 
 
