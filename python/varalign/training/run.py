@@ -92,11 +92,24 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
     out = None if config.out is None else Path(config.out)
     if out is not None:
         RunFolder.check_new(out)
-    pick_precision(config.precision, device)  # what can be refused is refused before anything is written
-    new_loss(config, None)
-    check_tensorboard(config)
+    check(config, device)
     with StopSignals() as stop, _nothing_saved():
         return _train(config, out, device, say, started, stop)
+
+
+def check(config: TrainConfig, device: torch.device) -> None:
+    """Refuse what can be refused before anything is written.
+
+    Args:
+        config: the options, validated.
+        device: where the run is to train.
+
+    Raises:
+        ConfigError: a precision, a loss's number or a reporter that cannot be had.
+    """
+    pick_precision(config.precision, device)
+    new_loss(config, None)
+    check_tensorboard(config)
 
 
 def _train(
