@@ -123,11 +123,14 @@ def test_a_batched_cell_equals_the_ordinary_trainer(features_file: Path, tmp_pat
             assert cell[key] == pytest.approx(alone.test[key], abs=1.01 / queries)
 
 
-def test_options_that_no_batch_knows_go_through_the_ordinary_trainer(features_file: Path, tmp_path: Path) -> None:
+def test_options_that_no_batch_knows_go_through_the_ordinary_trainer(
+    features_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {"epochs": 2, "batch_size": 32, "duplicates": "ignore"}
     values = small(features_file, options=options, axes={"start": ["random"], "seed": 1}, tune=[{"lr": [1e-2]}])
     report = run_study(make_study(values), tmp_path / "study", workers=1, device="cpu", say=quiet)
     assert len(report.cells) == 4
+    assert capsys.readouterr().err == ""  # nor do the cells speak for themselves
     assert not list((tmp_path / "study").glob("runs/*/checkpoints"))
 
 
