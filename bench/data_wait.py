@@ -49,7 +49,7 @@ def waited(options: argparse.Namespace, data: Path, folder: Path, cache: str) ->
         out=str(folder / cache),
         cache=str(folder / "cache"),
     )
-    varalign.train(config, say=lambda line: None)
+    varalign.train(config, say=lambda line: None, progress=False)
     lines = [json.loads(line) for line in (folder / cache / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "step"][WARM_UP:]
     seconds = sum(line["seconds"] for line in steps)

@@ -48,7 +48,7 @@ def ran(options: dict[str, Any], kept: Path) -> dict[str, Any]:
     if not kept.is_file():
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(**options, out=str(Path(folder) / "run"), keep=1)
-            parts = varalign.train(config, say=lambda _: None).aligner.parts
+            parts = varalign.train(config, say=lambda _: None, progress=False).aligner.parts
             kept.write_text(json.dumps(test_ranks(parts, 256)))
     found: dict[str, Any] = json.loads(kept.read_text())
     return found

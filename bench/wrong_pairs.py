@@ -105,7 +105,8 @@ def main() -> None:
             for row, options in rows.items():
                 base = right if row == "right pairs only" else noisy
                 out = str(folder / f"{seed}-{row.replace(' ', '-')}")
-                test = varalign.train(dataclasses.replace(base, **options, out=out), say=lambda _: None).test
+                config = dataclasses.replace(base, **options, out=out)
+                test = varalign.train(config, say=lambda _: None, progress=False).test
                 found[row].append(50 * (test[f"i2t_recall@{at}"] + test[f"t2i_recall@{at}"]))
                 print(f"seed {seed}  {row:36}{found[row][-1]:7.2f}", flush=True)
     weighted = float(np.mean(found["weighted"]))

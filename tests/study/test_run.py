@@ -18,7 +18,7 @@ from varalign.data.features import FeatureSet, save_features
 from varalign.study import packs
 from varalign.study.grid import Cell
 from varalign.study.run import run_study
-from varalign.study.spec import make_study
+from varalign.study.spec import StudyError, make_study
 from varalign.training.config import TrainConfig
 from varalign.training.run import train
 
@@ -62,7 +62,7 @@ def test_a_study_half_lost_and_started_again_gives_the_same_tables(features_file
     study = make_study(small(features_file))
     report = run_study(study, tmp_path / "whole", workers=1, device="cpu", say=quiet)
     whole = files(tmp_path / "whole")
-    assert len(report.cells) == 2 * 2 * 5 * 1
+    assert len(report.cells) == 2 * 2 * 4 * 1  # variance, fixed, random, replay: no weight is tuned
     assert {row["noise"] for row in report.cells} == {"none", "swap-images=0.4"}
     cells = sorted((tmp_path / "whole" / "cells").iterdir())
     for path in cells[::2]:
@@ -95,7 +95,7 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_tables(features_file: 
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
     done = subprocess.run([*line, "--workers", "2"], capture_output=True, check=True, timeout=120)
-    assert json.loads(done.stdout)["cells"] == 10
+    assert json.loads(done.stdout)["cells"] == 8
     del values["evaluations"], values["runs_at_once"]
     run_study(make_study(values), tmp_path / "whole", workers=1, device="cpu", say=quiet)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
@@ -123,12 +123,73 @@ def test_a_batched_cell_equals_the_ordinary_trainer(features_file: Path, tmp_pat
             assert cell[key] == pytest.approx(alone.test[key], abs=1.01 / queries)
 
 
-def test_options_that_no_batch_knows_go_through_the_ordinary_trainer(features_file: Path, tmp_path: Path) -> None:
+def test_options_that_no_batch_knows_go_through_the_ordinary_trainer(
+    features_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = {"epochs": 2, "batch_size": 32, "duplicates": "ignore"}
     values = small(features_file, options=options, axes={"start": ["random"], "seed": 1}, tune=[{"lr": [1e-2]}])
     report = run_study(make_study(values), tmp_path / "study", workers=1, device="cpu", say=quiet)
-    assert len(report.cells) == 5
+    assert len(report.cells) == 4
+    assert capsys.readouterr().err == ""  # nor do the cells speak for themselves
     assert not list((tmp_path / "study").glob("runs/*/checkpoints"))
+
+
+@pytest.mark.parametrize(
+    "axes,options,tune,message",
+    [
+        (
+            {"start": ["random", "closed-form"], "members": [0, 2]},
+            {},
+            [],
+            "start=random, members=2, .*--members 2 stand",
+        ),
+        ({"loss": ["gce", "nt-xent"]}, {"loss_strength": 0.7}, [], "loss=nt-xent, .*no number of its own"),
+        ({"noise": ["none", "blur=0.5"]}, {}, [], "noise=blur=0.5, .*neither words nor pixels"),
+        ({"start": ["random"]}, {}, [{"lr": [1e-3]}, {"members": [0, 4]}], "start=random, .*members=4: --members 4"),
+    ],
+)
+def test_options_that_do_not_go_together_stop_a_study_before_its_first_cell(
+    features_file: Path, tmp_path: Path, axes: dict[str, object], options: dict[str, object], tune: object, message: str
+) -> None:
+    study = make_study(small(features_file, axes=axes, options={"epochs": 1, **options}, tune=tune))
+    with pytest.raises(StudyError, match=f"no run can be made of .*{message}"):
+        run_study(study, tmp_path / "study", workers=1, device="cpu", say=quiet)
+    assert not list((tmp_path / "study" / "cells").iterdir())
+
+
+def test_siglip_is_trained_under_fixed_weights_alone(features_file: Path, tmp_path: Path) -> None:
+    options = {"epochs": 1, "batch_size": 32}
+    axes = {"start": ["random"], "loss": ["clip", "siglip"], "seed": 1}
+    values = small(features_file, options=options, axes=axes, tune=[{"fixed_weight": [0.4, 0.6]}])
+    said: list[str] = []
+    report = run_study(make_study(values), tmp_path / "study", workers=1, device="cpu", say=said.append)
+    by_loss = {loss: [row["schedule"] for row in report.cells if row["loss"] == loss] for loss in ("clip", "siglip")}
+    assert by_loss["clip"] == ["variance", "fixed", "fixed-tuned", "random", "replay"]
+    assert by_loss["siglip"] == ["fixed", "fixed-tuned"]
+    assert "siglip has no two directions" in said[0]
+    assert said[-1].startswith("[11/11]")
+    compared = {(row["loss"], row["schedule"]) for row in report.comparisons}
+    assert ("siglip", "fixed") in compared and ("siglip", "variance") not in compared
+
+
+def test_conditions_that_tune_no_weight_are_compared_with_fixed(features_file: Path, tmp_path: Path) -> None:
+    axes = {"start": ["random"], "noise": ["none", "swap-images=0.4"], "seed": 1}
+    tune = [{"noise": "none", "fixed_weight": [0.4]}]
+    study = make_study(small(features_file, options={"epochs": 1, "batch_size": 32}, axes=axes, tune=tune))
+    report = run_study(study, tmp_path / "study", workers=1, device="cpu", say=quiet)
+    baselines = {(row["noise"], row["against"]) for row in report.comparisons}
+    assert baselines == {("none", "schedule=fixed-tuned"), ("swap-images=0.4", "schedule=fixed")}
+
+
+def test_a_report_of_nothing_says_what_to_do(
+    features_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from varalign.cli import main
+
+    assert main(["study", "--features", str(features_file), "--out", str(tmp_path / "study"), "--report"]) == 0
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'study'}: no cell is done yet; run the same line without --report\n"
+    )
 
 
 def test_a_broken_study_is_one_line(tmp_path: Path) -> None:
@@ -151,7 +212,7 @@ def test_draws_whose_closed_forms_have_other_dimensions_train_apart(
     monkeypatch.setattr(packs, "cell_config", by_seed)
     axes = {"start": ["closed-form"], "fraction": [100], "seed": [1]}
     study = make_study(small(features_file, options={"epochs": 1, "batch_size": 32}, axes=axes, tune_seeds=2))
-    assert len(run_study(study, tmp_path / "study", workers=1, device="cpu", say=quiet).cells) == 5
+    assert len(run_study(study, tmp_path / "study", workers=1, device="cpu", say=quiet).cells) == 4
 
 
 def test_other_peoples_weightings_are_schedules_of_a_study(features_file: Path, tmp_path: Path) -> None:

@@ -21,6 +21,22 @@ def test_controls_and_defaults_join() -> None:
     assert two.baselines[0] == {"start": "random", "schedule": "fixed-tuned"}
 
 
+def test_fixed_tuned_goes_where_no_weight_is_tuned() -> None:
+    study = make_study({**GOOD, "tune": [{"lr": [1e-3, 1e-2]}]})
+    assert study.axes["schedule"] == ("entropy", "variance", "fixed", "random", "replay")
+    assert list(study.baselines) == [{"schedule": "fixed"}]
+    some = make_study({**GOOD, "tune": [{"noise": "none", "fixed_weight": [0.3, 0.5]}]})
+    assert "fixed-tuned" in some.schedules({"fraction": 10.0, "noise": "none"})
+    assert "fixed-tuned" not in some.schedules({"fraction": 10.0, "noise": "swap-images=0.2"})
+
+
+def test_siglip_has_fixed_weights_alone_wherever_it_is_named() -> None:
+    study = make_study({**GOOD, "options": {"loss": {"10": "clip", "100": "siglip"}}})
+    assert study.schedules({"fraction": 100.0, "noise": "none"}) == ("fixed", "fixed-tuned")
+    assert study.schedules({"fraction": 10.0, "noise": "none"}) == study.axes["schedule"]
+    assert study.schedules({"fraction": 10.0, "noise": "none", "loss": "siglip"}) == ("fixed", "fixed-tuned")
+
+
 def test_values_by_fraction() -> None:
     study = make_study({**GOOD, "axes": {**GOOD["axes"], "seed": {"1": 20, "100": [5, 6]}}})
     assert len(study.seeds_at(10)) == 20
@@ -47,6 +63,7 @@ def test_values_by_fraction() -> None:
         ({"options": {"seed": 1}}, "options.seed is set by the study"),
         ({"tune": [{"lr": 1e-3}]}, r"tune\[0\].lr: wanted a list"),
         ({"tune": [{"lr": [1e-3]}, {"dropout": [2.0]}]}, r"tune\[1\].dropout: --dropout is 2.0"),
+        ({"axes": {"schedule": ["fixed-tuned"]}, "tune": []}, "'fixed-tuned' needs a .*fixed_weight, or leave it out"),
         ({"tune_seeds": 0}, "tune_seeds takes a whole number of at least 1"),
         ({"baseline": {"schedule": "spread"}}, "baseline.schedule = 'spread' is not among"),
     ],
@@ -66,5 +83,5 @@ def test_a_file_with_options_over_it(tmp_path: Path) -> None:
     file.write_text("features = ")
     with pytest.raises(StudyError, match="study.toml: not valid TOML"):
         read_study(file)
-    with pytest.raises(StudyError, match="absent.toml: cannot be read"):
+    with pytest.raises(StudyError, match="absent.toml: cannot be read: No such file or directory$"):
         read_study(tmp_path / "absent.toml")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
-from varalign.study.spec import AXES, CONTROLS, Study, StudyError, make_study, read_study
+from varalign.study.spec import AXES, CONTROLS, TUNED, Study, StudyError, make_study, read_study
 from varalign.training.run_folder import json_text
 
 EPILOG = f"""axes: {", ".join(AXES)}, or any option of `varalign train`. The controls {", ".join(CONTROLS)} join by
-themselves. A study that was interrupted goes on where it was: run the same line again."""
+themselves ({TUNED} where fixed_weight is tuned; loss siglip has no others than the fixed ones). A study that was
+interrupted goes on where it was: run the same line again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,12 @@ def run(arguments: argparse.Namespace) -> int:
     from varalign.study.run import run_study
 
     report = run_study(study, out, workers=arguments.workers, device=arguments.device, report_only=arguments.report)
-    print(json_text(report.as_dict()) if arguments.json else f"{report.table()}\n{report.folder}: results.csv and more")
+    if arguments.json:
+        print(json_text(report.as_dict()))
+    elif report.cells:
+        print(f"{report.table()}\n{report.folder}: results.csv and more")
+    else:
+        print(f"{report.folder}: no cell is done yet; run the same line without --report")
     return 0
 
 

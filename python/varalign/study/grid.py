@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from varalign import __version__
-from varalign.study.spec import CONTROLS, FIRST_TUNE_SEED, TUNED, Study, at_fraction
+from varalign.study.spec import FIRST_TUNE_SEED, FIXED, TUNED, Study, at_fraction
 from varalign.training.config import FIELDS
 
 OPTIMISER_OPTIONS = ("lr", "weight_decay", "map_lr")  # may differ between the runs of one batched product
+# Numbers that only a range of their own bounds, and that was checked when the study was read.
+FREE = ("lr", "weight_decay", "dropout", "epochs", "batch_size", "fixed_weight")
 
 
 @dataclass(frozen=True)
@@ -108,14 +110,18 @@ class Condition:
             self.fixed_weight = chosen.pop("fixed_weight", self.fixed_weight)
             self.recipe |= chosen
         seeds = self.study.seeds_at(fraction)
-        schedules = [name for name in self.study.axes["schedule"] if name != "replay"]
+        schedules = self.study.schedules(self.axes)
+        trained = [name for name in schedules if name != "replay"]
         runs: dict[int, Pack] = {}
         packs = []
         for seed in seeds:
-            found = self._packs([self._run(name, seed) for name in schedules])
+            found = self._packs([self._run(name, seed) for name in trained])
             packs += found
-            runs[seed] = next(pack for pack in found if any(cell.schedule == "variance" for cell in pack.cells))
+            if "replay" in schedules:
+                runs[seed] = next(pack for pack in found if any(cell.schedule == "variance" for cell in pack.cells))
         yield packs
+        if not runs:
+            return
         cells = []
         for seed in seeds:
             names = [
@@ -123,6 +129,23 @@ class Condition:
             ]
             cells.append(self._run("replay", seed, replays=names[0]))
         yield self._packs(cells)
+
+    def possible(self) -> Iterator[Cell]:
+        """One cell of each kind that may be trained, whatever tuning chooses; to be asked for before `stages`.
+
+        Trials that differ in numbers of `FREE` alone are as good as one another here.
+        """
+        grids = [self.study.tune_grid(stage, self.axes) for stage in self.study.tune]
+        grids = [grid for grid in grids if grid]
+        kinds = [list({_bound(trial): trial for trial in grid}.values()) for grid in grids]
+        for stage, grid in enumerate(grids):
+            if len(grid) > 1:
+                for trials in itertools.product(*kinds[: stage + 1]):
+                    yield self._cell("tune", "fixed", FIRST_TUNE_SEED, _merged(trials))
+        seed = self.study.seeds_at(self.axes["fraction"])[0]
+        for trials in itertools.product(*kinds):
+            for schedule in self.study.schedules(self.axes):
+                yield self._cell("run", schedule, seed, _merged(trials))
 
     def _run(self, schedule: str, seed: int, replays: str = "") -> Cell:
         return self._cell("run", schedule, seed, {}, replays)
@@ -138,7 +161,7 @@ class Condition:
         axes = {**self.axes, "schedule": schedule, "seed": seed}
         if kind == "tune" and not self.study.tune_each_noise:  # equal cells have equal names, and are trained once
             axes["noise"] = self.study.axes["noise"][0]
-        return Cell(kind, axes, options, "fixed" if schedule in CONTROLS[:2] else schedule, weight, seed, replays)
+        return Cell(kind, axes, options, "fixed" if schedule in FIXED else schedule, weight, seed, replays)
 
     def _packs(self, cells: list[Cell]) -> list[Pack]:
         """Cells that differ in nothing but what a batched product can hold apart, at most `runs_at_once` together."""
@@ -167,6 +190,14 @@ class Condition:
 
 def _shape(cell: Cell) -> str:
     return json.dumps([dict(cell.options), cell.fixed_weight])
+
+
+def _merged(trials: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for trial in trials for name, value in trial.items()}
+
+
+def _bound(trial: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in trial.items() if name not in FREE})
 
 
 def conditions(study: Study, fingerprint: str, batches: Callable[[Mapping[str, Any]], bool]) -> list[Condition]:

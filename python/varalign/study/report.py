@@ -14,7 +14,7 @@ import numpy as np
 from varalign.study.grid import Condition, Pack
 from varalign.study.inference import METRICS, holm, interval, paired_difference, recalls
 from varalign.study.pictures import draw_study
-from varalign.study.spec import Study
+from varalign.study.spec import TUNED, Study
 from varalign.study.store import Store
 from varalign.training.run_folder import json_text
 
@@ -150,6 +150,7 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
     for runs in by_setting.values():
         axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
         for baseline in study.baselines:
+            baseline = _baseline(study, {**axes, **baseline}, baseline)
             other = by_setting.get(tuple({**axes, **baseline}.values()))
             if other is None or other is runs:
                 continue
@@ -166,6 +167,12 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
         for row, corrected in zip(mine, holm([row["p"] for row in mine]), strict=True):
             row["p_holm"] = round(corrected, 6)
     return rows
+
+
+def _baseline(study: Study, axes: Row, baseline: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The baseline, with `fixed` in the place of `fixed-tuned` in conditions that tune no weight."""
+    untuned = axes["schedule"] == TUNED and TUNED not in study.schedules(axes)
+    return {**baseline, "schedule": "fixed"} if untuned else baseline
 
 
 def csv_text(rows: Sequence[Row]) -> str:

@@ -18,10 +18,11 @@ import torch
 
 from varalign.data.features import FeatureSet, load_features
 from varalign.study import singles
+from varalign.study.check import check_cells
 from varalign.study.grid import Condition, Pack, conditions
 from varalign.study.packs import Bench, run_pack
 from varalign.study.report import StudyReport, write_report
-from varalign.study.spec import Study
+from varalign.study.spec import FIXED, TUNED, UNDIRECTED, Study
 from varalign.study.store import Store
 from varalign.training.config import FIELDS
 from varalign.training.device import pick_device
@@ -68,6 +69,7 @@ def run_study(
 
     Raises:
         DataError: data or study that cannot be used.
+        StudyError: a cell's options do not go together; raised before the first one runs.
         RunFailed: a worker was killed.
     """
     say = say or to_stderr
@@ -76,9 +78,14 @@ def run_study(
     features = load_features(study.source[1]) if study.source[0] == "features" else None
     fingerprint = singles.fingerprint(study) if features is None else features.fingerprint
     plan = conditions(study, fingerprint, lambda axes: features is not None and batches(study, axes))
+    if not report_only:
+        check_cells(plan, chosen)
     tracks = [Track(condition, store) for condition in plan]
     workers = workers or (1 if chosen.type == "cuda" else os.cpu_count() or 1)
     if not report_only:
+        if any(track.left() for track in tracks):
+            for remark in left_out(study, plan):
+                say(remark)
         with _executor(workers, study, features, str(chosen), out) as executor:
             _drive(tracks, store, executor, workers, say)
     return write_report(study, store, [track.finish() for track in tracks], say)
@@ -140,7 +147,23 @@ def cell_count(study: Study, axes: Mapping[str, Any]) -> int:
     """Cells of one condition: those that it is tuned on and those that are reported."""
     trials = [len(study.tune_grid(stage, axes)) for stage in study.tune]
     tune = sum(count * study.tune_seeds for count in trials if count > 1)
-    return tune + len(study.axes["schedule"]) * len(study.seeds_at(axes["fraction"]))
+    return tune + len(study.schedules(axes)) * len(study.seeds_at(axes["fraction"]))
+
+
+def left_out(study: Study, plan: Sequence[Condition]) -> list[str]:
+    """Remarks on the controls and schedules that a study leaves out."""
+    ran = [study.schedules(condition.axes) for condition in plan]
+    found = []
+    if any("variance" not in names for names in ran):
+        found.append(
+            f"loss {UNDIRECTED} has no two directions to weigh: only {' and '.join(FIXED)} are trained with it"
+        )
+    untuned = sum(TUNED not in names for names in ran)
+    if untuned:
+        found.append(
+            f"{untuned} of {len(ran)} conditions tune no fixed_weight: they have no {TUNED}, and fixed is the baseline"
+        )
+    return found
 
 
 def _drive(tracks: Sequence[Track], store: Store, executor: Executor, workers: int, say: Say) -> None:

@@ -71,11 +71,11 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
         return None
 
     if (place / "config.json").is_file():
-        trained = resume(place, {"device": device}, say=quiet)
+        trained = resume(place, {"device": device}, say=quiet, progress=False)
     else:
         if place.exists():  # killed before it was a run
             shutil.rmtree(place)
-        trained = train(config, say=quiet)
+        trained = train(config, say=quiet, progress=False)
     run = RunFolder.open(place)
     lines = run.read_metrics()
     dev = max(mean_recall(line) for line in lines if line["kind"] == "eval" and line["split"] == "dev")

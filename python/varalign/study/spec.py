@@ -10,7 +10,7 @@ batch_size = 128
 epochs = { 1 = 200, 10 = 60, 100 = 30 }  # any value may depend on the fraction
 
 [axes]                                   # an axis is one of these four or any option of `varalign train`
-schedule = ["variance", "entropy"]       # the controls join by themselves
+schedule = ["variance", "entropy"]       # the controls join by themselves (fixed-tuned where fixed_weight is tuned)
 fraction = [1, 10, 100]                  # per cent of the training images
 noise = ["none", "swap-images=0.2"]
 seed = 10                                # a count, or a list, or by fraction: { 1 = 20, 100 = 5 }
@@ -21,6 +21,10 @@ lr = [3e-4, 1e-3, 3e-3]
 epochs = { 1 = [100, 300], 10 = [30, 100], 100 = [15, 30] }
 [[tune]]
 fixed_weight = [0.3, 0.4, 0.5, 0.6, 0.7]
+
+Two things differ from `varalign train`: from the closed form a cell trains one residual (`members = 0`) unless the
+study says `members`, so that schedules are compared on one model; and `loss = "siglip"`, which has no two directions,
+is trained under `fixed` and `fixed-tuned` alone.
 """
 
 from __future__ import annotations
@@ -37,7 +41,9 @@ from varalign.data.errors import DataError
 from varalign.training.config import FIELDS, ConfigError, check_value, field_choices, known_options
 
 TUNED = "fixed-tuned"
-CONTROLS = ("fixed", TUNED, "random", "replay")
+FIXED = ("fixed", TUNED)
+CONTROLS = (*FIXED, "random", "replay")
+UNDIRECTED = "siglip"  # the loss that no schedule can weigh: see varalign/losses/others/comparison.py
 AXES = ("start", "schedule", "loss", "pair_weighting", "fraction", "noise", "seed")
 FIRST_TUNE_SEED = 1_000_000
 WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -86,6 +92,18 @@ class Study:
         """The seeds reported at a fraction."""
         found: list[int] = at_fraction(self.seeds, fraction)
         return found
+
+    def schedules(self, axes: Mapping[str, Any]) -> tuple[str, ...]:
+        """The schedules that a condition is trained under: what the study names, but for those that would say nothing.
+
+        `fixed-tuned` where no `fixed_weight` is tuned would be `fixed` under another name; a loss without two
+        directions has nothing for a schedule to weigh.
+        """
+        names: tuple[str, ...] = self.axes["schedule"]
+        if axes.get("loss", at_fraction(self.options.get("loss"), axes["fraction"])) == UNDIRECTED:
+            names = tuple(name for name in names if name in FIXED)
+        tunes = any("fixed_weight" in stage and self.tune_grid(stage, axes) for stage in self.tune)
+        return names if tunes else tuple(name for name in names if name != TUNED)
 
     def tune_grid(self, stage: Mapping[str, Any], axes: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Every combination of a tuning stage's values in a condition; none where the stage is for other conditions."""
@@ -138,8 +156,8 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
         import tomli as tomllib
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise StudyError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise StudyError(f"{path}: not valid TOML: {error}") from None
     for key, value in (overrides or {}).items():
@@ -182,6 +200,12 @@ def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
     if not isinstance(tune, Sequence) or isinstance(tune, str) or not all(isinstance(stage, dict) for stage in tune):
         raise StudyError(f"{place}: tune takes tables of options with lists of values ([[tune]])")
     stages = tuple(_tune_stage(stage, axes, f"{place}: tune[{number}]") for number, stage in enumerate(tune))
+    if not any("fixed_weight" in stage for stage in stages):
+        if TUNED in (values.get("axes", {}).get("schedule") or ()):
+            raise StudyError(
+                f"{place}: axes.schedule: {TUNED!r} needs a [[tune]] table with fixed_weight, or leave it out"
+            )
+        axes["schedule"] = tuple(name for name in axes["schedule"] if name != TUNED)
     each = values.get("tune_each_noise", False)
     if not isinstance(each, bool):
         raise StudyError(f"{place}: tune_each_noise takes true or false, got {each!r}")
@@ -332,13 +356,14 @@ def _fraction_key(key: Any, place: str) -> float:
 
 
 def _baselines(given: Any, axes: Mapping[str, tuple[Any, ...]], place: str) -> tuple[Mapping[str, Any], ...]:
+    usual = TUNED if TUNED in axes["schedule"] else "fixed"
     if given is None:
-        given = [{"schedule": TUNED}]
+        given = [{"schedule": usual}]
         if len(axes.get("start", ())) > 1:
-            given.insert(0, {"start": "random", "schedule": TUNED})
+            given.insert(0, {"start": "random", "schedule": usual})
     given = [given] if isinstance(given, dict) else given
     if not isinstance(given, list) or not given or not all(isinstance(one, dict) and one for one in given):
-        raise StudyError(f"{place}: baseline takes tables of an axis and its value, such as schedule = {TUNED!r}")
+        raise StudyError(f"{place}: baseline takes tables of an axis and its value, such as schedule = {usual!r}")
     for one in given:
         for key, value in one.items():
             if value not in axes.get(key, ()):

@@ -168,6 +168,18 @@ def read_noise(text: str | None) -> Noise:
         raise ConfigError(f"--{error}") from None
 
 
+def check_feature_noise(noise: Noise) -> None:
+    """Refuse noise that features cannot have.
+
+    Raises:
+        ConfigError: words or pixels are to be damaged.
+    """
+    if noise.words or noise.pixels:
+        raise ConfigError(
+            f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions do"
+        )
+
+
 def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
     """The data with wrong pairs and damaged words injected into one split; pixels are damaged where they are decoded.
 
@@ -175,10 +187,7 @@ def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
         ConfigError: words or pixels are to be damaged and the data are features.
     """
     if isinstance(data, FeatureSet):
-        if noise.words or noise.pixels:
-            raise ConfigError(
-                f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions do"
-            )
+        check_feature_noise(noise)
         if not noise.pairs:
             return data
         owner, _ = noisy_pairs(data.text_image_ids, data.rows(split), noise, seed)

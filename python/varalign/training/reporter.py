@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,23 @@ class ProgressReporter:
         steps_per_epoch: steps of an epoch.
         first_step: steps that are done already.
         run: the run folder, where TensorBoard events go.
+        say: takes the remarks, and nothing else is shown; None: all on standard error.
     """
 
-    def __init__(self, config: TrainConfig, *, steps_per_epoch: int, first_step: int, run: Path) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        steps_per_epoch: int,
+        first_step: int,
+        run: Path,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self._board = _tensorboard(run) if config.tensorboard else None
-        self._line = ProgressLine(epochs=config.epochs, steps_per_epoch=steps_per_epoch, first_step=first_step)
+        self._line = ProgressLine(
+            epochs=config.epochs, steps_per_epoch=steps_per_epoch, first_step=first_step, quiet=say is not None
+        )
+        self._remark = say or self._line.message
 
     def step(self, line: dict[str, Any], images: int) -> None:
         """A line of metrics."""
@@ -42,7 +55,7 @@ class ProgressReporter:
 
     def remark(self, text: str) -> None:
         """A lasting line of its own."""
-        self._line.message(text)
+        self._remark(text)
 
     def close(self) -> None:
         """Finish the line and TensorBoard's file."""

@@ -69,12 +69,13 @@ class TrainResult:
         return f"{final_table(rows)}\nbest epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
 
 
-def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
+def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True) -> TrainResult:
     """Train from the beginning.
 
     Args:
         config: the options.
         say: called with each remark; standard error if None.
+        progress: whether the live line and a line an epoch go to standard error.
 
     Returns:
         The result; everything else is in the run folder.
@@ -92,15 +93,34 @@ def train(config: TrainConfig, *, say: Say | None = None) -> TrainResult:
     out = None if config.out is None else Path(config.out)
     if out is not None:
         RunFolder.check_new(out)
-    pick_precision(config.precision, device)  # what can be refused is refused before anything is written
+    check(config, device)
+    with StopSignals() as stop, _nothing_saved():
+        return _train(config, out, device, say, started, stop, progress)
+
+
+def check(config: TrainConfig, device: torch.device) -> None:
+    """Refuse what can be refused before anything is written.
+
+    Args:
+        config: the options, validated.
+        device: where the run is to train.
+
+    Raises:
+        ConfigError: a precision, a loss's number or a reporter that cannot be had.
+    """
+    pick_precision(config.precision, device)
     new_loss(config, None)
     check_tensorboard(config)
-    with StopSignals() as stop, _nothing_saved():
-        return _train(config, out, device, say, started, stop)
 
 
 def _train(
-    config: TrainConfig, out: Path | None, device: torch.device, say: Say, started: float, stop: StopSignals
+    config: TrainConfig,
+    out: Path | None,
+    device: torch.device,
+    say: Say,
+    started: float,
+    stop: StopSignals,
+    progress: bool,
 ) -> TrainResult:
     opened, data = open_data(config, say)
     config = fill(opened, len(data.rows("train")))
@@ -122,7 +142,7 @@ def _train(
                 "machine": {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)},
             }
         )
-        return _finish(config, parts, run, say, started, start, stop)
+        return _finish(config, parts, run, say, started, start, stop, progress)
 
 
 def _first_parts(config: TrainConfig, data: Data, device: torch.device, say: Say) -> tuple[Parts, Beginning]:
@@ -145,13 +165,14 @@ def _nothing_saved() -> Iterator[None]:
         raise
 
 
-def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> TrainResult:
+def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, progress: bool = True) -> TrainResult:
     """Go on with a run that was interrupted, from its newest whole checkpoint.
 
     Args:
         path: the run folder.
         overrides: options that do not change the result (device, threads, cache).
         say: called with each remark; standard error if None.
+        progress: whether the live line and a line an epoch go to standard error.
 
     Raises:
         RunError: no such run, or its data are not what they were.
@@ -177,7 +198,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None) -> 
             say("no checkpoint yet: starting from the beginning")
             parts, start = _first_parts(config, data, device, say)
         parts.images.prepare()
-        return _finish(parts.config, parts, run, say, started, start, stop)
+        return _finish(parts.config, parts, run, say, started, start, stop, progress)
 
 
 def _finish(
@@ -188,6 +209,7 @@ def _finish(
     started: float,
     start: Beginning | None,
     stop: StopSignals,
+    shows: bool,
 ) -> TrainResult:
     pairs = None if start is None else start.pairs
     trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None)
@@ -199,7 +221,11 @@ def _finish(
         if pairs is not None:
             write_pairs(run.pairs, parts, pairs.weights, scores=pairs.scores)
     reporter = ProgressReporter(
-        config, steps_per_epoch=trainer.steps_per_epoch, first_step=trainer.progress.step, run=run.path
+        config,
+        steps_per_epoch=trainer.steps_per_epoch,
+        first_step=trainer.progress.step,
+        run=run.path,
+        say=None if shows else say,
     )
     try:
         progress = trainer.fit(reporter, stop)

@@ -1,0 +1,57 @@
+"""Checking every cell's options before the first one runs: no study stops after hours at a combination that is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from varalign.study.grid import FREE, Cell, Condition
+from varalign.study.packs import cell_config
+from varalign.study.spec import StudyError
+from varalign.training.build import check_feature_noise, read_noise
+from varalign.training.config import ConfigError
+from varalign.training.run import check
+
+IMAGES = 1000  # any number will do: a fraction of it is a size that the options may have
+
+
+def check_cells(conditions: Sequence[Condition], device: torch.device) -> None:
+    """Refuse a study one of whose cells would be refused by the trainer.
+
+    Args:
+        conditions: of the study, not begun.
+        device: where it trains.
+
+    Raises:
+        StudyError: naming the axes' values of the first such cell.
+    """
+    seen = set()
+    for condition in conditions:
+        for cell in condition.possible():
+            key = json.dumps([cell.axes["noise"], cell.schedule, dict(cell.options)])
+            if key not in seen:
+                seen.add(key)
+                _check_cell(cell, condition, device)
+
+
+def _check_cell(cell: Cell, condition: Condition, device: torch.device) -> None:
+    kind, source = condition.study.source
+    where: dict[str, Any] = {kind: source}
+    try:
+        config = dataclasses.replace(cell_config(cell, IMAGES), **where).validate()
+        check(config, device)
+        if kind == "features":
+            check_feature_noise(read_noise(config.noise))
+    except ConfigError as error:
+        tuned = {name for stage in condition.study.tune for name in stage if name in cell.options and name not in FREE}
+        shown = {name: value for name, value in cell.axes.items() if name != "seed"}
+        shown |= {name: cell.options[name] for name in sorted(tuned) if name not in shown}
+        values = ", ".join(f"{name}={value}" for name, value in shown.items())
+        raise StudyError(
+            f"no run can be made of {values}: {error}; a study trains its whole grid, so leave a value out or give it "
+            "a study of its own"
+        ) from None
