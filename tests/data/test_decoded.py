@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from varalign.data.decoded import DecodedCache, decoded_cache
-from varalign.data.images import Augment, ImagePipeline, Preprocess
+from varalign.data.images import Augment, ImagePipeline, Preprocess, load_images
 
 Make = Callable[..., NDArray[np.uint8]]
 ORDER = [np.array([4, 0, 3]), np.array([1, 5, 2])]
@@ -134,3 +135,25 @@ def test_wrong_settings_are_errors(paths: list[Path], tmp_path: Path) -> None:
     with pytest.raises(OSError, match="file"):
         (tmp_path / "file").write_text("")
         decoded_cache(paths, Preprocess(size=8), tmp_path / "file", augment=None)
+
+
+def test_a_cache_of_other_settings_is_refused(paths: list[Path], tmp_path: Path) -> None:
+    small, large = Preprocess(size=16), Preprocess(size=24)
+    cache = decoded_cache(paths, small, tmp_path, augment=None)
+    for preprocess, augment in ((large, None), (small, Augment()), (replace(small, interpolation="bilinear"), None)):
+        with pytest.raises(ValueError, match="was made for finished squares of 16"):
+            ImagePipeline(paths, preprocess, augment=augment, decoded=cache)
+    with pytest.raises(ValueError, match=f"a data set of {len(paths)} files, not of 1"):
+        ImagePipeline(paths[:1], small, decoded=cache)
+    with pytest.raises(ValueError, match=r"rows must be from 0 to \d+, got -1"):
+        decoded_cache(paths, small, tmp_path, augment=None, rows=np.array([-1]))
+
+
+def test_a_file_that_is_not_there_is_met_by_the_pipeline(paths: list[Path], tmp_path: Path) -> None:
+    some, preprocess = [paths[0], tmp_path / "none.jpg"], Preprocess(size=16)
+    cache = decoded_cache(some, preprocess, tmp_path, augment=None)
+    assert len(cache) == 1
+    [batch] = ImagePipeline(some, preprocess, decoded=cache).batches([np.arange(2)])
+    assert [row for row, _ in batch.errors] == [1]
+    with pytest.raises(TypeError, match="wanted a list of paths, got one path"):
+        load_images(str(paths[0]), preprocess)

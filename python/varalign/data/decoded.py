@@ -47,6 +47,7 @@ _CHUNK = 64
 """Pictures decoded between two writes: what is held in memory."""
 
 Say = Callable[[str], None]
+MadeFor = tuple[int, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,21 @@ class DecodedCache:
     """Pictures on disk, by row of the data set; made by `decoded_cache`.
 
     path: the `.pixels` file. index: (I, 5) int64: offset, width and height as kept, width and height of the file's
-    picture; zeros where the row is not kept. key: what it was made of.
+    picture; zeros where the row is not kept. key: what it was made of. made_for: what `made_for` gives.
     """
 
     path: Path
     index: NDArray[np.int64]
     key: str
+    made_for: MadeFor
+
+    def check(self, preprocess: Preprocess, augment: Augment | None, rows: int | None = None) -> None:
+        """ValueError unless the cache was made for these settings, and for so many rows."""
+        wanted = made_for(preprocess, augment)
+        if self.made_for != wanted:
+            raise ValueError(f"{self.path} was made for {_named(self.made_for)}, and {_named(wanted)} is wanted here")
+        if rows is not None and rows != len(self.index):
+            raise ValueError(f"{self.path} was made for a data set of {len(self.index)} files, not of {rows}")
 
     def __len__(self) -> int:
         """How many pictures are kept."""
@@ -103,6 +113,8 @@ def decoded_cache(
         raise ValueError(f"margin must be at least 1 training size, got {margin}")
     files = [Path(path) for path in paths]
     wanted = np.arange(len(files)) if rows is None else np.unique(rows)
+    if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(files):
+        raise ValueError(f"rows must be from 0 to {len(files) - 1}, got {wanted[0]} to {wanted[-1]}")
     # Mean and deviation come after the cache: any will do.
     settings = (
         FORMAT, preprocess.size, preprocess.interpolation, preprocess.decode, max_pixels,
@@ -112,7 +124,7 @@ def decoded_cache(
     states = file_states([files[row] for row in wanted.tolist()])
     key = cache_key(*settings, _core.__version__, states, hashlib.sha256(wanted.astype("<i8").tobytes()).hexdigest())
     pixels = folder / f"decoded-{place}.pixels"
-    found = _read(pixels, key, len(files))
+    found = _read(pixels, key, len(files), made_for(preprocess, augment))
     if isinstance(found, DecodedCache):
         say(f"decoded cache: {len(found)} images from {pixels}")
         return found
@@ -142,7 +154,7 @@ def decoded_cache(
     write_parts_atomically(pixels, parts())
     arrays = {"index": index, "crc32": sums}
     write_atomically(_index_of(pixels), save_arrays(arrays, metadata={"key": key}))
-    cache = DecodedCache(pixels, index, key)
+    cache = DecodedCache(pixels, index, key, made_for(preprocess, augment))
     say(f"decoded cache: {len(cache)} images, {pixels.stat().st_size / 2**20:.0f} MiB, kept in {pixels}")
     return cache
 
@@ -172,7 +184,19 @@ def _index_of(pixels: Path) -> Path:
     return pixels.with_suffix(".safetensors")
 
 
-def _read(pixels: Path, key: str, count: int) -> DecodedCache | str:
+def made_for(preprocess: Preprocess, augment: Augment | None) -> MadeFor:
+    """What a cache must have been made for: size, interpolation, decoder, and "crops" or how squares were cut."""
+    shape = "crops" if augment is not None else preprocess.resize
+    return preprocess.size, preprocess.interpolation, preprocess.decode, shape
+
+
+def _named(kind: MadeFor) -> str:
+    size, interpolation, decode, shape = kind
+    what = "random crops" if shape == "crops" else "finished squares"
+    return f"{what} of {size} ({interpolation}, resize={shape!r}, decode={decode!r})"
+
+
+def _read(pixels: Path, key: str, count: int, kind: MadeFor) -> DecodedCache | str:
     """The cache, or what is wrong with it; empty where there is none."""
     path = _index_of(pixels)
     if not path.exists():
@@ -187,7 +211,7 @@ def _read(pixels: Path, key: str, count: int) -> DecodedCache | str:
         return f"{pixels} is stale: the images, their choice or the decoder have changed"
     if index.shape != (count, 5) or sums.shape != (count,) or index.dtype != np.int64 or sums.dtype != np.int64:
         return f"{path} is damaged (an index of {index.dtype} {index.shape})"
-    cache = DecodedCache(pixels, index, key)
+    cache = DecodedCache(pixels, index, key, kind)
     try:
         cache.core()  # checks that every picture lies within the file
         levels = np.memmap(pixels, np.uint8, "r") if len(cache) else np.empty(0, np.uint8)

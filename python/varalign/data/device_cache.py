@@ -86,12 +86,7 @@ class DeviceCache:
         self.device = torch.device(device)
         if self.device.type == "mps":
             raise ValueError("crops are made on a device in float64, which mps has not")
-        kept = cache.index[cache.index[:, 1] > 0, 1:3]
-        if augment is None and (kept != preprocess.size).any():
-            raise ValueError(
-                f"{cache.path} does not hold finished squares of {preprocess.size}: it was made with another size, or "
-                "with augment, which is then wanted here too"
-            )
+        cache.check(preprocess, augment)
         self.preprocess, self.augment = preprocess, augment
         self._preparation = prepare(preprocess, augment, seed)
         self._index = cache.index
@@ -115,6 +110,11 @@ class DeviceCache:
 
         Nothing here waits for the device. Raises KeyError where a row is not kept.
         """
+        if dtype not in ("float32", "uint8"):
+            raise ValueError(f"dtype must be 'float32' or 'uint8', got {dtype!r}")
+        outside = (rows < 0) | (rows >= len(self._index))
+        if outside.any():
+            raise KeyError(f"rows {rows[outside][:3].tolist()} are not among the {len(self._index)} of the data set")
         if not self.holds(rows).all():
             raise KeyError(f"rows {rows[~self.holds(rows)][:3].tolist()} are not in the decoded cache")
         size = self.preprocess.size

@@ -119,10 +119,14 @@ def cache_key(*parts: object) -> str:
 
 
 def file_states(paths: list[Path]) -> str:
-    """A digest of size and time of change of every file: what tells that an image was exchanged."""
+    """A digest of size and time of change of every file: what tells that an image was exchanged, or is gone."""
     digest = hashlib.sha256()
     for path in paths:
-        state = os.stat(path)
+        try:
+            state = os.stat(path)
+        except OSError:  # whoever reads it says so
+            digest.update(b"absent")
+            continue
         digest.update(state.st_size.to_bytes(8, "little") + state.st_mtime_ns.to_bytes(12, "little", signed=True))
     return digest.hexdigest()
 

@@ -117,6 +117,7 @@ def load_images(
     as `memory_format` says. `tensor.numpy()` of a pinned tensor is one that a GPU copies from.
     Returns pixels (B, 3, S, S) of `dtype`, and (position, message) of each file that failed, whose pixels are 0.
     """
+    files = _files(paths)
     row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()
     preparation = prepare(preprocess, augment, seed, max_pixels, memory_format)
     _is_uint8(dtype)
@@ -127,7 +128,7 @@ def load_images(
         out = _as_nchw(laid, memory_format)
     else:
         laid = _laid_out(out, (len(paths), 3, preprocess.size, preprocess.size), dtype, memory_format)
-    errors = _core.load_images([os.fspath(path) for path in paths], row_list, preparation, laid, epoch, threads)
+    errors = _core.load_images(files, row_list, preparation, laid, epoch, threads)
     return out, errors
 
 
@@ -179,7 +180,9 @@ class ImagePipeline:
         self.augment = augment
         self._memory_format = memory_format
         preparation = prepare(preprocess, augment, seed, max_pixels, memory_format)
-        files = [os.fspath(path) for path in paths]
+        files = _files(paths)
+        if decoded is not None:
+            decoded.check(preprocess, augment, len(files))
         kept = None if decoded is None else decoded.core()
         self._pipeline = _core.ImagePipeline(files, preparation, threads, prefetch, _is_uint8(dtype), kept)
 
@@ -191,6 +194,12 @@ class ImagePipeline:
         """
         run = self._pipeline.start([np.asarray(rows, dtype=np.int64).tolist() for rows in order], epoch)
         return ImageBatches(run, self._memory_format)
+
+
+def _files(paths: Sequence[AnyPath]) -> list[str]:
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise TypeError(f"wanted a list of paths, got one path: pass [{paths!r}]")
+    return [os.fspath(path) for path in paths]
 
 
 class ImageBatches(Iterator[ImageBatch]):
