@@ -60,11 +60,13 @@ def in_batches(paths: Sequence[Path], preprocess: Preprocess, threads: int) -> C
     return lambda: [image for batch in batches for image in load_images(batch, preprocess, threads=threads)[0]]
 
 
-def in_one_call(paths: Sequence[Path], preprocess: Preprocess, reuse: bool = True) -> Callable[[], list[Any]]:
-    """Ours, all files at once on one thread, into a batch that is there before (`reuse`) or a new one each time."""
+def in_one_call(
+    paths: Sequence[Path], preprocess: Preprocess, threads: int = 1, *, reuse: bool = True
+) -> Callable[[], list[Any]]:
+    """Ours, all files at once, into a batch that is there before (`reuse`) or a new one each time."""
     shape = (len(paths), 3, preprocess.size, preprocess.size)
     out = np.zeros(shape, np.float32) if reuse else None
-    return lambda: list(load_images(paths, preprocess, threads=1, out=out)[0])
+    return lambda: list(load_images(paths, preprocess, threads=threads, out=out)[0])
 
 
 def decoded_on(files: Sequence[bytes], pool: ThreadPoolExecutor | None, where: str, **kept: Any) -> list[Row]:
@@ -150,22 +152,30 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
             yield list(memory(paths, preprocess, f"loading {len(files)} JPEG files", 4))
 
     tiny = Preprocess(size=16, decode="fast")
-    for width, height, count in ((640, 480, 24), (4000, 3000, 3)):
+    for width, height, count in ((640, 480, 24), (4000, 3000, 4)):
         files = made(width, height, count)
         with on_disk(files) as paths:
-            contenders = [
-                Contender("varalign fast", in_one_call(paths, fast), ours=True),
-                Contender("varalign exact", in_one_call(paths, preprocess), reference=True),
-                # The first coefficient of each block alone becomes a pixel: what is left is entropy decoding.
-                Contender("varalign, to 16 pixels", in_one_call(paths, tiny), differs="entropy decoding alone"),
-            ]
-            for name, load, why in reduced_loaders(preprocess):
-                contenders.append(Contender(name, each(load, files), differs=why))
-            subject = f"load {count} JPEG files of {width} x {height} to float32 [B, 3, 224, 224], fast, one thread"
-            rows = compare(subject, contenders, work=count, agree=within(3, level), **kept)
-            yield rows
-            judgement = f"target of fast loading of {width} x {height}, one thread, by processor time"
-            yield [judged(judgement, "over the quickest peer that agrees", quickest(rows), 2, PACKAGES)]
+            subject = f"load {count} JPEG files of {width} x {height} to float32 [B, 3, 224, 224], fast"
+            for threads in (1, cores):
+                with ThreadPoolExecutor(threads) as pool:
+                    contenders = [
+                        Contender("varalign fast", in_one_call(paths, fast, threads), ours=True),
+                        Contender("varalign exact", in_one_call(paths, preprocess, threads), reference=True),
+                        # The first coefficient of each block alone becomes a pixel: what is left is entropy decoding.
+                        Contender(
+                            "varalign, to 16 pixels",
+                            in_one_call(paths, tiny, threads),
+                            differs="entropy decoding alone",
+                        ),
+                    ]
+                    for name, load, why in reduced_loaders(preprocess):
+                        run = each(load, files) if threads == 1 else all_at_once(load, files, pool)
+                        contenders.append(Contender(name, run, differs=why))
+                    where = "one thread" if threads == 1 else f"{threads} threads"
+                    rows = compare(f"{subject}, {where}", contenders, work=count, agree=within(3, level), **kept)
+                    yield rows
+                judgement = f"target of fast loading of {width} x {height}, {where}, by processor time"
+                yield [judged(judgement, "over the quickest peer that agrees", quickest(rows), 2, PACKAGES)]
             if width == 4000 and Path("/proc/self/clear_refs").exists():
                 yield list(memory(paths, preprocess, f"loading JPEG files of {width} x {height}", 1))
 
