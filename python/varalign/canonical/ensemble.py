@@ -99,29 +99,32 @@ class EnsembleHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) to (B, k + K·D) unit vectors; in training mode to (B, K·D), the members alone."""
-        centred = features.to(self.mean.dtype) - self.mean
-        standardised = (centred / self.deviation).expand(self.members, *features.shape)
+        centred = self._centred(features)
+        if self.training:
+            return self._trained(centred)
+        closed, trained = self._closed(centred), self._trained(centred)
+        return torch.cat([(1 - self.share).sqrt() * closed, self.share.sqrt() * trained], dim=1)
+
+    def parts(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, k) and (B, K·D): the closed form and the members, each of unit length whatever the share."""
+        centred = self._centred(features)
+        return self._closed(centred), self._trained(centred)
+
+    def _centred(self, features: Tensor) -> Tensor:
+        return features.to(self.mean.dtype) - self.mean
+
+    def _closed(self, centred: Tensor) -> Tensor:
+        return nn.functional.normalize((centred @ self.closed_map).float(), dim=-1)
+
+    def _trained(self, centred: Tensor) -> Tensor:
+        """(B, K·D), of unit length together."""
+        standardised = (centred / self.deviation).expand(self.members, *centred.shape)
         if self.training and self.noise > 0:
             standardised = standardised + self.noise * torch.randn_like(standardised)
         hidden = nn.functional.gelu(standardised @ self.hidden + self.bias.view(self.members, 1, -1))
         hidden = nn.functional.dropout(hidden, self.dropout, self.training)
         members = nn.functional.normalize((hidden @ self.output).float(), dim=-1) / math.sqrt(self.members)
-        trained = members.transpose(0, 1).flatten(1)
-        if self.training:
-            return trained
-        closed = nn.functional.normalize((centred @ self.closed_map).float(), dim=-1)
-        return torch.cat([(1 - self.share).sqrt() * closed, self.share.sqrt() * trained], dim=1)
-
-    def parts(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, k) and (B, K·D): the closed form and the members, each of unit length; outside training."""
-        both = torch.full_like(self.share, 0.5)
-        kept, self.share = self.share, both
-        try:
-            embeddings = self(features) * math.sqrt(2)
-        finally:
-            self.share = kept
-        closed_dim = self.closed_map.shape[1]
-        return embeddings[:, :closed_dim], embeddings[:, closed_dim:]
+        return members.transpose(0, 1).flatten(1)
 
     def to_config(self) -> EnsembleHeadConfig:
         """The sizes and rates: `EnsembleHead(**config)` takes the state dict of this one."""
@@ -142,6 +145,8 @@ class EnsembleHead(nn.Module):
         side: Literal["image", "text"],
         *,
         seed: int = 0,
+        members: int = 8,
+        member_dim: int = MEMBER_DIM,
         **options: Any,
     ) -> EnsembleHead:
         """The head of one side of a closed form.
@@ -151,7 +156,8 @@ class EnsembleHead(nn.Module):
             covariance: the one it was fitted on; gives the deviations.
             side: "image" or "text".
             seed: draws the members; the process's random state stays as it is.
-            options: hidden_dim, members, member_dim, dropout, noise, as for the class.
+            members, member_dim: K and D.
+            options: hidden_dim, dropout, noise, as for the class.
         """
         if side not in ("image", "text"):
             raise ValueError(f'side is "image" or "text", got {side!r}')
@@ -161,10 +167,10 @@ class EnsembleHead(nn.Module):
             else (found.text_map, found.text_mean, covariance.cov_y)
         )
         feature_dim, closed_dim = linear_map.shape
-        width = options.get("members", 8) * options.get("member_dim", MEMBER_DIM)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            head = EnsembleHead(feature_dim, closed_dim + width, **options)
+            width = closed_dim + members * member_dim
+            head = EnsembleHead(feature_dim, width, members=members, member_dim=member_dim, **options)
         head.mean.copy_(mean)
         head.deviation.copy_(deviations(matrix))
         head.closed_map.copy_(linear_map)
