@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from varalign.canonical import ResidualHead
+from varalign.canonical import EnsembleHead, ResidualHead
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.losses.contrastive import ContrastiveLoss, contrastive
 from varalign.losses.statistics import FIELDS
@@ -58,6 +58,10 @@ def model(kind: str, seed: int) -> DualEncoder:
             map_, mean = torch.randn(width, 6), torch.randn(width)
             head = ResidualHead.from_linear(map_, mean, torch.eye(width), 12, seed=seed, train_linear=seed != 1)
             setattr(made, f"{side}_head", head)
+    if kind == "ensemble":
+        made.take_heads(
+            *(EnsembleHead(width, 5 + 2 * 4, 12, members=2, member_dim=4) for width in (10, 8)), logit_scale=10.0
+        )
     return made
 
 
@@ -76,7 +80,28 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
+def test_members_are_aligned_one_by_one() -> None:
+    """K spaces side by side: losses, statistics and gradients are those of `ContrastiveLoss(members=K)`."""
+    u, v = unit(2, 6, 3, 5, seed=0), unit(2, 6, 3, 5, seed=1)
+    u, v = ((x / 3**0.5).flatten(2).requires_grad_() for x in (u, v))
+    scale = torch.tensor([3.0, 50.0], dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[0, 1, 2, 2, 4, 5], [3, 1, 3, 0, 2, 5]])
+    pair_weights = torch.rand(2, 6, dtype=torch.float64)
+    losses, *stats = batched_contrastive(u, v, scale, ids, ids, (pair_weights, pair_weights), members=3)
+    batched = torch.autograd.grad(losses.sum(), [u, v, scale])
+    for run in range(2):
+        given = {"image_weights": pair_weights[run], "text_weights": pair_weights[run], "members": 3}
+        alone = ContrastiveLoss(build_schedule("fixed"))(u[run], v[run], scale[run], ids[run], ids[run], **given)
+        torch.testing.assert_close(losses[run], torch.stack([alone.loss_i2t, alone.loss_t2i]), rtol=1e-10, atol=1e-10)
+        for ours, theirs in zip(stats, (alone.stats_i2t, alone.stats_t2i), strict=True):
+            for name in FIELDS:
+                torch.testing.assert_close(getattr(ours[run], name), getattr(theirs, name), rtol=1e-9, atol=1e-10)
+        gradients = torch.autograd.grad(alone.loss_i2t + alone.loss_t2i, [u, v, scale])
+        for ours, theirs in zip(batched, gradients, strict=True):
+            torch.testing.assert_close(ours[run], theirs[run], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "residual", "ensemble"])
 def test_three_runs_in_one_batch_equal_three_runs_alone(kind: str) -> None:
     """To 2e-5 after ten steps in float32: products of other shapes round otherwise, and Adam divides by little."""
     seeds = (0, 2, 3)
@@ -92,7 +117,7 @@ def test_three_runs_in_one_batch_equal_three_runs_alone(kind: str) -> None:
         found, weights = batched.step(x, y, ids, 0.1 * (step + 1))
         for run, (one, optimiser, loss, config) in enumerate(zip(alone, optimisers, losses, CONFIGS, strict=True)):
             set_learning_rate(optimiser, 0.1 * (step + 1))
-            output = loss(*one(x[run], y[run]), one.logit_scale, ids[run], ids[run])
+            output = loss(*one(x[run], y[run]), one.logit_scale, ids[run], ids[run], members=max(1, one.members))
             optimiser.zero_grad()
             output.loss.backward()
             if config.clip_grad:

@@ -101,16 +101,18 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_tables(features_file: 
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
-def test_a_batched_cell_equals_the_ordinary_trainer(features_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("members", [0, 2])
+def test_a_batched_cell_equals_the_ordinary_trainer(features_file: Path, tmp_path: Path, members: int) -> None:
     """Without random draws inside the heads (dropout, input noise): recall to one query, weights to 1e-4."""
     options = {"epochs": 3, "batch_size": 32, "dropout": 0.0, "input_noise": 0.0, "lr": 1e-2}
     axes = {"start": ["random", "closed-form"], "noise": ["swap-images=0.2"], "seed": [3]}
-    values = small(features_file, options=options, axes=axes, tune=[{"fixed_weight": [0.5]}], evaluations=3)
+    given = {**options, "members": members}
+    values = small(features_file, options=given, axes=axes, tune=[{"fixed_weight": [0.5]}], evaluations=3)
     report = run_study(make_study(values), tmp_path / "study", workers=1, device="cpu", say=quiet)
-    for start in ("random", "closed-form"):
+    for start, count in (("random", 0), ("closed-form", members)):
         cell = next(row for row in report.cells if (row["schedule"], row["start"]) == ("variance", start))
         config = TrainConfig(
-            features=str(features_file), start=start, members=0, noise="swap-images=0.2", seed=3, device="cpu",
+            features=str(features_file), start=start, members=count, noise="swap-images=0.2", seed=3, device="cpu",
             out=str(tmp_path / start), **options,  # type: ignore[arg-type]
         )  # fmt: skip
         alone = train(config, say=quiet)

@@ -35,8 +35,8 @@ def begun(features: Path, **options: Any):
 
 @torch.no_grad()
 def fusion_similarities(fusion: Fusion):
-    images = fusion.model.eval().image_head.parts(fusion._dev.image_features)
-    texts = fusion.model.text_head.parts(fusion._dev.text_features[fusion._first])
+    images = fusion.model.eval().image_head.parts(fusion.image_features)
+    texts = fusion.model.text_head.parts(fusion.text_features)
     return [fusion._similarities(u, v) for u, v in zip(images, texts, strict=True)]
 
 
@@ -49,7 +49,7 @@ def test_members_that_know_nothing_get_no_share(features_file: Path, tmp_path: P
     for path in (features_file, weak):
         for seed in range(3):
             parts, config = begun(path, seed=seed)
-            fusion = Fusion(parts, config.batch_size)
+            fusion = Fusion.of(parts, config.batch_size)
             assert fusion.choose(trained=False) == 0
             assert fusion.choose() == 0
     scale = float(parts.model.evaluation_scale)
@@ -60,7 +60,7 @@ def test_members_that_know_nothing_get_no_share(features_file: Path, tmp_path: P
 
 def test_members_that_know_more_get_their_share(features_file: Path) -> None:
     parts, config = begun(features_file)
-    fusion = Fusion(parts, config.batch_size)
+    fusion = Fusion.of(parts, config.batch_size)
     with torch.no_grad():  # a closed form of noise, and members that tell every pair from the others
         for head in (parts.model.image_head, parts.model.text_head):
             assert isinstance(head, EnsembleHead)

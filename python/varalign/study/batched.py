@@ -3,12 +3,13 @@
 The heads of R runs are stacked: each parameter is one tensor with a leading run axis, each layer one batched product.
 What a run gets is what `ContrastiveLoss`, its own schedule and its own optimiser would have given it alone.
 
-R runs, M images and N texts of a batch, D embedding.
+R runs, K members of a run (1 but for ensembles), M images and N texts of a batch, D embedding of a member.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,44 +45,56 @@ def batched_contrastive(
     image_ids: Tensor,
     text_image_ids: Tensor,
     query_weights: tuple[Tensor, Tensor] | None = None,
+    *,
+    members: int = 1,
 ) -> BatchedLosses:
     """The losses and statistics of `ContrastiveLoss(..., duplicates="positive")`, run by run.
 
-    All R · M · N similarities are held at once: for the small batches of a study, not for large ones.
+    All R · K · M · N similarities are held at once: for the small batches of a study, not for large ones.
 
     Args:
-        image_embeddings: (R, M, D) unit vectors. text_embeddings: (R, N, D).
+        image_embeddings: (R, M, K · D) unit vectors. text_embeddings: (R, N, K · D).
         logit_scale: (R,) above 0.
         image_ids: (R, M) integers that name the images. text_image_ids: (R, N).
         query_weights: (R, M) and (R, N), at least 0, how much each image and each text counts in the mean of its
             direction; None: all alike.
+        members: K spaces that lie side by side in the embeddings; each is aligned by itself, and values and statistics
+            are means over them.
     """
-    s = image_embeddings @ text_embeddings.transpose(1, 2)
-    z = s * logit_scale[:, None, None]
-    positive = image_ids[:, :, None] == text_image_ids[:, None, :]
+    u, v = (_apart(x, members) for x in (image_embeddings, text_embeddings))
+    s = u @ v.transpose(2, 3)
+    z = s * logit_scale[:, None, None, None]
+    positive = (image_ids[:, :, None] == text_image_ids[:, None, :])[:, None]
     losses, stats = [], []
-    for place, dim in enumerate((2, 1)):
+    for place, dim in enumerate((3, 2)):
         lse = z.logsumexp(dim)
         count = positive.sum(dim)
-        values = lse - (z * positive).sum(dim) / count.clamp_min(1)
+        values = (lse - (z * positive).sum(dim) / count.clamp_min(1)).mean(1)
+        stats.append(_statistics(s.detach(), z.detach(), lse.detach(), positive, count, dim))
+        count = count[:, 0]
         counts_in = (count > 0).to(values.dtype)
         if query_weights is not None:
             counts_in = counts_in * query_weights[place].detach()
         total = counts_in.sum(1)
         values = torch.where(count > 0, values, torch.zeros_like(values))
         losses.append((values * counts_in).sum(1) / torch.where(total > 0, total, torch.ones_like(total)))
-        stats.append(_statistics(s.detach(), z.detach(), lse.detach(), positive, count, dim))
     scales = logit_scale.detach()
     return BatchedLosses(
         torch.stack(losses, dim=1),
-        [DirectionStats.from_stacked(table, s.shape[2], scale) for table, scale in zip(stats[0], scales, strict=True)],
-        [DirectionStats.from_stacked(table, s.shape[1], scale) for table, scale in zip(stats[1], scales, strict=True)],
+        [DirectionStats.from_stacked(table, s.shape[3], scale) for table, scale in zip(stats[0], scales, strict=True)],
+        [DirectionStats.from_stacked(table, s.shape[2], scale) for table, scale in zip(stats[1], scales, strict=True)],
     )
+
+
+def _apart(embeddings: Tensor, members: int) -> Tensor:
+    """(R, B, K · D) of length 1 together to (R, K, B, D), each member of length 1."""
+    each = embeddings.unflatten(2, (members, -1)).transpose(1, 2)
+    return each if members == 1 else each * math.sqrt(members)
 
 
 @torch.no_grad()
 def _statistics(s: Tensor, z: Tensor, lse: Tensor, positive: Tensor, count: Tensor, dim: int) -> Tensor:
-    """(R, 7, queries) in the order of `FIELDS`."""
+    """(R, 7, queries) in the order of `FIELDS`, means over the members."""
     none = torch.full_like(lse, -torch.inf)
     low = torch.full_like(s, -torch.inf)
     found = {
@@ -93,7 +106,7 @@ def _statistics(s: Tensor, z: Tensor, lse: Tensor, positive: Tensor, count: Tens
         "expected": ((z - lse.unsqueeze(dim)).exp() * s).sum(dim),
         "variance": s.var(dim, unbiased=False),
     }
-    return torch.stack([found[name] for name in FIELDS], dim=1)
+    return torch.stack([found[name].mean(1) for name in FIELDS], dim=1)
 
 
 class BatchedRuns:
@@ -167,7 +180,13 @@ class BatchedRuns:
         u, v = torch.vmap(embed, randomness="different")(self._parameters, self._buffers, image_features, text_features)
         scale = self._parameters["log_logit_scale"].exp()
         losses, stats_i2t, stats_t2i = batched_contrastive(
-            u, v, scale, image_ids, image_ids, None if pair_weights is None else (pair_weights, pair_weights)
+            u,
+            v,
+            scale,
+            image_ids,
+            image_ids,
+            None if pair_weights is None else (pair_weights, pair_weights),
+            members=max(1, self._base.members),
         )
         norms = losses
         if any(schedule.by_gradients for schedule in self.schedules):

@@ -25,6 +25,7 @@ from varalign.study.grid import Cell, Pack
 from varalign.training.assess import one_of_each, owners
 from varalign.training.build import assemble, damaged, limited, named_schedule, new_model, read_noise
 from varalign.training.config import FIELDS, TrainConfig
+from varalign.training.fusion import Fusion, thinned
 from varalign.training.optimiser import rate_factor
 from varalign.training.recipe import fill
 from varalign.training.start import begin
@@ -200,7 +201,7 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
     total = steps * first.epochs
     looks = {round(first.epochs * look / bench.evaluations) for look in range(1, bench.evaluations + 1)}
     image_ids = torch.from_numpy(bench.features.image_ids).to(bench.device)
-    best = [_Best() for _ in runs]
+    best = [_Best(fusion=_fusion(run, bench.dev)) for run in runs]
     losses, weights = [], []
     _look(runs, best, bench.dev, 0)
     for epoch in range(first.epochs):
@@ -240,11 +241,15 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
     ]
 
 
-REPORTED = ("batch_size", "epochs", "lr", "weight_decay", "dropout", "input_noise", "captions_per_step", "map_lr")
+REPORTED = (
+    *("batch_size", "epochs", "lr", "weight_decay", "dropout", "input_noise", "captions_per_step"),
+    *("map_lr", "members"),
+)
 
 
 @dataclass
 class _Best:
+    fusion: Fusion | None
     score: float = -1.0
     epoch: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -252,10 +257,22 @@ class _Best:
 
 def _look(runs: Sequence[Run], best: Sequence[_Best], dev: Split, epoch: int) -> None:
     for run, found in zip(runs, best, strict=True):
+        if found.fusion is not None:
+            found.fusion.choose(trained=epoch > 0)
         score = dev_score(run.model, dev)
         if score > found.score:
             found.score, found.epoch = score, epoch
             found.state = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+
+
+def _fusion(run: Run, dev: Split) -> Fusion | None:
+    """The choice of an ensemble's share on dev, as a run of `varalign train` makes it."""
+    if run.model.head != "ensemble":
+        return None
+    images, counts = dev.owner.unique_consecutive(return_counts=True)
+    kept = torch.from_numpy(thinned(np.arange(len(images)))).to(images.device)
+    first = (counts.cumsum(0) - counts)[kept]
+    return Fusion(run.model, dev.images[images[kept]], dev.texts[first], run.config.batch_size)
 
 
 def _batches(run: Run, epoch: int) -> list[Rows]:

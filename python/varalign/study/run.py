@@ -43,6 +43,7 @@ BATCHED = {
         "noise",
         "seed",
         "pair_weighting",
+        "members",
     ),
 }
 _worker: Worker | None = None
@@ -97,8 +98,6 @@ def batches(study: Study, axes: Mapping[str, Any]) -> bool:
         return False
     options = {name: value for name, value in {**study.options, **axes}.items() if name in FIELDS}
     if options.get("pair_weighting") == "moments":  # weights that change with what the run has seen
-        return False
-    if options.pop("members", 0):  # heads of another kind
         return False
     return all(name in BATCHED or value == FIELDS[name].default for name, value in options.items())
 

@@ -23,8 +23,8 @@ epochs = { 1 = [100, 300], 10 = [30, 100], 100 = [15, 30] }
 fixed_weight = [0.3, 0.4, 0.5, 0.6, 0.7]
 
 Two things differ from `varalign train`: from the closed form a cell trains one residual (`members = 0`) unless the
-study says `members`, so that schedules are compared on one model; and `loss = "siglip"`, which has no two directions,
-is trained under `fixed` and `fixed-tuned` alone.
+study says `members` (an option that random starts pass over), so that schedules are compared on one model; and
+`loss = "siglip"`, which has no two directions, is trained under `fixed` and `fixed-tuned` alone.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.canonical.choice import DEV_IMAGES
 from varalign.canonical.ensemble import EnsembleHead
-from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE
+from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.training.build import Parts
-from varalign.training.start_features import PairFeatures, all_pairs
+from varalign.training.start_features import all_pairs
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 SCALES = tuple(float(f"{MAX_LOGIT_SCALE ** (step / 24):.4g}") for step in range(25))
@@ -26,18 +27,27 @@ class Fusion:
     few dev pairs do not let members in by luck.
 
     Args:
-        parts: data and sources; the towers are frozen, so dev features are read once.
+        model: with ensemble heads.
+        image_features: (N, Dx) of dev. text_features: (N, Dy) of a caption each.
         batch_size: images scored against each other, the run's own.
     """
 
-    def __init__(self, parts: Parts, batch_size: int) -> None:
-        self.model, self.batch_size = parts.model, batch_size
-        rows = parts.data.rows("dev")
-        if len(rows) > DEV_IMAGES:
-            rows = rows[np.linspace(0, len(rows) - 1, DEV_IMAGES).astype(np.int64)]
-        self._dev: PairFeatures = all_pairs(parts, rows, training=False)
-        owner = self._dev.owner
-        self._first = torch.searchsorted(owner, torch.arange(len(rows), device=owner.device))
+    def __init__(self, model: DualEncoder, image_features: Tensor, text_features: Tensor, batch_size: int) -> None:
+        self.model, self.batch_size = model, batch_size
+        self.image_features, self.text_features = image_features, text_features
+
+    @staticmethod
+    def of(parts: Parts, batch_size: int) -> Fusion:
+        """For a run's dev split and the first caption of each image, at most `DEV_IMAGES` images.
+
+        Args:
+            parts: model, data and sources; the towers are frozen, so dev features are read once.
+            batch_size: as for the class.
+        """
+        rows = thinned(parts.data.rows("dev"))
+        dev = all_pairs(parts, rows, training=False)
+        first = torch.searchsorted(dev.owner, torch.arange(len(rows), device=dev.owner.device))
+        return Fusion(parts.model, dev.image_features, dev.text_features[first], batch_size)
 
     @torch.no_grad()
     def choose(self, *, trained: bool = True) -> float:
@@ -50,8 +60,8 @@ class Fusion:
         assert isinstance(image_head, EnsembleHead) and isinstance(text_head, EnsembleHead)
         was_training = self.model.training
         self.model.eval()
-        images = image_head.parts(self._dev.image_features)
-        texts = text_head.parts(self._dev.text_features[self._first])
+        images = image_head.parts(self.image_features)
+        texts = text_head.parts(self.text_features)
         self.model.train(was_training)
         closed, members = (self._similarities(u, v) for u, v in zip(images, texts, strict=True))
         best: tuple[float, float, Tensor] | None = None
@@ -73,6 +83,13 @@ class Fusion:
         size = min(self.batch_size, len(images))
         whole = len(images) // size * size
         return images[:whole].unflatten(0, (-1, size)) @ texts[:whole].unflatten(0, (-1, size)).transpose(1, 2)
+
+
+def thinned(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """At most `DEV_IMAGES` of the rows, evenly spread."""
+    if len(rows) <= DEV_IMAGES:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, DEV_IMAGES).astype(np.int64)]
 
 
 def _clearly_lower(ours: Tensor, theirs: Tensor, *, kept: float) -> bool:

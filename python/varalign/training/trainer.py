@@ -153,7 +153,7 @@ class Trainer:
         self._latest: Evidence | None = None
         self._evidence: Evidence | None = None
         self._stop = StopSignals()
-        self._fusion = Fusion(parts, config.batch_size) if self.model.head == "ensemble" else None
+        self._fusion = Fusion.of(parts, config.batch_size) if self.model.head == "ensemble" else None
         # Losses to compare with see an ensemble's members as one space.
         apart = self.model.head == "ensemble" and isinstance(self.loss, ContrastiveLoss)
         self._apart = {"members": self.model.members} if apart else {}
