@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from varalign.evaluation.retrieval import ranks, retrieval
-from varalign.study.inference import METRICS, hits, holm, interval, paired_difference, recalls
+from varalign.study.inference import METRICS, hits, holm, interval, paired_difference, paired_differences, recalls
 from varalign.study.packs import rank_text
 
 
@@ -82,6 +83,20 @@ def test_p_values_under_no_difference_are_no_smaller_than_they_should_be() -> No
         ours, theirs = ([random_cell(generator, rate) for _ in range(4)] for _ in range(2))
         small += paired_difference(ours, theirs, "mean_recall@1", draws=500)["p"] < 0.05
     assert small <= 20
+
+
+def test_what_few_draws_decide_is_drawn_on() -> None:
+    """A difference of four standard errors: p as the normal law has it, which ten thousand draws cannot tell from 0."""
+    generator = np.random.default_rng(8)
+    a, b = (random_cell(generator, np.full(400, rate)) for rate in (0.5, 0.37))
+    clear, unclear = paired_differences([([a], [b]), ([a], [a])], "t2i_recall@1")
+    table = (hits(a, "t2i_recall@1")[0] - hits(b, "t2i_recall@1")[0]) * 400
+    expected = 2 * norm.sf(abs(table.mean()) / (table.std() / 20))
+    assert 1e-5 < expected < 1e-4 and unclear["p"] == 1.0
+    assert clear["p"] == pytest.approx(expected, rel=0.5)
+    assert clear == paired_difference([a], [b], "t2i_recall@1")
+    few = paired_difference([a], [b], "t2i_recall@1", most=10_000)
+    assert (clear["low"], clear["high"]) == (few["low"], few["high"])
 
 
 def test_unpaired_runs_are_refused() -> None:

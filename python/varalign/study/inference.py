@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -65,51 +66,110 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_difference(
-    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], metric: str, *, draws: int = 10_000
+    ours: Sequence[Mapping[str, Any]],
+    theirs: Sequence[Mapping[str, Any]],
+    metric: str,
+    *,
+    draws: int = 10_000,
+    most: int = 100_000,
 ) -> dict[str, float]:
-    """The mean difference of paired runs, with a bootstrap that draws test images and, where there are several, seeds.
+    """The mean difference of paired runs: `paired_differences` of one pair."""
+    return paired_differences([(ours, theirs)], metric, draws=draws, most=most)[0]
+
+
+def paired_differences(
+    pairs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]],
+    metric: str,
+    *,
+    draws: int = 10_000,
+    most: int = 100_000,
+) -> list[dict[str, float]]:
+    """Mean differences of paired runs, with a bootstrap that draws test images and, where there are several, seeds.
 
     All queries of an image (itself and its captions) are drawn together, for they are hit or missed together; a pair of
     runs of one seed stays a pair. Drawing both ways lets the interval speak of other images and of other seeds; it is
-    somewhat wide rather than narrow (Owen 2007, "The pigeonhole bootstrap").
+    somewhat wide rather than narrow (Owen 2007, "The pigeonhole bootstrap"). A p-value that few draws decide is drawn
+    on until `ENOUGH` of them fall on the rarer side of 0 (Besag & Clifford 1991), so that a correction for many
+    comparisons has something to correct.
 
     Args:
-        ours: results of cells, one a seed. theirs: of the same seeds in the same order.
+        pairs: ours and theirs: results of cells, one a seed, of the same seeds in the same order.
         metric: one of `METRICS`.
-        draws: bootstrap samples.
+        draws: bootstrap samples; the intervals are theirs. most: of a p-value, a multiple of `draws`.
 
     Returns:
-        `difference` (ours − theirs, a fraction), `low`, `high` (95 %, percentiles), `p` (two-sided, at least
-        2 / (draws + 1)).
+        A pair's `difference` (ours − theirs, a fraction), `low`, `high` (95 %, percentiles), `p` (two-sided, at least
+        2 / (most + 1)).
 
     Raises:
         ValueError: runs that are not paired, or were measured on different queries.
     """
-    if len(ours) != len(theirs) or not ours:
-        raise ValueError(f"wanted as many runs of both, got {len(ours)} and {len(theirs)}")
-    if any(list(run["captions"]) != list(ours[0]["captions"]) for run in (*ours, *theirs)):
-        raise ValueError("the runs were measured on different test queries and cannot be paired")
-    table = np.stack([hits(a, metric)[0] - hits(b, metric)[0] for a, b in zip(ours, theirs, strict=True)])
-    share = hits(ours[0], metric)[1]
-    seeds, images = table.shape
-    image_draws, seed_draws = _draws(images, draws, 0), _draws(seeds, draws, 1) / seeds
-    # Images bring different numbers of captions: the sum is divided by the queries that were drawn.
-    found = ((image_draws @ table.T) * seed_draws).sum(1) / (image_draws @ share)
-    low, high = np.quantile(found, [0.025, 0.975])
-    beyond = min((found <= 0).sum(), (found >= 0).sum())
-    return {
-        "difference": float(table.mean(0).sum()),
-        "low": float(low),
-        "high": float(high),
-        "p": float(min(1.0, 2 * (beyond + 1) / (draws + 1))),
-    }
+    comparisons = [_Comparison.of(ours, theirs, metric) for ours, theirs in pairs]
+    for part in range(max(1, most // draws)):
+        undecided = [one for one in comparisons if one.draws == 0 or min(one.below, one.above) < ENOUGH]
+        for images in dict.fromkeys(one.table.shape[1] for one in undecided):
+            image_draws = _draws(images, draws, 0, part).astype(np.float64)
+            for one in undecided:
+                if one.table.shape[1] == images:
+                    one.add(image_draws, part)
+    return [one.summary() for one in comparisons]
 
 
-@functools.lru_cache(maxsize=8)
-def _draws(population: int, draws: int, stream: int) -> Array:
-    """(draws, population) how often each is drawn; the same for every comparison of a study, and made once."""
-    generator = np.random.default_rng([stream, population])
-    return generator.multinomial(population, np.full(population, 1 / population), size=draws).astype(np.float64)
+ENOUGH = 10
+
+
+@dataclass
+class _Comparison:
+    """One paired difference on its way through the draws."""
+
+    table: Array  # (seeds, images)
+    share: Array  # (images,)
+    low: float = 0.0
+    high: float = 0.0
+    below: int = 0
+    above: int = 0
+    draws: int = 0
+
+    @staticmethod
+    def of(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], metric: str) -> _Comparison:
+        if len(ours) != len(theirs) or not ours:
+            raise ValueError(f"wanted as many runs of both, got {len(ours)} and {len(theirs)}")
+        if any(list(run["captions"]) != list(ours[0]["captions"]) for run in (*ours, *theirs)):
+            raise ValueError("the runs were measured on different test queries and cannot be paired")
+        table = np.stack([hits(a, metric)[0] - hits(b, metric)[0] for a, b in zip(ours, theirs, strict=True)])
+        return _Comparison(table, hits(ours[0], metric)[1])
+
+    def add(self, image_draws: Array, part: int) -> None:
+        """Count one more part of the draws, (draws, images)."""
+        seeds = len(self.table)
+        seed_draws = _draws(seeds, len(image_draws), 1, part) / seeds
+        # Images bring different numbers of captions: the sum is divided by the queries that were drawn.
+        found = ((image_draws @ self.table.T) * seed_draws).sum(1) / (image_draws @ self.share)
+        if part == 0:
+            self.low, self.high = (float(value) for value in np.quantile(found, [0.025, 0.975]))
+        self.below += int((found <= 0).sum())
+        self.above += int((found >= 0).sum())
+        self.draws += len(found)
+
+    def summary(self) -> dict[str, float]:
+        beyond = min(self.below, self.above)
+        return {
+            "difference": float(self.table.mean(0).sum()),
+            "low": self.low,
+            "high": self.high,
+            "p": float(min(1.0, 2 * (beyond + 1) / (self.draws + 1))),
+        }
+
+
+@functools.lru_cache(maxsize=32)
+def _draws(population: int, draws: int, stream: int, part: int) -> NDArray[np.uint8]:
+    """(draws, population) how often each is drawn; the same for every comparison of a study, and made once.
+
+    A byte holds any count: 255 draws of one among few seeds do not exist, nor, in practice, of one among many images.
+    """
+    generator = np.random.default_rng([stream, population, part] if part else [stream, population])
+    counts = generator.multinomial(population, np.full(population, 1 / population), size=draws)
+    return np.minimum(counts, 255).astype(np.uint8)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from varalign.study.grid import Condition, Pack
-from varalign.study.inference import METRICS, holm, interval, paired_difference, recalls
+from varalign.study.inference import METRICS, holm, interval, paired_differences, recalls
 from varalign.study.pictures import draw_study
 from varalign.study.spec import TUNED, Study
 from varalign.study.store import Store
@@ -143,10 +143,12 @@ def summarise(results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
 def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
     """Every setting against its counterpart under each baseline, on the seeds that both have.
 
-    P-values are corrected over all comparisons of the study with one metric, whichever the baseline.
+    P-values are corrected over all comparisons of the study with one metric, whichever the baseline; two baselines that
+    come to the same setting are one comparison.
     """
     by_setting = settings(results)
-    rows: list[Row] = []
+    pairs: list[tuple[Row, tuple[int, int]]] = []  # what names a row, and which two settings it compares
+    runs_of: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     for runs in by_setting.values():
         axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
         for baseline in study.baselines:
@@ -157,16 +159,21 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
             seeds = [seed for seed in runs if seed in other]
             if not seeds:
                 continue
+            key = (id(runs), id(other))
+            runs_of[key] = ([runs[seed][1] for seed in seeds], [other[seed][1] for seed in seeds])
             against = " ".join(f"{name}={value}" for name, value in baseline.items())
-            for metric in METRICS:
-                found = paired_difference([runs[seed][1] for seed in seeds], [other[seed][1] for seed in seeds], metric)
-                rounded = {name: round(value, 6) for name, value in found.items()}
-                rows.append({**axes, "against": against, "metric": metric, "seeds": len(seeds), **rounded})
+            pairs.append(({**axes, "against": against}, key))
+    found: dict[tuple[str, tuple[int, int]], dict[str, float]] = {}
     for metric in METRICS:
-        mine = [row for row in rows if row["metric"] == metric]
-        for row, corrected in zip(mine, holm([row["p"] for row in mine]), strict=True):
-            row["p_holm"] = round(corrected, 6)
-    return rows
+        differences = paired_differences(list(runs_of.values()), metric)
+        corrected = holm([one["p"] for one in differences])
+        for key, one, p_holm in zip(runs_of, differences, corrected, strict=True):
+            found[metric, key] = {name: round(value, 6) for name, value in {**one, "p_holm": p_holm}.items()}
+    return [
+        {**row, "metric": metric, "seeds": len(runs_of[key][0]), **found[metric, key]}
+        for row, key in pairs
+        for metric in METRICS
+    ]
 
 
 def _baseline(study: Study, axes: Row, baseline: Mapping[str, Any]) -> Mapping[str, Any]:
