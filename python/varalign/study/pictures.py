@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from varalign.evaluation.noise import parse_noise
+from varalign.study.inference import METRICS
 
 Row = Mapping[str, Any]
 COLOURS = ("#2f5d9b", "#c8553d", "#3f7d4e", "#8a5fa8", "#c89b2b", "#4c9aa6", "#8d6e63", "#6b7280")
@@ -39,18 +40,24 @@ def _rate(noise: str) -> float:
     return max(found.swap_images, found.swap_captions, found.drop_words, found.replace_words, found.blur)
 
 
+def _rest(row: Row) -> str:
+    """The values of the axes that are neither drawn along, nor panels, nor schedules: a start, a loss."""
+    known = {"schedule", "fraction", "noise", "seeds", *METRICS, *(f"{metric}_half_width" for metric in METRICS)}
+    return " ".join(str(value) for name, value in row.items() if name not in known)
+
+
 def _lines(out: Path, summary: Sequence[Row], along: str, apart: str, panels: Sequence[Any]) -> Path:
-    """Mean R@1 along one axis of the study, one panel a value of the other, one line a schedule and start."""
+    """Mean R@1 along one axis of the study, one panel a value of the other, one line a setting of all further axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(panels), 4.6), dpi=130, layout="constrained", facecolor="white")
     shown = figure.subplots(1, len(panels), squeeze=False)[0]
-    names = list(dict.fromkeys((row["schedule"], row.get("start", "")) for row in summary))
-    starts = list(dict.fromkeys(start for _, start in names))
+    names = list(dict.fromkeys((row["schedule"], _rest(row)) for row in summary))
+    settings = list(dict.fromkeys(setting for _, setting in names))
     schedules = list(dict.fromkeys(schedule for schedule, _ in names))
     for axes, panel in zip(shown, panels, strict=True):
-        for schedule, start in names:
-            rows = [r for r in summary if (r["schedule"], r.get("start", ""), r[apart]) == (schedule, start, panel)]
+        for schedule, setting in names:
+            rows = [r for r in summary if (r["schedule"], _rest(r), r[apart]) == (schedule, setting, panel)]
             if not rows:
                 continue
             place = schedules.index(schedule)
@@ -64,12 +71,12 @@ def _lines(out: Path, summary: Sequence[Row], along: str, apart: str, panels: Se
                 [100 * row["mean_recall@1"] for row in rows],
                 yerr=100 * half,
                 color=COLOURS[place % len(COLOURS)],
-                linestyle=("-", "--", ":", "-.")[starts.index(start) % 4],
+                linestyle=("-", "--", ":", "-.")[settings.index(setting) % 4],
                 marker=MARKS[place % len(MARKS)],
                 markersize=4,
                 linewidth=1.3,
                 capsize=2,
-                label=f"{schedule} {start}".strip(),
+                label=f"{schedule} {setting}".strip(),
             )
         if along == "fraction":
             axes.set_xscale("log")
