@@ -14,13 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from varalign.data.features import FeatureSet, save_features
+from varalign.data.features import FeatureSet, load_features, save_features
+from varalign.data.sampler import epoch_batches
 from varalign.study import packs
 from varalign.study.grid import Cell
-from varalign.study.run import run_study
+from varalign.study.run import batches, run_study
 from varalign.study.spec import StudyError, make_study
-from varalign.training.config import TrainConfig
+from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.run import train
+from varalign.training.run_folder import RunError, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,24 @@ def test_a_batched_cell_equals_the_ordinary_trainer(features_file: Path, tmp_pat
         assert cell["best_epoch"] == alone.best_epoch
         for key, queries in (("i2t_recall@1", 20), ("t2i_recall@5", 40)):
             assert cell[key] == pytest.approx(alone.test[key], abs=1.01 / queries)
+
+
+@pytest.mark.parametrize("start,members", [("random", 0), ("closed-form", 2)])
+def test_epochs_that_copies_make_shorter(features_file: Path, tmp_path: Path, start: str, members: int) -> None:
+    """A copy that waits for a batch without its image may leave the last one short: some epochs have a step less."""
+    data = load_features(features_file)
+    train, ids = data.rows("train"), data.image_ids.copy()
+    ids[train[1:10:2]] = ids[train[0:9:2]]
+    path = tmp_path / "twins.safetensors"
+    save_features(path, dataclasses.replace(data, image_ids=ids), "float32")
+    steps = [len(epoch_batches(train, 20, seed=1, epoch=epoch, image_ids=ids)) for epoch in range(12)]
+    assert set(steps) == {3, 4}
+    options = {"epochs": 12, "batch_size": 20, "members": members, "hidden_dim": 8}
+    axes = {"start": [start], "fraction": [100], "seed": [1]}
+    study = make_study(small(path, options=options, axes=axes, tune=[]))
+    run_study(study, tmp_path / "study", workers=1, device="cpu", say=quiet)
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "study" / "cells").iterdir()]
+    assert cells and all(len(cell["w_i2t"]) == sum(steps) for cell in cells)
 
 
 def test_options_that_no_batch_knows_go_through_the_ordinary_trainer(
@@ -232,3 +252,40 @@ def test_other_peoples_weightings_are_schedules_of_a_study(features_file: Path, 
         weights = [line["w_i2t"] for line in steps if line["kind"] == "step"]
         assert np.ptp(weights) > 1e-4
         assert cell["w_i2t_mean"] == pytest.approx(np.mean(weights), abs=1e-4)
+
+
+def test_splits_that_nothing_can_be_measured_on_stop_a_study(features_file: Path, tmp_path: Path) -> None:
+    data = load_features(features_file)
+    path = tmp_path / "nodev.safetensors"
+    save_features(path, dataclasses.replace(data, split=np.where(data.split == 1, 0, data.split).astype(np.int8)))
+    with pytest.raises(ConfigError, match="its dev split has 0 images; training needs at least 1"):
+        run_study(make_study(small(path)), tmp_path / "study", workers=1, device="cpu", say=quiet)
+
+
+def test_a_folder_of_a_study_that_runs_is_refused(features_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    with RunFolder(tmp_path / "study").locked(), pytest.raises(RunError, match="in use by process"):
+        run_study(make_study(small(features_file)), tmp_path / "study", workers=1, device="cpu", say=quiet)
+
+
+@pytest.mark.parametrize("given", [{"options": {"pair_weighting": {"1": "moments"}}}, {"tune": [{"lr": [0.1]}]}])
+def test_moments_are_never_trained_in_a_batch(features_file: Path, given: dict[str, object]) -> None:
+    if "tune" in given:
+        given = {"tune": [{"pair_weighting": ["none", "moments"]}]}
+    study = make_study({"features": str(features_file), "axes": {"schedule": ["variance"], "fraction": [50]}, **given})
+    assert not batches(study, {"fraction": 50.0, "noise": "none"})
+    assert batches(make_study({"features": str(features_file)}), {"fraction": 50.0, "noise": "none"})
+
+
+def test_one_seed_has_no_p_and_a_comparison_both_ways_counts_once(features_file: Path, tmp_path: Path) -> None:
+    baselines = [{"schedule": "fixed"}, {"schedule": "variance"}]
+    values = small(features_file, axes={"fraction": [100], "seed": [1]}, tune=[], baseline=baselines)
+    report = run_study(make_study(values), tmp_path / "one", workers=1, device="cpu", say=quiet)
+    assert all(row["p"] is None and row["p_holm"] is None for row in report.comparisons)
+    assert "one seed" in report.table()
+    values = small(features_file, axes={"fraction": [100], "seed": [1, 2]}, tune=[], baseline=baselines)
+    report = run_study(make_study(values), tmp_path / "two", workers=1, device="cpu", say=quiet)
+    rows = {(row["schedule"], row["against"]): row for row in report.comparisons if row["metric"] == "mean_recall@1"}
+    ours, theirs = rows["variance", "schedule=fixed"], rows["fixed", "schedule=variance"]
+    assert ours["difference"] == -theirs["difference"]
+    assert (ours["p"], ours["p_holm"]) == (theirs["p"], theirs["p_holm"])

@@ -150,7 +150,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance"}
-    options |= {"word_dropout": 0.2, "decoded_cache": "device"} if kind == "images" else {}
+    options |= {"word_dropout": 0.2, "decoded_cache": "device"} if kind == "images" else {"evaluations": 2}
     whole = varalign.train(config_for(kind, features_file, image_folder, tmp_path / "whole", **options), say=quiet)
 
     class Killed(BaseException):
@@ -218,6 +218,19 @@ def test_early_stopping_and_the_best_checkpoint(features_file: Path, image_folde
     evaluations = [line for line in RunFolder.open(tmp_path / "run").read_metrics() if line["kind"] == "eval"]
     scores = [np.mean([line[key] for key in RECALL_KEYS]) for line in evaluations]
     assert result.epochs < 50 and result.best_epoch == int(np.argmax(scores)) and result.epochs == result.best_epoch + 2
+
+
+def test_dev_is_looked_at_as_often_as_told(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    """Three looks at ten epochs; and patience is said when dev is looked at."""
+    options: dict[str, Any] = {"epochs": 10, "evaluations": 3, "dropout": 0.3, "checkpoint_every": 2}
+    config = config_for("features", features_file, image_folder, tmp_path / "whole", **options)
+    whole = varalign.train(config, say=quiet)
+    lines = RunFolder.open(tmp_path / "whole").read_metrics()
+    assert [line["epoch"] for line in lines if line["kind"] == "eval" and line["split"] == "dev"] == [0, 3, 7, 10]
+    assert len({line["epoch"] for line in lines if line["kind"] == "step"}) == 10
+    assert whole.epochs == 10 and whole.best_epoch in (0, 3, 7, 10)
+    patient = replace(config, out=str(tmp_path / "patient"), lr=0.0, patience=4)
+    assert varalign.train(patient, say=quiet).epochs == 7  # said at a look: 3 epochs without are too few, 7 are enough
 
 
 def test_an_unreadable_image_is_replaced_in_training_and_left_out_of_evaluation(

@@ -18,6 +18,7 @@ from varalign.canonical.covariance import RunningCovariance, exact_products, req
 from varalign.canonical.mixture import BINS, Mixture, bins_of, fit_mixture, normal_density, smoothed_density
 from varalign.canonical.start import Whitening
 
+FOLDS = 5
 FOLD_IMAGES = 1500  # images scored against each other at a time: bounds the (images, captions) matrix
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0)
 CHOICE_IMAGES = 2000  # images whose scores choose the ridge
@@ -62,7 +63,7 @@ def pair_scores(
     ridge: float | None = None,
     dimensions: int = 256,
     power: float = 0.5,
-    folds: int = 5,
+    folds: int = FOLDS,
     rounds: int = 3,
     by: Literal["image", "pair", "auto"] = "image",
     samples: int = 200,

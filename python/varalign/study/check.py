@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from varalign.canonical.pair_scores import FOLDS
 from varalign.study.grid import FREE, Cell, Condition
 from varalign.study.packs import cell_config
 from varalign.study.spec import StudyError
@@ -16,14 +17,13 @@ from varalign.training.build import check_feature_noise, read_noise
 from varalign.training.config import ConfigError
 from varalign.training.run import check
 
-IMAGES = 1000  # any number will do: a fraction of it is a size that the options may have
 
-
-def check_cells(conditions: Sequence[Condition], device: torch.device) -> None:
+def check_cells(conditions: Sequence[Condition], train_images: int, device: torch.device) -> None:
     """Refuse a study one of whose cells would be refused by the trainer.
 
     Args:
         conditions: of the study, not begun.
+        train_images: of the whole training split.
         device: where it trains.
 
     Raises:
@@ -32,18 +32,21 @@ def check_cells(conditions: Sequence[Condition], device: torch.device) -> None:
     seen = set()
     for condition in conditions:
         for cell in condition.possible():
-            key = json.dumps([cell.axes["noise"], cell.schedule, dict(cell.options)])
+            key = json.dumps([cell.axes["fraction"], cell.axes["noise"], cell.schedule, dict(cell.options)])
             if key not in seen:
                 seen.add(key)
-                _check_cell(cell, condition, device)
+                _check_cell(cell, condition, train_images, device)
 
 
-def _check_cell(cell: Cell, condition: Condition, device: torch.device) -> None:
+def _check_cell(cell: Cell, condition: Condition, train_images: int, device: torch.device) -> None:
     kind, source = condition.study.source
     where: dict[str, Any] = {kind: source}
     try:
-        config = dataclasses.replace(cell_config(cell, IMAGES), **where).validate()
+        config = dataclasses.replace(cell_config(cell, train_images), **where).validate()
         check(config, device)
+        size = config.dataset_size or train_images
+        if config.pair_weighting == "closed-form" and size < 2 * FOLDS:
+            raise ConfigError(f"--pair-weighting closed-form needs at least {2 * FOLDS} training images, not {size}")
         if kind == "features":
             check_feature_noise(read_noise(config.noise))
     except ConfigError as error:

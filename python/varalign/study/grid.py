@@ -153,7 +153,9 @@ class Condition:
     def _cell(self, kind: str, schedule: str, seed: int, trial: Mapping[str, Any], replays: str = "") -> Cell:
         fraction = self.axes["fraction"]
         options = {name: at_fraction(value, fraction) for name, value in self.study.options.items()}
-        if self.axes.get("start") == "random":  # where there is no closed form for members to stand beside
+        if (
+            self.axes.get("start", options.get("start")) == "random"
+        ):  # where there is no closed form for members to stand beside
             options.pop("members", None)
         else:  # what a schedule is compared on is one model unless a study says more
             options.setdefault("members", 0)

@@ -32,7 +32,7 @@ from varalign.training.start import begin
 from varalign.training.step_texts import StepTexts
 
 Rows = NDArray[np.int64]
-STARTS_KEPT = 16  # models of a few megabytes
+STARTS_KEPT = 16  # models of a few megabytes, or of some 20 with members
 RANKS = "0123456789"  # a query's rank as one character; "+" from 10 on
 
 
@@ -68,7 +68,7 @@ class Bench:
     Attributes:
         features: the file's.
         device: where runs train.
-        evaluations: times that dev is looked at in a run, besides the start.
+        evaluations: times that dev is looked at in a run, besides the start, as `--evaluations` has it.
     """
 
     features: FeatureSet
@@ -129,7 +129,10 @@ def cell_config(cell: Cell, train_images: int) -> TrainConfig:
 def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
     """A cell's run on the shared features, begun as `varalign train --features` would begin it."""
     features = bench.features
-    config = dataclasses.replace(cell_config(cell, len(features.rows("train"))), features="shared").validate()
+    config = dataclasses.replace(
+        cell_config(cell, len(features.rows("train"))), features="shared", evaluations=bench.evaluations
+    )
+    config = config.validate()
     features = limited(features, config)
     config = fill(config, len(features.rows("train")))
     started = _started(config, features, bench)
@@ -176,8 +179,8 @@ def run_pack(pack: Pack, bench: Bench, replayed: Mapping[str, Sequence[float]]) 
         runs = [make_run(cell, bench, replayed.get(cell.replays)) for cell in pack.cells]
         torch.manual_seed(int(hashlib.sha256(pack.names[0].encode()).hexdigest()[:15], 16))
         results: list[dict[str, Any]] = [{}] * len(runs)
-        # Copies of an image in a small draw can make a run's batch one shorter, and each draw chooses the dimensions of
-        # its closed form: what differs in shape is trained apart.
+        # Copies of an image in a small draw can make a run's batches fewer or shorter, and each draw chooses the
+        # dimensions of its closed form: what differs in shape is trained apart.
         shapes: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for place, run in enumerate(runs):
             shapes.setdefault(_shapes(run), []).append(place)
@@ -197,22 +200,20 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
     """Train runs of one shape as one batched product; each model ends with the weights that were best on dev."""
     first = runs[0].config
     batched = BatchedRuns([run.model for run in runs], [run.config for run in runs], [run.schedule for run in runs])
-    steps = len(_batches(runs[0], 0))
-    total = steps * first.epochs
-    looks = {round(first.epochs * look / bench.evaluations) for look in range(1, bench.evaluations + 1)}
+    total = len(_batches(runs[0], 0)) * first.epochs
     image_ids = torch.from_numpy(bench.features.image_ids).to(bench.device)
     best = [_Best(fusion=_fusion(run, bench.dev)) for run in runs]
-    losses, weights = [], []
+    losses: list[Tensor] = []
+    weights: list[Tensor] = []
     _look(runs, best, bench.dev, 0)
     for epoch in range(first.epochs):
-        orders = [_batches(run, epoch) for run in runs]
-        for place in range(steps):
-            rows = np.stack([order[place] for order in orders])
+        for batch in zip(*(_batches(run, epoch) for run in runs), strict=True):
+            rows = np.stack(batch)
             drawn = [_texts(run, chosen, epoch, bench) for run, chosen in zip(runs, rows, strict=True)]
             texts = torch.stack([features for features, _ in drawn])
             pair_weights = [weight for _, weight in drawn if weight is not None]
             chosen = torch.from_numpy(rows).to(bench.device)
-            factor = rate_factor(epoch * steps + place, total, warmup=first.warmup, schedule=first.lr_schedule)
+            factor = rate_factor(len(losses), total, warmup=first.warmup, schedule=first.lr_schedule)
             loss, weight = batched.step(
                 bench.image_features[chosen],
                 texts,
@@ -222,7 +223,7 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
             )
             losses.append(loss)
             weights.append(weight[:, 0])
-        if epoch + 1 in looks:
+        if epoch + 1 in first.looks:
             _look(runs, best, bench.dev, epoch + 1)
     finite = torch.stack(losses).isfinite().all(0).tolist()
     recorded = torch.stack(weights, dim=1).cpu().double().numpy().round(6).tolist()
@@ -266,7 +267,7 @@ def _look(runs: Sequence[Run], best: Sequence[_Best], dev: Split, epoch: int) ->
 
 
 def _fusion(run: Run, dev: Split) -> Fusion | None:
-    """The choice of an ensemble's share on dev, as a run of `varalign train` makes it."""
+    """The choice of an ensemble's share on dev, as a run of `varalign train` makes it (but that copies count once)."""
     if run.model.head != "ensemble":
         return None
     images, counts = dev.owner.unique_consecutive(return_counts=True)
@@ -282,9 +283,12 @@ def _batches(run: Run, epoch: int) -> list[Rows]:
 
 
 def _shapes(run: Run) -> tuple[tuple[int, ...], ...]:
-    """What runs of one batched product have in common: their batches' lengths and their models' shapes."""
-    lengths = tuple(len(rows) for rows in _batches(run, 0))
-    return (lengths, *(tuple(tensor.shape) for tensor in run.model.state_dict().values()))
+    """What runs of one batched product have in common: every epoch's batches and their models' shapes.
+
+    Copies of an image wait for a batch without it, and now and then the last batch of an epoch falls short for them.
+    """
+    lengths = (tuple(len(rows) for rows in _batches(run, epoch)) for epoch in range(run.config.epochs or 0))
+    return (*lengths, *(tuple(tensor.shape) for tensor in run.model.state_dict().values()))
 
 
 def _texts(run: Run, rows: Rows, epoch: int, bench: Bench) -> tuple[Tensor, Tensor | None]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from varalign.evaluation.noise import parse_noise
+from varalign.evaluation.noise import NOISE_KINDS, parse_noise
 from varalign.study.inference import METRICS
 
 Row = Mapping[str, Any]
 COLOURS = ("#2f5d9b", "#c8553d", "#3f7d4e", "#8a5fa8", "#c89b2b", "#4c9aa6", "#8d6e63", "#6b7280")
 MARKS = "os^Dv<>P"
+STYLES = ("-", "--", ":", "-.")
 
 
 def draw_study(folder: Path, summary: Sequence[Row], results: Sequence[tuple[Row, Mapping[str, Any]]]) -> list[Path]:
@@ -35,14 +37,24 @@ def draw_study(folder: Path, summary: Sequence[Row], results: Sequence[tuple[Row
     return drawn
 
 
-def _rate(noise: str) -> float:
+def _kinds(noise: str) -> dict[str, float]:
+    """The kinds of a noise and their rates."""
     found = parse_noise(noise)
-    return max(found.swap_images, found.swap_captions, found.drop_words, found.replace_words, found.blur)
+    rates = {kind: float(getattr(found, kind.replace("-", "_"))) for kind in NOISE_KINDS}
+    return {kind: rate for kind, rate in rates.items() if rate > 0}
 
 
 def _rest(row: Row) -> str:
     """The values of the axes that are neither drawn along, nor panels, nor schedules: a start, a loss."""
-    known = {"schedule", "fraction", "noise", "seeds", *METRICS, *(f"{metric}_half_width" for metric in METRICS)}
+    known = {
+        "schedule",
+        "fraction",
+        "noise",
+        "seed",
+        "seeds",
+        *METRICS,
+        *(f"{metric}_half_width" for metric in METRICS),
+    }
     return " ".join(str(value) for name, value in row.items() if name not in known)
 
 
@@ -55,13 +67,25 @@ def _lines(out: Path, summary: Sequence[Row], along: str, apart: str, panels: Se
     names = list(dict.fromkeys((row["schedule"], _rest(row)) for row in summary))
     settings = list(dict.fromkeys(setting for _, setting in names))
     schedules = list(dict.fromkeys(schedule for schedule, _ in names))
+    # Damage of one kind (or of the same kinds together) is a line; what is undamaged is where every such line begins.
+    kinds = list(dict.fromkeys("+".join(_kinds(row["noise"])) for row in summary)) if along == "noise" else [""]
+    kinds = [kind for kind in kinds if kind] or [""]
     for axes, panel in zip(shown, panels, strict=True):
-        for schedule, setting in names:
-            rows = [r for r in summary if (r["schedule"], _rest(r), r[apart]) == (schedule, setting, panel)]
+        for (schedule, setting), kind in itertools.product(names, kinds):
+            rows = [
+                row
+                for row in summary
+                if (row["schedule"], _rest(row), row[apart]) == (schedule, setting, panel)
+                and (along != "noise" or "+".join(_kinds(row["noise"])) in ("", kind))
+            ]
             if not rows:
                 continue
             place = schedules.index(schedule)
-            x = np.array([_rate(row[along]) if along == "noise" else row[along] for row in rows])
+            where = [
+                max(_kinds(row["noise"]).values(), default=0.0) if along == "noise" else row[along] for row in rows
+            ]
+            rows = [rows[index] for index in np.argsort(where, kind="stable")]
+            x = np.sort(np.array(where, dtype=np.float64))
             half = np.array([row["mean_recall@1_half_width"] or np.nan for row in rows])
             # Lines lie on top of one another: each a little aside, so that their intervals can be told apart.
             aside = (place - len(schedules) / 2) * 0.012
@@ -71,12 +95,12 @@ def _lines(out: Path, summary: Sequence[Row], along: str, apart: str, panels: Se
                 [100 * row["mean_recall@1"] for row in rows],
                 yerr=100 * half,
                 color=COLOURS[place % len(COLOURS)],
-                linestyle=("-", "--", ":", "-.")[settings.index(setting) % 4],
+                linestyle=STYLES[settings.index(setting) % len(STYLES)],
                 marker=MARKS[place % len(MARKS)],
                 markersize=4,
                 linewidth=1.3,
                 capsize=2,
-                label=f"{schedule} {setting}".strip(),
+                label=" ".join(word for word in (schedule, setting, kind if len(kinds) > 1 else "") if word),
             )
         if along == "fraction":
             axes.set_xscale("log")
@@ -93,26 +117,33 @@ def _lines(out: Path, summary: Sequence[Row], along: str, apart: str, panels: Se
 
 
 def weights_over_steps(out: Path, results: Sequence[tuple[Row, Mapping[str, Any]]]) -> Path:
-    """w_i2t over the run, one panel a fraction, each line one run of a schedule's first seed; w_t2i is the rest."""
+    """w_i2t over the run, one panel a fraction, each line a run of its first seed; w_t2i is the rest.
+
+    A schedule has a colour, a start or loss a line style; runs on damaged pairs are drawn fainter.
+    """
     from matplotlib.figure import Figure
 
     fractions = list(dict.fromkeys(axes["fraction"] for axes, _ in results))
     schedules = [s for s in dict.fromkeys(axes["schedule"] for axes, _ in results) if s not in ("random", "replay")]
-    first = min(axes["seed"] for axes, _ in results)
+    settings = list(dict.fromkeys(_rest(axes) for axes, _ in results))
     figure = Figure(figsize=(5.2 * len(fractions), 3.8), dpi=130, layout="constrained", facecolor="white")
     shown = figure.subplots(1, len(fractions), squeeze=False)[0]
     for panel, fraction in zip(shown, fractions, strict=True):
         labelled: set[str] = set()
+        first = min(axes["seed"] for axes, _ in results if axes["fraction"] == fraction)
         for axes, result in results:
             if (axes["fraction"], axes["seed"]) != (fraction, first) or axes["schedule"] not in schedules:
                 continue
-            name = axes["schedule"]
+            setting = _rest(axes)
+            name = f"{axes['schedule']} {setting}".strip()
             weights = np.asarray(result["w_i2t"])
             panel.plot(
                 np.arange(1, len(weights) + 1) / max(1, len(weights)),
                 weights,
-                color=COLOURS[schedules.index(name) % len(COLOURS)],
+                color=COLOURS[schedules.index(axes["schedule"]) % len(COLOURS)],
+                linestyle=STYLES[settings.index(setting) % len(STYLES)],
                 linewidth=1.0,
+                alpha=0.4 if _kinds(axes["noise"]) else 1.0,
                 label=None if name in labelled else name,
             )
             labelled.add(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,8 +144,9 @@ def summarise(results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
 def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
     """Every setting against its counterpart under each baseline, on the seeds that both have.
 
-    P-values are corrected over all comparisons of the study with one metric, whichever the baseline; two baselines that
-    come to the same setting are one comparison.
+    P-values are corrected over all comparisons of the study with one metric, whichever the baseline: two baselines that
+    come to the same setting are one comparison, and so are two settings of which each is the other's baseline. Of one
+    seed there is no p: the interval, from images alone, knows nothing of other seeds.
     """
     by_setting = settings(results)
     pairs: list[tuple[Row, tuple[int, int]]] = []  # what names a row, and which two settings it compares
@@ -163,12 +165,16 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
             runs_of[key] = ([runs[seed][1] for seed in seeds], [other[seed][1] for seed in seeds])
             against = " ".join(f"{name}={value}" for name, value in baseline.items())
             pairs.append(({**axes, "against": against}, key))
-    found: dict[tuple[str, tuple[int, int]], dict[str, float]] = {}
+    found: dict[tuple[str, tuple[int, int]], dict[str, float | None]] = {}
     for metric in METRICS:
         differences = paired_differences(list(runs_of.values()), metric)
-        corrected = holm([one["p"] for one in differences])
-        for key, one, p_holm in zip(runs_of, differences, corrected, strict=True):
-            found[metric, key] = {name: round(value, 6) for name, value in {**one, "p_holm": p_holm}.items()}
+        tested = [(key, one["p"]) for key, one in zip(runs_of, differences, strict=True) if len(runs_of[key][0]) > 1]
+        p_values = {frozenset(key): p for key, p in tested}
+        corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+        for key, one in zip(runs_of, differences, strict=True):
+            p = p_values.get(frozenset(key), math.nan)
+            whole = {**one, "p": p, "p_holm": corrected.get(frozenset(key), math.nan)}
+            found[metric, key] = {name: None if math.isnan(value) else round(value, 6) for name, value in whole.items()}
     return [
         {**row, "metric": metric, "seeds": len(runs_of[key][0]), **found[metric, key]}
         for row, key in pairs
@@ -222,7 +228,8 @@ def _difference(row: Row | None) -> str:
     if row is None:
         return "–"
     low, high = 100 * row["low"], 100 * row["high"]
-    return f"{100 * row['difference']:+.2f} [{low:+.2f}, {high:+.2f}], p {_p(row['p'])}, Holm {_p(row['p_holm'])}"
+    tested = "one seed" if row["p"] is None else f"p {_p(row['p'])}, Holm {_p(row['p_holm'])}"
+    return f"{100 * row['difference']:+.2f} [{low:+.2f}, {high:+.2f}], {tested}"
 
 
 def _p(value: float) -> str:

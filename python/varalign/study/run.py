@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -24,9 +25,10 @@ from varalign.study.packs import Bench, run_pack
 from varalign.study.report import StudyReport, write_report
 from varalign.study.spec import FIXED, TUNED, UNDIRECTED, Study
 from varalign.study.store import Store
+from varalign.training.build import checked
 from varalign.training.config import FIELDS
 from varalign.training.device import pick_device
-from varalign.training.run_folder import RunFailed, to_stderr
+from varalign.training.run_folder import RunFailed, RunFolder, to_stderr
 
 Say = Callable[[str], None]
 # What a batched product knows about; with any other option beside its default a run goes through the ordinary trainer.
@@ -77,17 +79,21 @@ def run_study(
     chosen = pick_device(device)
     store = Store(out)
     features = load_features(study.source[1]) if study.source[0] == "features" else None
-    fingerprint = singles.fingerprint(study) if features is None else features.fingerprint
-    plan = conditions(study, fingerprint, lambda axes: features is not None and batches(study, axes))
+    data = singles.open_images(study) if features is None else features
+    train_images = len(checked(data, study.source[1]).rows("train"))
+    plan = conditions(study, data.fingerprint, lambda axes: features is not None and batches(study, axes))
     if not report_only:
-        check_cells(plan, chosen)
+        check_cells(plan, train_images, chosen)
     tracks = [Track(condition, store) for condition in plan]
     workers = workers or (1 if chosen.type == "cuda" else os.cpu_count() or 1)
     if not report_only:
         if any(track.left() for track in tracks):
             for remark in left_out(study, plan):
                 say(remark)
-        with _executor(workers, study, features, str(chosen), out) as executor:
+        with (
+            RunFolder(out).locked(),
+            _executor(workers, study, features, str(chosen), out) as executor,
+        ):
             _drive(tracks, store, executor, workers, say)
     return write_report(study, store, [track.finish() for track in tracks], say)
 
@@ -97,7 +103,8 @@ def batches(study: Study, axes: Mapping[str, Any]) -> bool:
     if any(name not in BATCHED for stage in study.tune for name in stage):
         return False
     options = {name: value for name, value in {**study.options, **axes}.items() if name in FIELDS}
-    if options.get("pair_weighting") == "moments":  # weights that change with what the run has seen
+    weightings = [options.get("pair_weighting"), *(stage.get("pair_weighting") for stage in study.tune)]
+    if "moments" in json.dumps(weightings):  # weights that change with what the run has seen; by fraction, or tuned
         return False
     return all(name in BATCHED or value == FIELDS[name].default for name, value in options.items())
 

@@ -40,11 +40,6 @@ def _skips(study: Study) -> bool:
     return bool(study.options.get("skip_missing", False))
 
 
-def fingerprint(study: Study) -> str:
-    """Of the images and captions; their splits are checked."""
-    return open_images(study).fingerprint
-
-
 def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> dict[str, Any]:
     """Train one cell in `folder/runs/NAME`, or go on where it was interrupted, and measure it.
 
@@ -65,7 +60,7 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
         {"schedule": "replay", "replay_run": str(folder / "runs" / cell.replays)} if cell.replays else {}
     )
     where: dict[str, Any] = {kind: source, "out": str(place), "device": device}
-    config = dataclasses.replace(config, **where, **replay, keep=1, threads=1)
+    config = dataclasses.replace(config, **where, **replay, keep=1, threads=1, evaluations=study.evaluations)
 
     def quiet(_: str) -> None:
         return None

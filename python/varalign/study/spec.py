@@ -1,7 +1,7 @@
 """What a study is told: one small TOML file, or the same from options. Torch-free.
 
 features = "features.safetensors"        # or data = "data/flickr8k"
-evaluations = 8                          # times that dev is looked at in a run
+evaluations = 8                          # times that dev is looked at in a run, besides the start
 tune_seeds = 3                           # seeds of the tuning runs, apart from those that are reported
 tune_each_noise = false                  # whether every noise level is tuned for itself, or all like the first
 
@@ -342,6 +342,8 @@ def _tune_stage(given: Mapping[str, Any], axes: Mapping[str, tuple[Any, ...]], p
 
 
 def _known(key: str, place: str) -> str:
+    if key == "evaluations":
+        raise StudyError(f"{place}: evaluations stands at the top of a study, for all of its runs alike")
     try:
         return next(iter(known_options({key: None}, place)))
     except ConfigError as error:
@@ -359,7 +361,7 @@ def _baselines(given: Any, axes: Mapping[str, tuple[Any, ...]], place: str) -> t
     usual = TUNED if TUNED in axes["schedule"] else "fixed"
     if given is None:
         given = [{"schedule": usual}]
-        if len(axes.get("start", ())) > 1:
+        if len(axes.get("start", ())) > 1 and "random" in axes["start"]:
             given.insert(0, {"start": "random", "schedule": usual})
     given = [given] if isinstance(given, dict) else given
     if not isinstance(given, list) or not given or not all(isinstance(one, dict) and one for one in given):

@@ -121,7 +121,7 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
             say(note)
         features = limited(features, config)
         return replace(config, features=str(path)), damaged(
-            _checked(features, str(path)), read_noise(config.noise), "train", config.seed
+            checked(features, str(path)), read_noise(config.noise), "train", config.seed
         )
     folder = Path(config.data) if config.data is not None else USUAL_DATA
     if config.data is None and not USUAL_DATA.is_dir():
@@ -144,7 +144,7 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     for note in dataset.notes:
         say(note)
     return replace(config, data=str(folder.resolve())), damaged(
-        _checked(dataset, str(folder)), read_noise(config.noise), "train", config.seed
+        checked(dataset, str(folder)), read_noise(config.noise), "train", config.seed
     )
 
 
@@ -207,7 +207,12 @@ def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
     return replace(data, captions=captions, caption_image_ids=owner) if noise.words or noise.pairs else data
 
 
-def _checked(data: Data, place: str) -> Data:
+def checked(data: Data, place: str) -> Data:
+    """The data, if each split has what training needs.
+
+    Raises:
+        ConfigError: naming the split that has too few images.
+    """
     for split, least in (("train", 2), ("dev", 1), ("test", 1)):
         if len(data.rows(split)) < least:
             raise ConfigError(

@@ -298,6 +298,13 @@ class TrainConfig:
         metavar="N",
         low=1,
     )
+    evaluations: int = _option(
+        0,
+        "training",
+        "times that dev is looked at in a run besides the start, evenly; 0 looks after every epoch",
+        metavar="N",
+        low=0,
+    )
     patience: int = _option(
         0, "training", "stop after N epochs without a better mean recall on dev; 0 never", metavar="N", low=0
     )
@@ -312,7 +319,7 @@ class TrainConfig:
     checkpoint_every: int | str = _option(
         0,
         "output",
-        "write a checkpoint every N steps (200) or minutes (10m) too; one is written every epoch",
+        "write a checkpoint every N steps (200) or minutes (10m) too; one is written whenever dev is looked at",
         metavar="N[m]",
     )
     keep: int = _option(2, "output", "checkpoints kept beside the best", metavar="N", low=1)
@@ -482,6 +489,13 @@ class TrainConfig:
         if self.start == "auto":
             return "closed-form" if self.frozen_towers else "random"
         return self.start
+
+    @property
+    def looks(self) -> frozenset[int]:
+        """The epochs, counted from 1, after which dev is looked at; the last one is among them."""
+        assert self.epochs is not None
+        times = self.evaluations or self.epochs
+        return frozenset(round(self.epochs * look / times) for look in range(1, times + 1)) - {0}
 
     @property
     def takes_members(self) -> bool:

@@ -141,6 +141,7 @@ class Trainer:
         self.train_rows = parts.train_rows
         self.steps_per_epoch = len(self._order(0))
         self.total_steps = self.steps_per_epoch * config.epochs
+        self._looks = config.looks
         self.image_ids = torch.from_numpy(parts.data.image_ids)
         self._pending: list[tuple[dict[str, Any], Tensor, Tensor, np.ndarray[Any, Any]]] = []
         half = pick_precision(config.precision, self.device) == torch.float16
@@ -239,10 +240,21 @@ class Trainer:
             self._close_epoch(log, 0)  # epoch 0: before any step, evaluated like every other
         while progress.epoch < self.config.epochs and not self._is_stale():
             self._run_epoch(log)
-            self._close_epoch(log, 1)
+            if progress.epoch + 1 in self._looks:
+                self._close_epoch(log, 1)
+            else:
+                self._count_epoch(1)
+                if self._is_due():
+                    self._save(log)
 
     def _is_stale(self) -> bool:
-        return bool(self.config.patience) and self.progress.stale >= self.config.patience
+        """Whether dev has not got better for long enough, said when it has just been looked at."""
+        late = bool(self.config.patience) and self.progress.stale >= self.config.patience
+        return late and self.progress.epoch in self._looks
+
+    def _count_epoch(self, epochs: int) -> None:
+        progress = self.progress
+        progress.epoch, progress.batch, progress.stale = progress.epoch + epochs, 0, progress.stale + 1
 
     def _order(self, epoch: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         parts = self.parts
@@ -467,13 +479,11 @@ class Trainer:
                 result = assess(self.parts, "dev", batch_size=self.config.batch_size)
         except Interrupted:
             self._leave(log)  # the checkpoint stands before the evaluation, which a resumed run makes
-        progress.epoch, progress.batch = progress.epoch + epochs, 0
+        self._count_epoch(epochs)
         score = mean_recall(result)
         if score > progress.best_score:
             progress.best_score, progress.best_step, progress.best_epoch = score, progress.step, progress.epoch
             progress.stale = 0
-        else:
-            progress.stale += 1
         line = {"kind": "eval", "step": progress.step, "epoch": progress.epoch, "split": "dev", **result}
         log.write([line])
         self.reporter.evaluation(line)
