@@ -11,6 +11,7 @@ that draws test images (with their captions) and seeds. DIR keeps each run's ran
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -74,7 +75,8 @@ def main() -> None:
             if arguments.only and not any(text in name for text in arguments.only):
                 continue
             usual = {"features": arguments.features, "noise": arguments.noise, "seed": seed}
-            kept = arguments.out / f"{arguments.images}-{arguments.noise or 'clean'}-{_slug(name)}-{seed}.json"
+            said = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:6]
+            kept = arguments.out / f"{arguments.images}-{arguments.noise or 'clean'}-{_slug(name)}-{said}-{seed}.json"
             found = ran({**usual, "dataset_size": arguments.images, **options}, kept)
             results.setdefault(name, []).append(found)
             print(f"seed {seed}  {name:32}{100 * hits(found, METRIC)[0].sum():7.2f}", flush=True)

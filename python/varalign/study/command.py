@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (
         ("axis", "an axis and its values, such as `--axis fraction 1 10 100`"),
         ("option", "an option of `varalign train` for every cell, such as `--option epochs 30`"),
-        ("tune", "an option that is tuned on dev and the values tried, such as `--tune lr 3e-4 1e-3`"),
+        (
+            "tune",
+            "an option tuned on dev and the values tried, such as `--tune lr 3e-4 1e-3`; in place of other tuning",
+        ),
     ):
         parser.add_argument(f"--{name}", metavar=("NAME", "VALUE"), nargs="+", action="append", default=[], help=text)
     parser.add_argument("--seeds", metavar="N", type=int, help="seeds of each setting (5)")
@@ -68,8 +71,12 @@ def from_arguments(arguments: argparse.Namespace) -> Study:
     for name in ("features", "data", "tune_seeds"):
         if getattr(arguments, name) is not None:
             values[name] = getattr(arguments, name)
-    axes = {name: words for name, *words in arguments.axis}
-    axes = {name: [_value(word) for word in words] for name, words in axes.items()}
+    for kind in ("axis", "option"):
+        names = [name for name, *_ in getattr(arguments, kind)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise StudyError(f"--{kind} {twice} stands twice: say it once, with all of its values")
+    axes = {name: [_value(word) for word in words] for name, *words in arguments.axis}
     if arguments.seeds is not None:
         if "seed" in axes:
             raise StudyError("--axis seed and --seeds both say which seeds there are: pass one of them")
