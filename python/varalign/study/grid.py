@@ -153,14 +153,13 @@ class Condition:
     def _cell(self, kind: str, schedule: str, seed: int, trial: Mapping[str, Any], replays: str = "") -> Cell:
         fraction = self.axes["fraction"]
         options = {name: at_fraction(value, fraction) for name, value in self.study.options.items()}
-        if (
-            self.axes.get("start", options.get("start")) == "random"
-        ):  # where there is no closed form for members to stand beside
+        random = self.axes.get("start", options.get("start")) == "random"
+        if random:  # there is no closed form for members to stand beside
             options.pop("members", None)
-        else:  # what a schedule is compared on is one model unless a study says more
-            options.setdefault("members", 0)
         options |= {name: value for name, value in self.axes.items() if name in FIELDS and name != "noise"}
         options |= {**self.recipe, **trial}
+        if not random:  # what a schedule is compared on is one model unless a study says more
+            options.setdefault("members", 0)
         weight = options.pop("fixed_weight", self.fixed_weight if kind == "tune" or schedule == TUNED else 0.5)
         axes = {**self.axes, "schedule": schedule, "seed": seed}
         if kind == "tune" and not self.study.tune_each_noise:  # equal cells have equal names, and are trained once

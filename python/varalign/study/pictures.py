@@ -29,7 +29,7 @@ def draw_study(folder: Path, summary: Sequence[Row], results: Sequence[tuple[Row
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [weights_over_steps(folder / "weights.png", results)]
     noises = list(dict.fromkeys(row["noise"] for row in summary))
-    fractions = list(dict.fromkeys(row["fraction"] for row in summary))
+    fractions = sorted({row["fraction"] for row in summary})
     if len(fractions) > 1:
         drawn.append(_lines(folder / "recall_by_fraction.png", summary, "fraction", "noise", noises))
     if len(noises) > 1:
@@ -123,7 +123,7 @@ def weights_over_steps(out: Path, results: Sequence[tuple[Row, Mapping[str, Any]
     """
     from matplotlib.figure import Figure
 
-    fractions = list(dict.fromkeys(axes["fraction"] for axes, _ in results))
+    fractions = sorted({axes["fraction"] for axes, _ in results})
     schedules = [s for s in dict.fromkeys(axes["schedule"] for axes, _ in results) if s not in ("random", "replay")]
     settings = list(dict.fromkeys(_rest(axes) for axes, _ in results))
     figure = Figure(figsize=(5.2 * len(fractions), 3.8), dpi=130, layout="constrained", facecolor="white")

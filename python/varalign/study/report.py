@@ -82,6 +82,8 @@ def write_report(
         results += sorted(found, key=lambda one: (order[one[0]["schedule"]], one[0]["seed"]))
     cells = [_cell_row(axes, result) for axes, result in results]
     summary = summarise(results)
+    if len(results) > 500:
+        say(f"{len(results)} runs: their comparisons take a minute or two")
     comparisons = compare(study, results)
     report = StudyReport(store.folder, cells, tuning, summary, comparisons)
     report.files.append(store.write_text("study.json", json_text(study.as_dict(), indent=1) + "\n"))
