@@ -268,10 +268,11 @@ def test_a_folder_of_a_study_that_runs_is_refused(features_file: Path, tmp_path:
         run_study(make_study(small(features_file)), tmp_path / "study", workers=1, device="cpu", say=quiet)
 
 
-@pytest.mark.parametrize("given", [{"options": {"pair_weighting": {"1": "moments"}}}, {"tune": [{"lr": [0.1]}]}])
+@pytest.mark.parametrize(
+    "given",
+    [{"options": {"pair_weighting": {"1": "moments"}}}, {"tune": [{"pair_weighting": ["none", "moments"]}]}],
+)
 def test_moments_are_never_trained_in_a_batch(features_file: Path, given: dict[str, object]) -> None:
-    if "tune" in given:
-        given = {"tune": [{"pair_weighting": ["none", "moments"]}]}
     study = make_study({"features": str(features_file), "axes": {"schedule": ["variance"], "fraction": [50]}, **given})
     assert not batches(study, {"fraction": 50.0, "noise": "none"})
     assert batches(make_study({"features": str(features_file)}), {"fraction": 50.0, "noise": "none"})

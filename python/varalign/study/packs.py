@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,16 @@ class Run:
     pair_weights: Tensor | None
     schedule: LossSchedule
 
+    @cached_property
+    def batches(self) -> list[list[Rows]]:
+        """The rows of every epoch's batches."""
+        config, data = self.config, self.data
+        rows, size = data.rows("train"), config.batch_size
+        return [
+            epoch_batches(rows, size, seed=config.seed, epoch=epoch, image_ids=data.image_ids)
+            for epoch in range(config.epochs)
+        ]
+
 
 def cell_config(cell: Cell, train_images: int) -> TrainConfig:
     """The options of a cell's run, but for where the data are.
@@ -200,14 +211,14 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
     """Train runs of one shape as one batched product; each model ends with the weights that were best on dev."""
     first = runs[0].config
     batched = BatchedRuns([run.model for run in runs], [run.config for run in runs], [run.schedule for run in runs])
-    total = len(_batches(runs[0], 0)) * first.epochs
+    total = len(runs[0].batches[0]) * first.epochs
     image_ids = torch.from_numpy(bench.features.image_ids).to(bench.device)
     best = [_Best(fusion=_fusion(run, bench.dev)) for run in runs]
     losses: list[Tensor] = []
     weights: list[Tensor] = []
     _look(runs, best, bench.dev, 0)
     for epoch in range(first.epochs):
-        for batch in zip(*(_batches(run, epoch) for run in runs), strict=True):
+        for batch in zip(*(run.batches[epoch] for run in runs), strict=True):
             rows = np.stack(batch)
             drawn = [_texts(run, chosen, epoch, bench) for run, chosen in zip(runs, rows, strict=True)]
             texts = torch.stack([features for features, _ in drawn])
@@ -276,18 +287,12 @@ def _fusion(run: Run, dev: Split) -> Fusion | None:
     return Fusion(run.model, dev.images[images[kept]], dev.texts[first], run.config.batch_size)
 
 
-def _batches(run: Run, epoch: int) -> list[Rows]:
-    config, data = run.config, run.data
-    rows = data.rows("train")
-    return epoch_batches(rows, config.batch_size, seed=config.seed, epoch=epoch, image_ids=data.image_ids)
-
-
 def _shapes(run: Run) -> tuple[tuple[int, ...], ...]:
     """What runs of one batched product have in common: every epoch's batches and their models' shapes.
 
     Copies of an image wait for a batch without it, and now and then the last batch of an epoch falls short for them.
     """
-    lengths = (tuple(len(rows) for rows in _batches(run, epoch)) for epoch in range(run.config.epochs or 0))
+    lengths = (tuple(len(rows) for rows in epoch) for epoch in run.batches)
     return (*lengths, *(tuple(tensor.shape) for tensor in run.model.state_dict().values()))
 
 

@@ -16,6 +16,8 @@ Row = Mapping[str, Any]
 COLOURS = ("#2f5d9b", "#c8553d", "#3f7d4e", "#8a5fa8", "#c89b2b", "#4c9aa6", "#8d6e63", "#6b7280")
 MARKS = "os^Dv<>P"
 STYLES = ("-", "--", ":", "-.")
+# What every picture has a place for; the other columns of a row are further axes.
+PLACED = {"schedule", "fraction", "noise", "seed", "seeds", *METRICS, *(f"{metric}_half_width" for metric in METRICS)}
 
 
 def draw_study(folder: Path, summary: Sequence[Row], results: Sequence[tuple[Row, Mapping[str, Any]]]) -> list[Path]:
@@ -37,25 +39,16 @@ def draw_study(folder: Path, summary: Sequence[Row], results: Sequence[tuple[Row
     return drawn
 
 
-def _kinds(noise: str) -> dict[str, float]:
-    """The kinds of a noise and their rates."""
+def _damage(noise: str) -> tuple[str, float]:
+    """The kinds of a noise together, "" where there is none, and the highest of their rates."""
     found = parse_noise(noise)
     rates = {kind: float(getattr(found, kind.replace("-", "_"))) for kind in NOISE_KINDS}
-    return {kind: rate for kind, rate in rates.items() if rate > 0}
+    return "+".join(kind for kind, rate in rates.items() if rate > 0), max(rates.values())
 
 
 def _rest(row: Row) -> str:
     """The values of the axes that are neither drawn along, nor panels, nor schedules: a start, a loss."""
-    known = {
-        "schedule",
-        "fraction",
-        "noise",
-        "seed",
-        "seeds",
-        *METRICS,
-        *(f"{metric}_half_width" for metric in METRICS),
-    }
-    return " ".join(str(value) for name, value in row.items() if name not in known)
+    return " ".join(str(value) for name, value in row.items() if name not in PLACED)
 
 
 def _lines(out: Path, summary: Sequence[Row], along: str, apart: str, panels: Sequence[Any]) -> Path:
@@ -68,28 +61,30 @@ def _lines(out: Path, summary: Sequence[Row], along: str, apart: str, panels: Se
     settings = list(dict.fromkeys(setting for _, setting in names))
     schedules = list(dict.fromkeys(schedule for schedule, _ in names))
     # Damage of one kind (or of the same kinds together) is a line; what is undamaged is where every such line begins.
-    kinds = list(dict.fromkeys("+".join(_kinds(row["noise"])) for row in summary)) if along == "noise" else [""]
+    by_noise = along == "noise"
+    kinds = list(dict.fromkeys(_damage(row["noise"])[0] for row in summary)) if by_noise else [""]
     kinds = [kind for kind in kinds if kind] or [""]
+
+    def where(row: Row) -> float:
+        return float(_damage(row["noise"])[1] if by_noise else row[along])
+
     for axes, panel in zip(shown, panels, strict=True):
         for (schedule, setting), kind in itertools.product(names, kinds):
             rows = [
                 row
                 for row in summary
                 if (row["schedule"], _rest(row), row[apart]) == (schedule, setting, panel)
-                and (along != "noise" or "+".join(_kinds(row["noise"])) in ("", kind))
+                and (not by_noise or _damage(row["noise"])[0] in ("", kind))
             ]
             if not rows:
                 continue
+            rows.sort(key=where)
             place = schedules.index(schedule)
-            where = [
-                max(_kinds(row["noise"]).values(), default=0.0) if along == "noise" else row[along] for row in rows
-            ]
-            rows = [rows[index] for index in np.argsort(where, kind="stable")]
-            x = np.sort(np.array(where, dtype=np.float64))
+            x = np.array([where(row) for row in rows])
             half = np.array([row["mean_recall@1_half_width"] or np.nan for row in rows])
             # Lines lie on top of one another: each a little aside, so that their intervals can be told apart.
             aside = (place - len(schedules) / 2) * 0.012
-            x = x + aside * 0.3 if along == "noise" else x * (1 + aside)
+            x = x + aside * 0.3 if by_noise else x * (1 + aside)
             axes.errorbar(
                 x,
                 [100 * row["mean_recall@1"] for row in rows],
@@ -143,7 +138,7 @@ def weights_over_steps(out: Path, results: Sequence[tuple[Row, Mapping[str, Any]
                 color=COLOURS[schedules.index(axes["schedule"]) % len(COLOURS)],
                 linestyle=STYLES[settings.index(setting) % len(STYLES)],
                 linewidth=1.0,
-                alpha=0.4 if _kinds(axes["noise"]) else 1.0,
+                alpha=0.4 if _damage(axes["noise"])[0] else 1.0,
                 label=None if name in labelled else name,
             )
             labelled.add(name)

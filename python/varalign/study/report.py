@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,13 +169,13 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
     found: dict[tuple[str, tuple[int, int]], dict[str, float | None]] = {}
     for metric in METRICS:
         differences = paired_differences(list(runs_of.values()), metric)
-        tested = [(key, one["p"]) for key, one in zip(runs_of, differences, strict=True) if len(runs_of[key][0]) > 1]
-        p_values = {frozenset(key): p for key, p in tested}
+        compared = dict(zip(runs_of, differences, strict=True))
+        p_values = {frozenset(key): one["p"] for key, one in compared.items() if len(runs_of[key][0]) > 1}
         corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-        for key, one in zip(runs_of, differences, strict=True):
-            p = p_values.get(frozenset(key), math.nan)
-            whole = {**one, "p": p, "p_holm": corrected.get(frozenset(key), math.nan)}
-            found[metric, key] = {name: None if math.isnan(value) else round(value, 6) for name, value in whole.items()}
+        for key, one in compared.items():
+            tested = {"p": p_values.get(frozenset(key)), "p_holm": corrected.get(frozenset(key))}
+            whole: dict[str, float | None] = {**one, **tested}
+            found[metric, key] = {name: None if value is None else round(value, 6) for name, value in whole.items()}
     return [
         {**row, "metric": metric, "seeds": len(runs_of[key][0]), **found[metric, key]}
         for row, key in pairs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import signal
@@ -23,7 +22,7 @@ from varalign.study.check import check_cells
 from varalign.study.grid import Condition, Pack, conditions
 from varalign.study.packs import Bench, run_pack
 from varalign.study.report import StudyReport, write_report
-from varalign.study.spec import FIXED, TUNED, UNDIRECTED, Study
+from varalign.study.spec import FIXED, TUNED, UNDIRECTED, Study, at_fraction
 from varalign.study.store import Store
 from varalign.training.build import checked
 from varalign.training.config import FIELDS
@@ -90,10 +89,7 @@ def run_study(
         if any(track.left() for track in tracks):
             for remark in left_out(study, plan):
                 say(remark)
-        with (
-            RunFolder(out).locked(),
-            _executor(workers, study, features, str(chosen), out) as executor,
-        ):
+        with RunFolder(out).locked(), _executor(workers, study, features, str(chosen), out) as executor:
             _drive(tracks, store, executor, workers, say)
     return write_report(study, store, [track.finish() for track in tracks], say)
 
@@ -103,8 +99,9 @@ def batches(study: Study, axes: Mapping[str, Any]) -> bool:
     if any(name not in BATCHED for stage in study.tune for name in stage):
         return False
     options = {name: value for name, value in {**study.options, **axes}.items() if name in FIELDS}
-    weightings = [options.get("pair_weighting"), *(stage.get("pair_weighting") for stage in study.tune)]
-    if "moments" in json.dumps(weightings):  # weights that change with what the run has seen; by fraction, or tuned
+    trials = [trial for stage in study.tune for trial in study.tune_grid(stage, axes)]
+    weightings = {at_fraction(one.get("pair_weighting"), axes["fraction"]) for one in (options, *trials)}
+    if "moments" in weightings:  # weights that change with what the run has seen
         return False
     return all(name in BATCHED or value == FIELDS[name].default for name, value in options.items())
 

@@ -492,8 +492,7 @@ class TrainConfig:
 
     @property
     def looks(self) -> frozenset[int]:
-        """The epochs, counted from 1, after which dev is looked at; the last one is among them."""
-        assert self.epochs is not None
+        """The epochs, counted from 1, after which dev is looked at, the last among them; the recipe is filled in."""
         times = self.evaluations or self.epochs
         return frozenset(round(self.epochs * look / times) for look in range(1, times + 1)) - {0}
 
