@@ -20,7 +20,7 @@ import torch
 import varalign
 from harness import Row, main, single
 from varalign.data.sample import write_sample
-from varalign.training.device import pick_device
+from varalign.options.device import pick_device
 
 PACKAGES = ["numpy", "torch", "torchvision"]
 WARM_UP = 5

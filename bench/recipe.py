@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import varalign
+from varalign.options.config import TrainConfig
 from varalign.study.inference import hits, interval, paired_difference
 from varalign.study.singles import test_ranks
-from varalign.training.config import TrainConfig
 
 METRIC = "mean_recall@1"
 PLAIN = {"start": "random", "schedule": "fixed"}

@@ -22,10 +22,10 @@ import numpy as np
 import varalign
 from varalign.data.datasets import load_dataset
 from varalign.data.features import load_features, save_features
-from varalign.evaluation.noise import noisy_pairs, parse_noise
+from varalign.data.noise import noisy_pairs, parse_noise
+from varalign.inputs.build import limited
+from varalign.options.config import TrainConfig
 from varalign.study.inference import interval
-from varalign.training.build import limited
-from varalign.training.config import TrainConfig
 
 TARGETS = {"right pairs only": 0.95, "random start, plain, fixed weights": 1.9}
 ROWS: dict[str, dict[str, Any]] = {

@@ -1,6 +1,6 @@
 """From the queries' losses to one loss: means over each direction, the schedule's weights, and back, a launch each.
 
-What `varalign.losses.statistics` and `varalign.schedules` say in forty operations on tensors of two numbers.
+What `varalign.losses.direction_stats` and `varalign.schedules` say in forty operations on tensors of two numbers.
 """
 
 from __future__ import annotations

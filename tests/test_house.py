@@ -16,8 +16,12 @@ FLOORS = [
     {"cli"},
     {"study"},
     {"training"},
-    {"pictures", "evaluation"},
-    {"losses", "schedules", "weightings", "canonical", "encoders", "data"},
+    {"aligner"},
+    {"pictures"},
+    {"inputs"},
+    {"runs"},
+    {"options"},
+    {"canonical", "losses", "schedules", "encoders", "evaluation", "data"},
     {"kernels", "_core"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from varalign._core import __version__
 
 if TYPE_CHECKING:
+    from varalign.aligner.aligner import Aligner, load
     from varalign.losses.contrastive import ContrastiveLoss, contrastive
+    from varalign.options.config import TrainConfig
     from varalign.schedules import LossSchedule, build_schedule
-    from varalign.training.aligner import Aligner, load
-    from varalign.training.config import TrainConfig
     from varalign.training.run import train
 
 __all__ = [
@@ -30,13 +30,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Aligner": "varalign.training.aligner",
+    "Aligner": "varalign.aligner.aligner",
     "ContrastiveLoss": "varalign.losses.contrastive",
     "LossSchedule": "varalign.schedules",
-    "TrainConfig": "varalign.training.config",
+    "TrainConfig": "varalign.options.config",
     "build_schedule": "varalign.schedules",
     "contrastive": "varalign.losses.contrastive",
-    "load": "varalign.training.aligner",
+    "load": "varalign.aligner.aligner",
     "train": "varalign.training.run",
 }
 

@@ -10,14 +10,13 @@ import torch
 from varalign.canonical import (
     ClosedForm,
     Grid,
-    ResidualHead,
     RunningCovariance,
     best_logit_scale,
     choose_closed_form,
     closed_form,
-    residual_heads,
 )
 from varalign.canonical.choice import mean_recall_at_1
+from varalign.encoders.residual import ResidualHead, residual_heads
 
 
 def latent(n: int, dx: int = 12, dy: int = 9, k: int = 5, noise: float = 0.3, seed: int = 0):

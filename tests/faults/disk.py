@@ -97,7 +97,7 @@ def _redirect(log: Path) -> None:
 def _verdict(
     code: int, said: str, out: Path, kept: dict[str, bytes | str | None], whole: dict[str, Any]
 ) -> tuple[str, str]:
-    from varalign.training.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
+    from varalign.runs.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
 
     if code == 0:  # what failed was not needed; then the end must be the right one
         wrong = differences(out, whole)
@@ -166,7 +166,7 @@ def _restore(root: Path, kept: dict[str, bytes | str | None], keep: Path) -> Non
 
 def damage(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
     """Cut the newest checkpoint short or flip a bit of it, at many places: refused each time, the one before taken."""
-    from varalign.training.checkpoint import newest_checkpoint, step_folders
+    from varalign.runs.checkpoint import newest_checkpoint, step_folders
 
     folder.mkdir()
     out = folder / "run"

@@ -135,8 +135,8 @@ def finish(job: Job, out: Path, log: Path) -> int:
 
 def result(out: Path) -> dict[str, Any]:
     """All that must be the same: metrics without the clock, and every tensor and value of both checkpoints."""
-    from varalign.training.checkpoint import load_checkpoint
-    from varalign.training.run_folder import RunFolder
+    from varalign.runs.checkpoint import load_checkpoint
+    from varalign.runs.folder import RunFolder
 
     folder = RunFolder.open(out)
     lines = [{k: v for k, v in line.items() if k not in CLOCKS} for line in folder.read_metrics()]

@@ -106,7 +106,7 @@ PLACES: dict[str, tuple[str, str]] = {
     "first step": ("varalign.training.trainer.Trainer", "_step"),
     "training": ("varalign.training.trainer.Trainer", "_step"),
     "evaluation": ("varalign.training.trainer", "assess"),
-    "saving": ("varalign.training.checkpoint", "save_checkpoint"),
+    "saving": ("varalign.runs.checkpoint", "save_checkpoint"),
 }
 
 
@@ -116,8 +116,8 @@ def _signal_at(place: str, call: int, number: int, note: Path) -> Callable[[], N
     def before() -> None:
         import importlib
 
+        from varalign.runs.signals import StopSignals
         from varalign.training import trainer
-        from varalign.training.signals import StopSignals
 
         parts, name = PLACES[place]
         module, _, attribute = parts.rpartition(".")
@@ -156,7 +156,7 @@ def _signal_at(place: str, call: int, number: int, note: Path) -> Callable[[], N
 
 def ask(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
     """SIGTERM and SIGINT in turn, place by place: code, words, the checkpoint, how late, and the resumed run."""
-    from varalign.training.checkpoint import newest_checkpoint
+    from varalign.runs.checkpoint import newest_checkpoint
 
     folder.mkdir()
     whole, _ = reference(job, folder)

@@ -22,8 +22,8 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 from varalign.kernels import contrastive as kernel  # noqa: E402
 from varalign.kernels import matching  # noqa: E402
 from varalign.losses import ContrastiveLoss  # noqa: E402
+from varalign.losses.direction_stats import FIELDS  # noqa: E402
 from varalign.losses.operator import contrastive_forward  # noqa: E402
-from varalign.losses.statistics import FIELDS  # noqa: E402
 
 
 @dataclass(frozen=True)

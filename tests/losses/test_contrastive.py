@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from varalign.losses import ContrastiveLoss, contrastive, reference
-from varalign.losses.statistics import FIELDS, mean_over_queries
+from varalign.losses.direction_stats import FIELDS, mean_over_queries
 from varalign.schedules import build_schedule
 
 

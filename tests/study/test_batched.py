@@ -6,13 +6,14 @@ import copy
 
 import pytest
 import torch
-from varalign.canonical import EnsembleHead, ResidualHead
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.ensemble import EnsembleHead
+from varalign.encoders.residual import ResidualHead
 from varalign.losses.contrastive import ContrastiveLoss, contrastive
-from varalign.losses.statistics import FIELDS
+from varalign.losses.direction_stats import FIELDS
+from varalign.options.config import TrainConfig
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.study.batched import BatchedRuns, batched_contrastive
-from varalign.training.config import TrainConfig
 from varalign.training.optimiser import build_optimiser, set_learning_rate
 
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from varalign.data.features import FeatureSet, load_features, save_features
 from varalign.data.sampler import epoch_batches
+from varalign.options.config import ConfigError, TrainConfig
+from varalign.runs.folder import RunError, RunFolder
 from varalign.study import packs
 from varalign.study.grid import Cell
 from varalign.study.run import batches, run_study
 from varalign.study.spec import StudyError, make_study
-from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.run import train
-from varalign.training.run_folder import RunError, RunFolder
 
 
 @pytest.fixture(scope="module")

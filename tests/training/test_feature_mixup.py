@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from varalign.training.config import ConfigError, TrainConfig
+from varalign.options.config import ConfigError, TrainConfig
 from varalign.training.feature_mixup import FeatureMixup
 
 ROWS = np.array([7, 3, 11, 5, 2])

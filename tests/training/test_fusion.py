@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import varalign
-from varalign.canonical import EnsembleHead
 from varalign.data.features import load_features, save_features
-from varalign.training.build import assemble, new_model, open_data
-from varalign.training.config import ConfigError, TrainConfig
+from varalign.encoders.ensemble import EnsembleHead
+from varalign.inputs.build import assemble, new_model, open_data
+from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.recipe import fill
+from varalign.runs.folder import RunFolder
 from varalign.training.fusion import Fusion, _losses
-from varalign.training.recipe import fill
-from varalign.training.run_folder import RunFolder
 from varalign.training.start import place_start
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 import varalign
 from varalign.encoders.adapters import ADAPTER
-from varalign.training.checkpoint import load_checkpoint
-from varalign.training.config import ConfigError, TrainConfig
+from varalign.options.config import ConfigError, TrainConfig
+from varalign.runs.checkpoint import load_checkpoint
 from varalign.training.run import resume
 
 ClipFolder = Callable[..., tuple[Path, Any]]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import varalign
+from varalign.options.config import ConfigError, TrainConfig
+from varalign.runs.checkpoint import load_checkpoint
 from varalign.training import run as runs
-from varalign.training.checkpoint import load_checkpoint
-from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {

@@ -12,13 +12,13 @@ import pytest
 import torch
 import varalign
 from varalign.data.features import load_features
+from varalign.data.noise import noisy_pairs, parse_noise
 from varalign.data.statistics import PairMoments
-from varalign.evaluation.noise import noisy_pairs, parse_noise
 from varalign.losses.contrastive import ContrastiveLoss
+from varalign.options.config import ConfigError, TrainConfig
+from varalign.runs.folder import RunFolder
 from varalign.training import run as runs
-from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.pair_weights import moment_weights, weighted_mean
-from varalign.training.run_folder import RunFolder
 
 
 def quiet(_: str) -> None:
@@ -85,7 +85,7 @@ def test_the_weights_of_the_drawn_captions_reach_the_loss(
 def test_moments_weigh_after_the_warm_up_and_resume_bit_for_bit(
     features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from varalign.training.checkpoint import load_checkpoint
+    from varalign.runs.checkpoint import load_checkpoint
     from varalign.training.trainer import Trainer
 
     options: dict[str, Any] = {"pair_weighting": "moments", "pair_warmup": 0.5, "noise": "swap-images=0.3"}

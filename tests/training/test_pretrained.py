@@ -12,9 +12,9 @@ import torch
 import varalign
 from varalign.cli import main
 from varalign.encoders.specs import WeightsChanged
+from varalign.options.config import TrainConfig
+from varalign.runs.checkpoint import load_checkpoint
 from varalign.training import run as runs
-from varalign.training.checkpoint import load_checkpoint
-from varalign.training.config import TrainConfig
 
 ClipFolder = Callable[..., tuple[Path, Any]]
 

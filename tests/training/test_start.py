@@ -14,14 +14,14 @@ import varalign
 from varalign.canonical import RunningCovariance, best_logit_scale, closed_form
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, load_features, save_features
-from varalign.training import recipe
+from varalign.inputs.build import assemble, new_model, open_data
+from varalign.inputs.pair_features import all_pairs
+from varalign.options import recipe
+from varalign.options.config import ConfigError, TrainConfig, resolve
+from varalign.runs.checkpoint import load_checkpoint
+from varalign.runs.folder import RunFolder
 from varalign.training import run as runs
 from varalign.training import start as starts
-from varalign.training.build import assemble, new_model, open_data
-from varalign.training.checkpoint import load_checkpoint
-from varalign.training.config import ConfigError, TrainConfig, resolve
-from varalign.training.run_folder import RunFolder
-from varalign.training.start_features import all_pairs
 
 
 def quiet(_: str) -> None:

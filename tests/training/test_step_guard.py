@@ -11,11 +11,11 @@ import pytest
 import torch
 import varalign
 from torch import Tensor, nn
-from varalign.losses.statistics import DirectionStats
+from varalign.losses.direction_stats import DirectionStats
+from varalign.options.config import TrainConfig
+from varalign.runs.folder import RunFolder
 from varalign.schedules import build_schedule
-from varalign.training.config import TrainConfig
 from varalign.training.replay import main as replay_main
-from varalign.training.run_folder import RunFolder
 from varalign.training.step_guard import StepGuard
 from varalign.training.trainer import Diverged
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import varalign
+from varalign.aligner.evaluate import RECALL_KEYS, batched_loss, positions_of
+from varalign.inputs.build import assemble, new_model, open_data
+from varalign.inputs.sources import LiveImages, TooManyBadImages
+from varalign.options.config import ConfigError, TrainConfig
+from varalign.runs.checkpoint import load_checkpoint
+from varalign.runs.folder import RunError, RunFolder
 from varalign.training import run as runs
-from varalign.training.assess import RECALL_KEYS, batched_loss, positions_of
-from varalign.training.build import assemble, new_model, open_data
-from varalign.training.checkpoint import load_checkpoint
-from varalign.training.config import ConfigError, TrainConfig
-from varalign.training.run_folder import RunError, RunFolder
-from varalign.training.sources import LiveImages, TooManyBadImages
 from varalign.training.trainer import Trainer
 
 SMALL = {"embedding_dim": 16, "hidden_dim": 16, "batch_size": 16, "device": "cpu", "threads": 1, "warmup": 0.0}
@@ -137,7 +137,7 @@ def test_what_the_device_cannot_do_names_the_other_cache(
     def no_room(*_: Any, **__: Any) -> None:
         raise MemoryError("60 decoded images take 300 MiB on cuda:0, and 2 MiB are free there")
 
-    monkeypatch.setattr("varalign.training.build.DeviceCache", no_room)
+    monkeypatch.setattr("varalign.inputs.build.DeviceCache", no_room)
     with pytest.raises(ConfigError, match=r"device: 60 decoded .* 300 MiB .* there: pass --decoded-cache disk"):
         next(iter(parts.images.batches([data.rows("train")[:2]], epoch=0)))
     with pytest.raises(ConfigError, match="2 MiB are free there"):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import varalign
+from varalign.options.config import ConfigError, TrainConfig
+from varalign.runs.checkpoint import load_checkpoint
 from varalign.training import run as runs
 from varalign.training import wise_ft
-from varalign.training.checkpoint import load_checkpoint
-from varalign.training.config import ConfigError, TrainConfig
 from varalign.training.wise_ft import interpolated
 
 ClipFolder = Callable[..., tuple[Path, Any]]

@@ -10,8 +10,6 @@ from varalign.canonical.choice import (
     negative_loss,
 )
 from varalign.canonical.covariance import RunningCovariance
-from varalign.canonical.ensemble import EnsembleHead, ensemble_heads
-from varalign.canonical.heads import ResidualHead, residual_heads
 from varalign.canonical.mixture import Mixture
 from varalign.canonical.pair_scores import PairScores, pair_scores
 from varalign.canonical.start import ClosedForm, closed_form
@@ -19,19 +17,15 @@ from varalign.canonical.start import ClosedForm, closed_form
 __all__ = [
     "ClosedForm",
     "ClosedFormChoice",
-    "EnsembleHead",
     "Grid",
     "Mixture",
     "PairScores",
-    "ResidualHead",
     "RunningCovariance",
     "Trial",
     "best_logit_scale",
     "choose_closed_form",
     "closed_form",
-    "ensemble_heads",
     "mean_recall_at_1",
     "negative_loss",
     "pair_scores",
-    "residual_heads",
 ]

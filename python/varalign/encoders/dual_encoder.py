@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from varalign.canonical.ensemble import MEMBER_DIM, EnsembleHead
-from varalign.canonical.heads import ResidualHead
 from varalign.encoders.adapters import ADAPTER, add_adapters
 from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder, parameters_of
+from varalign.encoders.ensemble import MEMBER_DIM, EnsembleHead
 from varalign.encoders.heads import build_head
+from varalign.encoders.residual import ResidualHead
 from varalign.encoders.specs import SpecError
 
 Side = Literal["image", "text"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from varalign.canonical.ensemble import MEMBER_DIM, EnsembleHead
-from varalign.canonical.heads import ResidualHead
+from varalign.encoders.ensemble import MEMBER_DIM, EnsembleHead
+from varalign.encoders.residual import ResidualHead
 
 HEADS = ("linear", "mlp", "residual", "ensemble")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from varalign.canonical.ensemble import MEMBER_DIM
 from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.base import Encoder
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.ensemble import MEMBER_DIM
 from varalign.encoders.image import image_encoder_from_config
 from varalign.encoders.specs import WeightsChanged
 from varalign.encoders.text import text_encoder_from_config

@@ -19,13 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from varalign.kernels import fields as f
-from varalign.losses.operator import passes, without_autocast
-from varalign.losses.statistics import (
+from varalign.losses.direction_stats import (
     DirectionStats,
     embedding_moments,
     quadratic_form,
     similarity_variance,
 )
+from varalign.losses.operator import passes, without_autocast
 
 
 @dataclass(frozen=True)

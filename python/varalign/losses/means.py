@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.losses.statistics import DirectionStats, check_weights, mean_over_queries
+from varalign.losses.direction_stats import DirectionStats, check_weights, mean_over_queries
 
 
 def direction_losses(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from varalign.kernels import fields as f
 from varalign.losses import reference
-from varalign.losses.statistics import FIELDS
+from varalign.losses.direction_stats import FIELDS
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

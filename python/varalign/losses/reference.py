@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from varalign.kernels import fields as f
+from varalign.losses.direction_stats import similarity_variance
 from varalign.losses.settle import negative_lse, settle
-from varalign.losses.statistics import similarity_variance
 
 Kept = tuple[Tensor, Tensor, Tensor]
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.losses.direction_stats import FIELDS, DirectionStats
 from varalign.losses.gradient_norms import gradient_norms
-from varalign.losses.statistics import FIELDS, DirectionStats
+from varalign.options.config import TrainConfig
 from varalign.schedules import LossSchedule
-from varalign.training.config import TrainConfig
 from varalign.training.optimiser import build_optimiser, set_learning_rate
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from varalign.canonical.pair_scores import FOLDS
+from varalign.inputs.build import check_feature_noise, read_noise
+from varalign.options.config import ConfigError
 from varalign.study.grid import FREE, Cell, Condition
 from varalign.study.packs import cell_config
 from varalign.study.spec import StudyError
-from varalign.training.build import check_feature_noise, read_noise
-from varalign.training.config import ConfigError
 from varalign.training.run import check
 
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from varalign import __version__
+from varalign.options.config import FIELDS
 from varalign.study.spec import FIRST_TUNE_SEED, FIXED, TUNED, Study, at_fraction
-from varalign.training.config import FIELDS
 
 OPTIMISER_OPTIONS = ("lr", "weight_decay", "map_lr")  # may differ between the runs of one batched product
 # Numbers that only a range of their own bounds, and that was checked when the study was read.

@@ -16,19 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varalign.aligner.evaluate import one_of_each, owners
 from varalign.data.features import FeatureSet
 from varalign.data.sampler import epoch_batches
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.retrieval import ranks
+from varalign.inputs.build import assemble, damaged, limited, named_schedule, new_model, read_noise
+from varalign.options.config import FIELDS, TrainConfig
+from varalign.options.recipe import fill
 from varalign.schedules import LossSchedule
 from varalign.study.batched import BatchedRuns
 from varalign.study.grid import Cell, Pack
-from varalign.training.assess import one_of_each, owners
-from varalign.training.build import assemble, damaged, limited, named_schedule, new_model, read_noise
-from varalign.training.config import FIELDS, TrainConfig
 from varalign.training.fusion import Fusion, thinned
 from varalign.training.optimiser import rate_factor
-from varalign.training.recipe import fill
 from varalign.training.start import begin
 from varalign.training.step_texts import StepTexts
 

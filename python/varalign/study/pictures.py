@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from varalign.evaluation.noise import NOISE_KINDS, parse_noise
+from varalign.data.noise import NOISE_KINDS, parse_noise
 from varalign.study.inference import METRICS
 
 Row = Mapping[str, Any]

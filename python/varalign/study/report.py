@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from varalign.runs.folder import json_text
 from varalign.study.grid import Condition, Pack
 from varalign.study.inference import METRICS, holm, interval, paired_differences, recalls
 from varalign.study.pictures import draw_study
 from varalign.study.spec import TUNED, Study
 from varalign.study.store import Store
-from varalign.training.run_folder import json_text
 
 Row = dict[str, Any]
 

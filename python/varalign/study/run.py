@@ -17,6 +17,10 @@ import numpy as np
 import torch
 
 from varalign.data.features import FeatureSet, load_features
+from varalign.inputs.build import checked
+from varalign.options.config import FIELDS
+from varalign.options.device import pick_device
+from varalign.runs.folder import RunFailed, RunFolder, to_stderr
 from varalign.study import singles
 from varalign.study.check import check_cells
 from varalign.study.grid import Condition, Pack, conditions
@@ -24,10 +28,6 @@ from varalign.study.packs import Bench, run_pack
 from varalign.study.report import StudyReport, write_report
 from varalign.study.spec import FIXED, TUNED, UNDIRECTED, Study, at_fraction
 from varalign.study.store import Store
-from varalign.training.build import checked
-from varalign.training.config import FIELDS
-from varalign.training.device import pick_device
-from varalign.training.run_folder import RunFailed, RunFolder, to_stderr
 
 Say = Callable[[str], None]
 # What a batched product knows about; with any other option beside its default a run goes through the ordinary trainer.

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from varalign.aligner.evaluate import embed_split, mean_recall, owners
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import load_features
 from varalign.evaluation.retrieval import ranks
+from varalign.inputs.build import Parts
+from varalign.runs.folder import RunFolder
 from varalign.study.grid import Cell
 from varalign.study.packs import REPORTED, cell_config, rank_text
 from varalign.study.spec import Study, StudyError
-from varalign.training.assess import embed_split, mean_recall, owners
-from varalign.training.build import Parts
 from varalign.training.run import resume, train
-from varalign.training.run_folder import RunFolder
 
 
 def open_images(study: Study) -> ImageCaptions:

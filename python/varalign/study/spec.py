@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
-from varalign.training.config import FIELDS, ConfigError, check_value, field_choices, known_options
+from varalign.options.config import FIELDS, ConfigError, check_value, field_choices, known_options
 
 TUNED = "fixed-tuned"
 FIXED = ("fixed", TUNED)
@@ -270,7 +270,7 @@ def _check_axis(name: str, value: Any, place: str) -> None:
     if name == "schedule" and value not in schedules:
         raise StudyError(f"{place}: unknown schedule {value!r}{_near(str(value), schedules)}")
     if name == "noise":
-        from varalign.evaluation.noise import parse_noise
+        from varalign.data.noise import parse_noise
 
         try:
             parse_noise(str(value))

@@ -9,8 +9,8 @@ from typing import Any
 
 from varalign.data.errors import DataError
 from varalign.data.files import write_atomically
+from varalign.runs.folder import json_text
 from varalign.study.grid import Pack
-from varalign.training.run_folder import json_text
 
 
 class Store:

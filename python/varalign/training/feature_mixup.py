@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varalign.training.sources import Rows
+from varalign.inputs.sources import Rows
 
 
 @dataclass(frozen=True)

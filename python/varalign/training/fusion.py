@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.canonical.choice import DEV_IMAGES
-from varalign.canonical.ensemble import EnsembleHead
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
-from varalign.training.build import Parts
-from varalign.training.start_features import all_pairs
+from varalign.encoders.ensemble import EnsembleHead
+from varalign.inputs.build import Parts
+from varalign.inputs.pair_features import all_pairs
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 SCALES = tuple(float(f"{MAX_LOGIT_SCALE ** (step / 24):.4g}") for step in range(25))

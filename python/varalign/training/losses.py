@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varalign.inputs.build import Data, Parts, new_schedule
+from varalign.inputs.sources import ImageInputs
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.losses.others import ComparisonLoss, build_objective
-from varalign.training.build import Data, Parts, new_schedule
-from varalign.training.config import ConfigError, TrainConfig
-from varalign.training.sources import ImageInputs
+from varalign.options.config import ConfigError, TrainConfig
 from varalign.training.step_texts import StepTexts
 
 Loss = ContrastiveLoss | ComparisonLoss

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.training.config import TrainConfig
+from varalign.options.config import TrainConfig
 
 
 def build_optimiser(model: DualEncoder, config: TrainConfig) -> torch.optim.AdamW:

@@ -16,9 +16,9 @@ from varalign.canonical.pair_scores import pair_scores
 from varalign.data.features import FeatureSet
 from varalign.data.files import write_atomically
 from varalign.data.statistics import PairMoments
-from varalign.training.build import Parts
-from varalign.training.config import ConfigError
-from varalign.training.start_features import all_pairs
+from varalign.inputs.build import Parts
+from varalign.inputs.pair_features import all_pairs
+from varalign.options.config import ConfigError
 
 SEPARATION = 2.0
 """Ashman's D from which two groups of margins count as two: below it their mixture has one hump."""

@@ -20,12 +20,12 @@ from torch import Tensor
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.training.build import Parts, saved_model
-from varalign.training.checkpoint import load_checkpoint
-from varalign.training.config import TrainConfig
-from varalign.training.device import pick_device
-from varalign.training.run_folder import RunFolder, json_text
-from varalign.training.sources import ImageInputs, Rows
+from varalign.inputs.build import Parts, saved_model
+from varalign.inputs.sources import ImageInputs, Rows
+from varalign.options.config import TrainConfig
+from varalign.options.device import pick_device
+from varalign.runs.checkpoint import load_checkpoint
+from varalign.runs.folder import RunFolder, json_text
 from varalign.training.step_texts import StepTexts
 from varalign.training.trainer import Trainer
 

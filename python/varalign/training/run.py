@@ -13,20 +13,20 @@ from typing import Any
 import torch
 
 from varalign import __version__
+from varalign.aligner.aligner import Aligner
+from varalign.inputs.build import Data, Parts, assemble, new_model, open_data, saved_model
+from varalign.options.config import TrainConfig
+from varalign.options.device import pick_device, pick_precision
+from varalign.options.recipe import fill, filled
 from varalign.pictures.report import write_report
-from varalign.training.aligner import Aligner
-from varalign.training.build import Data, Parts, assemble, new_model, open_data, saved_model
-from varalign.training.checkpoint import step_folders
-from varalign.training.config import TrainConfig
-from varalign.training.device import pick_device, pick_precision
+from varalign.runs.checkpoint import step_folders
+from varalign.runs.folder import RunError, RunFolder, to_stderr
+from varalign.runs.progress import final_table
+from varalign.runs.quarantine import Quarantine, summary
+from varalign.runs.reporter import ProgressReporter, check_tensorboard
+from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
 from varalign.training.pair_weights import write_pairs
-from varalign.training.progress import final_table
-from varalign.training.quarantine import Quarantine, summary
-from varalign.training.recipe import fill, filled
-from varalign.training.reporter import ProgressReporter, check_tensorboard
-from varalign.training.run_folder import RunError, RunFolder, to_stderr
-from varalign.training.signals import Interrupted, StopSignals
 from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
 from varalign.training.wise_ft import go_part_of_the_way

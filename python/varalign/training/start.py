@@ -24,15 +24,15 @@ from varalign.canonical.choice import (
     negative_loss,
 )
 from varalign.canonical.covariance import RunningCovariance
-from varalign.canonical.ensemble import ensemble_heads
-from varalign.canonical.heads import residual_heads
 from varalign.canonical.start import ClosedForm, Whitening
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE
+from varalign.encoders.ensemble import ensemble_heads
 from varalign.encoders.heads import NoisyHead
-from varalign.training.build import Parts
-from varalign.training.config import ConfigError, TrainConfig
+from varalign.encoders.residual import residual_heads
+from varalign.inputs.build import Parts
+from varalign.inputs.pair_features import PairFeatures, all_pairs, batches_of_pairs
+from varalign.options.config import ConfigError, TrainConfig
 from varalign.training.pair_weights import PairVerdict, score_pairs
-from varalign.training.start_features import PairFeatures, all_pairs, batches_of_pairs
 
 Say = Callable[[str], None]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from varalign.data.index import CaptionIndex
 from varalign.data.sampler import draw_captions
-from varalign.losses.statistics import DirectionStats
+from varalign.inputs.sources import Rows
+from varalign.losses.direction_stats import DirectionStats
 from varalign.training.pair_weights import weighted_mean
-from varalign.training.sources import Rows
 
 # B images, K captions drawn an image, C captions in all, N texts of the loss: B of them ("mean") or C ("each")
 

@@ -22,24 +22,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from varalign.aligner.evaluate import assess, mean_recall
 from varalign.data.files import remove_folder
 from varalign.data.sampler import epoch_batches
 from varalign.data.statistics import PairMoments
+from varalign.inputs.build import Parts
+from varalign.inputs.sources import FeatureRows, ImageInputs, LiveImages, Rows
 from varalign.losses.contrastive import ContrastiveLoss
-from varalign.training import checkpoint as checkpoints
-from varalign.training.assess import assess, mean_recall
-from varalign.training.build import Parts
-from varalign.training.config import TrainConfig, checkpoint_interval
-from varalign.training.device import pick_precision
+from varalign.options.config import TrainConfig, checkpoint_interval
+from varalign.options.device import pick_precision
+from varalign.runs import checkpoint as checkpoints
+from varalign.runs.folder import MetricsLog, RunFailed, RunFolder
+from varalign.runs.quarantine import Quarantine
+from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.feature_mixup import FeatureMixup
 from varalign.training.fusion import Fusion
 from varalign.training.losses import add_loss_parameters, load_loss_state, loss_state, new_loss, show_step
 from varalign.training.optimiser import build_optimiser, rate_factor, set_learning_rate
 from varalign.training.pair_weights import moment_weights
-from varalign.training.quarantine import Quarantine
-from varalign.training.run_folder import MetricsLog, RunFailed, RunFolder
-from varalign.training.signals import Interrupted, StopSignals
-from varalign.training.sources import FeatureRows, ImageInputs, LiveImages, Rows
 from varalign.training.step_guard import StepGuard
 from varalign.training.step_texts import StepTexts
 from varalign.training.wise_ft import START_STEP

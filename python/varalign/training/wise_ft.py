@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from varalign.training.assess import assess, mean_recall
-from varalign.training.build import Parts
-from varalign.training.checkpoint import load_checkpoint, save_checkpoint
-from varalign.training.run_folder import RunFolder
+from varalign.aligner.evaluate import assess, mean_recall
+from varalign.inputs.build import Parts
+from varalign.runs.checkpoint import load_checkpoint, save_checkpoint
+from varalign.runs.folder import RunFolder
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 START_STEP = 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared_ids
+from varalign.losses.direction_stats import mean_over_queries
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.others.adversarial import AdversarialEmbeddings, AdversarialInputs
 from varalign.losses.others.base import Batch, Objective
@@ -21,7 +22,6 @@ from varalign.losses.others.ntxent import NTXent
 from varalign.losses.others.siglip import SigLIP
 from varalign.losses.others.soft_targets import SoftTargets
 from varalign.losses.others.structure import Structure
-from varalign.losses.statistics import mean_over_queries
 
 if TYPE_CHECKING:
     from varalign.schedules import LossSchedule

@@ -1,0 +1,148 @@
+"""Evaluation of a model on a split: the numbers of `eval --json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from varalign.data.errors import DataError
+from varalign.evaluation.embedding_statistics import summary
+from varalign.evaluation.retrieval import retrieval
+from varalign.inputs.build import Data, Parts
+from varalign.inputs.sources import Rows
+from varalign.losses.contrastive import contrastive
+
+TEXT_BATCH = 256
+RECALL_KEYS = tuple(f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
+
+
+def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor, Rows, Tensor, Rows]:
+    """Unit vectors of images and of all their captions, without gradient; copies of an image count as one.
+
+    Returns:
+        image_embeddings (I, D) float32 on the device, the image rows that could be read (I,), text_embeddings (T, D),
+        caption rows (T,).
+
+    Raises:
+        DataError: none of the images can be read.
+    """
+    model, was_training = parts.model, parts.model.training
+    model.eval()
+    kept: list[Rows] = []
+    images: list[Tensor] = []
+    texts: list[Tensor] = []
+    try:
+        with torch.inference_mode(), parts.autocast():
+            for inputs in parts.images.plain(image_rows, batch_size):
+                images.append(model.project_images(parts.images.features(model, inputs.tensor)).float())
+                kept.append(inputs.rows)
+            if not kept:
+                raise DataError(
+                    f"none of the {len(image_rows)} images of this split can be read; see `varalign data check`"
+                )
+            rows = np.concatenate(kept)
+            captions = parts.data.caption_rows(rows)
+            rows, firsts = one_of_each(rows, parts.data.image_ids)
+            captions = captions[np.argsort(owners(parts.data, captions, rows), kind="stable")]
+            for start in range(0, len(captions), TEXT_BATCH):
+                chosen = captions[start : start + TEXT_BATCH]
+                texts.append(model.project_texts(parts.texts.features(model, parts.texts.inputs(chosen))).float())
+    finally:
+        model.train(was_training)
+    return torch.cat(images)[torch.from_numpy(firsts).to(images[0].device)], rows, torch.cat(texts), captions
+
+
+def one_of_each(rows: Rows, image_ids: Rows) -> tuple[Rows, Rows]:
+    """The rows without those whose image (by id: copies count as one) came before, and their places in `rows`."""
+    _, places = np.unique(image_ids[rows], return_index=True)
+    places = np.sort(places).astype(np.int64)
+    return rows[places], places
+
+
+def tower_features(parts: Parts, batch_size: int) -> tuple[NDArray[np.float32], NDArray[np.float32], list[int]]:
+    """The towers' outputs, before the heads, of all images and captions of the data.
+
+    Returns:
+        image_features (I, Dx), zeros where one cannot be read; text_features (T, Dy); the rows that cannot be read.
+    """
+    model, data = parts.model.eval(), parts.data
+    images = np.zeros((len(data.split), model.image_feature_dim), np.float32)
+    texts = np.zeros((len(data.caption_owner), model.text_feature_dim), np.float32)
+    found = np.zeros(len(images), bool)
+    with torch.inference_mode(), parts.autocast():
+        for inputs in parts.images.plain(np.arange(len(images), dtype=np.int64), batch_size):
+            images[inputs.rows] = parts.images.features(model, inputs.tensor).float().cpu().numpy()
+            found[inputs.rows] = True
+        for start in range(0, len(texts), TEXT_BATCH):
+            rows = np.arange(start, min(start + TEXT_BATCH, len(texts)), dtype=np.int64)
+            texts[rows] = parts.texts.features(model, parts.texts.inputs(rows)).float().cpu().numpy()
+    return images, texts, np.flatnonzero(~found).tolist()
+
+
+def assess(parts: Parts, split: str, *, batch_size: int) -> dict[str, Any]:
+    """Evaluate on a split.
+
+    Args:
+        parts: model and data.
+        split: `train`, `dev` or `test`.
+        batch_size: images a batch of the loss, the run's own.
+
+    Returns:
+        `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `cosine_similarity` and the other statistics of
+        the embeddings, `loss` (½/½ symmetric, the model's logit scale, first caption of each image).
+    """
+    images, rows, texts, captions = embed_split(parts, parts.data.rows(split), batch_size)
+    return measure(parts, images, rows, texts, captions, batch_size=batch_size)
+
+
+def measure(
+    parts: Parts, images: Tensor, rows: Rows, texts: Tensor, captions: Rows, *, batch_size: int
+) -> dict[str, Any]:
+    """The numbers of `assess` from embeddings that are there."""
+    owner = owners(parts.data, captions, rows)
+    text_image_ids = torch.from_numpy(owner).to(texts.device)
+    result: dict[str, Any] = dict(retrieval(images, texts, text_image_ids))
+    result |= summary(images, texts, text_image_ids)
+    first = np.searchsorted(owner, np.arange(len(rows)))  # captions are grouped by image, in file order
+    result["loss"] = batched_loss(
+        images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.evaluation_scale), batch_size
+    )
+    result["logit_scale"] = float(parts.model.evaluation_scale)
+    return result
+
+
+def owners(data: Data, captions: Rows, rows: Rows) -> Rows:
+    """(T,) the place in `rows` of each caption's image, or of the copy of it that stands there."""
+    return positions_of(data.image_ids[data.caption_owner[captions]], data.image_ids[rows])
+
+
+def batched_loss(images: Tensor, texts: Tensor, logit_scale: float, batch_size: int) -> float:
+    """Mean symmetric loss over consecutive batches, the last incomplete one left out unless it is the only one.
+
+    Args:
+        images, texts: (N, D) unit vectors, pairs by row.
+    """
+    total, batches = 0.0, 0
+    scale = torch.tensor(logit_scale, device=images.device)
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        if batches and len(images[part]) < batch_size:
+            break
+        i2t, t2i, _, _ = contrastive(images[part], texts[part], scale)
+        total, batches = total + float(i2t.mean() + t2i.mean()) / 2, batches + 1
+    return total / batches
+
+
+def positions_of(values: Rows, among: Rows) -> Rows:
+    """Where each of `values` stands in `among`."""
+    order = np.argsort(among, kind="stable")
+    return order[np.searchsorted(among, values, sorter=order)].astype(np.int64)
+
+
+def mean_recall(result: dict[str, Any]) -> float:
+    """Mean of the six recalls: what the best checkpoint is chosen by."""
+    return float(np.mean([result[key] for key in RECALL_KEYS]))

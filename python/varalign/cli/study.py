@@ -1,0 +1,112 @@
+"""`varalign study`: its options, and the one call that they become. Torch-free until it runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from varalign.data.errors import DataError
+from varalign.runs.folder import json_text
+from varalign.study.spec import AXES, CONTROLS, TUNED, Study, StudyError, make_study, read_study
+
+EPILOG = f"""axes: {", ".join(AXES)}, or any option of `varalign train`. The controls {", ".join(CONTROLS)} join by
+themselves ({TUNED} where fixed_weight is tuned; loss siglip has no others than the fixed ones). A study that was
+interrupted goes on where it was: run the same line again."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options to its parser."""
+    parser.epilog = EPILOG
+    parser.add_argument("file", metavar="FILE.toml", nargs="?", type=Path, help="the study file; options go over it")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the study (studies/<name of the file>)")
+    parser.add_argument("--features", metavar="FILE", help="features file of frozen encoders")
+    parser.add_argument("--data", metavar="DIR", help="folder of images and captions")
+    for name, text in (
+        ("axis", "an axis and its values, such as `--axis fraction 1 10 100`"),
+        ("option", "an option of `varalign train` for every cell, such as `--option epochs 30`"),
+        (
+            "tune",
+            "an option tuned on dev and the values tried, such as `--tune lr 3e-4 1e-3`; in place of other tuning",
+        ),
+    ):
+        parser.add_argument(f"--{name}", metavar=("NAME", "VALUE"), nargs="+", action="append", default=[], help=text)
+    parser.add_argument("--seeds", metavar="N", type=int, help="seeds of each setting (5)")
+    parser.add_argument("--tune-seeds", metavar="N", type=int, help="seeds of each tuning run (2)")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=0, help="processes, each on one thread (all cores; one on CUDA)"
+    )
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (cpu)", default="cpu")
+    parser.add_argument("--report", action="store_true", help="run nothing; report the cells that are done")
+    parser.add_argument("--json", action="store_true", help="print the summary and comparisons as one JSON value")
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study that the arguments describe, and print its table."""
+    study = from_arguments(arguments)
+    if arguments.workers < 0:
+        raise DataError(f"--workers is {arguments.workers}, but must be at least 0")
+    out = arguments.out or Path("studies") / (arguments.file.stem if arguments.file else "study")
+    from varalign.study.run import run_study
+
+    report = run_study(study, out, workers=arguments.workers, device=arguments.device, report_only=arguments.report)
+    if arguments.json:
+        print(json_text(report.as_dict()))
+    elif report.cells:
+        print(f"{report.table()}\n{report.folder}: results.csv and more")
+    else:
+        print(f"{report.folder}: no cell is done yet; run the same line without --report")
+    return 0
+
+
+def from_arguments(arguments: argparse.Namespace) -> Study:
+    """The study of a file with options over it, or of options alone.
+
+    Raises:
+        StudyError: naming the key.
+    """
+    values: dict[str, Any] = {}
+    for name in ("features", "data", "tune_seeds"):
+        if getattr(arguments, name) is not None:
+            values[name] = getattr(arguments, name)
+    for kind in ("axis", "option"):
+        names = [name for name, *_ in getattr(arguments, kind)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise StudyError(f"--{kind} {twice} stands twice: say it once, with all of its values")
+    axes = {name: [_value(word) for word in words] for name, *words in arguments.axis}
+    if arguments.seeds is not None:
+        if "seed" in axes:
+            raise StudyError("--axis seed and --seeds both say which seeds there are: pass one of them")
+        axes["seed"] = arguments.seeds  # type: ignore[assignment]
+    if axes:
+        values["axes"] = axes
+    if arguments.option:
+        values["options"] = {name: _one(name, words) for name, *words in arguments.option}
+    if arguments.tune:
+        values["tune"] = [{name: [_value(word) for word in words]} for name, *words in arguments.tune]
+    if arguments.file is not None:
+        return read_study(arguments.file, values)
+    if not values:
+        raise StudyError("wanted a study file, or --features FILE with --axis NAME VALUES")
+    return make_study(values)
+
+
+def _one(name: str, words: Sequence[str]) -> Any:
+    if len(words) != 1:
+        raise StudyError(f"--option {name} takes one value, got {len(words)}")
+    return _value(words[0])
+
+
+def _value(word: str) -> Any:
+    """A word as TOML would have it: whole number, number, truth or text."""
+    if word in ("true", "false"):
+        return word == "true"
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word

@@ -1,0 +1,174 @@
+"""Damage to captions and images, the part of `varalign.data.noise` that acts on words and pixels.
+
+What happens to a word or an image depends on (seed, epoch, row) and on nothing else: not on the batch, not on order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varalign.data.noise import Noise
+
+# The streams of random numbers; a number once given to a kind stays, or recorded runs would not replay.
+# 1 and 2 are the swaps of `varalign.data.noise`.
+_STREAMS = {
+    "drop-words": 3,
+    "replace-words": 4,
+    "shuffle-words": 5,
+    "blur": 6,
+    "pixel-noise": 7,
+    "occlude": 8,
+    "replacement": 9,
+    "place": 10,
+}
+_GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: neighbouring numbers in, unrelated numbers out."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
+    return mixed
+
+
+def _uniform(
+    stream: str, seed: int, epoch: int, rows: NDArray[np.int64], places: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """One number in [0, 1) for each (row, place), a hash of (stream, seed, epoch, row, place) and of nothing else.
+
+    A generator of its own for every caption would cost more than the damage itself.
+    """
+    state = np.zeros(1, dtype=np.uint64)
+    for part in (_STREAMS[stream], seed, epoch):
+        state = _mixed(state + np.uint64((part + 1) * _GOLDEN % (1 << 64)))  # whole numbers: scalars warn on overflow
+    for index in (rows, places):
+        state = _mixed(state + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
+    numbers: NDArray[np.float64] = (state >> np.uint64(11)) * 2.0**-53
+    return numbers
+
+
+def noisy_captions(
+    captions: Sequence[str],
+    noise: Noise,
+    seed: int,
+    epoch: int = 0,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    vocabulary: Sequence[str] | None = None,
+) -> list[str]:
+    """Drop, then replace, then shuffle words; a caption that no word was drawn in comes back as it was.
+
+    Args:
+        captions: N texts; words are what white space separates.
+        noise: its three word rates are read.
+        seed: whole number of at least 0.
+        epoch: the same epoch damages alike; leave it 0 for damage that stays through training.
+        rows: (N,) caption rows in the data set, so that a batch is damaged as the whole set is; None: 0 to N − 1.
+        vocabulary: words for `replace-words`; give the training set's. None: the words of `captions`, sorted.
+
+    Returns:
+        N texts. Damaged ones have single spaces between words.
+    """
+    if not noise.words:
+        return list(captions)
+    numbers = np.arange(len(captions)) if rows is None else np.asarray(rows, dtype=np.int64)
+    if numbers.shape != (len(captions),):
+        raise ValueError(f"rows: wanted one for each of {len(captions)} captions, got shape {numbers.shape}")
+    split = [caption.split() for caption in captions]
+    lengths = np.array([len(words) for words in split], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    row_of = np.repeat(numbers, lengths)
+    place = np.arange(int(lengths.sum())) - np.repeat(ends - lengths, lengths)
+
+    def draw(stream: str) -> NDArray[np.float64]:
+        return _uniform(stream, seed, epoch, row_of, place)
+
+    drop, replace, shuffle = draw("drop-words"), draw("replace-words"), draw("shuffle-words")
+    replacement, position = draw("replacement"), draw("place")
+    if vocabulary is None:
+        vocabulary = sorted({word for words in split for word in words}) if noise.replace_words else ()
+    touched = (drop < noise.drop_words) | (replace < noise.replace_words) | (shuffle < noise.shuffle_words)
+    damaged = list(captions)
+    for caption in np.flatnonzero(np.bincount(np.repeat(np.arange(len(split)), lengths), touched, len(split))).tolist():
+        words, start = split[caption], int(ends[caption] - lengths[caption])
+        kept = [i for i in range(len(words)) if drop[start + i] >= noise.drop_words]
+        kept = kept or [int(drop[start : start + len(words)].argmax())]  # the word that the lowest rate spares
+        text = []
+        for i in kept:
+            word = words[i]
+            if replace[start + i] < noise.replace_words and len(vocabulary) > 1:
+                at = int(replacement[start + i] * len(vocabulary))
+                word = vocabulary[at] if vocabulary[at] != word else vocabulary[(at + 1) % len(vocabulary)]
+            text.append(word)
+        moved = [at for at, i in enumerate(kept) if shuffle[start + i] < noise.shuffle_words]
+        order = sorted(moved, key=lambda at: position[start + kept[at]])
+        for at, word in zip(moved, [text[source] for source in order], strict=True):
+            text[at] = word
+        damaged[caption] = " ".join(text)
+    return damaged
+
+
+def _blurred(image: NDArray[np.float32], deviation: float) -> NDArray[np.float32]:
+    """Gaussian blur of (3, H, W) with the edge repeated, as two products with banded matrices whose rows sum to 1."""
+    sides = []
+    for side in image.shape[1:]:
+        reach = math.ceil(4 * deviation)
+        taps = np.arange(-reach, reach + 1)
+        weights = np.exp(-0.5 * (taps / deviation) ** 2)
+        matrix = np.zeros((side, side))
+        target = np.clip(np.arange(side)[:, None] + taps, 0, side - 1)
+        np.add.at(matrix, (np.arange(side)[:, None], target), weights / weights.sum())
+        sides.append(matrix.astype(np.float32))
+    blurred: NDArray[np.float32] = sides[0] @ image @ sides[1].T
+    return blurred
+
+
+def noisy_pixels(
+    pixels: NDArray[np.float32], rows: NDArray[Any], noise: Noise, seed: int, epoch: int = 0
+) -> NDArray[np.float32]:
+    """Blur, then add noise to, then occlude the images that the rates choose, each kind choosing for itself.
+
+    Args:
+        pixels: (B, 3, H, W) float32, normalised: 0 is the mean colour.
+        rows: (B,) image rows in the data set; which images are hit, and how, depends on (seed, epoch, row) alone.
+        noise: its image rates and strengths are read.
+        seed: whole number of at least 0.
+        epoch: as in `noisy_captions`.
+
+    Returns:
+        (B, 3, H, W) float32: `pixels` itself where nothing is to do, else a new array.
+
+    Raises:
+        ValueError: an array of another shape or type.
+    """
+    if pixels.ndim != 4 or pixels.dtype != np.float32 or len(rows) != len(pixels):
+        raise ValueError(
+            f"pixels: wanted float32 (B, 3, H, W) with one row number an image, "
+            f"got {pixels.dtype} {pixels.shape} and {len(rows)} row numbers"
+        )
+    if not noise.pixels:
+        return pixels
+    result: NDArray[np.float32] = pixels.copy()
+    height, width = pixels.shape[2:]
+    numbers = np.asarray(rows, dtype=np.int64)
+
+    def hit(kind: str, rate: float) -> NDArray[np.int64]:
+        return np.flatnonzero(_uniform(kind, seed, epoch, numbers, np.zeros_like(numbers)) < rate)
+
+    for i in hit("blur", noise.blur):
+        result[i] = _blurred(result[i], noise.blur_strength * max(height, width))
+    for i in hit("pixel-noise", noise.pixel_noise):
+        generator = np.random.default_rng([seed, _STREAMS["pixel-noise"], epoch, int(numbers[i])])
+        result[i] += noise.pixel_noise_strength * generator.standard_normal(pixels.shape[1:], dtype=np.float32)
+    tall, wide = (min(side, round(side * math.sqrt(noise.occlude_strength))) for side in (height, width))
+    for i in hit("occlude", noise.occlude):
+        down, right = _uniform("place", seed, epoch, numbers[[i, i]], np.array([1, 2]))
+        top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
+        result[i, :, top : top + tall, left : left + wide] = 0.0
+    return result

@@ -1,0 +1,1 @@
+"""What a run is told: options, rules about them, the recipe, device and precision."""

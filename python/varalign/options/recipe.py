@@ -1,0 +1,136 @@
+"""The default recipe: what a run does where nothing was said, as a rule of its start and its number of images.
+
+From random weights the recipe is the usual one. With the closed form of frozen towers a few perceptrons are trained
+from random weights beside it, and their similarities averaged with its own (`--members`). Where a residual is trained
+on top of it instead (`--members 0`, or what asks for that), little is left to learn, and the fewer images, the less:
+the learning rate falls faster than their number, and the map moves nearer the residual's pace. Those rates are the
+ones that were best on dev in bench/studies/schedules.toml (docs/evidence.md). No torch here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from varalign.options.config import RECIPE, TrainConfig, idle_options
+
+RANDOM: Mapping[str, Any] = {
+    "embedding_dim": 256,
+    "head": "mlp",
+    "hidden_dim": 512,
+    "dropout": 0.1,
+    "members": 0,
+    "epochs": 30,
+    "batch_size": 128,
+    "lr": 1e-3,
+    "weight_decay": 0.01,
+    "input_noise": 0.0,
+    "captions_per_step": 1,
+    "captions_as": "mean",
+}
+
+SCRATCH_TEXT: Mapping[str, Any] = {"captions_per_step": 5, "captions_as": "each"}
+"""A text encoder that starts from random weights sees all of an image's usual five captions beside it: on Flickr8k at
+112 pixels, 12 epochs, test R@10 is 20 % instead of 14 %, in about the same time (one seed each)."""
+
+RESIDUAL: Mapping[str, Any] = {
+    "head": "mlp",
+    "hidden_dim": 1024,
+    "dropout": 0.3,
+    "members": 0,
+    "epochs": 40,
+    "batch_size": 256,
+    "weight_decay": 0.0,
+    "input_noise": 1.0,
+    "captions_per_step": 2,
+    "captions_as": "mean",
+}
+
+CLOSED_FORM: Mapping[str, Any] = {
+    "head": "mlp",
+    "hidden_dim": 512,
+    "dropout": 0.0,
+    "members": 8,
+    "lr": 3e-3,
+    "weight_decay": 0.05,
+    "input_noise": 1.0,
+    "captions_per_step": 1,
+    "captions_as": "mean",
+}
+
+FULL = 6000
+"""Training images of the study; its rates at a twentieth and a tenth of them are the rules' other points."""
+
+
+def recipe(
+    start: Literal["closed-form", "random"], images: int, *, scratch_text: bool = False, residual: bool = False
+) -> dict[str, Any]:
+    """The values of the recipe's options.
+
+    Args:
+        start: the start, `auto` resolved.
+        images: training images, at least 1.
+        scratch_text: whether the text encoder trains from random weights.
+        residual: whether a residual is trained on top of the closed form, instead of members beside it.
+
+    Example:
+        At 6,000 images a residual trains at a rate of 1e-3 and the map under it at a tenth of that; at 600 at 3.2e-5
+        and at 0.3 of it.
+    """
+    if start == "random":
+        return {**RANDOM, **SCRATCH_TEXT} if scratch_text else dict(RANDOM)
+    if not residual:  # three steps an epoch at the least
+        return {**CLOSED_FORM, "batch_size": min(256, max(32, images // 3)), "epochs": 60 if images < 2000 else 40}
+    share = images / FULL
+    lr = 1e-3 * min(1.0, max(0.03, share**1.5))
+    map_lr = 0.1 * min(3.0, max(1.0, share**-0.5))
+    return {**RESIDUAL, "lr": float(f"{lr:.2g}"), "map_lr": float(f"{map_lr:.2g}")}
+
+
+def fill(config: TrainConfig, images: int) -> TrainConfig:
+    """The config with its start resolved and the recipe's values where nothing was said.
+
+    Args:
+        config: the options, validated.
+        images: training images.
+    """
+    start = config.resolved_start
+    residual = not config.takes_members or config.members == 0
+    values = recipe(start, images, scratch_text=config.scratch_text, residual=residual)
+    values = {name: value for name, value in values.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, start=start, **values)
+
+
+def filled(config: TrainConfig, resolved: TrainConfig) -> str:
+    """What the recipe put in, as options, but for what changes nothing; empty where everything was said."""
+    idle = idle_options(resolved)
+    told = [name for name in RECIPE if getattr(config, name) is not None or name in idle]
+    names = [name for name in RECIPE if name not in told and getattr(resolved, name) is not None]
+    return " ".join(f"--{name.replace('_', '-')} {_shown(getattr(resolved, name))}" for name in names)
+
+
+def described(name: str) -> str:
+    """An option's defaults for the help: one value, or one for each way to train."""
+    random = RANDOM.get(name)
+    closed = CLOSED_FORM.get(name, "chosen on dev" if name == "embedding_dim" else None)
+    members, residual = (_by_size(name, residual, closed) for residual in (False, True))
+    values = {
+        "": None if random is None else _shown(random),
+        "closed-form start: ": None if members == _shown(random) else members,
+        "with a residual: ": None if residual == members else residual,
+        "text encoder from random weights: ": _shown(SCRATCH_TEXT[name]) if name in SCRATCH_TEXT else None,
+    }
+    return "; ".join(label + value for label, value in values.items() if value is not None)
+
+
+def _by_size(name: str, residual: bool, otherwise: Any) -> str:
+    low, high = (
+        _shown(recipe("closed-form", images, residual=residual).get(name, otherwise)) for images in (FULL // 10, FULL)
+    )
+    return low if low == high else f"{low} at 600 images, {high} from 6,000"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)

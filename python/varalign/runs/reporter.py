@@ -1,0 +1,80 @@
+"""How a run speaks: the progress line on standard error, and TensorBoard beside it if asked."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from varalign.options.config import ConfigError, TrainConfig
+from varalign.runs.progress import ProgressLine
+
+
+class ProgressReporter:
+    """Shows a run while it goes on.
+
+    Args:
+        config: the options.
+        steps_per_epoch: steps of an epoch.
+        first_step: steps that are done already.
+        run: the run folder, where TensorBoard events go.
+        say: takes the remarks, and nothing else is shown; None: all on standard error.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        steps_per_epoch: int,
+        first_step: int,
+        run: Path,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._board = _tensorboard(run) if config.tensorboard else None
+        self._line = ProgressLine(
+            epochs=config.epochs, steps_per_epoch=steps_per_epoch, first_step=first_step, quiet=say is not None
+        )
+        self._remark = say or self._line.message
+
+    def step(self, line: dict[str, Any], images: int) -> None:
+        """A line of metrics."""
+        shown = {name: line[name] for name in ("seconds", "data_wait", "loss", "w_i2t", "w_t2i")}
+        self._line.step(images=images, **shown)
+        if self._board is not None:
+            for name in ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale", "lr"):
+                self._board.add_scalar(f"train/{name}", line[name], line["step"])
+
+    def evaluation(self, line: dict[str, Any]) -> None:
+        """An evaluation on dev."""
+        self._line.epoch_done(line["epoch"], line, note=f"dev loss {line['loss']:.4f}")
+        if self._board is not None:
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"dev/{name}", value, line["step"])
+
+    def remark(self, text: str) -> None:
+        """A lasting line of its own."""
+        self._remark(text)
+
+    def close(self) -> None:
+        """Finish the line and TensorBoard's file."""
+        self._line.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def check_tensorboard(config: TrainConfig) -> None:
+    """Refuse `--tensorboard` where the package is missing.
+
+    Raises:
+        ConfigError: naming the extra.
+    """
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("--tensorboard needs the package: pip install 'varalign[tensorboard]'")
+
+
+def _tensorboard(run: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run / "tensorboard"))

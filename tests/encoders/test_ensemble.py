@@ -1,0 +1,84 @@
+"""The ensemble head: the closed form whole, perceptrons beside it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from varalign.canonical import RunningCovariance, closed_form
+from varalign.encoders.ensemble import EnsembleHead, ensemble_heads
+
+
+def fitted(pairs: int = 80):
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(pairs, 4, generator=generator)
+    x = common @ torch.randn(4, 9, generator=generator) + torch.randn(pairs, 9, generator=generator)
+    y = common @ torch.randn(4, 7, generator=generator) + torch.randn(pairs, 7, generator=generator)
+    covariance = RunningCovariance(9, 7)
+    covariance.update(x, y)
+    return x, y, covariance, closed_form(covariance, ridge=1.0, power=0.5, dimensions=5)
+
+
+def test_untrained_it_is_the_closed_form():
+    x, y, covariance, found = fitted()
+    image_head, text_head = (head.eval() for head in ensemble_heads(found, covariance, members=3, hidden_dim=8))
+    similarity = image_head(x) @ text_head(y).T
+    torch.testing.assert_close(similarity, found.embed_images(x) @ found.embed_texts(y).T, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.75])
+def test_similarities_are_averaged_by_the_share(share):
+    x, y, covariance, found = fitted()
+    heads = [head.eval() for head in ensemble_heads(found, covariance, members=3, member_dim=4, hidden_dim=8)]
+    (closed_x, members_x), (closed_y, members_y) = heads[0].parts(x), heads[1].parts(y)
+    for head in heads:
+        head.share.fill_(share)
+    each = torch.einsum("ikd,jkd->kij", members_x.unflatten(1, (3, 4)), members_y.unflatten(1, (3, 4))) * 3
+    assert each.abs().max() <= 1 + 1e-5, "a member's vectors have length 1 / √K"
+    expected = (1 - share) * closed_x @ closed_y.T + share * each.mean(0)
+    embeddings = [head(features) for head, features in zip(heads, (x, y), strict=True)]
+    torch.testing.assert_close(embeddings[0] @ embeddings[1].T, expected, atol=2e-6, rtol=0)
+    torch.testing.assert_close(embeddings[0].norm(dim=1), torch.ones(len(x)))
+    assert embeddings[0].shape == (len(x), found.dimensions + 12)
+
+
+def test_training_sees_the_members_alone_and_every_member_learns():
+    x, _, covariance, found = fitted()
+    head, _ = ensemble_heads(found, covariance, members=3, member_dim=4, hidden_dim=8, noise=0.5)
+    embeddings = head.train()(x)
+    assert embeddings.shape == (len(x), 12)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(x)))
+    (embeddings * torch.randn(12)).sum().backward()
+    assert (head.hidden.grad.flatten(1).norm(dim=1) > 0).all()
+    assert head.closed_map.grad is None
+
+
+def test_members_and_sides_begin_apart_and_by_the_seed():
+    *_, covariance, found = fitted()
+    state = torch.get_rng_state()
+    image, text = ensemble_heads(found, covariance, seed=3, members=2, hidden_dim=7)
+    again, _ = ensemble_heads(found, covariance, seed=3, members=2, hidden_dim=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(image.hidden, again.hidden)
+    assert not torch.equal(image.hidden[0], image.hidden[1])
+    assert not torch.equal(image.hidden[:, :7], text.hidden)
+
+
+def test_a_head_is_rebuilt_from_sizes_and_state():
+    x, _, covariance, found = fitted()
+    head, _ = ensemble_heads(found, covariance, members=2, hidden_dim=8, logit_scale=20.0)
+    head.share.fill_(0.5)
+    again = EnsembleHead(**head.to_config())
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(head.eval()(x), again.eval()(x))
+    assert math.isclose(float(again.logit_scale), 20.0)
+
+
+def test_impossible_shapes_are_refused():
+    with pytest.raises(ValueError, match="leave the closed form none of 8"):
+        EnsembleHead(5, 8, members=2, member_dim=4)
+    with pytest.raises(ValueError, match="members and member_dim are at least 1"):
+        EnsembleHead(5, 8, members=0)
+    with pytest.raises(ValueError, match=r"within \[0, 1\)"):
+        EnsembleHead(5, 700, dropout=1.0)
