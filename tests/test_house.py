@@ -35,7 +35,7 @@ def modules() -> dict[str, Path]:
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if parts[-1] == "__init__":
             parts = parts[:-1]
-        if parts:
+        if parts and parts[-1] != "__main__":
             found[".".join(("varalign", *parts))] = path
     return found
 

@@ -40,7 +40,7 @@ def varalign(workplace: Path, command: str, line: str) -> subprocess.CompletedPr
         "XDG_CACHE_HOME": str(workplace / "cache"),
         "HOME": str(workplace),
     }
-    words = [sys.executable, "-m", "varalign.cli", command, *line.split()[2:]]
+    words = [sys.executable, "-m", "varalign", command, *line.split()[2:]]
     return subprocess.run(words, cwd=workplace, env=environment, capture_output=True, text=True, timeout=600)
 
 

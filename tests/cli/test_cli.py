@@ -148,7 +148,5 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_installed_command_is_this_one() -> None:
-    found = subprocess.run(
-        [sys.executable, "-m", "varalign.cli", "--version"], capture_output=True, text=True, timeout=60
-    )
+    found = subprocess.run([sys.executable, "-m", "varalign", "--version"], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0 and found.stdout.startswith("varalign ")

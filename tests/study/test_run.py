@@ -89,7 +89,7 @@ def test_a_study_killed_in_the_middle_goes_on_to_the_same_tables(features_file: 
     words += ["--tune-seeds", "1", "--tune", "lr", "1e-3", "1e-2"]
     for name, value in values["options"].items():  # type: ignore[attr-defined]
         words += ["--option", name, str(value)]
-    line = [sys.executable, "-m", "varalign.cli", "study", *words, "--out", str(tmp_path / "killed"), "--json"]
+    line = [sys.executable, "-m", "varalign", "study", *words, "--out", str(tmp_path / "killed"), "--json"]
     with subprocess.Popen(
         [*line, "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:

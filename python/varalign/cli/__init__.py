@@ -524,7 +524,3 @@ def _add_study(commands: Any) -> None:
             description="Train a grid of runs, resumable cell by cell; print means with intervals and differences.",
         )
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
