@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from contrastive_targets import CHUNKED
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from varalign.losses import contrastive
+from varalign.losses.contrastive import contrastive
 from varalign.losses.operator import choose_backend, contrastive_forward, kernel
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -22,7 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from varalign.kernels import contrastive as kernel
 from varalign.kernels import host, matching, moments, queries, tiles, weighting
-from varalign.losses import ContrastiveLoss, contrastive, operator
+from varalign.losses import ContrastiveLoss, operator
+from varalign.losses.contrastive import contrastive
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 MODULES = (tiles, queries, matching, moments, weighting)

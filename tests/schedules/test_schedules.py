@@ -97,7 +97,7 @@ def test_evaluation_keeps_nothing() -> None:
 def test_resumes_bit_for_bit(name: str) -> None:
     replay = [0.1 * i for i in range(8)]
     whole, first = (build_schedule(name, seed=3, replay=replay, fixed_weight=0.7) for _ in range(2))
-    steps = [(stats(0.1 + 0.05 * i), stats(0.3 - 0.02 * i)) for i in range(6)]
+    steps = [(stats(0.1 + 0.05 * i), stats(0.3 - 0.02 * i), torch.tensor([2.0 - 0.1 * i, 1.0])) for i in range(6)]
     wanted = [whole(*step) for step in steps]
     for step in steps[:3]:
         first(*step)
@@ -139,7 +139,7 @@ def test_replay_is_the_same_weights_in_another_order() -> None:
     [
         (
             {"name": "varience"},
-            "unknown loss schedule 'varience'; known ones: variance, entropy, spread, fixed, random, replay",
+            "unknown loss schedule 'varience'; known ones: dwa, entropy",
         ),
         ({"name": "variance", "floor": 0.6}, "floor must be from 0 to 0.5, not 0.6"),
         ({"name": "variance", "beta": 1.0}, "beta must be from 0 up to, not including, 1, not 1.0"),

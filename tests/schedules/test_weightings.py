@@ -8,8 +8,15 @@ import pytest
 import torch
 from varalign.losses import ContrastiveLoss
 from varalign.losses.direction_stats import DirectionStats
-from varalign.schedules.weightings import DWA, FAMO, IMTL, IMTLG, WEIGHTINGS, Uncertainty, Weighting
+from varalign.schedules import build_schedule
+from varalign.schedules.base import Weighting
+from varalign.schedules.named.dwa import DWA
+from varalign.schedules.named.famo import FAMO
+from varalign.schedules.named.imtl import IMTL
+from varalign.schedules.named.imtl_g import IMTLG
+from varalign.schedules.named.uncertainty import Uncertainty
 
+NAMES = ("uncertainty", "dwa", "famo", "imtl", "imtl-g")
 STATS = DirectionStats(*[torch.zeros(3)] * 7, candidates=3, logit_scale=torch.tensor(1.0))
 LOSSES = [(2.0, 1.0), (1.8, 1.2), (1.7, 0.6), (1.0, 0.5), (1.1, 0.4), (0.9, 0.45), (0.7, 0.3)]
 
@@ -57,27 +64,29 @@ def test_famo_is_algorithm_1() -> None:
     assert given(FAMO(rate=0.5, decay=0.01), LOSSES) == pytest.approx(wanted, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", list(WEIGHTINGS))
+@pytest.mark.parametrize("name", NAMES)
 def test_state_goes_on_nan_changes_nothing_and_eval_keeps_nothing(name: str) -> None:
-    options = {"period": 2} if name == "dwa" else {}
-    whole, cut = WEIGHTINGS[name](**options), WEIGHTINGS[name](**options)
+    def new() -> Weighting:
+        return DWA(period=2) if name == "dwa" else build_schedule(name)  # type: ignore[return-value]
+
+    whole, cut = new(), new()
     wanted = given(whole, LOSSES)
     first = given(cut, LOSSES[:3])
     weights = cut(STATS, STATS, losses=torch.tensor([math.nan, 1.0]))
     assert float(weights[0]) == first[-1] and float(weights.sum()) == pytest.approx(1.0)
     cut.eval()
     given(cut, [(9.0, 1.0)] * 3)
-    again = WEIGHTINGS[name](**options)
+    again = new()
     again.load_state_dict(cut.state_dict())
     assert first + given(again, LOSSES[3:]) == wanted
     with pytest.raises(ValueError, match="pass losses"):
         whole(STATS, STATS)
 
 
-@pytest.mark.parametrize("name", list(WEIGHTINGS))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_loss_trains_under_them(name: str) -> None:
     u = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = ContrastiveLoss(WEIGHTINGS[name]())(u, u.detach().flip(0), 5.0)
+    found = ContrastiveLoss(schedule=name)(u, u.detach().flip(0), 5.0)
     found.loss.backward()
     assert float(found.weights.sum()) == pytest.approx(1.0) and not found.weights.requires_grad
     assert bool(torch.isfinite(u.grad).all())

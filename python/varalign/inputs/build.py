@@ -35,7 +35,6 @@ from varalign.options.config import ConfigError, TrainConfig
 from varalign.options.device import pick_precision
 from varalign.runs.folder import RunError, RunFolder, read_metric_lines
 from varalign.schedules import LossSchedule, build_schedule
-from varalign.schedules.weightings import WEIGHTINGS
 
 Say = Callable[[str], None]
 Data = ImageCaptions | FeatureSet
@@ -417,12 +416,10 @@ def named_schedule(name: str, config: TrainConfig, replay: Sequence[float] | Non
     """A schedule under the options' floor, decay, power, fixed weight and seed.
 
     Args:
-        name: one of the schedules or of the weightings.
+        name: one of `varalign.schedules.SCHEDULES`.
         config: the options; their own `schedule` is not looked at.
         replay: w_i2t of every step that `replay` shuffles.
     """
-    if name in WEIGHTINGS:
-        return WEIGHTINGS[name]()
     return build_schedule(
         name,
         floor=config.schedule_floor,
@@ -430,5 +427,5 @@ def named_schedule(name: str, config: TrainConfig, replay: Sequence[float] | Non
         gamma=config.schedule_gamma,
         fixed_weight=config.fixed_weight,
         seed=config.seed,
-        replay=replay,
+        replay=replay or (),
     )

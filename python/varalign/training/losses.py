@@ -10,8 +10,9 @@ from torch import Tensor
 
 from varalign.inputs.build import Data, Parts, new_schedule
 from varalign.inputs.sources import ImageInputs
+from varalign.losses.comparison import ComparisonLoss
 from varalign.losses.contrastive import ContrastiveLoss
-from varalign.losses.others import ComparisonLoss, build_objective
+from varalign.losses.others import build_objective
 from varalign.options.config import ConfigError, TrainConfig
 from varalign.training.step_texts import StepTexts
 

@@ -1,6 +1,47 @@
-"""Other people's losses, to compare with: each a file, an `Objective` that `ComparisonLoss` trains."""
+"""Other people's losses, to compare with: one a file, which is named as the loss is and says `LOSS = ITS_CLASS`.
 
-from varalign.losses.others.base import Batch, Objective
-from varalign.losses.others.comparison import LOSSES, UNDIRECTED, ComparisonLoss, build_objective
+A new loss is a new file here: nothing else knows its name. Importing this package loads no torch.
+"""
 
-__all__ = ["LOSSES", "UNDIRECTED", "Batch", "ComparisonLoss", "Objective", "build_objective"]
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from varalign.losses.objective import Objective
+
+OTHERS = tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def build_objective(
+    name: str, *, images: int, captions: int, strength: float | None = None, steps: int = 1
+) -> Objective:
+    """The loss of that name; it takes the arguments that its class has and leaves the others.
+
+    Args:
+        name: one of `OTHERS`.
+        images: images of the data set, for losses that keep a value of each. captions: captions of it.
+        strength: the loss's own number; its default if None.
+        steps: of the adversarial ones' attack.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or one for a loss that has none.
+    """
+    if name not in OTHERS:
+        raise ValueError(f"unknown loss {name!r}; known ones: clip, {', '.join(OTHERS)}")
+    loss: type[Objective] = import_module(f"varalign.losses.others.{name.replace('-', '_')}").LOSS
+    options: dict[str, float] = {"images": images, "captions": captions, "steps": steps}
+    if strength is not None:
+        if loss.strength_range is None:
+            raise ValueError(f"loss {name} has no number of its own: leave the strength out")
+        low, high = loss.strength_range
+        if not low <= strength <= high or (loss.lowest_excluded and strength == low):
+            raise ValueError(
+                f"loss {name} takes a strength {'above' if loss.lowest_excluded else 'from'} {low:g} to {high:g}"
+            )
+        options["strength"] = strength
+    taken = inspect.signature(loss).parameters
+    return loss(**{option: value for option, value in options.items() if option in taken})

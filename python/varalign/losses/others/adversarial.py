@@ -1,4 +1,4 @@
-"""Adversarial contrastive training: the worst small change of the embeddings, or of the inputs, is trained on too."""
+"""Adversarial contrastive training: half the loss is that of embeddings moved a little in the worst direction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from varalign.losses.others.base import Batch, Objective, both, infonce
+from varalign.losses.objective import Batch, Objective, Values, both, infonce
 
 
 class AdversarialEmbeddings(Objective):
@@ -22,11 +22,13 @@ class AdversarialEmbeddings(Objective):
     Source: Goodfellow et al. 2015 (FGSM); Madry et al. 2018 (PGD); for contrastive learning Kim et al. 2020.
     """
 
+    strength_range = (0.0, 1.0)
+
     def __init__(self, strength: float = 0.1, steps: int = 1) -> None:
         super().__init__()
         self.epsilon, self.steps = strength, steps
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         plain = both(infonce, batch)
         moved = []
         for side in ("images", "texts"):
@@ -34,40 +36,11 @@ class AdversarialEmbeddings(Objective):
 
             def damage(change: Tensor, side: str = side, vectors: Tensor = vectors) -> Tensor:
                 fixed = {name: getattr(batch, name).detach() for name in ("images", "texts", "logit_scale")}
-                return _mean(replace(batch, **fixed | {side: normalize(vectors.detach() + change, dim=1)}))
+                return mean_loss(replace(batch, **fixed | {side: normalize(vectors.detach() + change, dim=1)}))
 
             change = worst_change(damage, vectors.detach(), self.epsilon, self.steps, each_length=True)
             moved.append(normalize(vectors + change, dim=1))
-        return _halves(plain, both(infonce, replace(batch, images=moved[0], texts=moved[1])))
-
-
-class AdversarialInputs(Objective):
-    """Half the plain loss, half the one of images whose inputs were moved against it: pixels, or cached features.
-
-    Args:
-        strength: ε, the largest change of a pixel, in normalised units (of a feature, in its deviations in the batch).
-        steps: 1 is FGSM's single step, more is PGD. Each costs a pass through the image side.
-
-    Source: as in `AdversarialEmbeddings`.
-    """
-
-    def __init__(self, strength: float = 0.03, steps: int = 1) -> None:
-        super().__init__()
-        self.epsilon, self.steps = strength, steps
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        if batch.inputs is None or batch.embed is None:
-            raise ValueError("adversarial-inputs needs what the image side was given: pass inputs and embed to `see`")
-        plain = both(infonce, batch)
-        inputs, embed = batch.inputs.detach(), batch.embed
-        unit = inputs.std(0, keepdim=True) if inputs.ndim == 2 else torch.ones((), device=inputs.device)
-
-        def damage(change: Tensor) -> Tensor:
-            texts, scale = batch.texts.detach(), batch.logit_scale.detach()
-            return _mean(replace(batch, images=embed(inputs + unit * change), texts=texts, logit_scale=scale))
-
-        change = worst_change(damage, inputs, self.epsilon, self.steps)
-        return _halves(plain, both(infonce, replace(batch, images=embed(inputs + unit * change))))
+        return halves(plain, both(infonce, replace(batch, images=moved[0], texts=moved[1])))
 
 
 def worst_change(
@@ -97,13 +70,15 @@ def worst_change(
     return change
 
 
-def _mean(batch: Batch) -> Tensor:
+def mean_loss(batch: Batch) -> Tensor:
+    """() sum of both directions' mean plain losses."""
     i2t, t2i, _ = both(infonce, batch)
     return i2t.mean() + t2i.mean()
 
 
-_Values = tuple[Tensor, Tensor, Tensor | None]
-
-
-def _halves(one: _Values, other: _Values) -> _Values:
+def halves(one: Values, other: Values) -> Values:
+    """Mean of two results of `both`."""
     return (one[0] + other[0]) / 2, (one[1] + other[1]) / 2, None
+
+
+LOSS = AdversarialEmbeddings

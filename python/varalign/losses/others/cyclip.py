@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from varalign.losses.others.base import Batch, Objective, both, infonce
+from varalign.losses.objective import Batch, Objective, Values, both, infonce
 
 
 class CyCLIP(Objective):
@@ -16,13 +14,18 @@ class CyCLIP(Objective):
     Source: Goel et al. 2022.
     """
 
+    strength_range = (0.0, 1e6)
+
     def __init__(self, strength: float = 0.25) -> None:
         super().__init__()
         self.factor = strength
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         i2t, t2i, _ = both(infonce, batch)
         images, texts = batch.images, batch.share @ batch.texts
         cross = images @ texts.T
         within = images @ images.T - texts @ texts.T
         return i2t, t2i, self.factor * ((cross - cross.T).square().mean() + within.square().mean())
+
+
+LOSS = CyCLIP

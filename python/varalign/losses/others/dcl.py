@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from varalign.losses.others.base import Batch, Objective, both, masked_lse, positive_mean
+from varalign.losses.objective import Batch, Objective, Values, both, masked_lse, positive_mean
 
 
 class DCL(Objective):
@@ -13,7 +13,7 @@ class DCL(Objective):
     Source: Yeh et al. 2022.
     """
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         return both(dcl, batch)
 
 
@@ -21,3 +21,6 @@ def dcl(logits: Tensor, positive: Tensor) -> Tensor:
     """(Q,) values of logits (Q, C) and positives (Q, C)."""
     values = masked_lse(logits, ~positive) - positive_mean(logits, positive)
     return values.masked_fill(positive.all(1), 0.0)
+
+
+LOSS = DCL

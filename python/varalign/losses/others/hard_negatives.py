@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.losses.others.base import Batch, Objective, both, masked_lse, positive_mean
+from varalign.losses.objective import Batch, Objective, Values, both, masked_lse, positive_mean
 
 
 class HardNegatives(Objective):
@@ -17,11 +17,13 @@ class HardNegatives(Objective):
     Source: Robinson et al. 2021; for images and texts Radenovic et al. 2023 (HN-NCE).
     """
 
+    strength_range = (0.0, 10.0)
+
     def __init__(self, strength: float = 0.25) -> None:
         super().__init__()
         self.beta = strength
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         return both(lambda z, positive: hard_negatives(z, positive, self.beta), batch)
 
 
@@ -34,3 +36,6 @@ def hard_negatives(logits: Tensor, positive: Tensor, beta: float) -> Tensor:
     hard = hard.masked_fill(~negative.any(1), -1e30)
     whole = torch.logaddexp(masked_lse(logits, positive), hard)
     return whole - positive_mean(logits, positive)
+
+
+LOSS = HardNegatives

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import logsigmoid
 
-from varalign.losses.others.base import Batch, Objective
+from varalign.losses.objective import Batch, Objective, Values
 
 
 class SigLIP(Objective):
@@ -20,11 +20,16 @@ class SigLIP(Objective):
     Source: Zhai et al. 2023.
     """
 
+    strength_range = (-100.0, 100.0)
+
     def __init__(self, strength: float = -10.0) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.tensor(float(strength)))
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         z = batch.logits + self.bias
         values = -logsigmoid(torch.where(batch.positive, z, -z))
         return values.sum(1), values.sum(0), None
+
+
+LOSS = SigLIP

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.losses.others.base import Batch, Objective, counted
+from varalign.losses.objective import Batch, Objective, Values, counted
 
 
 class SoftTargets(Objective):
@@ -20,11 +20,13 @@ class SoftTargets(Objective):
     Source: Gao et al. 2023 (SoftCLIP).
     """
 
+    strength_range = (0.0, 1.0)
+
     def __init__(self, strength: float = 0.2) -> None:
         super().__init__()
         self.mix = strength
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         scale = batch.logit_scale.detach()
         images, texts = batch.images.detach(), batch.texts.detach()
         like_images = (scale * (images @ images.T))[:, batch.owner].softmax(1)
@@ -37,3 +39,6 @@ class SoftTargets(Objective):
         hard = positive.to(logits.dtype) / positive.sum(1, keepdim=True).clamp_min(1)
         target = (1 - self.mix) * hard + self.mix * like
         return counted(torch.logsumexp(logits, 1) - (target * logits).sum(1), positive)
+
+
+LOSS = SoftTargets

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from varalign.losses.others.base import Batch, Objective, both, infonce
+from varalign.losses.objective import Batch, Objective, Values, both, infonce
 
 
 class Structure(Objective):
@@ -22,11 +22,13 @@ class Structure(Objective):
     Source: Gröger et al. 2025.
     """
 
+    strength_range = (0.0, 1e6)
+
     def __init__(self, strength: float = 10.0, levels: int = 1) -> None:
         super().__init__()
         self.factor, self.levels = strength, levels
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         if batch.image_features is None or batch.text_features is None:
             raise ValueError("structure needs the towers' features: pass image_features and text_features to `see`")
         i2t, t2i, _ = both(infonce, batch)
@@ -59,3 +61,6 @@ def _neighbours(vectors: Tensor, temperature: float) -> Tensor:
     unit = normalize(vectors, dim=1)
     unit = normalize(unit - unit.mean(0), dim=1)
     return torch.softmax(unit @ unit.T / temperature, dim=1)
+
+
+LOSS = Structure

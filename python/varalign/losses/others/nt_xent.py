@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.losses.others.base import Batch, Objective, counted, positive_mean
+from varalign.losses.objective import Batch, Objective, Values, counted, positive_mean
 
 
 class NTXent(Objective):
@@ -14,7 +14,7 @@ class NTXent(Objective):
     Source: Chen et al. 2020 (SimCLR), with an image and its caption as the two views.
     """
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         z, scale = batch.logits, batch.logit_scale
         positive = batch.positive
         # Two images are of one id where they share a text, two texts where they share an image.
@@ -29,3 +29,6 @@ def _values(z: Tensor, own: Tensor, positive: Tensor) -> Tensor:
     same = same | torch.eye(len(z), dtype=torch.bool, device=z.device)
     together = torch.cat([z, own.masked_fill(same, -1e30)], 1)
     return counted(torch.logsumexp(together, 1) - positive_mean(z, positive), positive)
+
+
+LOSS = NTXent

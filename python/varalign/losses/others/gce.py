@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from varalign.losses.others.base import Batch, Objective, both, infonce
+from varalign.losses.objective import Batch, Objective, Values, both, infonce
 
 
 class GeneralisedCrossEntropy(Objective):
@@ -16,10 +14,16 @@ class GeneralisedCrossEntropy(Objective):
     Source: Zhang and Sabuncu 2018.
     """
 
+    strength_range = (0.0, 1.0)
+    lowest_excluded = True
+
     def __init__(self, strength: float = 0.7) -> None:
         super().__init__()
         self.q = strength
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, batch: Batch) -> Values:
         # -expm1 keeps digits where p is near 1.
         return both(lambda z, positive: -(-self.q * infonce(z, positive)).expm1() / self.q, batch)
+
+
+LOSS = GeneralisedCrossEntropy

@@ -54,14 +54,25 @@ class Batch:
         return self.positive.int().argmax(0)
 
 
+Values = tuple[Tensor, Tensor, Tensor | None]
+"""Values (M,) of the images and (N,) of the texts, 0 for a query without a positive; () to add, or None."""
+
+
 class Objective(nn.Module):
     """A loss: one value a query of each direction, and what it adds to their weighted sum.
 
     What it learns is in its parameters, what it keeps between steps in its buffers: both are in checkpoints.
+
+    Attributes:
+        strength_range: lowest and highest value of the loss's own number, its argument `strength`; None: it has none.
+        lowest_excluded: whether the number must be above the lowest.
     """
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Values (M,) of the images and (N,) of the texts, 0 for a query without a positive; () to add, or None."""
+    strength_range: tuple[float, float] | None = None
+    lowest_excluded = False
+
+    def forward(self, batch: Batch) -> Values:
+        """The loss of every query of one step."""
         raise NotImplementedError
 
 
@@ -80,7 +91,7 @@ def counted(values: Tensor, positive: Tensor) -> Tensor:
     return torch.where(positive.any(1), values, torch.zeros_like(values))
 
 
-def both(one: Callable[[Tensor, Tensor], Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+def both(one: Callable[[Tensor, Tensor], Tensor], batch: Batch) -> Values:
     """A loss of logits (Q, C) and positives (Q, C) taken in both directions, without anything to add."""
     i2t = counted(one(batch.logits, batch.positive), batch.positive)
     t2i = counted(one(batch.logits.T, batch.positive.T), batch.positive.T)

@@ -11,83 +11,10 @@ from torch import Tensor, nn
 from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared_ids
 from varalign.losses.direction_stats import mean_over_queries
 from varalign.losses.gradient_norms import gradient_norms
-from varalign.losses.others.adversarial import AdversarialEmbeddings, AdversarialInputs
-from varalign.losses.others.base import Batch, Objective
-from varalign.losses.others.cyclip import CyCLIP
-from varalign.losses.others.dcl import DCL
-from varalign.losses.others.generalised import GeneralisedCrossEntropy
-from varalign.losses.others.global_contrastive import ISogCLR, SogCLR
-from varalign.losses.others.hard_negatives import HardNegatives
-from varalign.losses.others.ntxent import NTXent
-from varalign.losses.others.siglip import SigLIP
-from varalign.losses.others.soft_targets import SoftTargets
-from varalign.losses.others.structure import Structure
+from varalign.losses.objective import Batch, Objective
 
 if TYPE_CHECKING:
     from varalign.schedules import LossSchedule
-
-LOSSES: dict[str, type[Objective]] = {
-    "nt-xent": NTXent,
-    "siglip": SigLIP,
-    "dcl": DCL,
-    "hard-negatives": HardNegatives,
-    "soft-targets": SoftTargets,
-    "cyclip": CyCLIP,
-    "sogclr": SogCLR,
-    "isogclr": ISogCLR,
-    "gce": GeneralisedCrossEntropy,
-    "structure": Structure,
-    "adversarial": AdversarialEmbeddings,
-    "adversarial-inputs": AdversarialInputs,
-}
-UNDIRECTED = ("siglip",)
-"""Losses without two directions: only constant weights make sense."""
-WITHOUT_STRENGTH = ("nt-xent", "dcl")
-REMEMBERING = ("sogclr", "isogclr")
-RANGES = {
-    "hard-negatives": (0.0, 10.0, False),
-    "soft-targets": (0.0, 1.0, False),
-    "cyclip": (0.0, 1e6, False),
-    "sogclr": (0.0, 1.0, True),
-    "isogclr": (0.0, 100.0, True),
-    "gce": (0.0, 1.0, True),
-    "structure": (0.0, 1e6, False),
-    "adversarial": (0.0, 1.0, False),
-    "adversarial-inputs": (0.0, 10.0, False),
-    "siglip": (-100.0, 100.0, False),
-}
-"""Range of each loss's number: lowest, highest, and whether the lowest is left out."""
-
-
-def build_objective(
-    name: str, *, images: int, captions: int, strength: float | None = None, steps: int = 1
-) -> Objective:
-    """The loss of that name.
-
-    Args:
-        name: one of `LOSSES`.
-        images, captions: how many the data set has, for losses that keep a value of each.
-        strength: the loss's own number; its default if None.
-        steps: of the adversarial ones' attack.
-
-    Raises:
-        ValueError: an unknown name, a number out of range, or one for a loss that has none.
-    """
-    if name not in LOSSES:
-        raise ValueError(f"unknown loss {name!r}; known ones: clip, {', '.join(LOSSES)}")
-    options: dict[str, Any] = {}
-    if strength is not None:
-        if name in WITHOUT_STRENGTH:
-            raise ValueError(f"loss {name} has no number of its own: leave the strength out")
-        low, high, open_below = RANGES[name]
-        if not low <= strength <= high or (open_below and strength == low):
-            raise ValueError(f"loss {name} takes a strength {'above' if open_below else 'from'} {low:g} to {high:g}")
-        options["strength"] = strength
-    if name in REMEMBERING:
-        options |= {"images": images, "captions": captions}
-    if name.startswith("adversarial"):
-        options["steps"] = steps
-    return LOSSES[name](**options)
 
 
 class ComparisonLoss(nn.Module):

@@ -1,0 +1,43 @@
+"""Fast adaptive multi-task optimisation (Liu et al. 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from varalign.schedules.base import SMALLEST_LOSS, Weighting
+
+
+class FAMO(Weighting):
+    """Fast adaptive multi-task optimisation: equal progress of the logarithms, without a gradient of each task.
+
+    With z = softmax(ξ) the weights are in proportion to z / L, and ξ moves by how much each log loss fell. The paper
+    takes the fall on the same batch after the step; here it is the fall to the next batch, which costs no second pass.
+
+    Args:
+        rate: β, step of ξ. decay: γ, which pulls ξ to 0.
+
+    Source: Liu et al. 2023, algorithm 1.
+    """
+
+    logits: Tensor
+    before: Tensor
+
+    def __init__(self, rate: float = 0.025, decay: float = 0.001) -> None:
+        super().__init__()
+        self.rate, self.decay = rate, decay
+        self.register_buffer("logits", torch.zeros(2))
+        self.register_buffer("before", torch.zeros(2))  # 0: no step yet
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        z = self.logits.softmax(0)
+        fall = self.before.clamp_min(SMALLEST_LOSS).log() - losses.log()
+        slope = z * (fall - (z * fall).sum())  # the softmax's Jacobian times the fall
+        moved = self.logits - self.rate * (slope + self.decay * self.logits)
+        self.logits.copy_(torch.where(self.before.min() > 0, moved, self.logits))
+        self.before.copy_(losses)
+        weights = self.logits.softmax(0) / losses
+        return weights / weights.sum()
+
+
+SCHEDULE = FAMO
