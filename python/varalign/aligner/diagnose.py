@@ -29,7 +29,7 @@ from varalign.inputs.build import Data, assemble, damaged, limited, new_model, o
 from varalign.inputs.sources import FeatureRows
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device
-from varalign.pictures.diagnosis import Suspect, diagnosis_page, draw_cartography, draw_scores
+from varalign.pictures.diagnosis_page import Suspect, draw_cartography, draw_scores, write_diagnosis_page
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunError, RunFolder, to_stderr
 
@@ -439,10 +439,8 @@ def _written(
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(diagnosis.csv, _table(subject, found, kinds, order).encode("utf-8", "surrogateescape"))
     pictures = _pictures(subject, found, kinds, by)
-    page = diagnosis_page(
-        subject.name, diagnosis.lines(), pictures, _suspects(subject, found, order, rank, by, worst, seed)
-    )
-    write_atomically(diagnosis.page, page.encode("utf-8", "replace"))
+    suspects = _suspects(subject, found, order, rank, by, worst, seed)
+    write_diagnosis_page(diagnosis.page, subject.name, diagnosis.lines(), pictures, suspects)
     return replace(diagnosis, seconds=round(time.perf_counter() - started, 2))
 
 

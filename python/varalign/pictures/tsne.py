@@ -14,16 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.errors import DataError
-from varalign.pictures.plots import save_figure
+from varalign.pictures.style import BLUE, INK, RED, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # n pairs, D embedding; points are the n images, then the n texts
 
-IMAGE_COLOUR = "#d7263d"
-TEXT_COLOUR = "#1f5fd0"
-_INK = "#22262e"
 _FAINT = "#8a93a3"
 
 
@@ -133,18 +130,9 @@ def _draw(axes: Axes, layout: NDArray[np.float32], title: str, *, inches: float)
             list(np.stack([texts, images], axis=1)), colors=_FAINT, linewidths=0.09 * inches, alpha=0.2 + 0.3 * crowd
         )
     )
-    area = inches**2 * (0.18 + 0.9 * crowd**2)
-    for name, points, colour in (("text", texts, TEXT_COLOUR), ("image", images, IMAGE_COLOUR)):
-        axes.scatter(
-            points[:, 0],
-            points[:, 1],
-            s=area,
-            c=colour,
-            alpha=0.85,
-            linewidths=0.05 * inches,
-            edgecolors="white",
-            label=name,
-        )
+    marks = {"s": inches**2 * (0.18 + 0.9 * crowd**2), "linewidths": 0.05 * inches, "edgecolors": "white"}
+    for name, points, colour in (("text", texts, BLUE), ("image", images, RED)):
+        axes.scatter(*points.T, c=colour, alpha=0.85, label=name, **marks)
     low, high = layout.min(axis=0), layout.max(axis=0)
     reach = 0.53 * max(float((high - low).max()), 1e-6)
     middle = (low + high) / 2
@@ -155,10 +143,8 @@ def _draw(axes: Axes, layout: NDArray[np.float32], title: str, *, inches: float)
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color("#d5d9e0")
-    axes.set_title(title, fontsize=2.0 * inches, color=_INK, pad=1.2 * inches, loc="left")
+    axes.set_title(title, fontsize=2.0 * inches, color=INK, pad=1.2 * inches, loc="left")
 
-
-def _legend(axes: Axes, *, inches: float) -> None:
     legend = axes.legend(
         loc="lower right",
         bbox_to_anchor=(1.0, 1.0),
@@ -169,7 +155,7 @@ def _legend(axes: Axes, *, inches: float) -> None:
         handletextpad=0.1,
         columnspacing=1.0,
         borderaxespad=0.2,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
     for handle in legend.legend_handles:
         if handle is not None:
@@ -202,8 +188,6 @@ def draw_tsne(
     Raises:
         DataError: shapes that differ, NaN or infinity, all points equal, a perplexity that does not fit.
     """
-    from matplotlib.figure import Figure  # not pyplot: the user's own backend and figures stay as they are
-
     points = _check_points(image_embeddings, text_embeddings)
     wanted = check_perplexities(perplexities, len(points))
     check_seed(seed)
@@ -213,21 +197,16 @@ def draw_tsne(
     out.mkdir(parents=True, exist_ok=True)
     files = []
     for perplexity, layout in zip(wanted, found, strict=True):
-        figure = Figure(figsize=(8, 8.4), dpi=180, layout="constrained", facecolor="white")
+        figure = new_figure(8, 8.4, 180)
         axes = figure.add_subplot()
         _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=8)
-        _legend(axes, inches=8)
-        files.append(out / f"tsne_perplexity_{_written(perplexity)}.png")
-        save_figure(figure, files[-1])
+        files.append(save_figure(figure, out / f"tsne_perplexity_{_written(perplexity)}.png"))
 
     columns = min(len(wanted), 2 if len(wanted) in (2, 4) else 3)
     rows = math.ceil(len(wanted) / columns)
     side = 5.5
-    sheet = Figure(figsize=(side * columns, (side + 0.35) * rows), dpi=180, layout="constrained", facecolor="white")
+    sheet = new_figure(side * columns, (side + 0.35) * rows, 180)
     for place, (perplexity, layout) in enumerate(zip(wanted, found, strict=True), start=1):
         axes = sheet.add_subplot(rows, columns, place)
         _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=side)
-        _legend(axes, inches=side)
-    files.append(out / "tsne.png")
-    save_figure(sheet, files[-1])
-    return files
+    return [*files, save_figure(sheet, out / "tsne.png")]

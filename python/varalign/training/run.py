@@ -18,7 +18,7 @@ from varalign.inputs.build import Data, Parts, assemble, new_model, open_data, s
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device, pick_precision
 from varalign.options.recipe import fill, filled
-from varalign.pictures.report import write_report
+from varalign.pictures.run_page import write_report
 from varalign.runs.checkpoint import step_folders
 from varalign.runs.folder import RunError, RunFolder, to_stderr
 from varalign.runs.progress import final_table
@@ -244,7 +244,7 @@ def _finish(
             aligner.load_weights("best")
             test, chance = aligner.evaluate("test"), aligner.chance("test")
             Quarantine(run.quarantine).add(parts.bad_images())
-            write_report(run.path, rows=[{"model": parts.name, "epochs": progress.epoch, **test}, chance])
+            write_report(run, [{"model": parts.name, "epochs": progress.epoch, **test}, chance])
     except Interrupted as error:
         error.args = (
             f"{error.name}: training is done and saved, the last evaluation is not; "

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from varalign.pictures.report import Example, Found, write_report
+from varalign.pictures.run_page import Example, Found, write_report
+from varalign.runs.folder import RunError, RunFolder
 
 
 class Page(HTMLParser):
@@ -38,22 +39,22 @@ def test_a_whole_run_is_one_page(tmp_path):
     (run / "pictures").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(run / "pictures" / "tsne.png")
     Image.new("RGB", (8, 8), "blue").save(run / "pictures" / "tsne_perplexity_5.png")
-    (run / "config.json").write_text(json.dumps({"note": "</pre><script>alert(1)</script>", "epochs": 3}))
-    lines = [
-        {"kind": "step", "step": 0, "loss_i2t": 1.0, "loss_t2i": 1.0, "w_i2t": 0.5, "w_t2i": 0.5, "logit_scale": 14.3},
-        {
-            "kind": "eval",
-            "split": "dev",
-            "epoch": 1,
-            "i2t_recall@1": 0.5,
-            "t2i_recall@1": 0.4,
-            "images": 10,
-            "texts": 50,
-        },
-        {"kind": "eval", "split": "dev", "epoch": 2, "i2t_recall@1": 0.3, "t2i_recall@1": float("nan")},
-        {"kind": "eval", "split": "test", "epoch": 2, "i2t_recall@1": 0.25, "images": 1000, "texts": 5000, "loss": 0.5},
+    RunFolder(run).write_config({"note": "</pre><script>alert(1)</script>", "epochs": 3})
+    line = {
+        "kind": "step",
+        "step": 0,
+        "loss_i2t": 1.0,
+        "loss_t2i": 1.0,
+        "w_i2t": 0.5,
+        "w_t2i": 0.5,
+        "logit_scale": 14.3,
+    }
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    rows = [
+        {"model": "<b>ours</b>", "epochs": 2, "loss": 0.5, "i2t_recall@1": 0.5, "t2i_recall@1": 0.25}
+        | {"images": 1000, "texts": 5000},
+        {"model": "chance", "i2t_recall@1": 0.001, "t2i_recall@1": float("nan")},
     ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     photo = tmp_path / "dog & cat.jpg"
     Image.new("RGB", (640, 480), "green").save(photo)
     (tmp_path / "broken.jpg").write_text("text")
@@ -61,10 +62,10 @@ def test_a_whole_run_is_one_page(tmp_path):
         Example("<i>two dogs</i>", [Found(photo, 0.71, True), Found(tmp_path / "broken.jpg", 0.5, False)], rank=1),
         Example(photo, [Found('a "cat" <img src=x onerror=alert(2)>', 0.4, False)], rank=1234),
     ]
-    file = write_report(run, examples=examples)
+    file = write_report(RunFolder(run), rows, examples=examples)
     assert file == run / "report.html"
     page = read(file)
-    assert "script" not in page.tags and "i" not in page.tags and page.tags.count("img") == 4
+    assert "script" not in page.tags and not {"i", "b"} & set(page.tags) and page.tags.count("img") == 4
     assert all(source.startswith("data:image/") for source in page.sources) and "http" not in file.read_text()
     for text in (
         "<i>two dogs</i>",
@@ -72,7 +73,7 @@ def test_a_whole_run_is_one_page(tmp_path):
         "alert(1)",
         "broken.jpg (cannot be read)",
         "place 1,234",
-        "dev, best epoch",
+        "<b>ours</b>",
     ):
         assert text in page.text
     assert "50.0" in page.text and "25.0" in page.text and "5,000" in page.text and "nan" not in page.text
@@ -82,12 +83,8 @@ def test_a_whole_run_is_one_page(tmp_path):
     assert base64.b64decode(jpeg).startswith(b"\xff\xd8")
 
 
-def test_an_empty_folder_rows_of_ones_own_and_faults(tmp_path):
-    assert "a run of varalign" in read(write_report(tmp_path)).text
-    page = read(write_report(tmp_path, rows=[{"model": "<chance>", "i2t_recall@1": 0.001}]))
-    assert "<chance>" in page.text and "0.1" in page.text
+def test_a_damaged_run_folder_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json: wanted JSON"):
-        write_report(tmp_path)
-    with pytest.raises(FileNotFoundError, match="wanted a run folder"):
-        write_report(tmp_path / "none")
+    with pytest.raises(RunError, match=r"config.json: cannot be read as JSON"):
+        write_report(RunFolder(tmp_path), [{"model": "chance", "i2t_recall@1": 0.001}])

@@ -1,0 +1,105 @@
+"""The HTML of our pages: one file, readable without another file or a network; every text from outside is escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+from varalign.data.errors import read_bytes
+from varalign.data.files import write_atomically
+from varalign.data.images import decode_image
+
+_STYLE = """
+:root { color-scheme: light; --ink: #22262e; --grey: #6b7484; --line: #e3e7ed; --right: #2c7a4b; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink) }
+body { max-width: 1080px; margin: 2.5rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem } p { margin: .3rem 0 }
+.grey { color: var(--grey) } .wide { overflow-x: auto } img { max-width: 100%; display: block }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
+th { font-weight: 600 } th:first-child, td:first-child { text-align: left; padding-left: 0 }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 1rem }
+figure { margin: 0 } figcaption { color: var(--grey); font-size: .85rem }
+.example { display: flex; gap: 1rem; padding: .9rem 0; border-bottom: 1px solid var(--line); align-items: flex-start }
+.query { flex: 0 0 180px } .found { display: flex; flex-wrap: wrap; gap: .6rem; flex: 1 }
+.item { width: 130px; font-size: .85rem; padding: .35rem; border: 2px solid var(--line); border-radius: 6px }
+.item.text { width: auto; flex: 1 1 100% } .item.right { border-color: var(--right) }
+pre { background: #f6f7f9; padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem }
+"""
+_THUMBNAIL_SIDE = 260
+_MOST_BYTES = 1 << 30  # as the decoder's own limit for a file
+
+Item = str | Path
+"""A caption, as text, or an image file."""
+
+
+def write_page(file: Path, title: str, subtitle: str, parts: Iterable[str]) -> Path:
+    """Write a page, whole or not at all.
+
+    Args:
+        file: the HTML file; its folder is there.
+        title, subtitle: plain text.
+        parts: HTML, from the functions below or escaped by the caller.
+
+    Returns:
+        `file`.
+    """
+    html = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)} – varalign</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
+        f'<body><h1>{escape(title)}</h1><p class="grey">{escape(subtitle)}</p>{"".join(parts)}</body></html>\n'
+    )
+    write_atomically(file, html.encode("utf-8", "replace"))  # file names may hold bytes that are no text
+    return file
+
+
+def figures(pictures: Iterable[tuple[str, bytes]]) -> str:
+    """A grid of PNGs with their captions."""
+    shown = [
+        f'<figure><img src="{_data_uri(png, "png")}" alt="{escape(caption.removesuffix(".png"))}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, png in pictures
+    ]
+    return f'<div class="pictures">{"".join(shown)}</div>'
+
+
+def example(query: Item, note: str, cards: Iterable[str]) -> str:
+    """A query, with `note` (HTML) below it, beside the cards of what belongs to it."""
+    return (
+        f'<div class="example"><div class="query">{_item(query)}{note}</div>'
+        f'<div class="found">{"".join(cards)}</div></div>'
+    )
+
+
+def card(item: Item, note: str, *, right: bool = False) -> str:
+    """A caption or an image in a frame, a green one where it is right, with `note` (plain text) below it."""
+    classes = "item" + ("" if isinstance(item, Path) else " text") + (" right" if right else "")
+    return f'<div class="{classes}">{_item(item)}<div class="grey">{escape(note)}</div></div>'
+
+
+def _item(item: Item) -> str:
+    return thumbnail(item) if isinstance(item, Path) else escape(item)
+
+
+def thumbnail(file: Path) -> str:
+    """An <img> of the file, small, inside the page; its name in words where it cannot be read.
+
+    Our decoder reads the file. Pillow would try all of its plugins, and the one for PostScript starts Ghostscript.
+    """
+    from PIL import Image
+
+    try:
+        small = Image.fromarray(decode_image(read_bytes(file, _MOST_BYTES)))
+    except (ValueError, MemoryError):
+        return f'<span class="grey">{escape(file.name)} (cannot be read)</span>'
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    written = io.BytesIO()
+    small.save(written, "JPEG", quality=85)
+    return f'<img src="{_data_uri(written.getvalue(), "jpeg")}" alt="{escape(file.name)}">'
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

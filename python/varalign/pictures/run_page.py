@@ -1,0 +1,99 @@
+"""One self-contained HTML page of a run: result, pictures, retrieved examples and configuration in a single file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from varalign.pictures.page import Item, card, example, figures, write_page
+from varalign.pictures.plots import draw_training
+from varalign.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Found:
+    """One candidate that a query brought up: a caption or an image file, its similarity, and whether it is right."""
+
+    item: Item
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A query, the candidates it brought up (best first), and the place of the first right one (1 is the top)."""
+
+    query: Item
+    found: Sequence[Found]
+    rank: int | None = None
+
+
+def _example(shown: Example) -> str:
+    cards = [
+        card(found.item, f"{found.score:.3f}{', right' if found.right else ''}", right=found.right)
+        for found in shown.found
+    ]
+    rank = "" if shown.rank is None else f'<p class="grey">first right one at place {shown.rank:,}</p>'
+    return example(shown.query, rank, cards)
+
+
+def _number(value: Any, digits: int, factor: float = 1.0) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        return "–"
+    return f"{factor * value:,.{digits}f}"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    recalls: list[str] = []
+    for direction in ("i2t", "t2i"):
+        keys = {key for row in rows for key in row if key.startswith(f"{direction}_recall@")}
+        recalls += sorted(keys, key=lambda key: int(key.rpartition("@")[2]))
+    header = ["", "epochs", "loss", "cosine similarity", *(f"{k[:3]} R@{k.rpartition('@')[2]}" for k in recalls)]
+    header += ["images", "texts"]
+    lines = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in header) + "</tr>"]
+    for row in rows:
+        cells = [
+            escape(str(row.get("model", "–"))),
+            _number(row.get("epochs"), 0),
+            _number(row.get("loss"), 4),
+            _number(row.get("cosine_similarity"), 4),
+            *(_number(row.get(key), 1, 100.0) for key in recalls),
+            _number(row.get("images"), 0),
+            _number(row.get("texts"), 0),
+        ]
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    note = '<p class="grey">Recall in percent, among the images and texts of the row; ties count against the model.</p>'
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>{note}'
+
+
+def write_report(run: RunFolder, rows: Sequence[Mapping[str, Any]], *, examples: Sequence[Example] = ()) -> Path:
+    """Write `report.html` into a run folder; the training plot is drawn into `pictures/` first.
+
+    Args:
+        run: a run folder; every PNG in its `pictures/` is embedded.
+        rows: lines of the result table, as `final_table` takes them.
+        examples: queries with what they brought up, in the order to be shown (best and worst, say).
+
+    Returns:
+        The page.
+
+    Raises:
+        RunError: a damaged `metrics.jsonl` or `config.json`.
+    """
+    draw_training(run.read_metrics(), run.pictures / "training.png")
+    parts = [f"<h2>Result</h2>{_table(rows)}"]
+    order = ("training", "tsne")
+    files = sorted(run.pictures.glob("*.png"), key=lambda file: (*(file.stem != name for name in order), file.stem))
+    if any(file.stem == "tsne" for file in files):  # the sheet holds the single ones
+        files = [file for file in files if not file.stem.startswith("tsne_perplexity_")]
+    parts.append(f"<h2>Pictures</h2>{figures((file.name, file.read_bytes()) for file in files)}")
+    if examples:
+        parts.append(f"<h2>Retrieved examples</h2>{''.join(map(_example, examples))}")
+    config = json.dumps(run.config(), indent=2, ensure_ascii=False)
+    parts.append(f"<h2>Configuration</h2><pre>{escape(config)}</pre>")
+    return write_page(run.path / "report.html", run.path.resolve().name, "a run of varalign", parts)
