@@ -258,7 +258,7 @@ def test_splits_that_nothing_can_be_measured_on_stop_a_study(features_file: Path
     data = load_features(features_file)
     path = tmp_path / "nodev.safetensors"
     save_features(path, dataclasses.replace(data, split=np.where(data.split == 1, 0, data.split).astype(np.int8)))
-    with pytest.raises(ConfigError, match="its dev split has 0 images; training needs at least 1"):
+    with pytest.raises(ConfigError, match="the dev split has 0 images; training needs at least 1"):
         run_study(make_study(small(path)), tmp_path / "study", workers=1, device="cpu", say=quiet)
 
 

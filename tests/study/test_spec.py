@@ -54,7 +54,7 @@ def test_values_by_fraction() -> None:
         ({"axes": {"schedule": ["varianse"]}}, "axes.schedule: unknown schedule 'varianse'; did you mean 'variance'"),
         ({"axes": {"fraction": [0]}}, "axes.fraction: wanted per cent"),
         ({"axes": {"fraction": [10, 10]}}, "axes.fraction takes at least one value and none twice"),
-        ({"axes": {"noise": ["swap=0.1"]}}, "axes.noise: noise: wanted kinds"),
+        ({"axes": {"noise": ["swap=0.1"]}}, "axes.noise: --noise: wanted kinds"),
         ({"axes": {"seed": -1}}, "axes.seed: wanted a count"),
         ({"axes": {"seed": {"x": 3}}}, "axes.seed: 'x' is no fraction"),
         ({"axes": {"lr": ["fast"]}}, "axes.lr: --lr takes a number"),

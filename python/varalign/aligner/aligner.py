@@ -15,17 +15,20 @@ from safetensors.numpy import save as save_arrays
 from torch import nn
 
 from varalign.aligner.evaluate import embed_split, measure, owners, tower_features
+from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, check_names_file, save_features
 from varalign.data.files import cache_key, file_states, write_atomically
 from varalign.data.images import load_images
+from varalign.data.index import first_of_each
+from varalign.data.noise import parse_noise
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.image import build_image_encoder
 from varalign.encoders.specs import SpecError, WeightsUnavailable
 from varalign.encoders.text import build_text_encoder
 from varalign.evaluation.retrieval import chance, top_k
-from varalign.inputs.build import Parts, assemble, damaged, open_data, read_noise, saved_model
+from varalign.inputs.build import Parts, assemble, open_data, saved_model
 from varalign.inputs.feature_cache import kept_arrays
 from varalign.inputs.sources import Rows
 from varalign.options.config import TrainConfig
@@ -262,7 +265,7 @@ class Aligner:
         return result
 
     def _damaged(self, split: str, text: str) -> Parts:
-        noise = read_noise(text)
+        noise = parse_noise(text)
         parts = self.parts
         data = damaged(parts.data, noise, split, self.config.seed)
         return assemble(parts.config, data, self.model, to_stderr, noise=noise)
@@ -317,7 +320,7 @@ class Aligner:
         check_perplexities(perplexities, 2 * len(rows))  # before minutes of embedding
         images, kept, texts, captions = embed_split(self.parts, rows, self.config.batch_size)
         owner = owners(self.parts.data, captions, kept)
-        first = texts[torch.from_numpy(np.searchsorted(owner, np.arange(len(kept)))).to(texts.device)]
+        first = texts[torch.from_numpy(first_of_each(owner)).to(texts.device)]
         return draw_tsne(images.cpu().numpy(), first.cpu().numpy(), perplexities, out, seed=seed)
 
     def write_embeddings(self, file: Path, *, split: str = "all", features: bool = False) -> dict[str, Any]:

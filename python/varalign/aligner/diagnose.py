@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from varalign.canonical.best import best_captions
 from varalign.canonical.mixture import bin_centres
 from varalign.canonical.pair_scores import PairScores, pair_scores
+from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError, first_three
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.files import write_atomically
-from varalign.data.noise import Noise, noisy_pairs
+from varalign.data.noise import Noise, noisy_pairs, parse_noise
 from varalign.data.statistics import PairMoments
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.evaluation.cartography import KINDS, Cartography, cartography
-from varalign.inputs.build import Data, assemble, damaged, limited, new_model, open_data, read_noise, saved_model
+from varalign.inputs.build import Data, assemble, new_model, open_data, saved_model
 from varalign.inputs.sources import FeatureRows
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device
@@ -234,7 +235,7 @@ def _rows(data: Data, split: str) -> NDArray[np.int64]:
 
 
 def _parsed(config: TrainConfig) -> Noise:
-    noise = read_noise(config.noise)
+    noise = parse_noise(config.noise)
     if noise.words or noise.pixels:
         raise DataError(
             f"--noise {noise}: wrong pairs are what is looked for, so only swap-images and swap-captions work"
@@ -255,7 +256,7 @@ def _of_features(config: TrainConfig, folder: Path | None, skip_missing: bool, s
     shown = None
     if folder is not None:
         shown = matched(data, load_dataset(folder, seed=config.seed, skip_missing=skip_missing), folder)
-    data = limited(data, config)
+    data = data.limited(config.dataset_size, config.seed)
     noisy, wrong = damaged(data, noise, "train", config.seed), _wrong(data, noise, config.seed)
     assert isinstance(noisy, FeatureSet)
     x, y = torch.from_numpy(noisy.image_features), torch.from_numpy(noisy.text_features)
@@ -337,7 +338,7 @@ def _tower_features(config: TrainConfig, data: Data, model: Any, say: Say) -> tu
 def _of_run(run: RunFolder, places: dict[str, Any], say: Say) -> Subject:
     options = run.options() | places | {"cache": places["cache"] or run.options().get("cache")}
     config = TrainConfig(**options).validate()
-    noise = read_noise(config.noise)
+    noise = parse_noise(config.noise)
     clean = replace(config, noise=None)
     _, data = open_data(clean, say)
     noisy, wrong = damaged(data, noise, "train", config.seed), _wrong(data, noise, config.seed)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.errors import DataError
+from varalign.data.index import first_of_each
 from varalign.evaluation.embedding_statistics import summary
 from varalign.evaluation.retrieval import retrieval
 from varalign.inputs.build import Data, Parts
@@ -107,7 +108,7 @@ def measure(
     text_image_ids = torch.from_numpy(owner).to(texts.device)
     result: dict[str, Any] = dict(retrieval(images, texts, text_image_ids))
     result |= summary(images, texts, text_image_ids)
-    first = np.searchsorted(owner, np.arange(len(rows)))  # captions are grouped by image, in file order
+    first = first_of_each(owner)
     result["loss"] = batched_loss(
         images, texts[torch.from_numpy(first).to(texts.device)], float(parts.model.evaluation_scale), batch_size
     )

@@ -142,11 +142,7 @@ def _describe(report: Report, dataset: ImageCaptions) -> None:
     for name, image_id in zip(dataset.image_names, dataset.image_ids.tolist(), strict=True):
         groups.setdefault(image_id, []).append(name)
     report.copies = [names for names in groups.values() if len(names) > 1]
-    for name, least in (("train", 2), ("dev", 1), ("test", 1)):
-        if report.splits[name] < least:
-            report.problems.append(
-                f"the {name} split has {report.splits[name]} images; training needs at least {least}"
-            )
+    report.problems += dataset.lacking()
 
 
 def _judge_captions(report: Report, dataset: ImageCaptions) -> None:

@@ -1,4 +1,4 @@
-"""Damage to captions and images, the part of `varalign.data.noise` that acts on words and pixels.
+"""Injects the noise that `varalign.data.noise` describes into a data set: wrong pairs, damaged words, damaged pixels.
 
 What happens to a word or an image depends on (seed, epoch, row) and on nothing else: not on the batch, not on order.
 """
@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.noise import Noise
+from varalign.data.datasets import ImageCaptions
+from varalign.data.errors import DataError
+from varalign.data.features import FeatureSet
+from varalign.data.noise import Noise, noisy_pairs
+
+D = TypeVar("D", bound=ImageCaptions | FeatureSet)
 
 # The streams of random numbers; a number once given to a kind stays, or recorded runs would not replay.
 # 1 and 2 are the swaps of `varalign.data.noise`.
@@ -51,6 +57,38 @@ def _uniform(
         state = _mixed(state + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
     numbers: NDArray[np.float64] = (state >> np.uint64(11)) * 2.0**-53
     return numbers
+
+
+def check_feature_noise(noise: Noise) -> None:
+    """DataError where noise acts on words or pixels, of which a features file has none."""
+    if noise.words or noise.pixels:
+        raise DataError(
+            f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions do"
+        )
+
+
+def damaged(data: D, noise: Noise, split: str, seed: int) -> D:
+    """The data with wrong pairs and damaged words injected into one split; pixels are damaged after decoding.
+
+    Raises:
+        DataError: words or pixels are to be damaged and the data are features.
+    """
+    if isinstance(data, FeatureSet):
+        check_feature_noise(noise)
+    changed: dict[str, Any] = {}
+    if noise.words and isinstance(data, ImageCaptions):
+        chosen = data.caption_rows(data.rows(split))
+        train = {word for row in data.caption_rows(data.rows("train")) for word in data.captions[row].split()}
+        texts = noisy_captions(
+            [data.captions[row] for row in chosen], noise, seed, rows=chosen, vocabulary=sorted(train)
+        )
+        changed["captions"] = list(data.captions)
+        for row, text in zip(chosen.tolist(), texts, strict=True):
+            changed["captions"][row] = text
+    if noise.pairs:
+        owner = "text_image_ids" if isinstance(data, FeatureSet) else "caption_image_ids"
+        changed[owner], _ = noisy_pairs(data.caption_owner, data.rows(split), noise, seed)
+    return replace(data, **changed) if changed else data
 
 
 def noisy_captions(

@@ -8,7 +8,7 @@ one image. Optionally `image_names.txt` beside it, one name a row. Nothing is re
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from varalign.data.errors import DataError, first_three, read_bytes
 from varalign.data.files import write_atomically
 from varalign.data.index import CaptionIndex
-from varalign.data.splits import separate_twins
+from varalign.data.splits import limit_training, separate_twins
 
 NAMES_FILE = "image_names.txt"
 _FLOATS = ("F16", "F32", "F64")
@@ -49,6 +49,13 @@ class FeatureSet(CaptionIndex):
         for values in (self.image_features, self.text_features, self.text_image_ids):
             digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
+
+    def limited(self, size: int | None, seed: int) -> FeatureSet:
+        """The same with `size` training images drawn by `seed`; rows stand for names where there are none."""
+        if size is None:
+            return self
+        names = self.image_names or [str(row) for row in range(len(self.split))]
+        return replace(self, split=limit_training(self.split, names, size, seed))
 
     @property
     def caption_owner(self) -> NDArray[np.int64]:

@@ -59,3 +59,20 @@ class CaptionIndex:
             raise ValueError(f"image row {bare[0]} has no caption; {len(bare)} of the {len(rows)} rows have none")
         found: NDArray[np.int64] = self.captions_by_image[starts]
         return found
+
+    def lacking(self) -> list[str]:
+        """What each split has too little of for training; empty where training can begin."""
+        sizes = {name: int((self.split == code).sum()) for name, code in SPLITS.items()}
+        return [
+            f"the {name} split has {sizes[name]} images; training needs at least {least}"
+            for name, least in (("train", 2), ("dev", 1), ("test", 1))
+            if sizes[name] < least
+        ]
+
+
+def first_of_each(owner: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(I,) int64: the first position of each of 0 to I - 1 in `owner`, which holds each of them at least once.
+
+    With the `owner` of captions grouped by image it gives the first caption of each image: [0, 0, 1, 1] gives [0, 2].
+    """
+    return np.unique(owner, return_index=True)[1].astype(np.int64)

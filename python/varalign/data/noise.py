@@ -25,12 +25,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.data.errors import DataError
+
 
 @dataclass(frozen=True)
 class Noise:
     """Kinds of noise with their rates (shares, 0 to 1) and, for images, strengths; `str()` is what `parse_noise` reads.
 
-    Raises ValueError for a rate outside 0 to 1 or a strength that is not positive (for `occlude`: above 1).
+    Raises DataError for a rate outside 0 to 1 or a strength that is not positive (for `occlude`: above 1).
     """
 
     swap_images: float = 0.0
@@ -49,13 +51,13 @@ class Noise:
         for name in _names():
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"noise {_option(name)}: wanted a rate between 0 and 1, got {value:g}")
+                raise DataError(f"--noise {_option(name)}: wanted a rate between 0 and 1, got {value:g}")
         for name in _STRENGTHS:
             value = getattr(self, name)
             if not (0.0 < value < math.inf) or (name == "occlude_strength" and value > 1.0):
                 limit = "between 0 and 1" if name == "occlude_strength" else "above 0"
-                raise ValueError(
-                    f"noise {_option(name.removesuffix('_strength'))}: wanted a strength {limit}, got {value:g}"
+                raise DataError(
+                    f"--noise {_option(name.removesuffix('_strength'))}: wanted a strength {limit}, got {value:g}"
                 )
 
     @property
@@ -104,23 +106,23 @@ def _number(value: Any) -> str:
 NOISE_KINDS = tuple(_option(name) for name in _names())
 
 
-def parse_noise(text: str) -> Noise:
-    """Read `swap-images=0.4,drop-words=0.1`; underscores work too, `none` and the empty string are no noise.
+def parse_noise(text: str | None) -> Noise:
+    """Read `swap-images=0.4,drop-words=0.1`; underscores work too; `none`, the empty string and None are no noise.
 
     Raises:
-        ValueError: a kind that is unknown (the known ones are listed) or stands twice, a rate or strength that is no
+        DataError: a kind that is unknown (the known ones are listed) or stands twice, a rate or strength that is no
             number or outside its range.
     """
     values: dict[str, float] = {}
-    if text.strip() in ("", "none"):
+    if text is None or text.strip() in ("", "none"):
         return Noise()
     for part in text.split(","):
         kind, equals, given = part.strip().partition("=")
         name = kind.strip().lower().replace("-", "_")
         if name not in _names():
-            raise ValueError(f"noise: wanted kinds out of {', '.join(NOISE_KINDS)}, got {kind.strip()!r}")
+            raise DataError(f"--noise: wanted kinds out of {', '.join(NOISE_KINDS)}, got {kind.strip()!r}")
         if name in values:
-            raise ValueError(f"noise: {_option(name)} stands twice in {text!r}; give it one rate")
+            raise DataError(f"--noise: {_option(name)} stands twice in {text!r}; give it one rate")
         rate, colon, strength = given.partition(":")
         try:
             values[name] = float(rate)
@@ -131,7 +133,7 @@ def parse_noise(text: str) -> Noise:
         except ValueError:
             form = "RATE or RATE:STRENGTH" if f"{name}_strength" in _STRENGTHS else "RATE"
             got = repr(given) if equals else "no rate"
-            raise ValueError(f"noise {_option(name)}: wanted {_option(name)}={form} with numbers, got {got}") from None
+            raise DataError(f"--noise {_option(name)}: wanted {_option(name)}={form} with numbers, got {got}") from None
     return Noise(**values)
 
 

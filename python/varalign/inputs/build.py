@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varalign.data.damage import noisy_captions
+from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.decoded import DecodedCache, decoded_cache
 from varalign.data.device_cache import DeviceCache
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.files import cache_key, file_states
 from varalign.data.images import Augment
-from varalign.data.noise import Noise, noisy_pairs, parse_noise
+from varalign.data.noise import Noise, parse_noise
 from varalign.data.sample import SAMPLE_SIZE, write_sample
-from varalign.data.splits import limit_training
 from varalign.data.tokenizers import load_tokenizer
 from varalign.encoders.dual_encoder import SIDES, DualEncoder
 from varalign.encoders.image import build_image_encoder
@@ -118,9 +117,9 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         features = load_features(path)
         for note in features.notes:
             say(note)
-        features = limited(features, config)
+        features = features.limited(config.dataset_size, config.seed)
         return replace(config, features=str(path)), damaged(
-            checked(features, str(path)), read_noise(config.noise), "train", config.seed
+            checked(features, str(path)), parse_noise(config.noise), "train", config.seed
         )
     folder = Path(config.data) if config.data is not None else USUAL_DATA
     if config.data is None and not USUAL_DATA.is_dir():
@@ -143,67 +142,8 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     for note in dataset.notes:
         say(note)
     return replace(config, data=str(folder.resolve())), damaged(
-        checked(dataset, str(folder)), read_noise(config.noise), "train", config.seed
+        checked(dataset, str(folder)), parse_noise(config.noise), "train", config.seed
     )
-
-
-def limited(features: FeatureSet, config: TrainConfig) -> FeatureSet:
-    """The features with as many training images as `dataset_size` says; rows stand for names where there are none."""
-    if config.dataset_size is None:
-        return features
-    names = features.image_names or [str(row) for row in range(len(features.split))]
-    return replace(features, split=limit_training(features.split, names, config.dataset_size, config.seed))
-
-
-def read_noise(text: str | None) -> Noise:
-    """What `--noise` says; no noise where it says nothing.
-
-    Raises:
-        ConfigError: a kind or a rate that there is not.
-    """
-    try:
-        return parse_noise(text or "")
-    except ValueError as error:
-        raise ConfigError(f"--{error}") from None
-
-
-def check_feature_noise(noise: Noise) -> None:
-    """Refuse noise that features cannot have.
-
-    Raises:
-        ConfigError: words or pixels are to be damaged.
-    """
-    if noise.words or noise.pixels:
-        raise ConfigError(
-            f"--noise {noise}: a features file has neither words nor pixels, only swap-images and swap-captions do"
-        )
-
-
-def damaged(data: Data, noise: Noise, split: str, seed: int) -> Data:
-    """The data with wrong pairs and damaged words injected into one split; pixels are damaged where they are decoded.
-
-    Raises:
-        ConfigError: words or pixels are to be damaged and the data are features.
-    """
-    if isinstance(data, FeatureSet):
-        check_feature_noise(noise)
-        if not noise.pairs:
-            return data
-        owner, _ = noisy_pairs(data.text_image_ids, data.rows(split), noise, seed)
-        return replace(data, text_image_ids=owner)
-    captions, owner = data.captions, data.caption_image_ids
-    if noise.words:
-        chosen = data.caption_rows(data.rows(split))
-        train = {word for row in data.caption_rows(data.rows("train")).tolist() for word in captions[row].split()}
-        texts = noisy_captions(
-            [captions[row] for row in chosen.tolist()], noise, seed, rows=chosen, vocabulary=sorted(train)
-        )
-        captions = list(captions)
-        for row, text in zip(chosen.tolist(), texts, strict=True):
-            captions[row] = text
-    if noise.pairs:
-        owner, _ = noisy_pairs(owner, data.rows(split), noise, seed)
-    return replace(data, captions=captions, caption_image_ids=owner) if noise.words or noise.pairs else data
 
 
 def checked(data: Data, place: str) -> Data:
@@ -212,11 +152,8 @@ def checked(data: Data, place: str) -> Data:
     Raises:
         ConfigError: naming the split that has too few images.
     """
-    for split, least in (("train", 2), ("dev", 1), ("test", 1)):
-        if len(data.rows(split)) < least:
-            raise ConfigError(
-                f"{place}: its {split} split has {len(data.rows(split))} images; training needs at least {least}"
-            )
+    if lacking := data.lacking():
+        raise ConfigError(f"{place}: {lacking[0]}")
     return data
 
 
@@ -304,7 +241,7 @@ def _image_source(
 ) -> ImageSource:
     encoder, device = model.image_encoder, model.log_logit_scale.device
     assert encoder is not None
-    in_pixels = noise if noise is not None else read_noise(config.noise)
+    in_pixels = noise if noise is not None else parse_noise(config.noise)
     frozen = model.fully_frozen("image")
     augmented = config.augment if config.augment is not None else not frozen
     preprocess = replace(encoder.preprocess, decode=config.decode)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from varalign.canonical.pair_scores import FOLDS
-from varalign.inputs.build import check_feature_noise, read_noise
+from varalign.data.damage import check_feature_noise
+from varalign.data.errors import DataError
+from varalign.data.noise import parse_noise
 from varalign.options.config import ConfigError
 from varalign.study.grid import FREE, Cell, Condition
 from varalign.study.packs import cell_config
@@ -48,8 +50,8 @@ def _check_cell(cell: Cell, condition: Condition, train_images: int, device: tor
         if config.pair_weighting == "closed-form" and size < 2 * FOLDS:
             raise ConfigError(f"--pair-weighting closed-form needs at least {2 * FOLDS} training images, not {size}")
         if kind == "features":
-            check_feature_noise(read_noise(config.noise))
-    except ConfigError as error:
+            check_feature_noise(parse_noise(config.noise))
+    except DataError as error:
         tuned = {name for stage in condition.study.tune for name in stage if name in cell.options and name not in FREE}
         shown = {name: value for name, value in cell.axes.items() if name != "seed"}
         shown |= {name: cell.options[name] for name in sorted(tuned) if name not in shown}

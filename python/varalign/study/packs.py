@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.aligner.evaluate import one_of_each, owners
+from varalign.data.damage import damaged
 from varalign.data.features import FeatureSet
+from varalign.data.noise import parse_noise
 from varalign.data.sampler import epoch_batches
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.retrieval import ranks
-from varalign.inputs.build import assemble, damaged, limited, named_schedule, new_model, read_noise
+from varalign.inputs.build import assemble, named_schedule, new_model
 from varalign.options.config import FIELDS, TrainConfig
 from varalign.options.recipe import fill
 from varalign.schedules import LossSchedule
@@ -144,7 +146,7 @@ def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
         cell_config(cell, len(features.rows("train"))), features="shared", evaluations=bench.evaluations
     )
     config = config.validate()
-    features = limited(features, config)
+    features = features.limited(config.dataset_size, config.seed)
     config = fill(config, len(features.rows("train")))
     started = _started(config, features, bench)
     schedule = named_schedule(cell.schedule, config, replayed).to(bench.device)
@@ -158,7 +160,7 @@ def _started(config: TrainConfig, features: FeatureSet, bench: Bench) -> Started
     }
     key = dataclasses.replace(config, **after)
     if key not in bench.starts:
-        data = damaged(features, read_noise(config.noise), "train", config.seed)
+        data = damaged(features, parse_noise(config.noise), "train", config.seed)
         assert isinstance(data, FeatureSet)
         torch.manual_seed(config.seed)
         parts = assemble(config, data, new_model(config, data).to(bench.device), _silent)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.canonical.choice import DEV_IMAGES
+from varalign.data.index import first_of_each
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.inputs.build import Parts
@@ -46,7 +47,7 @@ class Fusion:
         """
         rows = thinned(parts.data.rows("dev"))
         dev = all_pairs(parts, rows, training=False)
-        first = torch.searchsorted(dev.owner, torch.arange(len(rows), device=dev.owner.device))
+        first = torch.from_numpy(first_of_each(dev.owner.cpu().numpy())).to(dev.owner.device)
         return Fusion(parts.model, dev.image_features, dev.text_features[first], batch_size)
 
     @torch.no_grad()

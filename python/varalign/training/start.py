@@ -25,6 +25,7 @@ from varalign.canonical.choice import (
 )
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.start import ClosedForm, Whitening
+from varalign.data.index import first_of_each
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE
 from varalign.encoders.ensemble import ensemble_heads
 from varalign.encoders.heads import NoisyHead
@@ -225,7 +226,7 @@ def _logit_scale(found: ClosedForm, dev: PairFeatures, config: TrainConfig) -> f
     """α at the least dev loss, of the first caption of each image, in the run's batches."""
     if len(dev.rows) < 2:
         return MAX_LOGIT_SCALE
-    first = torch.from_numpy(np.searchsorted(dev.owner.cpu().numpy(), np.arange(len(dev.rows)))).to(dev.owner.device)
+    first = torch.from_numpy(first_of_each(dev.owner.cpu().numpy())).to(dev.owner.device)
     u, v = found.embed_images(dev.image_features), found.embed_texts(dev.text_features[first])
     return best_logit_scale(u, v, batch_size=config.batch_size, high=MAX_LOGIT_SCALE)
 

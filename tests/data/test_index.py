@@ -1,0 +1,31 @@
+"""Which captions belong to which image, and what the splits lack."""
+
+from __future__ import annotations
+
+import numpy as np
+from varalign.data.features import FeatureSet
+from varalign.data.index import first_of_each
+
+
+def small(split: list[int]) -> FeatureSet:
+    images = len(split)
+    owner = np.array([0, 1, 0, 2, 1, *range(3, images)])
+    ones = np.ones((len(owner), 2), np.float32)
+    return FeatureSet(ones[:images], ones, owner, np.array(split, np.int8), np.arange(images))
+
+
+def test_first_of_each_agrees_with_first_captions() -> None:
+    data = small([0, 0, 1, 2])
+    rows = np.array([2, 0, 1])
+    captions = data.caption_rows(rows)
+    owner = np.repeat(np.arange(3), [1, 2, 2])
+    assert captions[first_of_each(owner)].tolist() == data.first_captions(rows).tolist() == [3, 0, 1]
+    assert first_of_each(np.array([0, 0, 1, 1])).tolist() == [0, 2]
+
+
+def test_what_training_lacks_is_named_for_each_split() -> None:
+    assert small([0, 0, 1, 2]).lacking() == []
+    assert small([0, 1, 1, -1]).lacking() == [
+        "the train split has 1 images; training needs at least 2",
+        "the test split has 0 images; training needs at least 1",
+    ]
