@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from harness import Contender, Row, compare, judged, main, single
-from varalign.data.statistics import RunningMoments
+from varalign.data.moments import RunningMoments
 
 DIFFERS = "a sum alone, the floor that memory sets"
 

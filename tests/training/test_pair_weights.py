@@ -13,7 +13,7 @@ import torch
 import varalign
 from varalign.data.features import load_features
 from varalign.data.noise import noisy_pairs, parse_noise
-from varalign.data.statistics import PairMoments
+from varalign.evaluation.pair_moments import PairMoments
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.options.config import ConfigError, TrainConfig
 from varalign.runs.folder import RunFolder

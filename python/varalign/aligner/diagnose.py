@@ -23,9 +23,9 @@ from varalign.data.errors import DataError, first_three
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.files import write_atomically
 from varalign.data.noise import Noise, noisy_pairs, parse_noise
-from varalign.data.statistics import PairMoments
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.evaluation.cartography import KINDS, Cartography, cartography
+from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.build import Data, assemble, new_model, open_data, saved_model
 from varalign.inputs.sources import FeatureRows
 from varalign.options.config import TrainConfig

@@ -17,7 +17,7 @@ from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError
 from varalign.data.images import Preprocess, decode_image, load_images
 from varalign.data.index import SPLITS
-from varalign.data.statistics import RunningMoments, RunningQuantiles
+from varalign.data.moments import RunningMoments
 from varalign.data.tokenizers import Tokenizer, bert_tokenizer, clip_tokenizer, word_tokenizer
 
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -41,7 +41,7 @@ class Summary:
     captions: int
     splits: dict[str, int]
     pixels: dict[str, Any] = field(default_factory=dict)
-    image_sizes: dict[str, dict[str, float]] = field(default_factory=dict)
+    image_sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     lengths: dict[str, dict[str, Any]] = field(default_factory=dict)
     vocabulary: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -118,23 +118,17 @@ def _measure_images(summary: Summary, dataset: ImageCaptions, wanted: int, size:
     if wanted and wanted < len(rows):
         rows = np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
     pixels = [RunningMoments() for _ in range(3)]
-    sides = {name: (RunningQuantiles(), RunningMoments()) for name in ("width", "height", "short_side")}
-    unreadable = 0
+    found: list[tuple[int, int]] = []
     plain = Preprocess(size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     for start in range(0, len(rows), IMAGES_AT_A_TIME):
         paths = [dataset.image_paths[row] for row in rows[start : start + IMAGES_AT_A_TIME]]
         levels, errors = load_images(paths, plain, threads=threads, dtype="uint8")
         good = np.ones(len(paths), bool)
         good[[position for position, _ in errors]] = False
-        unreadable += len(errors)
         for channel, moments in enumerate(pixels):
             moments.update(levels[good, channel])
-        found = [decode_image(path.read_bytes()).shape[:2] for path, fine in zip(paths, good, strict=True) if fine]
-        heights, widths = np.array(found, dtype=np.float64).reshape(-1, 2).T
-        for name, values in (("width", widths), ("height", heights), ("short_side", np.minimum(widths, heights))):
-            for statistic in sides[name]:
-                statistic.update(values)
-    if unreadable == len(rows):
+        found += [decode_image(path.read_bytes()).shape[:2] for path, fine in zip(paths, good, strict=True) if fine]
+    if not found:
         raise DataError(
             f"{dataset.folder}: none of {len(rows):,} training images can be read; try `varalign data check`"
         )
@@ -142,22 +136,18 @@ def _measure_images(summary: Summary, dataset: ImageCaptions, wanted: int, size:
         "mean": [moments.mean / 255 for moments in pixels],
         "std": [moments.std() / 255 for moments in pixels],
         "size": size,
-        "images": len(rows) - unreadable,
-        "unreadable": unreadable,
+        "images": len(found),
+        "unreadable": len(rows) - len(found),
     }
-    for name, (quantiles, moments) in sides.items():
-        summary.image_sizes[name] = {"quantiles": _quantiles(quantiles), "mean": moments.mean}  # type: ignore[dict-item]
+    heights, widths = np.array(found).T
+    for name, values in (("width", widths), ("height", heights), ("short_side", np.minimum(widths, heights))):
+        summary.image_sizes[name] = _distribution(values)
 
 
-def _quantiles(quantiles: RunningQuantiles) -> dict[str, float]:
-    return dict(zip(map(str, SHARES), quantiles.quantile(SHARES).tolist(), strict=True))
-
-
-def _lengths(counts: NDArray[np.int64]) -> dict[str, Any]:
-    quantiles, moments = RunningQuantiles(), RunningMoments()
-    quantiles.update(counts)
-    moments.update(counts)
-    return {"quantiles": _quantiles(quantiles), "mean": moments.mean}
+def _distribution(values: NDArray[np.int64]) -> dict[str, Any]:
+    """Quantiles (NumPy's default: a line between the two values next to a share) and mean of whole numbers."""
+    quantiles = dict(zip(map(str, SHARES), np.quantile(values, SHARES).tolist(), strict=True))
+    return {"quantiles": quantiles, "mean": float(values.mean())}
 
 
 def _measure_lengths(
@@ -169,7 +159,7 @@ def _measure_lengths(
     threads: int,
 ) -> None:
     words = word_tokenizer([], max_length=LONGEST)(captions, threads=threads).lengths - 2
-    summary.lengths["words"] = _lengths(words)
+    summary.lengths["words"] = _distribution(words)
     makers: list[tuple[str, int, Any]] = [
         ("clip tokens", clip_length, lambda: clip_tokenizer(max(LONGEST, clip_length)))
     ]
@@ -189,7 +179,7 @@ def _measure_lengths(
             raise DataError(f"--bert {error}") from None
         lengths = tokenizer(captions, threads=threads).lengths
         truncated = float((lengths > limit).mean())
-        summary.lengths[name] = {**_lengths(lengths), "limit": limit, "truncated": truncated}
+        summary.lengths[name] = {**_distribution(lengths), "limit": limit, "truncated": truncated}
 
 
 def _measure_vocabulary(summary: Summary, dataset: ImageCaptions, training: Sequence[str], threads: int) -> None:

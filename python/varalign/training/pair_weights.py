@@ -15,7 +15,7 @@ from torch import Tensor
 from varalign.canonical.pair_scores import pair_scores
 from varalign.data.features import FeatureSet
 from varalign.data.files import write_atomically
-from varalign.data.statistics import PairMoments
+from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.build import Parts
 from varalign.inputs.pair_features import all_pairs
 from varalign.options.config import ConfigError

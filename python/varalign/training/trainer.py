@@ -25,7 +25,7 @@ from torch import Tensor
 from varalign.aligner.evaluate import assess, mean_recall
 from varalign.data.files import remove_folder
 from varalign.data.sampler import epoch_batches
-from varalign.data.statistics import PairMoments
+from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.build import Parts
 from varalign.inputs.sources import FeatureRows, ImageInputs, LiveImages, Rows
 from varalign.losses.contrastive import ContrastiveLoss
