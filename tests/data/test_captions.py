@@ -238,7 +238,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         read_captions(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(DataError, match="not a file but a special file"):
+        with pytest.raises(DataError, match="not a file but a named pipe"):
             read_captions(tmp_path / "pipe")
 
 

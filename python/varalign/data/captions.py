@@ -23,7 +23,8 @@ from pathlib import Path
 
 from varalign.data.caption_file import MAX_LINE_BYTES, CaptionFile
 from varalign.data.captions_json import read_json_captions
-from varalign.data.errors import MAX_FILE_BYTES, DataError, first_three, read_bytes, shown
+from varalign.data.errors import DataError, first_three, shown
+from varalign.data.files import MAX_FILE_BYTES, read_bytes
 
 MAX_QUOTED_LINES = 16
 KNOWN_SLIP = "2258277193_586949ec62.jpg.1"

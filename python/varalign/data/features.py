@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.errors import DataError, first_three, read_bytes
-from varalign.data.files import write_atomically
+from varalign.data.errors import DataError, first_three
+from varalign.data.files import read_bytes, write_atomically
 from varalign.data.index import CaptionIndex
 from varalign.data.splits import limit_training, separate_twins
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: the only place where the package's results meet the disk.
+"""Files of users are opened here, results are written here whole or not at all, and caches get their keys here.
 
 Every call names the path where the system's error does not. What is written goes through `os`, one call after another,
 so that a test can refuse any single one of them (`tests/faults/disk.py`).
@@ -6,15 +6,62 @@ so that a test can refuse any single one of them (`tests/faults/disk.py`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from varalign.data.errors import DataError
+
+MAX_FILE_BYTES = 256 << 20
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+_READ_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # opening a named pipe returns without waiting for its writer
+_READERS = 8  # threads that hash: reads from a cold disk wait, and hashing releases the interpreter lock
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG)
+_KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"))
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+
+
+def open_user_file(path: Path | str) -> BinaryIO:
+    """Open a file that a user names, to read its bytes. Every reader of users' files opens them by this function.
+
+    Raises:
+        DataError: the name is that of a folder, pipe, socket or device (none is waited for), or no name at all.
+        OSError: from the system, as `open` raises it.
+    """
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _READ_AT_ONCE))  # noqa: SIM115
+    except IsADirectoryError:
+        raise DataError(f"{path}: not a file but a folder") from None
+    except ValueError as error:  # a NUL character, or half of a surrogate pair
+        raise DataError(f"{str(path)!r}: no name of a file: {error}") from None
+    mode = os.fstat(file.fileno()).st_mode
+    if not stat.S_ISREG(mode):
+        file.close()
+        kind = next((name for matches, name in _KINDS if matches(mode)), "device")
+        raise DataError(f"{path}: not a file but a {kind}")
+    return file
+
+
+def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """Read a user's file of at most `limit` bytes; DataError where it cannot be read or is no regular file."""
+    try:
+        with open_user_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise DataError(f"{path}: {size:,} bytes, more than the {limit:,} that are read; split the file")
+            return file.read(limit)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError:
+        raise DataError(f"{path}: too large for the memory that is free") from None
 
 
 @contextmanager
@@ -116,6 +163,46 @@ def cache_key(*parts: object) -> str:
         text = str(part).encode("utf-8", "surrogateescape")
         digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()
+
+
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's bytes, read in pieces; raises what `open_user_file` raises."""
+    digest = hashlib.sha256()
+    with open_user_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def content_key(paths: Sequence[Path]) -> str:
+    """Hex SHA-256 over the bytes of some files in order: the part of a cache's key that says what was read.
+
+    A file that is absent or may not be read counts as such: its reader says so. 118,000 files of 150 kB take 15 to 35
+    seconds on two cores; names, sizes and times would be faster, and the same for two folders that differ.
+
+    Raises:
+        OSError: the system has no more file handles or memory, or a disk fails.
+    """
+
+    def digests(part: Sequence[Path]) -> list[bytes]:
+        return [_digest_or_absent(path) for path in part]
+
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(_READERS) as readers:
+        for part in readers.map(digests, [paths[start : start + 64] for start in range(0, len(paths), 64)]):
+            whole.update(b"".join(part))
+    return whole.hexdigest()
+
+
+def _digest_or_absent(path: Path) -> bytes:
+    try:
+        return file_digest(path)
+    except DataError:
+        return b"no regular file".ljust(32)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return b"absent".ljust(32)
 
 
 def file_states(paths: list[Path]) -> str:

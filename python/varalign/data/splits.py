@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.errors import DataError, first_three, read_bytes, shown
+from varalign.data.errors import DataError, first_three, shown
+from varalign.data.files import read_bytes
 from varalign.data.folders import FoundFolder
 from varalign.data.index import SPLITS
 

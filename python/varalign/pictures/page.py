@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from varalign.data.errors import read_bytes
-from varalign.data.files import write_atomically
+from varalign.data.files import read_bytes, write_atomically
 from varalign.data.images import decode_image
 
 _STYLE = """
