@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from varalign.cli import build_parser, dashed, main
+from varalign.cli import main
+from varalign.cli.program import build_parser, dashed
 
 
 def parsed(line: str) -> dict[str, object]:
@@ -34,7 +35,7 @@ def test_the_switch_takes_every_form(line: str, expected: bool) -> None:
     ("line", "expected"),
     [
         ("train --decoded-cache", "disk"),
-        ("train --decoded-cache device --epochs 2", "device"),
+        ("train --decoded-cache disk --epochs 2", "disk"),
         ("train --decoded_cache True", True),
         ("train --decoded-cache off", False),
         ("train --no-decoded-cache", False),
@@ -77,7 +78,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
         ("train --epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
         (
             "train --schedule best",
-            "--schedule 'best' is not known: it takes variance, entropy, spread, fixed, random, replay",
+            "--schedule 'best' is not known: it takes dwa, entropy, famo, fixed,",
         ),
         ("train --use-pretrained maybe", "takes True or False, not 'maybe'"),
         ("train --data nowhere", "nowhere"),

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pytest
 from varalign.losses import LOSSES
-from varalign.options.config import (
-    FIELDS,
-    RECIPE,
-    ConfigError,
-    TrainConfig,
-    checkpoint_interval,
-    field_choices,
-    known_options,
-    read_config_file,
-    resolve,
-)
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError, checkpoint_interval
+from varalign.options.fields import OPTIONS, RECIPE
+from varalign.options.layers import known_options, read_config_file, resolve
+from varalign.options.recipe import fill
+from varalign.options.rules import RULES, check_rules, idle_options
+from varalign.runs.folder import RunFolder
 from varalign.schedules import SCHEDULES
 
 
@@ -43,20 +39,21 @@ def test_use_pretrained_picks_clip_and_bert_and_an_explicit_spec_goes_over_it() 
         ({"schedule": "varience"}, "did you mean 'variance'?"),
         ({"dropout": 1.5}, "--dropout is 1.5, but must be at most 0.95"),
         ({"data": "a", "features": "b"}, "--data and --features exclude each other"),
-        ({"features": "b", "use_pretrained": True}, "--features holds the towers' output already"),
-        ({"schedule": "replay"}, "--schedule replay and --replay-run RUN go together"),
+        (
+            {"features": "b", "use_pretrained": True},
+            "--use-pretrained names encoders, and a features file",
+        ),
+        ({"schedule": "replay"}, "--schedule replay needs the run whose weights it replays"),
         ({"seed": None}, "--seed needs a value"),
-        ({"start": "closed-form"}, "a tower that trains from random weights has none yet (resnet18, lstm)"),
+        ({"start": "closed-form"}, "an encoder that trains from random weights has none yet (resnet18, lstm)"),
         ({"features": "b", "start": "random", "ridge": 1.0}, "--ridge belongs to --start closed-form"),
-        ({"pair_weighting": "closed-form"}, "scores features of frozen towers: freeze both, or take moments"),
-        ({"color_jitter": 0.4, "augment": False}, "--color-jitter 0.4 is part of the augmentation"),
-        ({"color_jitter": 0.4, "use_pretrained": True}, "or pass --augment where the image tower is frozen"),
+        ({"pair_weighting": "closed-form"}, "scores features of frozen encoders: freeze both, or pass moments"),
         ({"features": "b", "decoded_cache": True}, "--decoded-cache needs images and captions"),
         (
             {"features": "b", "loss": "adversarial-inputs", "feature_mixup": 1.0},
-            "--loss adversarial-inputs moves the inputs of the images as they are",
+            "--feature-mixup trains on mixed pairs, and --loss adversarial-inputs changes the inputs",
         ),
-        ({"input_noise": 1.0}, "--input-noise needs features whose deviations stay"),
+        ({"input_noise": 1.0}, "--input-noise needs features whose standard deviations do not change"),
     ],
 )
 def test_refusals_name_the_option(options: dict[str, object], words: str) -> None:
@@ -68,14 +65,26 @@ def test_refusals_name_the_option(options: dict[str, object], words: str) -> Non
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"features": "b", "flip": 0.0}, "--flip needs images and captions: a features file holds what became of them"),
+        (
+            {"features": "b", "flip": 0.0},
+            "--flip needs images and captions: a features file",
+        ),
         ({"features": "b", "decode": "fast"}, "--decode needs images and captions"),
         ({"features": "b", "max_bad": 0.5}, "--max-bad needs images and captions"),
-        ({"features": "b", "tower_lr": 1e-4}, "--tower-lr needs the towers, which a features file does not have"),
-        ({"features": "b", "freeze": "both"}, "--freeze needs the towers"),
-        ({"use_pretrained": True, "tower_lr": 1e-4}, "--tower-lr is the rate of pretrained towers that train"),
-        ({"use_pretrained": True, "lora": 4, "tower_lr": 1e-4}, "--tower-lr is the rate of pretrained towers"),
-        ({"use_pretrained": True, "flip": 0.0}, "--flip is part of the augmentation, which this run has not"),
+        ({"features": "b", "tower_lr": 1e-4}, "--tower-lr needs the encoders, which a features file does not have"),
+        ({"features": "b", "freeze": "both"}, "--freeze needs the encoders"),
+        (
+            {"use_pretrained": True, "tower_lr": 1e-4},
+            "--tower-lr is the learning rate of pretrained",
+        ),
+        (
+            {"use_pretrained": True, "lora": 4, "tower_lr": 1e-4},
+            "--tower-lr is the learning rate of pretrained",
+        ),
+        ({"use_pretrained": True, "flip": 0.0}, "--flip is part of the augmentation, which this run does not have"),
+        ({"color_jitter": 0.4, "augment": False}, "--color-jitter is part of the augmentation"),
+        ({"color_jitter": 0.4, "use_pretrained": True}, "--color-jitter is part of the augmentation"),
+        ({"features": "b", "color_jitter": 0.4}, "--color-jitter needs images and captions"),
         ({"fixed_weight": 0.3}, "--fixed-weight belongs to --schedule fixed"),
         ({"pair_warmup": 0.5}, "--pair-warmup belongs to --pair-weighting moments"),
         ({"head": "linear", "hidden_dim": 64}, "--hidden-dim belongs to --head mlp"),
@@ -87,7 +96,7 @@ def test_what_changes_nothing_is_refused_where_it_is_said(options: dict[str, obj
         resolve([options])
     assert str(caught.value).startswith(words)
     resolve([options, {"epochs": 3}])  # a file, perhaps of another run
-    resolve([{name: FIELDS[name].default if name in words.replace("-", "_") else options[name] for name in options}])
+    resolve([{name: OPTIONS[name].default if name in words.replace("-", "_") else options[name] for name in options}])
 
 
 @pytest.mark.parametrize(
@@ -143,11 +152,33 @@ def test_bad_config_files(tmp_path: Path, name: str, text: str, words: str) -> N
 
 def test_the_decoded_cache_was_a_switch_and_still_answers_to_one(tmp_path: Path) -> None:
     own = tmp_path / "config.json"
-    for old, new in ((True, "disk"), (False, "off"), ("device", "device")):
+    for old, new in ((True, "disk"), (False, "off")):
         own.write_text(json.dumps({"kind": "varalign-run", "options": {"decoded_cache": old}}))
         assert resolve([read_config_file(own)]).decoded_cache == new == TrainConfig(decoded_cache=old).decoded_cache  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--decoded-cache 'gpu' is not known: it takes off, disk, device"):
+    with pytest.raises(ConfigError, match="--decoded-cache 'gpu' is not known: it takes off, disk$"):
         resolve([{"decoded_cache": "gpu"}])
+
+
+def test_a_removed_value_of_an_old_file_is_replaced_with_a_remark(tmp_path: Path) -> None:
+    own = tmp_path / "config.json"
+    own.write_text(json.dumps({"kind": "varalign-run", "options": {"decoded_cache": "device", "seed": 3}}))
+    remarks: list[str] = []
+    assert read_config_file(own, remarks.append) == {"decoded_cache": "disk", "seed": 3}
+    assert remarks == ["--decoded-cache device was removed; disk is used instead"]
+    assert RunFolder(tmp_path).options() == {"decoded_cache": "disk", "seed": 3}
+    with pytest.raises(ConfigError, match="--decoded-cache 'device' is not known: it takes off, disk$"):
+        resolve([{"decoded_cache": "device"}])
+
+
+def test_every_rule_names_options_and_can_be_asked_of_any_config() -> None:
+    configs = [TrainConfig(), TrainConfig(features="a"), TrainConfig(use_pretrained=True)]
+    configs += [fill(config, 600) for config in configs]
+    for rule in RULES:
+        assert set(rule.options.split()) <= set(OPTIONS)
+        assert all(isinstance(rule.broken(config), bool) and rule.reason.format(c=config) for config in configs)
+    for config in configs:
+        check_rules(config)
+        assert set(idle_options(config)) <= set(RECIPE)
 
 
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
@@ -161,12 +192,12 @@ def test_unknown_options_are_refused_with_their_source() -> None:
 
 
 def test_schedule_names_are_those_of_the_schedules() -> None:
-    assert set(field_choices("schedule")) == set(SCHEDULES)
-    assert set(field_choices("loss")) == set(LOSSES)
+    assert set(OPTIONS["schedule"].choices) == set(SCHEDULES)
+    assert set(OPTIONS["loss"].choices) == set(LOSSES)
 
 
 def test_every_option_has_a_help_and_a_group() -> None:
-    assert all(item.metadata["help"] and item.metadata["group"] for item in FIELDS.values())
+    assert all(option.help and option.group for option in OPTIONS.values())
 
 
 def test_checkpoints_come_every_so_many_steps_or_minutes() -> None:

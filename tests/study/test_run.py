@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from varalign.data.features import FeatureSet, load_features, save_features
 from varalign.data.sampler import epoch_batches
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.runs.folder import RunError, RunFolder
 from varalign.study import packs
 from varalign.study.grid import Cell

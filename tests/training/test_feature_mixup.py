@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.training.feature_mixup import FeatureMixup
 
 ROWS = np.array([7, 3, 11, 5, 2])
@@ -42,10 +43,10 @@ def test_a_small_parameter_hardly_mixes() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"feature_mixup": 1.0}, "--feature-mixup mixes what frozen towers give"),
+        ({"feature_mixup": 1.0}, "--feature-mixup mixes the features of frozen encoders"),
         (
             {"feature_mixup": 1.0, "features": "f", "captions_as": "each", "captions_per_step": 3},
-            "--feature-mixup wants one text an image",
+            "--feature-mixup needs one text for each image",
         ),
     ],
 )

@@ -13,7 +13,8 @@ import varalign
 from varalign.data.features import load_features, save_features
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.inputs.build import assemble, new_model, open_data
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.options.recipe import fill
 from varalign.runs.folder import RunFolder
 from varalign.training.fusion import Fusion, _losses
@@ -94,6 +95,6 @@ def test_a_run_keeps_the_closed_form_as_epoch_0_and_is_loaded_whole(features_fil
     [{"start": "random"}, {"head": "linear"}, {"map_lr": 0.1}],
 )
 def test_members_go_with_the_closed_form_alone(features_file: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="--members 3 stand beside the closed form"):
+    with pytest.raises(ConfigError, match="--members 3 needs the closed form"):
         TrainConfig(features=str(features_file), members=3, **options).validate()
     assert fill(TrainConfig(features=str(features_file), **options).validate(), 100).members == 0

@@ -10,7 +10,8 @@ import pytest
 import torch
 import varalign
 from varalign.encoders.adapters import ADAPTER
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.training.run import resume
 
@@ -72,7 +73,7 @@ def test_before_training_adapters_change_nothing(config: TrainConfig, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lora": 4, "features": "x.safetensors"}, "--lora needs the towers"),
+        ({"lora": 4, "features": "x.safetensors"}, "--lora needs the encoders"),
         ({"lora": 4, "unfreeze": 1, "use_pretrained": True}, "pass one of them"),
         ({"lora": 4, "wise_ft": True, "use_pretrained": True}, "--wise-ft"),
     ],

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 import varalign
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.training import run as runs
 from varalign.training.trainer import Trainer
@@ -76,9 +77,12 @@ def test_pixels_are_attacked_where_the_images_are_live(image_folder: Path, tmp_p
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"loss": "siglip", "schedule": "variance"}, "no two directions to weigh by variance: pass --schedule fixed"),
+        (
+            {"loss": "siglip", "schedule": "variance"},
+            "no two directions for --schedule variance to weight: pass --schedule fixed",
+        ),
         ({"loss": "gce", "duplicates": "ignore"}, "--duplicates ignore belongs to --loss clip"),
-        ({"loss_strength": 0.5}, "--loss-strength belongs to another --loss"),
+        ({"loss_strength": 0.5}, "--loss-strength belongs to a --loss other than clip"),
         ({"loss": "gce", "attack_steps": 3}, "--attack-steps belongs to"),
         ({"loss": "gce", "loss_strength": 2.0}, "--loss-strength 2: loss gce takes a strength above 0 to 1"),
         ({"loss": "cyclop"}, "did you mean 'cyclip'"),

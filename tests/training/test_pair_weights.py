@@ -15,7 +15,8 @@ from varalign.data.features import load_features
 from varalign.data.noise import noisy_pairs, parse_noise
 from varalign.evaluation.pair_moments import PairMoments
 from varalign.losses.contrastive import ContrastiveLoss
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.runs.folder import RunFolder
 from varalign.training import run as runs
 from varalign.training.pair_weights import moment_weights, weighted_mean

@@ -17,7 +17,9 @@ from varalign.data.features import FeatureSet, load_features, save_features
 from varalign.inputs.build import assemble, new_model, open_data
 from varalign.inputs.pair_features import all_pairs
 from varalign.options import recipe
-from varalign.options.config import ConfigError, TrainConfig, resolve
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
+from varalign.options.layers import resolve
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.training import run as runs

@@ -15,7 +15,8 @@ import varalign
 from varalign.aligner.evaluate import RECALL_KEYS, batched_loss, positions_of
 from varalign.inputs.build import assemble, new_model, open_data
 from varalign.inputs.sources import LiveImages, TooManyBadImages
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunError, RunFolder
 from varalign.training import run as runs
@@ -123,34 +124,12 @@ def test_an_image_that_cannot_be_decoded_is_replaced_the_same_way_however_images
             torch.testing.assert_close(other.tensor, plain.tensor, rtol=0, atol=0)
 
 
-def test_what_the_device_cannot_do_names_the_other_cache(
-    features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = {"decoded_cache": "device", "noise": "blur=0.5", "dropout": 0.0, "input_noise": 0.0}
-    config = config_for("images", features_file, image_folder, tmp_path / "run", **options)
-    config, data = open_data(config, quiet)
-    with pytest.raises(ConfigError, match=r"device: the pixels of --noise blur=0.5 .*: pass --decoded-cache disk"):
-        assemble(config, data, new_model(config, data), quiet)
-    config = replace(config, noise=None)
-    parts = assemble(config, data, new_model(config, data), quiet)
-
-    def no_room(*_: Any, **__: Any) -> None:
-        raise MemoryError("60 decoded images take 300 MiB on cuda:0, and 2 MiB are free there")
-
-    monkeypatch.setattr("varalign.inputs.build.DeviceCache", no_room)
-    with pytest.raises(ConfigError, match=r"device: 60 decoded .* 300 MiB .* there: pass --decoded-cache disk"):
-        next(iter(parts.images.batches([data.rows("train")[:2]], epoch=0)))
-    with pytest.raises(ConfigError, match="2 MiB are free there"):
-        varalign.train(config, say=quiet)
-    assert not (tmp_path / "run").exists(), "refused before anything is written"
-
-
 @pytest.mark.parametrize("stop_at", [1, 5, 9])
 def test_an_interrupted_run_resumes_bit_for_bit(
     kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance"}
-    options |= {"word_dropout": 0.2, "decoded_cache": "device"} if kind == "images" else {"evaluations": 2}
+    options |= {"word_dropout": 0.2, "decoded_cache": "disk"} if kind == "images" else {"evaluations": 2}
     whole = varalign.train(config_for(kind, features_file, image_folder, tmp_path / "whole", **options), say=quiet)
 
     class Killed(BaseException):

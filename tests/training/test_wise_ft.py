@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import varalign
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.training import run as runs
 from varalign.training import wise_ft
@@ -70,7 +71,7 @@ def test_the_best_share_on_dev_becomes_the_best_checkpoint(
 
 def test_it_wants_a_pretrained_tower_that_trains() -> None:
     for options in ({}, {"use_pretrained": True}, {"features": "f"}):
-        with pytest.raises(ConfigError, match="--wise-ft goes back towards pretrained weights"):
+        with pytest.raises(ConfigError, match="--wise-ft averages trained with pretrained weights"):
             TrainConfig(wise_ft=True, **options).validate()  # type: ignore[arg-type]
     TrainConfig(wise_ft=True, use_pretrained=True, unfreeze=2).validate()
     TrainConfig(wise_ft=True, use_pretrained=True, freeze="image").validate()

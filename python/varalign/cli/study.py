@@ -1,4 +1,4 @@
-"""`varalign study`: its options, and the one call that they become. Torch-free until it runs."""
+"""`varalign study`: a grid of runs, from a file or from options."""
 
 from __future__ import annotations
 
@@ -7,39 +7,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from varalign.cli.arguments import add_json, answer
 from varalign.data.errors import DataError
-from varalign.runs.folder import json_text
 from varalign.study.spec import AXES, CONTROLS, TUNED, Study, StudyError, make_study, read_study
 
-EPILOG = f"""axes: {", ".join(AXES)}, or any option of `varalign train`. The controls {", ".join(CONTROLS)} join by
-themselves ({TUNED} where fixed_weight is tuned; loss siglip has no others than the fixed ones). A study that was
-interrupted goes on where it was: run the same line again."""
+EPILOG = f"""axes: {", ".join(AXES)}, or any option of `varalign train`. The controls {", ".join(CONTROLS)} are added
+({TUNED} only where fixed_weight is tuned; loss siglip takes the fixed ones only). To go on with an interrupted study,
+run the same line again."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options to its parser."""
-    parser.epilog = EPILOG
-    parser.add_argument("file", metavar="FILE.toml", nargs="?", type=Path, help="the study file; options go over it")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the study (studies/<name of the file>)")
+def add(commands: Any) -> None:
+    """Add the command to the program."""
+    parser = commands.add_parser(
+        "study",
+        help="train a grid of starts, schedules, data fractions, noise and seeds, and compare",
+        description="Train a grid of runs, resumable cell by cell; print means with intervals and differences.",
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "file", metavar="FILE.toml", nargs="?", type=Path, help="study file; the command line takes precedence"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder of the study (default: studies/<name of the file>)"
+    )
     parser.add_argument("--features", metavar="FILE", help="features file of frozen encoders")
     parser.add_argument("--data", metavar="DIR", help="folder of images and captions")
     for name, text in (
-        ("axis", "an axis and its values, such as `--axis fraction 1 10 100`"),
-        ("option", "an option of `varalign train` for every cell, such as `--option epochs 30`"),
-        (
-            "tune",
-            "an option tuned on dev and the values tried, such as `--tune lr 3e-4 1e-3`; in place of other tuning",
-        ),
+        ("axis", "axis and its values, such as `--axis fraction 1 10 100`"),
+        ("option", "option of `varalign train` for every cell, such as `--option epochs 30`"),
+        ("tune", "option tuned on dev and the values tried, such as `--tune lr 3e-4 1e-3`; replaces any other tuning"),
     ):
         parser.add_argument(f"--{name}", metavar=("NAME", "VALUE"), nargs="+", action="append", default=[], help=text)
-    parser.add_argument("--seeds", metavar="N", type=int, help="seeds of each setting (5)")
-    parser.add_argument("--tune-seeds", metavar="N", type=int, help="seeds of each tuning run (2)")
+    parser.add_argument("--seeds", metavar="N", type=int, help="number of seeds of each setting (default 5)")
+    parser.add_argument("--tune-seeds", metavar="N", type=int, help="number of seeds of each tuning run (default 2)")
     parser.add_argument(
-        "--workers", metavar="N", type=int, default=0, help="processes, each on one thread (all cores; one on CUDA)"
+        "--workers",
+        metavar="N",
+        type=int,
+        default=0,
+        help="processes, each on one thread; 0: one for each core, a single one on CUDA (default 0)",
     )
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (cpu)", default="cpu")
-    parser.add_argument("--report", action="store_true", help="run nothing; report the cells that are done")
-    parser.add_argument("--json", action="store_true", help="print the summary and comparisons as one JSON value")
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (default cpu)", default="cpu")
+    parser.add_argument("--report", action="store_true", help="run nothing; report the finished cells")
+    add_json(parser)
     parser.set_defaults(handler=run)
 
 
@@ -52,13 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     from varalign.study.run import run_study
 
     report = run_study(study, out, workers=arguments.workers, device=arguments.device, report_only=arguments.report)
-    if arguments.json:
-        print(json_text(report.as_dict()))
-    elif report.cells:
-        print(f"{report.table()}\n{report.folder}: results.csv and more")
+    if report.cells:
+        lines = [report.table(), f"{report.folder}: results.csv and more"]
     else:
-        print(f"{report.folder}: no cell is done yet; run the same line without --report")
-    return 0
+        lines = [f"{report.folder}: no cell is done yet; run the same line without --report"]
+    return answer(arguments, report.as_dict(), lines)
 
 
 def from_arguments(arguments: argparse.Namespace) -> Study:

@@ -30,7 +30,8 @@ from varalign.encoders.specs import WeightsUnavailable
 from varalign.encoders.text import build_text_encoder
 from varalign.inputs.feature_cache import default_cache, image_features, text_features
 from varalign.inputs.sources import FeatureRows, ImageSource, LiveCaptions, LiveImages, Rows, TextSource
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.options.device import pick_precision
 from varalign.runs.folder import RunError, RunFolder, read_metric_lines
 from varalign.schedules import LossSchedule, build_schedule

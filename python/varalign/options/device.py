@@ -1,14 +1,23 @@
-"""Which device to train on, and in which arithmetic."""
+"""Which device to train on, and in which floating-point type; torch is imported when this is asked."""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from varalign.options.config import ConfigError
+from varalign.options.declaration import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of the towers: `auto` is bfloat16 on CUDA that has it, else float32."""
+    """The floating-point type of the towers: `auto` is bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        ConfigError: float16 on a CPU.
+    """
+    import torch
+
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     if name == "fp16" and device.type == "cpu":
@@ -17,20 +26,20 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device to train on: the named one, else CUDA, Apple's MPS or the CPU, in this order.
+    """The device to train on: the named one, else the first that is there of CUDA, Apple's MPS and the CPU.
 
     Raises:
         ConfigError: the named device is unknown or not there.
     """
+    import torch
+
     if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"--device {name!r} is not known: it takes cpu, cuda, cuda:N or mps") from None
-    if device.type not in {"cpu", "cuda", "mps"}:
+        device = None
+    if device is None or device.type not in {"cpu", "cuda", "mps"}:
         raise ConfigError(f"--device {name!r} is not known: it takes cpu, cuda, cuda:N or mps")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices here")

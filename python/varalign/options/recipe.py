@@ -1,10 +1,10 @@
-"""The default recipe: what a run does where nothing was said, as a rule of its start and its number of images.
+"""The default recipe: the options of a run where nothing was said, as a function of its start and number of images.
 
-From random weights the recipe is the usual one. With the closed form of frozen towers a few perceptrons are trained
-from random weights beside it, and their similarities averaged with its own (`--members`). Where a residual is trained
-on top of it instead (`--members 0`, or what asks for that), little is left to learn, and the fewer images, the less:
-the learning rate falls faster than their number, and the map moves nearer the residual's pace. Those rates are the
-ones that were best on dev in bench/studies/schedules.toml (docs/evidence.md). No torch here.
+From random weights the recipe is the usual one. With the closed form of frozen towers, a few perceptrons are trained
+from random weights beside it and their similarities are averaged with its own (`--members`). With `--members 0`, or an
+option that excludes members, a residual is trained on top of the closed form instead. With few images little is left
+for it to learn: its learning rate falls faster than the number of images, and the rate of the closed form's map comes
+nearer to the residual's. Those rates were the best on dev in bench/studies/schedules.toml (docs/evidence.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from varalign.options.config import RECIPE, TrainConfig, idle_options
+from varalign.options.config import TrainConfig
+from varalign.options.fields import OPTIONS, RECIPE
+from varalign.options.rules import idle_options
 
 RANDOM: Mapping[str, Any] = {
     "embedding_dim": 256,
@@ -32,8 +34,8 @@ RANDOM: Mapping[str, Any] = {
 }
 
 SCRATCH_TEXT: Mapping[str, Any] = {"captions_per_step": 5, "captions_as": "each"}
-"""A text encoder that starts from random weights sees all of an image's usual five captions beside it: on Flickr8k at
-112 pixels, 12 epochs, test R@10 is 20 % instead of 14 %, in about the same time (one seed each)."""
+"""Where the text encoder starts from random weights, a step has five captions of each image, each a positive: on
+Flickr8k at 112 pixels, 12 epochs, test R@10 is 20 % instead of 14 %, in about the same time (one seed each)."""
 
 RESIDUAL: Mapping[str, Any] = {
     "head": "mlp",
@@ -61,7 +63,7 @@ CLOSED_FORM: Mapping[str, Any] = {
 }
 
 FULL = 6000
-"""Training images of the study; its rates at a twentieth and a tenth of them are the rules' other points."""
+"""Training images of that study, which also tuned the rates at a twentieth and a tenth of them."""
 
 
 def recipe(
@@ -76,12 +78,12 @@ def recipe(
         residual: whether a residual is trained on top of the closed form, instead of members beside it.
 
     Example:
-        At 6,000 images a residual trains at a rate of 1e-3 and the map under it at a tenth of that; at 600 at 3.2e-5
-        and at 0.3 of it.
+        At 6,000 images the residual's learning rate is 1e-3 and that of the map a tenth of it; at 600 images they are
+        3.2e-5 and 0.3 of it.
     """
     if start == "random":
         return {**RANDOM, **SCRATCH_TEXT} if scratch_text else dict(RANDOM)
-    if not residual:  # three steps an epoch at the least
+    if not residual:  # at least three steps an epoch
         return {**CLOSED_FORM, "batch_size": min(256, max(32, images // 3)), "epochs": 60 if images < 2000 else 40}
     share = images / FULL
     lr = 1e-3 * min(1.0, max(0.03, share**1.5))
@@ -104,15 +106,15 @@ def fill(config: TrainConfig, images: int) -> TrainConfig:
 
 
 def filled(config: TrainConfig, resolved: TrainConfig) -> str:
-    """What the recipe put in, as options, but for what changes nothing; empty where everything was said."""
+    """The options that the recipe gave, those without effect left out; empty where everything was said."""
     idle = idle_options(resolved)
     told = [name for name in RECIPE if getattr(config, name) is not None or name in idle]
     names = [name for name in RECIPE if name not in told and getattr(resolved, name) is not None]
-    return " ".join(f"--{name.replace('_', '-')} {_shown(getattr(resolved, name))}" for name in names)
+    return " ".join(f"{OPTIONS[name].flag} {_shown(getattr(resolved, name))}" for name in names)
 
 
 def described(name: str) -> str:
-    """An option's defaults for the help: one value, or one for each way to train."""
+    """An option's defaults for the help: one value, or one for each start."""
     random = RANDOM.get(name)
     closed = CLOSED_FORM.get(name, "chosen on dev" if name == "embedding_dim" else None)
     members, residual = (_by_size(name, residual, closed) for residual in (False, True))

@@ -11,14 +11,15 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
 from varalign.data.files import AppendedFile, write_atomically
-from varalign.options.config import FIELDS
+from varalign.options.fields import OPTIONS
+from varalign.options.layers import replace_removed
 
 RUN_KIND = "varalign-run"
 
@@ -151,8 +152,8 @@ class RunFolder:
             raise RunError(f"{path}: wanted a JSON object, found {type(value).__name__}")
         return value
 
-    def options(self) -> dict[str, Any]:
-        """The run's options, those that this version knows.
+    def options(self, say: Callable[[str], object] | None = None) -> dict[str, Any]:
+        """The run's options: those that this version knows, a removed value replaced by what took its place.
 
         Raises:
             RunError: there are none.
@@ -160,7 +161,7 @@ class RunFolder:
         options = self.config().get("options")
         if not isinstance(options, dict):
             raise RunError(f"{self.path / 'config.json'}: damaged, it holds no options")
-        return {name: value for name, value in options.items() if name in FIELDS}
+        return replace_removed({name: value for name, value in options.items() if name in OPTIONS}, say)
 
     def write_config(self, value: dict[str, Any]) -> None:
         """Write `config.json`."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.runs.progress import ProgressLine
 
 

@@ -13,7 +13,7 @@ from varalign.canonical.pair_scores import FOLDS
 from varalign.data.damage import check_feature_noise
 from varalign.data.errors import DataError
 from varalign.data.noise import parse_noise
-from varalign.options.config import ConfigError
+from varalign.options.declaration import ConfigError
 from varalign.study.grid import FREE, Cell, Condition
 from varalign.study.packs import cell_config
 from varalign.study.spec import StudyError

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from varalign import __version__
-from varalign.options.config import FIELDS
+from varalign.options.fields import OPTIONS
 from varalign.study.spec import FIRST_TUNE_SEED, FIXED, TUNED, Study, at_fraction
 
 OPTIMISER_OPTIONS = ("lr", "weight_decay", "map_lr")  # may differ between the runs of one batched product
@@ -156,7 +156,7 @@ class Condition:
         random = self.axes.get("start", options.get("start")) == "random"
         if random:  # there is no closed form for members to stand beside
             options.pop("members", None)
-        options |= {name: value for name, value in self.axes.items() if name in FIELDS and name != "noise"}
+        options |= {name: value for name, value in self.axes.items() if name in OPTIONS and name != "noise"}
         options |= {**self.recipe, **trial}
         if not random:  # what a schedule is compared on is one model unless a study says more
             options.setdefault("members", 0)

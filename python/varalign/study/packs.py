@@ -24,7 +24,8 @@ from varalign.data.sampler import epoch_batches
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.retrieval import ranks
 from varalign.inputs.build import assemble, named_schedule, new_model
-from varalign.options.config import FIELDS, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.fields import OPTIONS
 from varalign.options.recipe import fill
 from varalign.schedules import LossSchedule
 from varalign.study.batched import BatchedRuns
@@ -156,7 +157,7 @@ def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
 def _started(config: TrainConfig, features: FeatureSet, bench: Bench) -> Started:
     """What a run starts from; runs that differ only in what comes after share it, for a closed form takes seconds."""
     after: dict[str, Any] = {
-        name: FIELDS[name].default for name in ("schedule", "fixed_weight", "lr", "weight_decay", "epochs")
+        name: OPTIONS[name].default for name in ("schedule", "fixed_weight", "lr", "weight_decay", "epochs")
     }
     key = dataclasses.replace(config, **after)
     if key not in bench.starts:
@@ -236,7 +237,7 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
             )
             losses.append(loss)
             weights.append(weight[:, 0])
-        if epoch + 1 in first.looks:
+        if epoch + 1 in first.evaluated_epochs:
             _look(runs, best, bench.dev, epoch + 1)
     finite = torch.stack(losses).isfinite().all(0).tolist()
     recorded = torch.stack(weights, dim=1).cpu().double().numpy().round(6).tolist()

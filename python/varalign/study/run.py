@@ -18,8 +18,8 @@ import torch
 
 from varalign.data.features import FeatureSet, load_features
 from varalign.inputs.build import checked
-from varalign.options.config import FIELDS
 from varalign.options.device import pick_device
+from varalign.options.fields import OPTIONS
 from varalign.runs.folder import RunFailed, RunFolder, to_stderr
 from varalign.study import singles
 from varalign.study.check import check_cells
@@ -98,12 +98,12 @@ def batches(study: Study, axes: Mapping[str, Any]) -> bool:
     """Whether the runs of a condition can be trained as one product; the others go through the ordinary trainer."""
     if any(name not in BATCHED for stage in study.tune for name in stage):
         return False
-    options = {name: value for name, value in {**study.options, **axes}.items() if name in FIELDS}
+    options = {name: value for name, value in {**study.options, **axes}.items() if name in OPTIONS}
     trials = [trial for stage in study.tune for trial in study.tune_grid(stage, axes)]
     weightings = {at_fraction(one.get("pair_weighting"), axes["fraction"]) for one in (options, *trials)}
     if "moments" in weightings:  # weights that change with what the run has seen
         return False
-    return all(name in BATCHED or value == FIELDS[name].default for name, value in options.items())
+    return all(name in BATCHED or value == OPTIONS[name].default for name, value in options.items())
 
 
 class Track:

@@ -29,7 +29,6 @@ study says `members` (an option that random starts pass over), so that schedules
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,7 +37,9 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
-from varalign.options.config import FIELDS, ConfigError, check_value, field_choices, known_options
+from varalign.options.declaration import ConfigError, near
+from varalign.options.fields import OPTIONS
+from varalign.options.layers import known_options
 
 TUNED = "fixed-tuned"
 FIXED = ("fixed", TUNED)
@@ -187,7 +188,7 @@ def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
     )
     for key in values:
         if key not in known:
-            raise StudyError(f"{place}: unknown key {key!r}{_near(key, known)}; it takes {', '.join(known)}")
+            raise StudyError(f"{place}: unknown key {key!r}{near(key, known)}; it takes {', '.join(known)}")
     source = _source(values, place)
     axes, seeds = _axes(values.get("axes", {}), place)
     options = _options(values.get("options", {}), f"{place}: options")
@@ -243,8 +244,8 @@ def _axes(given: Any, place: str) -> tuple[dict[str, tuple[Any, ...]], Any]:
         name = str(key).replace("-", "_")
         if name == "seed":
             continue
-        if name != "fraction" and (name not in FIELDS or name in ("features", "data", "dataset_size", "out")):
-            raise StudyError(f"{place}: axes.{key} is no axis{_near(name, (*AXES, *FIELDS))}; known: {', '.join(AXES)}")
+        if name != "fraction" and (name not in OPTIONS or name in ("features", "data", "dataset_size", "out")):
+            raise StudyError(f"{place}: axes.{key} is no axis{near(name, (*AXES, *OPTIONS))}; known: {', '.join(AXES)}")
         values = values if isinstance(values, list) else [values]
         if not values or len({repr(value) for value in values}) < len(values):
             raise StudyError(f"{place}: axes.{key} takes at least one value and none twice, got {values}")
@@ -266,9 +267,9 @@ def _check_axis(name: str, value: Any, place: str) -> None:
         return
     if name == "schedule" and value in CONTROLS:
         return
-    schedules = field_choices("schedule") or ()
+    schedules = OPTIONS["schedule"].choices or ()
     if name == "schedule" and value not in schedules:
-        raise StudyError(f"{place}: unknown schedule {value!r}{_near(str(value), schedules)}")
+        raise StudyError(f"{place}: unknown schedule {value!r}{near(value, schedules)}")
     if name == "noise":
         from varalign.data.noise import parse_noise
 
@@ -282,7 +283,7 @@ def _check_axis(name: str, value: Any, place: str) -> None:
 
 def _check_option(name: str, value: Any, place: str) -> None:
     try:
-        check_value(FIELDS[name], value)
+        OPTIONS[name].validate(value)
     except ConfigError as error:
         raise StudyError(f"{place}: {error}") from None
 
@@ -380,8 +381,3 @@ def _count(values: Mapping[str, Any], key: str, default: int, place: str) -> int
     if type(value) is not int or value < 1:
         raise StudyError(f"{place}: {key} takes a whole number of at least 1, got {value!r}")
     return value
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

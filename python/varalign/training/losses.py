@@ -13,7 +13,8 @@ from varalign.inputs.sources import ImageInputs
 from varalign.losses.comparison import ComparisonLoss
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.losses.others import build_objective
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.training.step_texts import StepTexts
 
 Loss = ContrastiveLoss | ComparisonLoss

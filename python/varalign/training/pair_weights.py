@@ -18,7 +18,7 @@ from varalign.data.files import write_atomically
 from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.build import Parts
 from varalign.inputs.pair_features import all_pairs
-from varalign.options.config import ConfigError
+from varalign.options.declaration import ConfigError
 
 SEPARATION = 2.0
 """Ashman's D from which two groups of margins count as two: below it their mixture has one hump."""

@@ -182,7 +182,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, pro
     run = RunFolder.open(path)
     with run.locked(), StopSignals() as stop, _nothing_saved():
         saved = run.config()
-        options = {"start": "random", **run.options(), **overrides}  # `start` is younger than the first runs
+        options = {"start": "random", **run.options(say), **overrides}  # `start` is younger than the first runs
         config, data = open_data(TrainConfig(**options).validate(), say)
         config = fill(config, len(data.rows("train")))
         if data.fingerprint != saved.get("data", {}).get("fingerprint"):

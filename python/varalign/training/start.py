@@ -32,7 +32,8 @@ from varalign.encoders.heads import NoisyHead
 from varalign.encoders.residual import residual_heads
 from varalign.inputs.build import Parts
 from varalign.inputs.pair_features import PairFeatures, all_pairs, batches_of_pairs
-from varalign.options.config import ConfigError, TrainConfig
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.training.pair_weights import PairVerdict, score_pairs
 
 Say = Callable[[str], None]

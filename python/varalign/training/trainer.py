@@ -29,7 +29,8 @@ from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.build import Parts
 from varalign.inputs.sources import FeatureRows, ImageInputs, LiveImages, Rows
 from varalign.losses.contrastive import ContrastiveLoss
-from varalign.options.config import TrainConfig, checkpoint_interval
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import checkpoint_interval
 from varalign.options.device import pick_precision
 from varalign.runs import checkpoint as checkpoints
 from varalign.runs.folder import MetricsLog, RunFailed, RunFolder
@@ -141,7 +142,7 @@ class Trainer:
         self.train_rows = parts.train_rows
         self.steps_per_epoch = len(self._order(0))
         self.total_steps = self.steps_per_epoch * config.epochs
-        self._looks = config.looks
+        self._looks = config.evaluated_epochs
         self.image_ids = torch.from_numpy(parts.data.image_ids)
         self._pending: list[tuple[dict[str, Any], Tensor, Tensor, np.ndarray[Any, Any]]] = []
         half = pick_precision(config.precision, self.device) == torch.float16

@@ -1,0 +1,123 @@
+"""The arguments that several commands share, and how a command answers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from varalign.options.fields import OPTIONS
+from varalign.options.recipe import described
+from varalign.runs.folder import json_text
+
+
+def truth(text: str) -> bool:
+    """`True`, `yes`, `1`, … or `False`, `no`, `0`, …
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    if text.lower() in {"true", "yes", "on", "1"}:
+        return True
+    if text.lower() in {"false", "no", "off", "0"}:
+        return False
+    raise argparse.ArgumentTypeError(f"takes True or False, not {text!r}")
+
+
+def truth_or_word(text: str) -> bool | str:
+    """`truth` of the words that it knows; any other word as it is."""
+    try:
+        return truth(text)
+    except argparse.ArgumentTypeError:
+        return text
+
+
+def add_option(parser: Any, name: str) -> argparse.Action:
+    """Add an option of `varalign train`, with its own type, help and default, to that command or to another."""
+    option = OPTIONS[name]
+    words = "{" + ",".join(option.choices) + "}" if option.choices else ""
+    given: dict[str, Any] = {"dest": name, "help": help_of(name)}
+    if parser.argument_default is None:  # another command: `train` takes only what is said from the command line
+        given["default"] = option.default
+        if option.type is bool:  # without a value, which could be a word of `search`
+            return parser.add_argument(option.flag, action="store_true", **given)
+    if option.type is not bool and option.bare is None:
+        return parser.add_argument(option.flag, type=option.type, metavar=words or option.metavar, **given)
+    parser.add_argument("--no-" + option.flag[2:], dest=name, action="store_false", help=argparse.SUPPRESS)
+    const, kind = (True, truth) if option.bare is None else (option.bare, truth_or_word)
+    return parser.add_argument(option.flag, nargs="?", const=const, type=kind, metavar=words or "BOOL", **given)
+
+
+def help_of(name: str) -> str:
+    """An option's help text with its default."""
+    option = OPTIONS[name]
+    default: Any = described(name) if option.recipe else option.default
+    if default is not None and default is not False:
+        shown = f"{default:g}" if isinstance(default, float) else default
+        return f"{option.help} (default {shown})".replace("%", "%%")
+    return option.help.replace("%", "%%")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Add where a command computes and what it does with a data folder."""
+    for name in ("skip_missing", "device", "threads", "cache"):
+        add_option(parser, name)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the run that a command works on, and its places."""
+    parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="run folder (default: the newest under runs/)")
+    add_checkpoint(parser)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add which weights of a run are taken, on which data, and where."""
+    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best, last or step-N (default best)")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="another data folder than the run's own")
+    add_places(parser)
+
+
+def add_split(parser: argparse.ArgumentParser, default: str, *, every: bool = False) -> None:
+    """Add which part of the data is used."""
+    names = ["train", "dev", "test", *(["all"] if every else [])]
+    parser.add_argument("--split", default=default, choices=names, help=f"part of the data (default {default})")
+
+
+def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
+    """Add a seed, 0 by default."""
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help=f"seed of {of} (default 0)")
+
+
+def add_json(parser: Any) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON value")
+
+
+def places(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_places` added, as keyword arguments."""
+    return {name: getattr(arguments, name) for name in ("skip_missing", "device", "threads", "cache")}
+
+
+def load(arguments: argparse.Namespace) -> Any:
+    """The trained model of a run, the newest if none is named."""
+    from varalign.runs.folder import RunFolder
+
+    path = arguments.run
+    if path is None:
+        path = RunFolder.newest().path
+        print(f"run: {path} (the newest)", file=sys.stderr)
+    from varalign.aligner import aligner
+
+    return aligner.load(path, checkpoint=arguments.checkpoint, data=arguments.data, **places(arguments))
+
+
+def answer(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:
+    """Print a command's result on standard output, as JSON or in lines; returns exit code 0."""
+    if getattr(arguments, "json", False):
+        print(json_text(value))
+    else:
+        for line in lines:
+            print(line)
+    return 0

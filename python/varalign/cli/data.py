@@ -1,0 +1,71 @@
+"""`varalign data`: check or measure a data folder, or write the built-in sample."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from varalign.cli.arguments import add_json, add_option, add_seed, answer
+from varalign.data.errors import DataError
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the program."""
+    parser = commands.add_parser("data", help="check or measure a data folder, or write the built-in sample")
+    parts = parser.add_subparsers(metavar="WHAT", required=True, parser_class=type(parser))
+    check = parts.add_parser("check", help="report what is there, missing, unreadable, duplicated or suspicious")
+    check.add_argument("folder", metavar="DIR", type=Path)
+    add_json(check)
+    check.set_defaults(handler=run_check)
+    stats = parts.add_parser("stats", help="measure pixels, image sizes, caption lengths and the vocabulary")
+    stats.add_argument("folder", metavar="DIR", type=Path)
+    stats.add_argument(
+        "--images",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="training images decoded, drawn by seed; 0: all (default 1000)",
+    )
+    stats.add_argument("--size", type=int, default=224, metavar="S", help="side of the square of pixels (default 224)")
+    stats.add_argument("--bert", type=Path, metavar="FOLDER", help="a BERT model's folder, for lengths in its tokens")
+    add_seed(stats, "the choice of images and of the split")
+    for name in ("threads", "skip_missing"):
+        add_option(stats, name)
+    add_json(stats)
+    stats.set_defaults(handler=run_stats)
+    sample = parts.add_parser("sample", help="write the built-in data set: drawn scenes with five captions each")
+    sample.add_argument("folder", metavar="DIR", type=Path)
+    add_seed(sample, "the scenes")
+    sample.set_defaults(handler=run_sample)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Print what is at fault; exit code 1 where something is."""
+    from varalign.data.check import check_dataset
+
+    report = check_dataset(_folder(arguments))
+    answer(arguments, report.as_dict(), report.lines())
+    return 1 if report.faults else 0
+
+
+def run_stats(arguments: argparse.Namespace) -> int:
+    """Print the measurements."""
+    from varalign.data.summary import summarise
+
+    options = {name: getattr(arguments, name) for name in ("images", "size", "bert", "seed", "threads", "skip_missing")}
+    summary = summarise(_folder(arguments), **options)
+    return answer(arguments, summary.as_dict(), summary.lines())
+
+
+def run_sample(arguments: argparse.Namespace) -> int:
+    """Write the sample, and print where."""
+    from varalign.data.sample import write_sample
+
+    return answer(arguments, None, [str(write_sample(arguments.folder, seed=arguments.seed))])
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    if not arguments.folder.is_dir():
+        raise DataError(f"{arguments.folder}: no such folder; wanted one with captions.txt and Images/")
+    return arguments.folder

@@ -1,0 +1,29 @@
+"""`varalign embed`: embeddings, or the encoders' features, as a file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from varalign.cli.arguments import add_json, add_run, add_split, answer, load
+
+
+def add(commands: Any) -> None:
+    """Add the command to the program."""
+    parser = commands.add_parser("embed", help="write embeddings, or the encoders' features, with ids")
+    add_run(parser)
+    add_split(parser, "all", every=True)
+    parser.add_argument(
+        "--features", action="store_true", help="write the encoders' output as a features file for `train --features`"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, .safetensors or .npz")
+    add_json(parser)
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the file, and print what it holds."""
+    model = load(arguments)
+    written = model.write_embeddings(arguments.out, split=arguments.split, features=arguments.features)
+    return answer(arguments, written, [f"{arguments.out}: {written['images']} images, {written['texts']} texts"])

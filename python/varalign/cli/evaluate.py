@@ -1,0 +1,57 @@
+"""`varalign eval`: a run, or zero-shot CLIP, measured on a split."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from varalign.cli.arguments import add_json, add_run, add_split, answer, load, places
+from varalign.data.errors import DataError
+
+STATISTICS = (
+    "cosine_similarity",
+    "cosine_similarity_non_pairs",
+    "modality_gap",
+    "alignment",
+    "image_uniformity",
+    "text_uniformity",
+)
+
+
+def add(commands: Any) -> None:
+    """Add the command to the program."""
+    parser = commands.add_parser("eval", help="evaluate a run, or zero-shot CLIP, on a split")
+    add_run(parser)
+    add_split(parser, "test")
+    parser.add_argument(
+        "--zero-shot",
+        metavar="SPEC",
+        help="evaluate CLIP without training instead of a run, such as clip:ViT-B-32@openai; needs --data",
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="with --zero-shot: seed of the split (default 0)")
+    parser.add_argument("--noise", metavar="SPEC", help="inject noise into the split, such as blur=0.5,drop-words=0.2")
+    add_json(parser)
+    parser.set_defaults(handler=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and print the table."""
+    if arguments.zero_shot is None:
+        if arguments.seed is not None:
+            raise DataError("--seed belongs to --zero-shot: a run is evaluated on the split of its own seed")
+        model = load(arguments)
+    else:
+        if arguments.run is not None or arguments.data is None:
+            raise DataError("--zero-shot SPEC takes --data DIR and no RUN")
+        from varalign.aligner.aligner import zero_shot
+
+        model = zero_shot(arguments.zero_shot, arguments.data, seed=arguments.seed or 0, **places(arguments))
+    result = model.evaluate(arguments.split, noise=arguments.noise)
+    from varalign.runs.progress import final_table
+
+    named = {"model": str(model.name), "split": arguments.split, "noise": arguments.noise, **result}
+    lines = [final_table([{"epochs": model.epochs, **named}, model.chance(arguments.split)])]
+    if "unreadable" in result:
+        lines.append(f"{result['unreadable']} unreadable images left out")
+    lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}" for key in STATISTICS]
+    return answer(arguments, named, lines)

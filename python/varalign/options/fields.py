@@ -1,0 +1,265 @@
+"""Every option of a training run: type, default, range and help text. A new option is one entry here.
+
+`TrainConfig` (config.py) adds what follows from several options; rules.py holds the rules about combinations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from varalign.encoders.specs import parse_image_spec, parse_text_spec
+from varalign.losses import LOSSES
+from varalign.options.declaration import Option, checkpoint_interval, declared, option
+from varalign.schedules import SCHEDULES
+
+PRETRAINED_IMAGE = "clip:ViT-B-32@openai"
+PRETRAINED_TEXT = "bert:bert-base-uncased"
+CUSTOM_IMAGE = "resnet18"
+CUSTOM_TEXT = "lstm"
+
+_data, _encoders, _start, _loss, _training, _output = (
+    partial(option, group) for group in ("data", "encoders", "start", "loss", "training", "output")
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `varalign train`, with underscores, in the order of the help and of `config.json`."""
+
+    data: str | None = _data(
+        "folder of images and captions (default: data/flickr8k if it exists, else the built-in sample)",
+        metavar="DIR",
+        common=True,
+    )
+    features: str | None = _data(
+        "train on this features file, written by `varalign embed --features`, instead of on images",
+        metavar="FILE",
+        common=True,
+    )
+    dataset_size: int | None = _data(
+        "train on N images of the training split, drawn by seed (default: all)", low=2, common=True
+    )
+    captions_per_image: int | None = _data("use the first N captions of each image only (default: all)", low=1)
+    skip_missing: bool = _data("leave out captions that name a missing image, instead of stopping", False)
+    max_bad: float = _data(
+        "stop the run when a larger share of the images is unreadable", 0.01, low=0.0, high=1.0, on_resume=True
+    )
+    augment: bool | None = _data(
+        "random resized crop and flip of the training images (default: on where the image encoder trains)"
+    )
+    flip: float = _data(
+        "probability of mirroring a training image; pass 0 where captions tell left from right", 0.5, low=0.0, high=1.0
+    )
+    word_dropout: float = _data(
+        "probability of leaving out a word of a caption in a step, drawn anew each epoch; needs a text encoder that "
+        "trains",
+        0.0,
+        low=0.0,
+        high=0.95,
+    )
+    color_jitter: float = _data(
+        "multiply brightness, contrast and saturation of training images by random factors from 1 - X to 1 + X",
+        0.0,
+        low=0.0,
+        high=1.0,
+    )
+    decode: Literal["exact", "fast"] = _data(
+        "fast decodes large JPEG files at 1/2, 1/4 or 1/8 of their size; pixels differ slightly", "exact"
+    )
+    decoded_cache: Literal["off", "disk"] = _data(
+        "decode the training images once, at 1.5 times the training size, keep the pixels on disk and crop from them: "
+        "much faster, but crops of larger images are slightly softer; without a value: disk",
+        "off",
+        bare="disk",
+        removed={"device": "disk"},
+        common=True,
+    )
+    noise: str | None = _data(
+        "inject noise into the training pairs on purpose, such as swap-images=0.4,drop-words=0.1", metavar="SPEC"
+    )
+
+    use_pretrained: bool = _encoders(
+        f"short for --image-encoder {PRETRAINED_IMAGE} --text-encoder {PRETRAINED_TEXT}", False, common=True
+    )
+    image_encoder: str | None = _encoders(
+        f"image encoder as kind:name@weights (default: {CUSTOM_IMAGE})",
+        metavar="SPEC",
+        check=parse_image_spec,
+        common=True,
+    )
+    text_encoder: str | None = _encoders(
+        f"text encoder as kind:name@weights (default: {CUSTOM_TEXT})",
+        metavar="SPEC",
+        check=parse_text_spec,
+        common=True,
+    )
+    image_size: int | None = _encoders(
+        "side in pixels of the square that each image is resized to (default: the encoder's own)",
+        low=16,
+        high=1024,
+        common=True,
+    )
+    max_length: int | None = _encoders(
+        "most tokens of a caption, special tokens included (default: the tokenizer's own)", low=3, high=512
+    )
+    pooling: Literal["mean", "cls", "last"] = _encoders(
+        "how token vectors are pooled into one text vector (cls: bert only; last: lstm only)", "mean"
+    )
+    bidirectional: bool = _encoders("run the LSTM in both directions", False)
+    unfreeze: int = _encoders("train the last N blocks of frozen encoders too", 0, low=0, common=True)
+    lora: int = _encoders(
+        "rank of low-rank adapters (LoRA, extra `lora`) that train beside the linear layers of the frozen encoders; "
+        "0: none",
+        0,
+        metavar="R",
+        low=0,
+        high=512,
+    )
+    wise_ft: bool = _encoders(
+        "after training, average the trained encoders' weights with their pretrained ones, in the share that is best "
+        "on dev (WiSE-FT)",
+        False,
+    )
+    freeze: Literal["auto", "none", "image", "text", "both"] = _encoders(
+        "encoders whose weights are not trained (auto: those with pretrained weights)", "auto"
+    )
+    embedding_dim: int = _encoders(
+        "dimensions of the shared space; with --members those of the closed form, to which each member adds 64",
+        recipe=True,
+        low=1,
+        high=4096,
+    )
+    head: Literal["linear", "mlp"] = _encoders(
+        "projection head on each encoder; with the closed-form start, linear is its map alone", recipe=True
+    )
+    hidden_dim: int = _encoders("width of the mlp head's hidden layer", recipe=True, low=1)
+    dropout: float = _encoders("dropout in the heads", recipe=True, low=0.0, high=0.95)
+    members: int = _encoders(
+        "number of perceptrons trained from random weights beside the closed form, which stays as fitted; the "
+        "similarities are averaged. 0: one residual is trained on top of the closed form instead",
+        recipe=True,
+        metavar="K",
+        low=0,
+        high=64,
+    )
+
+    start: Literal["auto", "closed-form", "random"] = _start(
+        "initial heads: regularised canonical correlation of the encoders' features, or random weights (auto: "
+        "closed-form where both encoders are frozen)",
+        "auto",
+    )
+    ridge: float | None = _start(
+        "ridge of the closed form, as a multiple of the mean variance (default: chosen on dev)", low=0.0
+    )
+    text_ridge: float | None = _start(
+        "ridge of the texts' side (default: --ridge where that is given, else chosen on dev)", low=0.0
+    )
+    power: float | None = _start(
+        "exponent of the correlations in the closed form's maps (default: chosen on dev)", low=0.0
+    )
+    map_lr: float | None = _start(
+        "learning rate of the closed form's maps, as a multiple of --lr; 0 leaves them as fitted", recipe=True, low=0.0
+    )
+    pair_weighting: Literal["none", "closed-form", "moments"] = _start(
+        "weight each training pair by its probability of being right, from closed-form scores before training "
+        "(closed-form) or from its margins over the epochs (moments)",
+        "none",
+    )
+    pair_warmup: float = _start(
+        "share of the epochs before --pair-weighting moments begins to weight", 0.2, low=0.0, high=1.0
+    )
+
+    loss: str = _loss(
+        "contrastive loss; all but clip are other people's, for comparison", "clip", choices=LOSSES, common=True
+    )
+    loss_strength: float | None = _loss(
+        "the loss's own parameter, such as the exponent of gce or the factor of structure (default: its paper's value)"
+    )
+    attack_steps: int = _loss("attack steps of the adversarial losses: 1 is FGSM, more is PGD", 1, low=1, high=100)
+    schedule: str = _loss(
+        "how the two directions of the loss are weighted at each step", "variance", choices=SCHEDULES, common=True
+    )
+    schedule_floor: float = _loss("least weight of a direction", 0.05, low=0.0, high=0.5)
+    schedule_beta: float = _loss("decay of the moving average of the schedule's statistic", 0.9, low=0.0, high=0.9999)
+    schedule_gamma: float = _loss("exponent of the statistic in the weights", 1.0, low=0.0)
+    fixed_weight: float = _loss("weight of image-to-text under --schedule fixed", 0.5, low=0.0, high=1.0)
+    replay_run: str | None = _loss("run whose weights --schedule replay uses, shuffled in time", metavar="RUN")
+    duplicates: Literal["positive", "ignore"] = _loss(
+        "whether the other positives of a query stay in its denominator (positive) or leave it (ignore)", "positive"
+    )
+
+    epochs: int = _training("passes over the training images", recipe=True, low=1, common=True)
+    batch_size: int = _training("images in a step", recipe=True, low=2, common=True)
+    lr: float = _training(
+        "learning rate of the heads and of encoders that start from random weights", recipe=True, low=0.0, common=True
+    )
+    tower_lr: float = _training("learning rate of pretrained encoders that train", 1e-5, low=0.0)
+    weight_decay: float = _training("weight decay of AdamW", recipe=True, low=0.0)
+    input_noise: float = _training(
+        "standard deviation of the Gaussian noise added to the heads' inputs, as a multiple of each feature's own",
+        recipe=True,
+        low=0.0,
+        high=10.0,
+    )
+    feature_mixup: float = _training(
+        "mix the features of each pair in a step with those of another, in a share drawn from a symmetric beta "
+        "distribution with this parameter (FuseMix; 1: uniform; 0: no mixing)",
+        0.0,
+        low=0.0,
+        high=100.0,
+    )
+    captions_per_step: int = _training(
+        "captions of an image used in a step, drawn anew each epoch", recipe=True, low=1, high=100
+    )
+    captions_as: Literal["mean", "each"] = _training(
+        "how several captions of an image are used in a step: averaged into one text (mean), or each as a positive "
+        "(each)",
+        recipe=True,
+    )
+    warmup: float = _training("share of the steps over which the learning rate rises linearly", 0.05, low=0.0, high=1.0)
+    lr_schedule: Literal["cosine", "step", "constant"] = _training(
+        "how the learning rate falls after the warm-up (step: to a tenth at 60 and again at 85 per cent of the steps)",
+        "cosine",
+    )
+    clip_grad: float = _training("scale gradients down to this norm; 0: never", 1.0, low=0.0)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _training(
+        "floating-point type of the encoders (auto: bf16 on a GPU that has it, else fp32)", "auto"
+    )
+    max_nonfinite: int = _training(
+        "steps in a row that may be skipped because their loss or gradient is not finite; after that the run goes back "
+        "to a checkpoint with a lower learning rate, and the second time it stops",
+        10,
+        low=1,
+    )
+    evaluations: int = _training(
+        "number of evaluations on dev, evenly spaced, besides the one at the start; 0: one after each epoch", 0, low=0
+    )
+    patience: int = _training("stop after N epochs without a better mean recall on dev; 0: never", 0, low=0)
+    seed: int = _training(
+        "seed of splits, sample order, augmentation and weights", 0, metavar="S", low=0, high=2**63 - 1, common=True
+    )
+    device: str | None = _training(
+        "cpu, cuda, cuda:N or mps (default: the fastest here)", metavar="DEVICE", common=True, on_resume=True
+    )
+    threads: int = _training("threads that decode images; 0: one for each core", 0, low=0, common=True, on_resume=True)
+
+    out: str | None = _output("run folder (default: runs/<date>-<time>)", metavar="DIR", common=True)
+    cache: str | None = _output(
+        "folder of cached encoder features (default: ~/.cache/varalign)", metavar="DIR", on_resume=True
+    )
+    checkpoint_every: int | str = _output(
+        "write a checkpoint every N steps (200) or minutes (10m), besides the one at each evaluation",
+        0,
+        metavar="N[m]",
+        check=checkpoint_interval,
+        on_resume=True,
+    )
+    keep: int = _output("number of checkpoints kept besides the best", 2, low=1)
+    tensorboard: bool = _output("write TensorBoard events into the run folder (extra `tensorboard`)", False)
+
+
+OPTIONS: dict[str, Option] = declared(Options)
+RECIPE = tuple(name for name, option in OPTIONS.items() if option.recipe)
+"""The options whose default depends on the start and on how many images there are."""

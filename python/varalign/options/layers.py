@@ -1,0 +1,103 @@
+"""Where options come from: configuration files, older runs, the command line; and one config of them all."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError, near
+from varalign.options.fields import OPTIONS
+from varalign.options.rules import idle_options
+
+
+def read_config_file(path: Path, say: Callable[[str], object] | None = None) -> dict[str, Any]:
+    """The options in a TOML or JSON file; a run's own `config.json` is one.
+
+    Args:
+        path: the file; `.json` is read as JSON, everything else as TOML.
+        say: called with a remark for each value of an older version that was replaced.
+
+    Returns:
+        Option names (underscores) to values; only those that the file names.
+
+    Raises:
+        ConfigError: the file is missing, is neither form, or names an option that there is not.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error}") from None
+    try:
+        values = json.loads(text) if path.suffix == ".json" else _toml(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    if isinstance(values, dict) and isinstance(values.get("options"), dict):  # a run's config.json
+        values = {name: value for name, value in values["options"].items() if name != "out"}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: wanted options by name, found {type(values).__name__}")
+    return replace_removed(known_options(values, str(path)), say)
+
+
+def known_options(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The same options with underscores in their names.
+
+    Raises:
+        ConfigError: naming `source`, the unknown option and the nearest known one.
+    """
+    options: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in OPTIONS:
+            raise ConfigError(f"{source}: unknown option {key!r}{near(name, OPTIONS)}")
+        options[name] = float(value) if OPTIONS[name].type is float and type(value) is int else value
+    return options
+
+
+def replace_removed(options: Mapping[str, Any], say: Callable[[str], object] | None = None) -> dict[str, Any]:
+    """The same options, a value that this version no longer has replaced by the one that took its place.
+
+    Args:
+        options: known options, from a file that an older version may have written.
+        say: called with a remark for each replaced value.
+    """
+    found = dict(options)
+    for name, value in options.items():
+        removed = OPTIONS[name].removed
+        if isinstance(value, str) and value in removed:
+            found[name] = removed[value]
+            if say is not None:
+                say(f"{OPTIONS[name].flag} {value} was removed; {removed[value]} is used instead")
+    return found
+
+
+def resolve(layers: Iterable[Mapping[str, Any]]) -> TrainConfig:
+    """One config from layers of options, a later layer over an earlier one, checked.
+
+    The last layer is what was said for this run: an option there that has no effect is refused. Earlier layers come
+    from files, which may hold such options.
+
+    Raises:
+        ConfigError: for the first fault found.
+    """
+    merged: dict[str, Any] = {}
+    said: Mapping[str, Any] = {}
+    for layer in layers:
+        merged.update(layer)
+        said = layer
+    config = TrainConfig(**merged).validate()
+    for name, reason in idle_options(config).items():
+        if said.get(name, OPTIONS[name].default) != OPTIONS[name].default:
+            raise ConfigError(f"{OPTIONS[name].flag} {reason}")
+    return config
+
+
+def _toml(text: str) -> Any:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)

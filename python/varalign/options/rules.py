@@ -1,0 +1,197 @@
+"""The rules about combinations of options, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from varalign.options.declaration import ConfigError
+from varalign.options.fields import OPTIONS
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Options that some runs cannot take, or that change nothing in them.
+
+    Attributes:
+        options: names, with spaces between them; the rule is about each of these that differs from its default.
+        broken: from a `TrainConfig` (config.py imports this file, hence Any) to whether the rule is broken.
+        reason: follows the option's name in the message; `{c.loss}` stands for a value of the config.
+        idle: the option only has no effect. Then it is an error only where it was said for this run: a configuration
+            file may serve several runs, and a run's own `config.json` holds every option.
+    """
+
+    options: str
+    broken: Callable[[Any], bool]
+    reason: str
+    idle: bool = False
+
+
+def _features(c: Any) -> bool:
+    return c.features is not None
+
+
+def _live_start(c: Any) -> bool:
+    return c.resolved_start == "random" and not c.frozen_towers
+
+
+_NEEDS_IMAGES = "needs images and captions: a features file holds only the encoders' output"
+_NEEDS_TOWERS = "needs the encoders, which a features file does not have: train from --data instead"
+
+RULES = (
+    Rule(
+        "data", _features, "and --features exclude each other in training: one names images, the other their features"
+    ),
+    Rule(
+        "image_encoder text_encoder use_pretrained",
+        _features,
+        "names encoders, and a features file already holds their output: leave it out",
+    ),
+    Rule(
+        "captions_per_image skip_missing augment decoded_cache image_size max_length pooling bidirectional",
+        _features,
+        _NEEDS_IMAGES,
+    ),
+    Rule("flip color_jitter decode max_bad", _features, _NEEDS_IMAGES, idle=True),
+    Rule("unfreeze lora", _features, _NEEDS_TOWERS),
+    Rule("freeze tower_lr", _features, _NEEDS_TOWERS, idle=True),
+    Rule(
+        "flip color_jitter",
+        lambda c: not c.sees_crops,
+        "is part of the augmentation, which this run does not have: leave out --no-augment, or pass --augment where "
+        "the image encoder is frozen",
+        idle=True,
+    ),
+    Rule(
+        "tower_lr",
+        lambda c: not c.tunes_towers,
+        "is the learning rate of pretrained encoders that train, and none does in this run: pass --unfreeze N, or "
+        "leave it out",
+        idle=True,
+    ),
+    Rule(
+        "lora",
+        lambda c: c.unfreeze > 0,
+        "trains adapters beside frozen blocks and --unfreeze trains blocks: pass one of them",
+    ),
+    Rule(
+        "start",
+        lambda c: c.start == "closed-form" and not c.frozen_towers and c.from_scratch,
+        "closed-form correlates the features of two encoders, and an encoder that trains from random weights has none "
+        "yet ({c.image_spec}, {c.text_spec}): name pretrained encoders, or leave --start out",
+    ),
+    Rule(
+        "ridge text_ridge power map_lr",
+        lambda c: c.resolved_start == "random",
+        "belongs to --start closed-form, and this run starts at random",
+    ),
+    Rule(
+        "members",
+        lambda c: bool(c.members) and not c.takes_members,
+        "{c.members} needs the closed form of frozen encoders: it goes with --start closed-form and --head mlp, and "
+        "not with --map-lr, --lora or --unfreeze",
+    ),
+    Rule(
+        "pair_weighting",
+        lambda c: c.pair_weighting == "closed-form" and _live_start(c),
+        "closed-form scores features of frozen encoders: freeze both, or pass moments",
+    ),
+    Rule(
+        "pair_warmup",
+        lambda c: c.pair_weighting != "moments",
+        "belongs to --pair-weighting moments: nothing else waits before it weights",
+        idle=True,
+    ),
+    Rule(
+        "loss",
+        lambda c: c.loss == "siglip" and c.schedule != "fixed",
+        "siglip has no two directions for --schedule {c.schedule} to weight: pass --schedule fixed",
+    ),
+    Rule("duplicates", lambda c: c.loss != "clip", "{c.duplicates} belongs to --loss clip, not to {c.loss}"),
+    Rule(
+        "loss_strength",
+        lambda c: c.loss == "clip",
+        "belongs to a --loss other than clip, which has no parameter of its own",
+    ),
+    Rule(
+        "attack_steps",
+        lambda c: not c.loss.startswith("adversarial"),
+        "belongs to --loss adversarial and adversarial-inputs",
+    ),
+    Rule(
+        "fixed_weight",
+        lambda c: c.schedule != "fixed",
+        "belongs to --schedule fixed: any other schedule finds the weights itself",
+        idle=True,
+    ),
+    Rule(
+        "schedule",
+        lambda c: c.schedule == "replay" and c.replay_run is None,
+        "replay needs the run whose weights it replays: pass --replay-run RUN",
+    ),
+    Rule("replay_run", lambda c: c.schedule != "replay", "belongs to --schedule replay"),
+    Rule(
+        "hidden_dim dropout",
+        lambda c: c.head == "linear",
+        "belongs to --head mlp: a linear head has no hidden layer",
+        idle=True,
+    ),
+    Rule(
+        "input_noise",
+        lambda c: bool(c.input_noise) and _live_start(c),
+        "needs features whose standard deviations do not change: freeze both encoders, or leave it out",
+    ),
+    Rule(
+        "wise_ft",
+        lambda c: c.lora > 0 or not c.tunes_towers,
+        "averages trained with pretrained weights, and no pretrained weights train in this run: pass --unfreeze N, or "
+        "leave it out",
+    ),
+    Rule(
+        "word_dropout",
+        lambda c: _features(c) or not c.trains("text"),
+        "leaves words out for a text encoder that trains, and this run's is frozen",
+    ),
+    Rule(
+        "feature_mixup",
+        lambda c: not c.frozen_towers,
+        "mixes the features of frozen encoders: freeze both, or leave it out",
+    ),
+    Rule(
+        "feature_mixup",
+        lambda c: c.captions_as == "each" and c.captions_per_step != 1,
+        "needs one text for each image: pass --captions-as mean or --captions-per-step 1",
+    ),
+    Rule(
+        "feature_mixup",
+        lambda c: c.loss == "adversarial-inputs",
+        "trains on mixed pairs, and --loss adversarial-inputs changes the inputs of unmixed images: pass one of them "
+        "(--loss adversarial takes mixed features)",
+    ),
+)
+
+
+def check_rules(config: Any) -> None:
+    """Refuse a `TrainConfig` that breaks a rule.
+
+    Raises:
+        ConfigError: for the first rule broken, naming the option.
+    """
+    for name, reason in _broken(config, idle=False):
+        raise ConfigError(f"{OPTIONS[name].flag} {reason}")
+
+
+def idle_options(config: Any) -> dict[str, str]:
+    """The options of a `TrainConfig` that differ from their default and change nothing, each with the first reason."""
+    found: dict[str, str] = {}
+    for name, reason in _broken(config, idle=True):
+        found.setdefault(name, reason)
+    return found
+
+
+def _broken(config: Any, *, idle: bool) -> Iterator[tuple[str, str]]:
+    for rule in RULES:
+        changed = [name for name in rule.options.split() if getattr(config, name) != OPTIONS[name].default]
+        if rule.idle == idle and changed and rule.broken(config):
+            yield from ((name, rule.reason.format(c=config)) for name in changed)
