@@ -15,29 +15,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from varalign.canonical.choice import (
-    Grid,
-    choose_settings,
-    local_rows,
-    mean_recall_at_1,
-    negative_loss,
-    pair_covariance,
-)
+from varalign.canonical import Grid, RunningCovariance, choose_settings, mean_recall_at_1, negative_loss
 from varalign.canonical.start import Whitening
 from varalign.data.features import load_features
+from varalign.evaluation.retrieval import retrieval
 
 HELD_OUT = 1000  # images of the drawn dev and of the drawn test
 
 
 def mean_recall(u: Tensor, v: Tensor, owner: Tensor) -> float:
-    """Mean of Recall@1, 5 and 10 of both directions; ties count against the model."""
-    s = u @ v.T
-    own = s.gather(0, owner[None])[0]
-    t2i = (s >= own).sum(0) - 1
-    best = torch.full((len(s),), -2.0).scatter_reduce(0, owner, own, "amax")
-    s[owner, torch.arange(len(own))] = -2.0
-    i2t = (s >= best[:, None]).sum(1)
-    return statistics.mean(float((rank < k).double().mean()) for rank in (i2t, t2i) for k in (1, 5, 10))
+    """Mean of Recall@1, 5 and 10 of both directions."""
+    return statistics.mean(value for name, value in retrieval(u, v, owner).items() if "recall" in name)
 
 
 JUDGES = {"loss": negative_loss, "mean R@1": mean_recall_at_1, "mean R@1/5/10": mean_recall}
@@ -60,15 +48,18 @@ def main() -> None:
         parser.error(f"{len(train)} training images: {options.images} and twice {HELD_OUT} are wanted")
 
     def part(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = rows.sort().values
         texts = torch.isin(ids, rows).nonzero()[:, 0]
-        return x[rows], y[texts], local_rows(rows, len(x))[ids[texts]]
+        return x[rows], y[texts], torch.searchsorted(rows, ids[texts])
 
     found: dict[tuple[str, str], list[tuple[float, float]]] = {(g, j): [] for g in GRIDS for j in JUDGES}
     for seed in range(options.seeds):
         order = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(1000 + seed))]
         test, dev = part(order[:HELD_OUT]), part(order[HELD_OUT : 2 * HELD_OUT])
-        fitted = order[2 * HELD_OUT : 2 * HELD_OUT + options.images]
-        whitening = Whitening(pair_covariance(x, y, ids, fitted))
+        images, texts, owner = part(order[2 * HELD_OUT : 2 * HELD_OUT + options.images])
+        covariance = RunningCovariance(x.shape[1], y.shape[1])
+        covariance.update(images[owner], texts)
+        whitening = Whitening(covariance)
         for (grid, judge), reached in found.items():
             best, _ = choose_settings(whitening, *dev, grid=GRIDS[grid], metric=JUDGES[judge])
             maps = best.solved(whitening)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from types import SimpleNamespace
-
 import pytest
 import torch
 from varalign.canonical import (
     ClosedForm,
     Grid,
     RunningCovariance,
-    best_logit_scale,
-    choose_closed_form,
+    choose_settings,
     closed_form,
+    mean_recall_at_1,
+    negative_loss,
 )
-from varalign.canonical.choice import mean_recall_at_1
+from varalign.canonical.start import Whitening
 from varalign.encoders.residual import ResidualHead, residual_heads
+from varalign.losses.pairs import pair_losses
 
 
 def latent(n: int, dx: int = 12, dy: int = 9, k: int = 5, noise: float = 0.3, seed: int = 0):
@@ -121,52 +120,54 @@ def test_settings_out_of_range_are_refused(settings):
         closed_form(covariance_of(x, y), **{"ridge": 1, "power": 0.5, "dimensions": 2, **settings})
 
 
-def feature_set(images: int = 300, captions: int = 3, dev: bool = True, numpy: bool = False) -> SimpleNamespace:
-    x, y = latent(images * captions, noise=1.0)
-    x = x[::captions]
+def held_out(images: int = 200, captions: int = 3) -> tuple[Whitening, tuple[torch.Tensor, ...]]:
+    """What was fitted on one half of noisy features, and the other half: images, captions, whose they are."""
+    x, y = latent(2 * images, noise=1.0)
     ids = torch.arange(images).repeat_interleave(captions)
-    z, _ = latent(images, noise=0.0)
-    y = torch.randn(5, 9, generator=torch.Generator().manual_seed(3))
-    y = (z[:, :5] @ y)[ids] + torch.randn(len(ids), 9, generator=torch.Generator().manual_seed(4))
-    x = z + torch.randn(images, 12, generator=torch.Generator().manual_seed(5))
-    split = torch.zeros(images, dtype=torch.int8)
-    if dev:
-        split[-100:] = 1
-    fields = {"image_features": x, "text_features": y, "text_image_ids": ids, "split": split}
-    return SimpleNamespace(**({k: v.numpy() for k, v in fields.items()} if numpy else fields))
+    more = torch.randn(len(ids), 9, generator=torch.Generator().manual_seed(4))
+    return Whitening(covariance_of(x[:images], y[:images])), (x[images:], y[images:][ids] + more, ids)
 
 
-@pytest.mark.parametrize("dev", [True, False])
-@pytest.mark.parametrize("numpy", [True, False])
-def test_choice_is_the_best_row_of_its_table(dev, numpy):
-    seen: list[tuple[int, int]] = []
+def test_choice_is_the_best_row_of_its_table():
     grid = Grid(ridges=(0.1, 1.0), powers=(0.5, 1.0), dimensions=(2, 8, 100, 200), text_parts=(0.2,))
-    data = feature_set(dev=dev, numpy=numpy)
-    choice = choose_closed_form(data, grid=grid, progress=lambda done, total, trial: seen.append((done, total)))
-    assert choice.best.score == max(trial.score for trial in choice.trials)
-    assert len(choice.trials) == 8 and seen[-1][1] == 9  # 100 and 200 keep the same 9 dimensions
-    common = max(choice.trials[:4], key=lambda trial: trial.score)
-    assert all(t.ridge == t.text_ridge for t in choice.trials[:4])
-    assert all(t.ridge == common.ridge and t.text_ridge == common.ridge * 0.2 for t in choice.trials[4:6])
-    assert (choice.closed_form.ridge, choice.closed_form.text_ridge) == (choice.best.ridge, choice.best.text_ridge)
-    assert choice.covariance.pairs == (600 if dev else 900)
-    again = choose_closed_form(data, None if not dev else choice.covariance, grid=grid)
-    assert torch.equal(again.closed_form.image_map, choice.closed_form.image_map)
+    whitening, features = held_out()
+    best, trials = choose_settings(whitening, *features, grid=grid, metric=negative_loss)
+    assert best.score == max(trial.score for trial in trials)
+    assert len(trials) == 8  # 100 and 200 keep the same 9 dimensions
+    common = max(trials[:4], key=lambda trial: trial.score)
+    assert all(t.ridge == t.text_ridge for t in trials[:4])
+    assert all(t.ridge == common.ridge and t.text_ridge == common.ridge * 0.2 for t in trials[4:6])
+    found = best.solved(whitening)
+    assert (found.ridge, found.text_ridge, found.dimensions) == (best.ridge, best.text_ridge, best.dimensions)
+    with pytest.raises(ValueError, match="no setting to try"):
+        choose_settings(whitening, *features, grid=Grid(powers=()), metric=negative_loss)
 
 
 def test_a_given_ridge_of_the_texts_is_kept_to():
     grid = Grid(ridges=(0.1, 1.0), powers=(0.5,), dimensions=(8,), text_ridge=0.7)
-    trials = choose_closed_form(feature_set(), grid=grid).trials
+    whitening, features = held_out()
+    _, trials = choose_settings(whitening, *features, grid=grid, metric=negative_loss)
     assert [(trial.ridge, trial.text_ridge) for trial in trials] == [(0.1, 0.7), (1.0, 0.7)]
 
 
-def test_choice_takes_another_metric_and_pair_weights():
-    data = feature_set()
-    weights = torch.ones(900)
-    worst = choose_closed_form(data, metric=lambda u, v, ids: -mean_recall_at_1(u, v, ids), weights=weights)
-    assert worst.best.score == max(t.score for t in worst.trials) <= 0
-    with pytest.raises(ValueError, match="weights belong in the covariance"):
-        choose_closed_form(data, worst.covariance, weights=weights)
+def test_choice_takes_another_metric():
+    whitening, features = held_out()
+    worst, trials = choose_settings(
+        whitening, *features, grid=Grid(), metric=lambda u, v, ids: -mean_recall_at_1(u, v, ids)
+    )
+    assert worst.score == max(t.score for t in trials) <= 0
+
+
+def test_the_judge_takes_the_first_caption_of_each_image_at_its_best_scale():
+    whitening, (x, y, ids) = held_out(20)
+    maps = whitening.solve(ridge=1, power=0.5, dimensions=8)
+    u, v = maps.embed_images(x), maps.embed_texts(y)
+    first = torch.arange(0, len(ids), 3)
+    losses = [float(pair_losses(u.double() @ v[first].double().T, scale).mean()) for scale in range(1, 101)]
+    assert -negative_loss(u, v, ids) == pytest.approx(min(losses), rel=1e-3)
+    order = torch.arange(len(ids)).view(-1, 3).T.flatten()  # all first captions, then all second ones
+    assert negative_loss(u, v[order], ids[order]) == negative_loss(u, v, ids)
+    assert negative_loss(u, v[:1], ids[:1]) == 0.0
 
 
 def test_recall_counts_ties_against_the_model():
@@ -178,26 +179,6 @@ def test_recall_counts_ties_against_the_model():
     s_u = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     s_v = torch.tensor([[1.0, 0.0], [0.0, 0.9], [0.2, 0.5]])
     assert mean_recall_at_1(s_u, s_v, torch.tensor([0, 0, 1])) == pytest.approx((1 / 2 + 2 / 3) / 2)
-
-
-def test_logit_scale_is_the_minimum_of_the_loss():
-    x, y = latent(300, noise=1.0)
-    found = closed_form(covariance_of(x, y), ridge=1, power=0.5, dimensions=8)
-    u, v = found.embed_images(x).double(), found.embed_texts(y).double()
-
-    def loss(scale: float) -> float:
-        s = scale * u @ v.T
-        return float((s.logsumexp(1) + s.logsumexp(0) - 2 * s.diagonal()).mean())
-
-    best = best_logit_scale(u, v, batch_size=300)
-    grid = [loss(best * f) for f in (0.9, 0.99, 1.0, 1.01, 1.1)]
-    assert min(grid) == grid[2]
-    assert best_logit_scale(u, v, batch_size=100) < best  # fewer candidates ask for less
-    eye = torch.eye(8)
-    # Perfect pairs want the largest scale; the search stops where the loss is nothing but rounding.
-    assert 7 * math.exp(-best_logit_scale(eye, eye)) < 1e-15
-    with pytest.raises(ValueError, match="two or more pairs"):
-        best_logit_scale(u[:1], v[:1])
 
 
 def test_heads_start_at_the_closed_form_and_load_from_sizes():

@@ -13,11 +13,12 @@ import varalign
 from varalign.data.features import load_features, save_features
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.inputs.build import assemble, new_model, open_data
+from varalign.losses.pairs import pair_losses
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.recipe import fill
 from varalign.runs.folder import RunFolder
-from varalign.training.fusion import Fusion, _losses
+from varalign.training.fusion import Fusion
 from varalign.training.start import place_start
 
 
@@ -55,7 +56,7 @@ def test_members_that_know_nothing_get_no_share(features_file: Path, tmp_path: P
             assert fusion.choose() == 0
     scale = float(parts.model.evaluation_scale)
     closed, _ = fusion_similarities(fusion)
-    means = [float(_losses(closed, other).mean()) for other in (scale, max(1.0, scale * 0.8), scale * 1.25)]
+    means = [float(pair_losses(closed, other).mean()) for other in (scale, max(1.0, scale * 0.8), scale * 1.25)]
     assert min(means) > means[0] - 0.01
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import varalign
-from varalign.canonical import RunningCovariance, best_logit_scale, closed_form
+from varalign.canonical import RunningCovariance, closed_form
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, load_features, save_features
 from varalign.inputs.build import assemble, new_model, open_data
 from varalign.inputs.pair_features import all_pairs
+from varalign.losses.pairs import best_logit_scale
 from varalign.options import recipe
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import varalign
-from varalign.aligner.evaluate import RECALL_KEYS, batched_loss, positions_of
+from varalign.aligner.evaluate import RECALL_KEYS, positions_of
 from varalign.inputs.build import assemble, new_model, open_data
 from varalign.inputs.sources import LiveImages, TooManyBadImages
 from varalign.options.config import TrainConfig
@@ -265,11 +265,5 @@ def test_noise_swaps_training_pairs_only(features_file: Path, image_folder: Path
         varalign.train(config_for("features", features_file, image_folder, tmp_path / "c", noise="blur=0.5"), say=quiet)
 
 
-def test_batched_loss_and_positions() -> None:
-    same = torch.ones(8, 4) / 2
-    assert batched_loss(same, same, 10.0, 4) == pytest.approx(np.log(4), abs=1e-6)
-    assert batched_loss(same[:6], same[:6], 10.0, 4) == pytest.approx(
-        np.log(4), abs=1e-6
-    )  # the incomplete one is left out
-    assert batched_loss(same[:3], same[:3], 10.0, 4) == pytest.approx(np.log(3), abs=1e-6)  # unless it is the only one
+def test_positions() -> None:
     assert positions_of(np.array([7, 3, 7]), np.array([9, 7, 3])).tolist() == [1, 2, 1]

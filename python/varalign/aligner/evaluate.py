@@ -15,7 +15,7 @@ from varalign.evaluation.embedding_statistics import summary
 from varalign.evaluation.retrieval import retrieval
 from varalign.inputs.build import Data, Parts
 from varalign.inputs.sources import Rows
-from varalign.losses.contrastive import contrastive
+from varalign.losses.pairs import batched_loss
 
 TEXT_BATCH = 256
 RECALL_KEYS = tuple(f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
@@ -119,23 +119,6 @@ def measure(
 def owners(data: Data, captions: Rows, rows: Rows) -> Rows:
     """(T,) the place in `rows` of each caption's image, or of the copy of it that stands there."""
     return positions_of(data.image_ids[data.caption_owner[captions]], data.image_ids[rows])
-
-
-def batched_loss(images: Tensor, texts: Tensor, logit_scale: float, batch_size: int) -> float:
-    """Mean symmetric loss over consecutive batches, the last incomplete one left out unless it is the only one.
-
-    Args:
-        images, texts: (N, D) unit vectors, pairs by row.
-    """
-    total, batches = 0.0, 0
-    scale = torch.tensor(logit_scale, device=images.device)
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        if batches and len(images[part]) < batch_size:
-            break
-        i2t, t2i, _, _ = contrastive(images[part], texts[part], scale)
-        total, batches = total + float(i2t.mean() + t2i.mean()) / 2, batches + 1
-    return total / batches
 
 
 def positions_of(values: Rows, among: Rows) -> Rows:

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from varalign.canonical.choice import local_rows
 from varalign.canonical.covariance import RunningCovariance, exact_products, require_finite
 from varalign.canonical.mixture import BINS, Mixture, bins_of, fit_mixture, normal_density, smoothed_density
 from varalign.canonical.start import Whitening
@@ -152,6 +151,13 @@ def pair_scores(
         ridge=float(ridge),
         by=by,
     )
+
+
+def local_rows(rows: Tensor, count: int) -> Tensor:
+    """Position in `rows` of each of `count` images, −1 for those not among them."""
+    table = torch.full((count,), -1, dtype=torch.long)
+    table[rows] = torch.arange(len(rows))
+    return table
 
 
 def wrong_together(wrong: Tensor, owner: Tensor) -> bool:

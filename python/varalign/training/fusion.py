@@ -15,6 +15,7 @@ from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.inputs.build import Parts
 from varalign.inputs.pair_features import all_pairs
+from varalign.losses.pairs import pair_losses
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 SCALES = tuple(float(f"{MAX_LOGIT_SCALE ** (step / 24):.4g}") for step in range(25))
@@ -68,9 +69,9 @@ class Fusion:
         best: tuple[float, float, Tensor] | None = None
         for share in SHARES if trained else SHARES[:1]:
             mixed = torch.lerp(closed, members, share)
-            means = torch.stack([_losses(mixed, scale).mean() for scale in SCALES])
+            means = torch.stack([pair_losses(mixed, scale).mean() for scale in SCALES])
             scale = SCALES[int(means.argmin())]  # the host waits for the GPU here, once a share and epoch
-            losses = _losses(mixed, scale).flatten()
+            losses = pair_losses(mixed, scale).flatten()
             if best is None or _clearly_lower(losses, best[2], kept=best[0]):
                 best = (share, scale, losses)
         assert best is not None
@@ -98,9 +99,3 @@ def _clearly_lower(ours: Tensor, theirs: Tensor, *, kept: float) -> bool:
     gain = (theirs - ours).double()
     margin = 0.0 if kept > 0 else float(2 * gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else math.inf
     return float(gain.mean()) > margin
-
-
-def _losses(similarities: Tensor, scale: float) -> Tensor:
-    """(batches, N) symmetric loss of the pairs on the diagonals of (batches, N, N)."""
-    z = scale * similarities
-    return (z.logsumexp(1) + z.logsumexp(2)) / 2 - z.diagonal(dim1=1, dim2=2)

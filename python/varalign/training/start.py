@@ -18,7 +18,6 @@ from torch import Tensor
 from varalign.canonical.choice import (
     DEV_IMAGES,
     Grid,
-    best_logit_scale,
     choose_settings,
     mean_recall_at_1,
     negative_loss,
@@ -32,6 +31,7 @@ from varalign.encoders.heads import NoisyHead
 from varalign.encoders.residual import residual_heads
 from varalign.inputs.build import Parts
 from varalign.inputs.pair_features import PairFeatures, all_pairs, batches_of_pairs
+from varalign.losses.pairs import best_logit_scale
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.training.pair_weights import PairVerdict, score_pairs

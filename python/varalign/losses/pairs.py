@@ -1,0 +1,98 @@
+"""The symmetric contrastive loss of pairs, row by row: for each pair, as a mean over batches, at its best logit scale.
+
+Row i of the images and row i of the texts are a pair; every other row of the batch is a negative.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from varalign.losses.contrastive import contrastive
+
+
+def pair_losses(similarities: Tensor, scale: float) -> Tensor:
+    """(..., n) losses of the pairs on the diagonals of (..., n, n) similarities, each the mean of both directions."""
+    z = scale * similarities
+    return (z.logsumexp(-2) + z.logsumexp(-1)) / 2 - z.diagonal(dim1=-2, dim2=-1)
+
+
+def batched_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float, batch_size: int) -> float:
+    """Mean loss over consecutive batches, the last incomplete one left out unless it is the only one.
+
+    Computed as training does: exact where the loss is small, in memory linear in the batch size.
+
+    Args:
+        image_embeddings, text_embeddings: (n, D) unit vectors, n at least 1.
+    """
+    size = min(batch_size, len(image_embeddings))
+    scale = torch.tensor(logit_scale, device=image_embeddings.device)
+    losses = []
+    for start in range(0, len(image_embeddings) - size + 1, size):
+        part = slice(start, start + size)
+        i2t, t2i, _, _ = contrastive(image_embeddings[part], text_embeddings[part], scale)
+        losses.append(float(i2t.mean() + t2i.mean()) / 2)
+    return sum(losses) / len(losses)
+
+
+def best_logit_scale(
+    image_embeddings: Tensor, text_embeddings: Tensor, *, batch_size: int = 256, high: float = 100.0
+) -> float:
+    """The logit scale from 1 to `high` at which the loss of held-out pairs is least, to a relative 1e-6.
+
+    It is the mean over batches of `batch_size` in the given order, because more candidates want a larger scale.
+
+    Args:
+        image_embeddings, text_embeddings: (n, D) unit vectors.
+        batch_size: pairs a batch, as in training; the last incomplete batch counts unless it is a single pair.
+
+    Raises:
+        ValueError: for fewer than two pairs, shapes that differ, or a NaN.
+    """
+    return _best_scale(_blocks(image_embeddings.double(), text_embeddings.double(), batch_size), high, 1e-6)
+
+
+def least_loss(image_embeddings: Tensor, text_embeddings: Tensor, *, batch_size: int = 256) -> float:
+    """Mean loss at the logit scale that suits the pairs best, found to 1 %; arguments as in `best_logit_scale`."""
+    blocks = _blocks(image_embeddings.float(), text_embeddings.float(), batch_size)
+    scale = _best_scale(blocks, 100.0, 1e-2)
+    total = sum(float(pair_losses(block, scale).sum()) for block in blocks)
+    return total / sum(len(block) for block in blocks)
+
+
+def _blocks(images: Tensor, texts: Tensor, batch_size: int) -> list[Tensor]:
+    """(n, n) similarities of each batch; a last batch of a single pair is left out."""
+    count = len(images)
+    if images.shape != texts.shape or count < 2 or batch_size < 2:
+        raise ValueError(
+            "wanted two or more pairs, row by row, in batches of two or more, got "
+            f"{tuple(images.shape)} and {tuple(texts.shape)} in batches of {batch_size}"
+        )
+    parts = [slice(start, start + batch_size) for start in range(0, count - 1, batch_size)]
+    blocks = [images[part] @ texts[part].T for part in parts]
+    if any(bool(block.isnan().any()) for block in blocks):
+        raise ValueError("the embeddings hold NaN: no logit scale fits them")
+    return blocks
+
+
+def _best_scale(blocks: list[Tensor], high: float, tolerance: float) -> float:
+    """The minimum by bisection on the sign of the derivative: the loss is convex in the scale."""
+    low = 1.0
+    for _ in range(40):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _slope(blocks, middle) < 0 else (low, middle)
+        if high / low < 1 + tolerance:
+            break
+    return math.sqrt(low * high)
+
+
+def _slope(blocks: list[Tensor], scale: float) -> float:
+    """Derivative by the scale: expected similarity under the softmax less the pair's own, summed over directions."""
+    total = 0.0
+    for s in blocks:
+        z = scale * s
+        expected = (z.softmax(1) * s).sum() + (z.softmax(0) * s).sum()
+        total += float(expected - 2 * s.diagonal().sum())
+    return total
