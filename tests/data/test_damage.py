@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from varalign.data.damage import _uniform, noisy_captions, noisy_pixels
+from varalign.data.damage import noisy_captions, noisy_pixels
+from varalign.data.draws import noise_draws
 from varalign.data.noise import Noise, parse_noise
 
 CAPTIONS = [" ".join(f"w{(7 * row + place) % 50}" for place in range(3 + row % 9)) for row in range(200)]
@@ -53,10 +54,14 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 def test_the_hash_is_even_and_uncorrelated():
     rows, places = (part.ravel() for part in np.meshgrid(np.arange(1000), np.arange(100), indexing="ij"))
-    numbers = _uniform("blur", 0, 0, rows, places)
+    numbers = noise_draws("blur", 0, 0, rows, places)
     counts = np.bincount((numbers * 100).astype(int), minlength=100)
     assert ((counts - 1000) ** 2 / 1000).sum() < 180  # chi squared, 99 degrees: 99.999 % lie below 173
-    for other in (_uniform("blur", 1, 0, rows, places), _uniform("occlude", 0, 0, rows, places), np.roll(numbers, 1)):
+    for other in (
+        noise_draws("blur", 1, 0, rows, places),
+        noise_draws("occlude", 0, 0, rows, places),
+        np.roll(numbers, 1),
+    ):
         assert abs(np.corrcoef(numbers, other)[0, 1]) < 0.016  # five deviations of 100,000
 
 

@@ -14,49 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.datasets import ImageCaptions
+from varalign.data.draws import NOISE_STREAMS, noise_draws
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
 from varalign.data.noise import Noise, noisy_pairs
 
 D = TypeVar("D", bound=ImageCaptions | FeatureSet)
-
-# The streams of random numbers; a number once given to a kind stays, or recorded runs would not replay.
-# 1 and 2 are the swaps of `varalign.data.noise`.
-_STREAMS = {
-    "drop-words": 3,
-    "replace-words": 4,
-    "shuffle-words": 5,
-    "blur": 6,
-    "pixel-noise": 7,
-    "occlude": 8,
-    "replacement": 9,
-    "place": 10,
-}
-_GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment
-
-
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser: neighbouring numbers in, unrelated numbers out."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
-    return mixed
-
-
-def _uniform(
-    stream: str, seed: int, epoch: int, rows: NDArray[np.int64], places: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """One number in [0, 1) for each (row, place), a hash of (stream, seed, epoch, row, place) and of nothing else.
-
-    A generator of its own for every caption would cost more than the damage itself.
-    """
-    state = np.zeros(1, dtype=np.uint64)
-    for part in (_STREAMS[stream], seed, epoch):
-        state = _mixed(state + np.uint64((part + 1) * _GOLDEN % (1 << 64)))  # whole numbers: scalars warn on overflow
-    for index in (rows, places):
-        state = _mixed(state + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN))
-    numbers: NDArray[np.float64] = (state >> np.uint64(11)) * 2.0**-53
-    return numbers
 
 
 def check_feature_noise(noise: Noise) -> None:
@@ -125,7 +88,7 @@ def noisy_captions(
     place = np.arange(int(lengths.sum())) - np.repeat(ends - lengths, lengths)
 
     def draw(stream: str) -> NDArray[np.float64]:
-        return _uniform(stream, seed, epoch, row_of, place)
+        return noise_draws(stream, seed, epoch, row_of, place)
 
     drop, replace, shuffle = draw("drop-words"), draw("replace-words"), draw("shuffle-words")
     replacement, position = draw("replacement"), draw("place")
@@ -197,16 +160,16 @@ def noisy_pixels(
     numbers = np.asarray(rows, dtype=np.int64)
 
     def hit(kind: str, rate: float) -> NDArray[np.int64]:
-        return np.flatnonzero(_uniform(kind, seed, epoch, numbers, np.zeros_like(numbers)) < rate)
+        return np.flatnonzero(noise_draws(kind, seed, epoch, numbers, np.zeros_like(numbers)) < rate)
 
     for i in hit("blur", noise.blur):
         result[i] = _blurred(result[i], noise.blur_strength * max(height, width))
     for i in hit("pixel-noise", noise.pixel_noise):
-        generator = np.random.default_rng([seed, _STREAMS["pixel-noise"], epoch, int(numbers[i])])
+        generator = np.random.default_rng([seed, NOISE_STREAMS["pixel-noise"], epoch, int(numbers[i])])
         result[i] += noise.pixel_noise_strength * generator.standard_normal(pixels.shape[1:], dtype=np.float32)
     tall, wide = (min(side, round(side * math.sqrt(noise.occlude_strength))) for side in (height, width))
     for i in hit("occlude", noise.occlude):
-        down, right = _uniform("place", seed, epoch, numbers[[i, i]], np.array([1, 2]))
+        down, right = noise_draws("place", seed, epoch, numbers[[i, i]], np.array([1, 2]))
         top, left = int(down * (height - tall + 1)), int(right * (width - wide + 1))
         result[i, :, top : top + tall, left : left + wide] = 0.0
     return result

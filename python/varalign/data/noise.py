@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.data.draws import NOISE_STREAMS
 from varalign.data.errors import DataError
 
 
@@ -193,14 +194,14 @@ def noisy_pairs(
     inside = np.isin(new, rows)
     images = np.unique(new[inside])
     if noise.swap_images:
-        generator = np.random.default_rng([seed, 1])
+        generator = np.random.default_rng([seed, NOISE_STREAMS["swap-images"]])
         chosen = images[generator.permutation(len(images))[: _count(noise.swap_images, len(images))]]
         if len(chosen) > 1:
             target = np.arange(new.max() + 1)
             target[chosen] = chosen[_derangement(len(chosen), generator)]
             new[inside] = target[new[inside]]
     if noise.swap_captions:
-        generator = np.random.default_rng([seed, 2])
+        generator = np.random.default_rng([seed, NOISE_STREAMS["swap-captions"]])
         captions = np.flatnonzero(inside)
         captions = captions[generator.permutation(len(captions))[: _count(noise.swap_captions, len(captions))]]
         if len(captions) > 1:

@@ -1,8 +1,4 @@
-"""Which images stand in which batch of an epoch, and which caption each brings: pure functions of seed and epoch.
-
-Order and draws come from a hash (the finaliser of SplitMix64: Steele, Lea & Flood, OOPSLA 2014) of seed, epoch and row,
-rather than from a generator's stream: nothing depends on workers, on what was drawn before, or on NumPy's version.
-"""
+"""Which images stand in which batch of an epoch, and which caption each brings: pure functions of seed and epoch."""
 
 from __future__ import annotations
 
@@ -11,9 +7,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from varalign.data.draws import CAPTION, ORDER, hash_draws
 from varalign.data.index import CaptionIndex
-
-_ORDER, _CAPTION = 1, 2
 
 
 def epoch_batches(
@@ -28,7 +23,7 @@ def epoch_batches(
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: wanted at least 1")
     unique = np.unique(np.asarray(rows, dtype=np.int64))
-    order = unique[np.argsort(hash_draws(unique, seed, epoch, _ORDER), kind="stable")]
+    order = unique[np.argsort(hash_draws(unique, seed, epoch, ORDER), kind="stable")]
     ids = order if image_ids is None else np.asarray(image_ids)[order]
     if len(np.unique(ids)) == len(ids):
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -55,7 +50,7 @@ def draw_captions(
     places = np.zeros((len(chosen), count or 1), dtype=np.int64)
     for drawn in range(places.shape[1]):
         left = np.maximum(counts - drawn, 1)
-        draws = hash_draws(chosen, seed, epoch, _CAPTION | drawn << 8) >> np.uint64(32)
+        draws = hash_draws(chosen, seed, epoch, CAPTION | drawn << 8) >> np.uint64(32)
         place = ((draws * left.astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
         # The place among those still left becomes one among all: up by one for each drawn before that is not above it.
         for before in np.sort(places[:, :drawn], axis=1).T:
@@ -86,22 +81,3 @@ def _apart(order: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int) ->
         if len(batch) < batch_size:
             break
     return batches
-
-
-def hash_draws(rows: NDArray[np.int64], seed: int, epoch: int, purpose: int) -> NDArray[np.uint64]:
-    """A uint64 for each row, as good as random: a pure function of its arguments.
-
-    purpose: keeps draws for different things apart.
-    """
-    key = np.zeros(1, dtype=np.uint64)
-    for part in (seed, epoch, purpose):
-        key = _mix(key ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
-    return _mix(_mix(rows.astype(np.uint64)) ^ key)
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
-    return mixed

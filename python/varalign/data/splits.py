@@ -13,13 +13,13 @@ splits the copies in the less careful split (train before dev before test) are t
 
 from __future__ import annotations
 
-import hashlib
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.data.draws import name_key
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import read_bytes
 from varalign.data.folders import FoundFolder
@@ -71,7 +71,7 @@ def _halve_held_out(split: NDArray[np.int8], names: list[str], image_ids: NDArra
     code = there.pop()
     rows = np.flatnonzero(split == code)
     first = {image_id: names[row] for row, image_id in reversed(list(zip(rows, image_ids[rows].tolist(), strict=True)))}
-    chosen = sorted(first, key=lambda image_id: draw_key(first[image_id], seed))[: len(first) // 2]
+    chosen = sorted(first, key=lambda image_id: name_key(first[image_id], seed))[: len(first) // 2]
     split[rows[np.isin(image_ids[rows], chosen)]] = 3 - code
     have, new = ("dev", "test") if code == 1 else ("test", "dev")
     return [f"there is no {new} split: half of the {have} images, drawn by seed {seed}, are {new}"]
@@ -87,7 +87,7 @@ def seeded_split(names: list[str], image_ids: NDArray[np.int64], seed: int) -> N
             f"{len(groups)} different images are too few to draw train, dev and test from; wanted at least 3"
         )
     held_out = min(MAX_HELD_OUT, max(1, round(len(names) / 10)))
-    ordered = sorted(groups.values(), key=lambda rows: min(draw_key(names[row], seed) for row in rows))
+    ordered = sorted(groups.values(), key=lambda rows: min(name_key(names[row], seed) for row in rows))
     split = np.zeros(len(names), dtype=np.int8)
     for name, target in (("test", held_out), ("dev", held_out)):
         taken = 0
@@ -98,12 +98,6 @@ def seeded_split(names: list[str], image_ids: NDArray[np.int64], seed: int) -> N
     return split
 
 
-def draw_key(name: str, seed: int) -> bytes:
-    """A key to sort names by for a draw by seed: the same on every machine and for every spelling of the name."""
-    text = f"{seed}\0{unicodedata.normalize('NFC', name)}"
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-
 def limit_training(split: NDArray[np.int8], names: list[str], size: int, seed: int) -> NDArray[np.int8]:
     """(I,) int8: `split` with all but `size` training images set to -1; drawn by seed, nested for growing `size`.
 
@@ -112,7 +106,7 @@ def limit_training(split: NDArray[np.int8], names: list[str], size: int, seed: i
     training = np.flatnonzero(split == 0)
     if not 1 <= size <= len(training):
         raise DataError(f"--dataset-size {size}: wanted 1 to {len(training):,}, the images of the training split")
-    ordered = sorted(training.tolist(), key=lambda row: draw_key(names[row], seed))
+    ordered = sorted(training.tolist(), key=lambda row: name_key(names[row], seed))
     limited: NDArray[np.int8] = split.copy()
     limited[ordered[size:]] = -1
     return limited

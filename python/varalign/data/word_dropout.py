@@ -8,9 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.sampler import hash_draws
-
-_WORDS = 3
+from varalign.data.draws import WORD_DROPOUT, hash_draws
 
 
 def drop_words(
@@ -41,7 +39,7 @@ def drop_words(
     Source: Iyyer et al., Deep unordered composition rivals syntactic methods, ACL 2015.
     """
     place = np.arange(ids.shape[1])
-    chance = np.stack([hash_draws(rows, seed, epoch, _WORDS | int(at) << 8) for at in place], axis=1) / 2.0**64
+    chance = np.stack([hash_draws(rows, seed, epoch, WORD_DROPOUT | int(at) << 8) for at in place], axis=1) / 2.0**64
     mark = (place == 0) | (place == lengths[:, None] - 1)
     inside = (place < lengths[:, None]) & ~mark
     kept = inside & (chance >= rate)
