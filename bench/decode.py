@@ -2,8 +2,8 @@
 
 `--data FOLDER` takes JPEG files, else some are made here. Decoding gives RGB of the whole picture; loading gives
 normalised float32 [B, 3, 224, 224] as CLIP wants it. Agreement is with Pillow (ours decodes to the bit): a mean
-difference under one level, for the fast forms under three. These run on pictures made here, 640 x 480 and 4000 x 3000,
-ours into a batch that is there before. Memory is what the peak rises by, each loader in a process of its own.
+difference under one level, for the fast forms under three. These run on pictures made here, 640 x 480 and 4000 x 3000.
+Memory is the rise of the peak while loading, measured for each loader in a process of its own.
 """
 
 from __future__ import annotations
@@ -60,13 +60,9 @@ def in_batches(paths: Sequence[Path], preprocess: Preprocess, threads: int) -> C
     return lambda: [image for batch in batches for image in load_images(batch, preprocess, threads=threads)[0]]
 
 
-def in_one_call(
-    paths: Sequence[Path], preprocess: Preprocess, threads: int = 1, *, reuse: bool = True
-) -> Callable[[], list[Any]]:
-    """Ours, all files at once, into a batch that is there before (`reuse`) or a new one each time."""
-    shape = (len(paths), 3, preprocess.size, preprocess.size)
-    out = np.zeros(shape, np.float32) if reuse else None
-    return lambda: list(load_images(paths, preprocess, threads=threads, out=out)[0])
+def in_one_call(paths: Sequence[Path], preprocess: Preprocess, threads: int = 1) -> Callable[[], list[Any]]:
+    """Ours, all files at once."""
+    return lambda: list(load_images(paths, preprocess, threads=threads)[0])
 
 
 def decoded_on(files: Sequence[bytes], pool: ThreadPoolExecutor | None, where: str, **kept: Any) -> list[Row]:
@@ -118,8 +114,7 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
     with on_disk(files) as paths:
         contenders = [
             Contender("varalign", in_batches(paths, preprocess, 1), ours=True),
-            Contender("varalign, one call, out=", in_one_call(paths, preprocess)),
-            Contender("varalign, one call", in_one_call(paths, preprocess, reuse=False)),
+            Contender("varalign, one call", in_one_call(paths, preprocess)),
         ]
         for name, load, why in loaders(preprocess):
             contenders.append(Contender(name, each(load, files), differs=why, reference="Pillow" in name))

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from image_peers import loaders, made
-from varalign.data.images import Preprocess, load_images
+from varalign import _core
+from varalign.data.images import Preprocess, prepare
 
 ROUNDS = 3
 
@@ -33,6 +34,7 @@ def growth(loader: str, threads: int, paths: Sequence[Path]) -> int:
     """Loads all files in turn; the peak above what was there before."""
     preprocess = Preprocess()
     out = np.ones((len(paths), 3, preprocess.size, preprocess.size), np.float32)
+    files, rows = [str(path) for path in paths], list(range(len(paths)))
     load = {name: each for name, each, _ in loaders(preprocess)}.get(loader)
     if load is None and loader != "varalign":
         raise SystemExit(f"no loader {loader!r}")
@@ -47,8 +49,7 @@ def growth(loader: str, threads: int, paths: Sequence[Path]) -> int:
 
         for _ in range(ROUNDS):
             if load is None:
-                _, errors = load_images(paths, preprocess, threads=threads, out=out)
-                assert not errors
+                assert not _core.load_images(files, rows, prepare(preprocess), out, 0, threads)
             else:
                 list(pool.map(one, range(len(paths))))
         return resident("VmHWM") - before

@@ -23,7 +23,8 @@ from image_peers import PACKAGES, arguments, as_tensor, have, photographs, pillo
 from PIL import Image
 from varalign.data.decoded import decoded_cache
 from varalign.data.device_cache import DeviceCache
-from varalign.data.images import Augment, ImagePipeline, Preprocess
+from varalign.data.images import Augment, Preprocess
+from varalign.data.pipeline import ImagePipeline
 
 BATCH = 25
 

@@ -14,7 +14,8 @@ from PIL import Image
 from varalign.data import device_cache
 from varalign.data.decoded import DecodedCache, decoded_cache
 from varalign.data.device_cache import DeviceCache
-from varalign.data.images import Augment, ImagePipeline, Preprocess, prepare
+from varalign.data.images import Augment, Preprocess, prepare
+from varalign.data.pipeline import ImagePipeline
 
 Make = Callable[..., NDArray[np.uint8]]
 ROWS = np.array([4, 0, 3, 6, 1, 5, 2])

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from varalign.data.images import Augment, ImageBatches, ImagePipeline, Preprocess, load_images
+from varalign.data.images import Augment, Preprocess, load_images
+from varalign.data.pipeline import ImagePipeline
 
 PREPROCESS = Preprocess(size=24)
 
@@ -131,9 +132,8 @@ def test_threads_are_gone_after_the_end_a_drop_a_close_and_an_exception(paths: l
     assert image_threads() == []
 
     closing = pipeline.batches(order)
-    assert isinstance(closing, ImageBatches)
-    with closing:
-        next(closing)
+    next(closing)
+    closing.close()
     assert image_threads() == []
     with pytest.raises(StopIteration):
         next(closing)

@@ -94,31 +94,27 @@ def decoded_cache(
     *,
     augment: Augment | None,
     rows: NDArray[np.int64] | None = None,
-    margin: float = MARGIN,
     threads: int = 0,
-    max_pixels: int | None = None,
     say: Say = lambda line: None,
 ) -> DecodedCache:
     """The decoded cache of these files: the one on disk if it is whole and still true, else made now.
 
     paths: the data set's files, by row. folder: where caches lie; made if absent. augment: whether crops will be drawn
-    from it (their bounds do not matter). rows: the rows to keep (default all). margin: at least 1. threads: 0 means
+    from it (their bounds do not matter). rows: the rows to keep (default all). threads: 0 means
     every core. say: called with a line where something is to be told.
 
     A file that cannot be decoded is not kept; the pipeline then meets it as it would have without a cache. Reading it
     again checks every byte, at the speed of zlib's CRC-32. Raises OSError where the folder cannot be written, and
     ValueError for a setting out of range.
     """
-    if not 1 <= margin < float("inf"):
-        raise ValueError(f"margin must be at least 1 training size, got {margin}")
     files = [Path(path) for path in paths]
     wanted = np.arange(len(files)) if rows is None else np.unique(rows)
     if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(files):
         raise ValueError(f"rows must be from 0 to {len(files) - 1}, got {wanted[0]} to {wanted[-1]}")
     # Mean and deviation come after the cache: any will do.
     settings = (
-        FORMAT, preprocess.size, preprocess.interpolation, preprocess.decode, max_pixels,
-        margin if augment is not None else preprocess.resize,
+        FORMAT, preprocess.size, preprocess.interpolation, preprocess.decode,
+        MARGIN if augment is not None else preprocess.resize,
     )  # fmt: skip
     place = cache_key(*settings, *(os.path.abspath(path) for path in files))[:24]
     states = file_states([files[row] for row in wanted.tolist()])
@@ -138,7 +134,7 @@ def decoded_cache(
         for begin in range(0, len(wanted), _CHUNK):
             part = wanted[begin : begin + _CHUNK].tolist()
             chosen = [files[row] for row in part]
-            pictures = _decode(chosen, preprocess, augment, margin, threads, max_pixels)
+            pictures = _decode(chosen, preprocess, augment, threads)
             for row, (picture, full) in zip(part, pictures, strict=True):
                 if picture is not None:
                     height, width, _ = picture.shape
@@ -163,19 +159,17 @@ def _decode(
     paths: list[Path],
     preprocess: Preprocess,
     augment: Augment | None,
-    margin: float,
     threads: int,
-    max_pixels: int | None,
 ) -> list[tuple[NDArray[np.uint8] | None, tuple[int, int]]]:
     """The pictures as they are kept, None where one cannot be decoded, and the sizes crops are drawn on."""
     if augment is None:
-        levels, errors = load_images(paths, preprocess, threads=threads, dtype="uint8", max_pixels=max_pixels)
+        levels, errors = load_images(paths, preprocess, threads=threads, dtype="uint8")
         bad = {position for position, _ in errors}
         squares = np.ascontiguousarray(levels.transpose(0, 2, 3, 1), np.uint8)
         size = (preprocess.size, preprocess.size)
         return [(None if position in bad else square, size) for position, square in enumerate(squares)]
-    preparation = prepare(preprocess, max_pixels=max_pixels)
-    short = round(preprocess.size * margin)
+    preparation = prepare(preprocess)
+    short = round(preprocess.size * MARGIN)
     made = _core.shrink_images([os.fspath(path) for path in paths], short, preparation, threads)
     return [(picture, full) for picture, full, _ in made]
 

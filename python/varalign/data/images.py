@@ -1,4 +1,4 @@
-"""Images as the encoders want them: decoded, cropped, resized and normalised by the Rust core, batches made ahead.
+"""Images as the encoders want them: decoded, cropped, resized and normalised by the Rust core.
 
 Pixels are Pillow's: `ImageOps.exif_transpose(image).convert("RGB")`, then Pillow's antialiased resampling to the short
 side and the centre square (one level in two thousand is off by one), in float32 `(level / 255 - mean) / std`. JPEG
@@ -6,27 +6,24 @@ side and the centre square (one level in two thousand is off by one), in float32
 everything else is refused by its name.
 
 What a file may cost is limited before anything is allocated for it: `MAX_PIXELS` pixels, 1 GiB while it is decoded,
-1 GiB on disk; the time of a JPEG, whose scans may go over the picture again and again, by their number (500) and by the
-work of them all (2^25 blocks, about a second). Time is limited as work: the result does not depend on the machine.
+1 GiB on disk. The scans of a progressive JPEG may pass over the picture many times: at most 500, and 2^25 blocks of
+work in all, about a second. Work is counted, not time, so the result does not depend on the machine.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from varalign import _core
 
-if TYPE_CHECKING:
-    from varalign.data.decoded import DecodedCache
-
 MAX_PIXELS: int = _core.MAX_PIXELS
-"""Width times height at which a file is refused before it is decoded, unless told otherwise (Pillow's bound)."""
+"""Width times height above which a file is refused before it is decoded (Pillow's bound)."""
 
 AnyPath = str | os.PathLike[str]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
@@ -72,27 +69,13 @@ class Augment:
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-@dataclass
-class ImageBatch:
-    """One batch: row of each sample, its pixels, and what went wrong.
-
-    rows: (B,) int64. pixels: (B, 3, S, S), float32 (or uint8 levels); zeros where a sample failed.
-    errors: position in the batch and message. wait: seconds that the caller waited for this batch.
-    """
-
-    rows: NDArray[np.int64]
-    pixels: Pixels
-    errors: list[tuple[int, str]] = field(default_factory=list)
-    wait: float = 0.0
-
-
-def decode_image(data: bytes, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
+def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode one image to upright RGB.
 
     Returns (H, W, 3) uint8. Raises ValueError naming what is wrong where the bytes are damaged, cut short, of another
-    format, or of more than `max_pixels` pixels (default `MAX_PIXELS`).
+    format, or of more than `MAX_PIXELS` pixels.
     """
-    return _core.decode_image(bytes(data), max_pixels)
+    return _core.decode_image(bytes(data), None)
 
 
 def load_images(
@@ -105,138 +88,35 @@ def load_images(
     rows: Sequence[int] | NDArray[np.int64] | None = None,
     threads: int = 0,
     dtype: Literal["float32", "uint8"] = "float32",
-    max_pixels: int | None = None,
-    memory_format: MemoryFormat = "contiguous",
-    out: Pixels | None = None,
 ) -> tuple[Pixels, list[tuple[int, str]]]:
     """Load some images at once.
 
     rows: the row of the data set of each path, for `augment` (default 0, 1, 2, ...). threads: 0 means every core.
-    memory_format: "channels_last" lays the three values of a pixel side by side, as `torch.channels_last` has them.
-    out: (B, 3, S, S) of `dtype` is written to, and returned, where given, else a new array; its memory must be laid out
-    as `memory_format` says. `tensor.numpy()` of a pinned tensor is one that a GPU copies from.
     Returns pixels (B, 3, S, S) of `dtype`, and (position, message) of each file that failed, whose pixels are 0.
     """
-    files = _files(paths)
     row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()
-    preparation = prepare(preprocess, augment, seed, max_pixels, memory_format)
-    _is_uint8(dtype)
-    if out is None:
-        size = preprocess.size
-        shape = (len(paths), size, size, 3) if memory_format == "channels_last" else (len(paths), 3, size, size)
-        laid = np.empty(shape, dtype=dtype)
-        out = _as_nchw(laid, memory_format)
-    else:
-        laid = _laid_out(out, (len(paths), 3, preprocess.size, preprocess.size), dtype, memory_format)
-    errors = _core.load_images(files, row_list, preparation, laid, epoch, threads)
-    return out, errors
+    check_dtype(dtype)
+    out = np.empty((len(paths), 3, preprocess.size, preprocess.size), dtype=dtype)
+    return out, _core.load_images(as_files(paths), row_list, prepare(preprocess, augment, seed), out, epoch, threads)
 
 
-def _laid_out(out: Pixels, shape: tuple[int, ...], dtype: str, memory_format: MemoryFormat) -> Pixels:
-    """A caller's batch in the order of its memory; raises TypeError or ValueError where it is no such batch."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a numpy array, got {type(out).__name__}; pass tensor.numpy() of a tensor")
-    if out.shape != shape or out.dtype != dtype:
-        raise ValueError(f"out must be {dtype} of shape {shape}, got {out.dtype} of {out.shape}")
-    laid = out.transpose(0, 2, 3, 1) if memory_format == "channels_last" else out
-    if not (laid.flags.c_contiguous and laid.flags.writeable and laid.flags.aligned):
-        raise ValueError(
-            f"out must be writeable and laid out without gaps in the order {memory_format!r}; pass a new array or a "
-            "slice of whole samples"
-        )
-    return laid
-
-
-class ImagePipeline:
-    """Batches of images made ahead on threads of their own, without the GIL.
-
-    paths: the data set's files, by row. threads: 0 means every core. prefetch: the most batches that are under way or
-    waiting at a time (memory: that many times B * 3 * S * S elements). decoded: the cache that rows are cropped from
-    where it keeps them (`varalign.data.decoded`), made with the same `preprocess` and with `augment` or without.
-    memory_format: "channels_last" lays the three values of a pixel side by side (`torch.channels_last`). The
-    pixels depend on the file, (seed, epoch, row) and nothing else: not on threads, prefetch or timing. A pipeline holds
-    no threads; an iterator of `batches` does, until it is exhausted, closed or dropped.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[AnyPath],
-        preprocess: Preprocess,
-        *,
-        augment: Augment | None = None,
-        seed: int = 0,
-        threads: int = 0,
-        prefetch: int = 4,
-        dtype: Literal["float32", "uint8"] = "float32",
-        max_pixels: int | None = None,
-        decoded: DecodedCache | None = None,
-        memory_format: MemoryFormat = "contiguous",
-    ) -> None:
-        if prefetch < 1:
-            raise ValueError(f"prefetch must be at least 1 batch, got {prefetch}")
-        if threads < 0:
-            raise ValueError(f"threads must be 0 (every core) or more, got {threads}")
-        self.preprocess = preprocess
-        self.augment = augment
-        self._memory_format = memory_format
-        preparation = prepare(preprocess, augment, seed, max_pixels, memory_format)
-        files = _files(paths)
-        if decoded is not None:
-            decoded.check(preprocess, augment, len(files))
-        kept = None if decoded is None else decoded.core()
-        self._pipeline = _core.ImagePipeline(files, preparation, threads, prefetch, _is_uint8(dtype), kept)
-
-    def batches(self, order: Sequence[NDArray[np.int64]], *, epoch: int = 0) -> Iterator[ImageBatch]:
-        """Make the batches of `order` (rows of each batch), in order.
-
-        Decoding begins at this call. The threads end when the iterator is exhausted, closed or dropped. Raises
-        ValueError at once if a row has no path. A file that cannot be used is an entry of `ImageBatch.errors`.
-        """
-        run = self._pipeline.start([np.asarray(rows, dtype=np.int64).tolist() for rows in order], epoch)
-        return ImageBatches(run, self._memory_format)
-
-
-def _files(paths: Sequence[AnyPath]) -> list[str]:
+def as_files(paths: Sequence[AnyPath]) -> list[str]:
+    """The paths as the core takes them; TypeError for one path in place of a list."""
     if isinstance(paths, str | bytes | os.PathLike):
         raise TypeError(f"wanted a list of paths, got one path: pass [{paths!r}]")
     return [os.fspath(path) for path in paths]
 
 
-class ImageBatches(Iterator[ImageBatch]):
-    """The iterator of `ImagePipeline.batches`; a context manager too."""
-
-    def __init__(self, run: _core.ImageRun, memory_format: MemoryFormat = "contiguous") -> None:
-        self._run = run
-        self._memory_format = memory_format
-
-    def __next__(self) -> ImageBatch:
-        try:
-            batch = self._run.next()
-        except BaseException:
-            self.close()
-            raise
-        if batch is None:
-            self.close()
-            raise StopIteration
-        rows, pixels, errors, wait = batch
-        return ImageBatch(rows, _as_nchw(pixels, self._memory_format), errors, wait)
-
-    def close(self) -> None:
-        """Stop the threads and wait for them (at most the sample that each is at)."""
-        self._run.close()
-
-    def __enter__(self) -> ImageBatches:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def check_dtype(dtype: str) -> None:
+    """ValueError unless pixels can be of this type."""
+    if dtype not in ("float32", "uint8"):
+        raise ValueError(f"dtype must be 'float32' or 'uint8', got {dtype!r}")
 
 
 def prepare(
     preprocess: Preprocess,
     augment: Augment | None = None,
     seed: int = 0,
-    max_pixels: int | None = None,
     memory_format: MemoryFormat = "contiguous",
 ) -> _core.ImagePreparation:
     """The core's form of the settings; raises ValueError for a value out of range."""
@@ -253,17 +133,7 @@ def prepare(
         preprocess.resize,
         drawn,
         seed,
-        max_pixels,
+        None,
         preprocess.decode == "fast",
         memory_format == "channels_last",
     )
-
-
-def _as_nchw(pixels: Pixels, memory_format: MemoryFormat) -> Pixels:
-    return pixels.transpose(0, 3, 1, 2) if memory_format == "channels_last" else pixels
-
-
-def _is_uint8(dtype: str) -> bool:
-    if dtype not in ("float32", "uint8"):
-        raise ValueError(f"dtype must be 'float32' or 'uint8', got {dtype!r}")
-    return dtype == "uint8"

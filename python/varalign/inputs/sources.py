@@ -21,8 +21,9 @@ from torch import Tensor
 from varalign.data.damage import noisy_pixels
 from varalign.data.decoded import DecodedCache
 from varalign.data.device_cache import DeviceCache, Normalisation, send
-from varalign.data.images import Augment, ImagePipeline, Pixels, Preprocess
+from varalign.data.images import Augment, Pixels, Preprocess
 from varalign.data.noise import Noise
+from varalign.data.pipeline import ImagePipeline
 from varalign.data.tokenizers import Tokenizer
 from varalign.data.word_dropout import drop_words
 from varalign.encoders.dual_encoder import DualEncoder
