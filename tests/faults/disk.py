@@ -44,13 +44,13 @@ def _forking(out: Path, report: Path, log: Path, whole: dict[str, Any]) -> Calla
     """In a forked process: before each file call, a child for each error, in which this one call fails."""
 
     def before() -> None:
-        from varalign.training.trainer import Trainer
+        from varalign.training.state import Saver
 
         saving: list[int] = []
         refused: list[int] = []
-        plain_save = Trainer._save
+        plain_save = Saver.save
 
-        def save(self: Trainer, *arguments: Any) -> None:
+        def save(self: Saver, *arguments: Any) -> None:
             saving.append(1)
             try:
                 plain_save(self, *arguments)
@@ -83,7 +83,7 @@ def _forking(out: Path, report: Path, log: Path, whole: dict[str, Any]) -> Calla
 
         calls = FileCalls(out, hook)
         calls.install()
-        Trainer._save = save  # type: ignore[method-assign]
+        Saver.save = save  # type: ignore[method-assign]
 
     return before
 

@@ -33,7 +33,7 @@ def _in_saves(out: Path, at: int, number: Path | None = None) -> Callable[[], No
     """In a forked process: SIGKILL at file call `at` within the saves of a run, half of a write done; counts them."""
 
     def before() -> None:
-        from varalign.training.trainer import Trainer
+        from varalign.training.state import Saver
 
         def hook(_: int, __: str, ___: str) -> None:
             if saving and inside[0] == at:
@@ -42,9 +42,9 @@ def _in_saves(out: Path, at: int, number: Path | None = None) -> Callable[[], No
 
         inside, saving = [0], []
         calls = FileCalls(out, hook)
-        plain = Trainer._save
+        plain = Saver.save
 
-        def save(self: Trainer, *arguments: Any) -> None:
+        def save(self: Saver, *arguments: Any) -> None:
             saving.append(1)
             calls.half_at = calls.count + at - inside[0]
             plain(self, *arguments)
@@ -54,7 +54,7 @@ def _in_saves(out: Path, at: int, number: Path | None = None) -> Callable[[], No
                 number.write_text(str(inside[0]))
 
         calls.install()
-        Trainer._save = save  # type: ignore[method-assign]
+        Saver.save = save  # type: ignore[method-assign]
 
     return before
 
@@ -103,8 +103,8 @@ def kill(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
 
 
 PLACES: dict[str, tuple[str, str]] = {
-    "first step": ("varalign.training.trainer.Trainer", "_step"),
-    "training": ("varalign.training.trainer.Trainer", "_step"),
+    "first step": ("varalign.training.step.TrainingStep", "__call__"),
+    "training": ("varalign.training.step.TrainingStep", "__call__"),
     "evaluation": ("varalign.training.trainer", "assess"),
     "saving": ("varalign.runs.checkpoint", "save_checkpoint"),
 }
@@ -143,7 +143,7 @@ def _signal_at(place: str, call: int, number: int, note: Path) -> Callable[[], N
         handle = StopSignals._handle
 
         def noted(self: StopSignals, *arguments: Any) -> None:
-            step = trainers[-1].progress.step if trainers else -1
+            step = trainers[-1].position.step if trainers else -1
             note.write_text(json.dumps({"at": clock(), "step": step}))
             handle(self, *arguments)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from varalign.data.files import write_atomically
-from varalign.runs.folder import MetricsLog, RunError, RunFolder
+from varalign.runs.errors import RunError
+from varalign.runs.folder import RunFolder
+from varalign.runs.metrics import MetricsLog
 
 
 def made(path: Path) -> RunFolder:
@@ -63,7 +65,7 @@ def test_metrics_are_json_lines_and_cut_at_a_step(tmp_path: Path) -> None:
     with open(run.metrics, "ab") as file:
         file.write(b'{"kind": "step", "st')  # cut short by a crash
     assert [line["loss"] for line in run.read_metrics()] == [1.5, None, 1.5]
-    run.cut_metrics(2)
+    log.cut(2)
     assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2]
 
 
@@ -90,6 +92,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path: Path) -> No
         holder.kill()
     with run.locked():
         assert (run.path / ".lock").read_text() == str(os.getpid())
+    assert (run.path / ".lock").read_text() == ""
 
 
 def test_a_refused_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ from varalign.runs.checkpoint import load_checkpoint, newest_checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training import run as runs
+from varalign.training import state
 from varalign.training import trainer as trainers
+from varalign.training.step import TrainingStep
 
 
 def quiet(_: str) -> None:
@@ -51,12 +53,12 @@ def whole(features_file: Path, tmp_path_factory: pytest.TempPathFactory) -> RunF
 
 
 PLACES = {
-    "first step": (trainers.Trainer, "_step", 0, 1),
-    "a step": (trainers.Trainer, "_step", 6, 7),
-    "last step of an epoch": (trainers.Trainer, "_step", 9, 10),
+    "first step": (TrainingStep, "__call__", 0, 1),
+    "a step": (TrainingStep, "__call__", 6, 7),
+    "last step of an epoch": (TrainingStep, "__call__", 9, 10),
     "evaluation before training": (trainers, "assess", 0, 0),
     "evaluation": (trainers, "assess", 2, 10),
-    "saving": (trainers.checkpoints, "save_checkpoint", 1, 5),
+    "saving": (state.checkpoints, "save_checkpoint", 1, 5),
 }
 
 

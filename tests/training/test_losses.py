@@ -12,7 +12,6 @@ from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.training import run as runs
-from varalign.training.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "epochs": 2,
@@ -25,28 +24,14 @@ SMALL: dict[str, Any] = {
 }
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("loss", ["siglip", "isogclr", "adversarial-inputs"])
 def test_a_killed_run_ends_like_one_that_was_not(
-    features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+    features_file: Path, tmp_path: Path, killed_after: Any, loss: str
 ) -> None:
     options = SMALL | {"features": str(features_file), "loss": loss}
     whole = varalign.train(TrainConfig(**options, out=str(tmp_path / "whole")), say=print)
-    step, seen = Trainer._step, [0]
-
-    def dying(self: Trainer, *arguments: Any) -> None:
-        if seen[0] == 4:  # in the second epoch of three steps each
-            raise Killed
-        seen[0] += 1
-        step(self, *arguments)
-
-    monkeypatch.setattr(Trainer, "_step", dying)
-    with pytest.raises(Killed):
+    with killed_after(4):  # in the second epoch of three steps each
         varalign.train(TrainConfig(**options, out=str(tmp_path / "cut")), say=print)
-    monkeypatch.setattr(Trainer, "_step", step)
     again = runs.resume(tmp_path / "cut", {}, say=print)
     one, other = (load_checkpoint(path / "checkpoints" / "last").tensors for path in (whole.run, again.run))
     assert one.keys() == other.keys()

@@ -84,30 +84,25 @@ def test_the_weights_of_the_drawn_captions_reach_the_loss(
 
 
 def test_moments_weigh_after_the_warm_up_and_resume_bit_for_bit(
-    features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    features_file: Path, tmp_path: Path, killed_after: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from varalign.runs.checkpoint import load_checkpoint
-    from varalign.training.trainer import Trainer
+    from varalign.training.step import TrainingStep
 
     options: dict[str, Any] = {"pair_weighting": "moments", "pair_warmup": 0.5, "noise": "swap-images=0.3"}
     options |= {"start": "random", "epochs": 6, "lr": 3e-3, "captions_per_step": 1, "checkpoint_every": 5}
     whole = varalign.train(small(features_file, tmp_path / "whole", **options), say=quiet)
     assert any(float(row["weight"]) < 0.5 for row in table(tmp_path / "whole"))
-    step = Trainer._step
+    step = TrainingStep.__call__
 
-    class Killed(BaseException):
-        pass
+    def checking(self: TrainingStep, inputs: Any) -> Any:
+        assert (self.state.pair_weights is not None) == (self.state.position.epoch >= 3)
+        return step(self, inputs)
 
-    def dying(self: Trainer, inputs: Any) -> None:
-        if self.progress.step == 31:  # in the fifth epoch, a step after a checkpoint within it
-            raise Killed
-        assert (self.pair_weights is not None) == (self.progress.epoch >= 3)
-        step(self, inputs)
-
-    monkeypatch.setattr(Trainer, "_step", dying)
-    with pytest.raises(Killed):
-        varalign.train(small(features_file, tmp_path / "cut", **options), say=quiet)
-    monkeypatch.setattr(Trainer, "_step", step)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingStep, "__call__", checking)
+        with killed_after(31):  # in the fifth epoch, a step after a checkpoint within it
+            varalign.train(small(features_file, tmp_path / "cut", **options), say=quiet)
     resumed = runs.resume(tmp_path / "cut", {}, say=quiet)
     a, b = (load_checkpoint(tmp_path / name / "checkpoints" / "last") for name in ("cut", "whole"))
     assert a.tensors.keys() == b.tensors.keys() and "weights.pairs" in a.tensors

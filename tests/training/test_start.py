@@ -121,31 +121,17 @@ def test_options_and_what_was_resolved_are_in_the_runs_config(features_file: Pat
 
 @pytest.mark.parametrize("start", ["closed-form", "random"])
 def test_input_noise_mixup_and_several_captions_resume_bit_for_bit(
-    start: str, features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: str, features_file: Path, tmp_path: Path, killed_after: Any
 ) -> None:
-    from varalign.training.trainer import Trainer
-
     options: dict[str, Any] = {"start": start, "epochs": 2, "checkpoint_every": 3, "input_noise": 0.5}
     options |= {"captions_per_step": 2, "captions_as": "mean", "feature_mixup": 0.5}
     options |= {"pair_weighting": "closed-form", "noise": "swap-images=0.3"}
     whole = varalign.train(small(features_file, tmp_path / "whole", **options), say=quiet)
 
-    class Killed(BaseException):
-        pass
-
-    step = Trainer._step
     for stop_at in (0, 11):  # before the first checkpoint (which is then taken away), and within an epoch
         out = tmp_path / str(stop_at)
-
-        def dying(self: Trainer, inputs: Any, stop_at: int = stop_at) -> None:
-            if self.progress.step == stop_at:
-                raise Killed
-            step(self, inputs)
-
-        monkeypatch.setattr(Trainer, "_step", dying)
-        with pytest.raises(Killed):
+        with killed_after(stop_at):
             varalign.train(small(features_file, out, **options), say=quiet)
-        monkeypatch.setattr(Trainer, "_step", step)
         if stop_at == 0:
             for path in (out / "checkpoints").iterdir():
                 path.unlink() if path.is_symlink() else [file.unlink() for file in path.iterdir()] and path.rmdir()

@@ -20,7 +20,6 @@ from varalign.options.declaration import ConfigError
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunError, RunFolder
 from varalign.training import run as runs
-from varalign.training.trainer import Trainer
 
 SMALL = {"embedding_dim": 16, "hidden_dim": 16, "batch_size": 16, "device": "cpu", "threads": 1, "warmup": 0.0}
 
@@ -126,26 +125,14 @@ def test_an_image_that_cannot_be_decoded_is_replaced_the_same_way_however_images
 
 @pytest.mark.parametrize("stop_at", [1, 5, 9])
 def test_an_interrupted_run_resumes_bit_for_bit(
-    kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, killed_after: Any
 ) -> None:
     options: dict[str, Any] = {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance"}
     options |= {"word_dropout": 0.2, "decoded_cache": "disk"} if kind == "images" else {"evaluations": 2}
     whole = varalign.train(config_for(kind, features_file, image_folder, tmp_path / "whole", **options), say=quiet)
 
-    class Killed(BaseException):
-        pass
-
-    step = Trainer._step
-
-    def dying(self: Trainer, inputs: Any) -> None:
-        if self.progress.step == stop_at:
-            raise Killed
-        step(self, inputs)
-
-    monkeypatch.setattr(Trainer, "_step", dying)
-    with pytest.raises(Killed):
+    with killed_after(stop_at):
         varalign.train(config_for(kind, features_file, image_folder, tmp_path / "cut", **options), say=quiet)
-    monkeypatch.setattr(Trainer, "_step", step)
     torch.rand(7)  # another process has another random state
     resumed = runs.resume(tmp_path / "cut", {}, say=quiet)
 
@@ -199,8 +186,8 @@ def test_early_stopping_and_the_best_checkpoint(features_file: Path, image_folde
     assert result.epochs < 50 and result.best_epoch == int(np.argmax(scores)) and result.epochs == result.best_epoch + 2
 
 
-def test_dev_is_looked_at_as_often_as_told(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
-    """Three looks at ten epochs; and patience is said when dev is looked at."""
+def test_dev_is_evaluated_as_often_as_told(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    """Three evaluations in ten epochs, and patience is asked right after an evaluation."""
     options: dict[str, Any] = {"epochs": 10, "evaluations": 3, "dropout": 0.3, "checkpoint_every": 2}
     config = config_for("features", features_file, image_folder, tmp_path / "whole", **options)
     whole = varalign.train(config, say=quiet)
@@ -209,7 +196,7 @@ def test_dev_is_looked_at_as_often_as_told(features_file: Path, image_folder: Pa
     assert len({line["epoch"] for line in lines if line["kind"] == "step"}) == 10
     assert whole.epochs == 10 and whole.best_epoch in (0, 3, 7, 10)
     patient = replace(config, out=str(tmp_path / "patient"), lr=0.0, patience=4)
-    assert varalign.train(patient, say=quiet).epochs == 7  # said at a look: 3 epochs without are too few, 7 are enough
+    assert varalign.train(patient, say=quiet).epochs == 7  # after an evaluation: 3 epochs are too few, 7 are enough
 
 
 def test_an_unreadable_image_is_replaced_in_training_and_left_out_of_evaluation(

@@ -3,6 +3,9 @@
 A checkpoint is a folder `step-N` with `tensors.safetensors` and `state.json`; the latter holds the checksum of the
 former and one of itself. The folder is filled under a temporary name, synced and renamed. `best` and `last` are links
 to step folders.
+
+A checkpoint consists of parts. The tensors of a part are stored as `<part>.<name>`, its plain values in `state.json`
+under the name of the part. `varalign.training.state` writes the parts and restores a run from them.
 """
 
 from __future__ import annotations
@@ -13,19 +16,28 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from varalign.data.files import remove_folder, sync_folder, write_atomically
-from varalign.runs.folder import RunError
+from varalign.runs.errors import RunError
+
+MODEL, OPTIMISER, SCHEDULE, LOSS = "model", "optimiser", "schedule", "loss"
+PAIRS = "pairs"  # statistics of the training pairs
+PAIR_WEIGHTS = "weights.pairs"  # one tensor, absent where all pairs count alike
+RANDOM_CPU, RANDOM_CUDA = "random.cpu", "random.cuda"  # states of torch's generators, one tensor each
+SCALER = "scaler"  # plain values: the loss scaling of float16
+POSITION = "progress"  # plain values: steps, epochs and the best evaluation so far
+WISE_FT = "wise_ft"  # plain value: the share of the way from the start, in a best checkpoint that wise-ft has replaced
+
+START_STEP = 0  # the checkpoint before the first step
 
 STEP_FOLDER = re.compile(r"step-(\d+)")
 _WITHOUT_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -40,17 +52,37 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-        tensors: every tensor by name, on the CPU.
-        state: plain values (step, epoch, best so far, …).
+        tensors: every tensor by its name in the file, on the CPU.
+        state: the plain values by part, and `step` and `sha256` (of the tensors' file).
     """
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose name starts with `prefix.`, without it."""
-        start = prefix + "."
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part, by their names within it."""
+        start = name + "."
         return {name[len(start) :]: tensor for name, tensor in self.tensors.items() if name.startswith(start)}
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return int(self.state["step"])
+
+    @property
+    def epochs(self) -> int:
+        """Whole epochs done."""
+        return int(self.state[POSITION]["epoch"])
+
+    @property
+    def checksum(self) -> str:
+        """Hexadecimal sha256 of the tensors' file: the same checksum, the same weights."""
+        return str(self.state["sha256"])
+
+
+def named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a part by their names in the file: the inverse of `Checkpoint.part`."""
+    return {f"{part}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
@@ -93,7 +125,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
 
 
 def _bring_back(folder: Path) -> None:
-    """Give a checkpoint its name again that was about to be replaced by a new one of its step, which never came."""
+    """Restore a checkpoint that was moved aside for a new one of the same step which was never finished."""
     for retired in folder.glob(".step-*.old"):
         target = folder / retired.name.split(".")[1]
         if not target.exists():
@@ -123,12 +155,12 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 def newest_checkpoint(
     folder: Path, say: Callable[[str], None], fits: Callable[[dict[str, Any]], bool] = lambda _: True
 ) -> Checkpoint | None:
-    """The newest checkpoint of a run that is whole; damaged ones are passed over, saying so.
+    """The newest whole checkpoint of a run; damaged ones are skipped with a remark.
 
     Args:
         folder: the run's `checkpoints`.
-        say: called with a line for each checkpoint that was passed over.
-        fits: which of them, by their state, are wanted; where none is, the oldest whole one is taken.
+        say: called with a line for each checkpoint that is skipped.
+        fits: whether a checkpoint with this state is wanted; where none is, the oldest whole one is taken.
 
     Raises:
         CheckpointError: there are checkpoints but none is whole.
@@ -159,10 +191,10 @@ def step_folders(folder: Path) -> list[tuple[int, Path]]:
 
 
 def point(folder: Path, name: str, target: Path) -> None:
-    """Make `folder/name` stand for the step folder `target`: a link, or where there are none a copy.
+    """Let `folder/name` be the step folder `target`: a link, or a copy where the file system has no links.
 
     Raises:
-        OSError: the disk refused; what `name` stood for before is untouched.
+        OSError: the disk refused; `name` is then what it was.
     """
     link = folder / name
     temporary = folder / f".{name}.{os.getpid()}.tmp"
@@ -181,7 +213,7 @@ def point(folder: Path, name: str, target: Path) -> None:
 
 
 def prune(folder: Path, keep: int, wanted: Collection[int] = ()) -> None:
-    """Delete all but the newest `keep` checkpoints and the wanted steps, and what a crash left half-written."""
+    """Delete all checkpoints but the newest `keep` and the wanted steps, and what a crash left half-written."""
     for _, path in [item for item in step_folders(folder)[:-keep] if item[0] not in wanted]:
         remove_folder(path)
     for path in [*folder.glob(".*.tmp"), *folder.glob(".step-*.old")]:
@@ -189,23 +221,6 @@ def prune(folder: Path, keep: int, wanted: Collection[int] = ()) -> None:
             remove_folder(path)
         else:
             os.unlink(path)
-
-
-def flatten_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimiser's state as tensors by name: `<index of the parameter>.<key>`."""
-    state = optimiser.state_dict()["state"]
-    return {
-        f"{index}.{key}": torch.as_tensor(value) for index, values in state.items() for key, value in values.items()
-    }
-
-
-def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `flatten_optimiser`; hyperparameters stay those of `optimiser`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
 def _sealed(body: dict[str, Any]) -> bytes:

@@ -1,60 +1,32 @@
-"""The run folder: where a run's configuration, metrics, checkpoints and pictures lie. Torch-free.
+"""The run folder: where a run's configuration, metrics, checkpoints and pictures are. Torch-free.
 
 `config.json`, `metrics.jsonl`, `checkpoints/step-N/` with `best` and `last`, the tokenizer in `assets/`, `pictures/`.
-Every file is written to a temporary name, synced and renamed, so that a reader sees the old one or the new one.
+Every file is written under a temporary name, synced and renamed, so that a reader sees the old one or the new one.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from varalign.data.errors import DataError
-from varalign.data.files import AppendedFile, write_atomically
+from varalign.data.files import write_atomically
 from varalign.options.fields import OPTIONS
 from varalign.options.layers import replace_removed
+from varalign.runs.errors import RunError as RunError
+from varalign.runs.errors import RunFailed as RunFailed
+from varalign.runs.json_text import json_text as json_text
+from varalign.runs.lock import LOCK, locked
+from varalign.runs.metrics import read_metrics as read_metrics
+from varalign.runs.progress import to_stderr as to_stderr
+
+read_metric_lines = read_metrics
 
 RUN_KIND = "varalign-run"
-
-
-class RunError(DataError):
-    """A run folder that is not one, is damaged, or is in use; the message names the path and the mend."""
-
-
-class RunFailed(RuntimeError):
-    """A run that started and cannot go on; the message says why and what to do. The program leaves with code 1."""
-
-    exit_code = 1
-
-
-def to_stderr(text: str) -> None:
-    """Print a remark on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def json_text(value: Any, **options: Any) -> str:
-    """JSON of a value; numbers that are not finite become null, since JSON has none."""
-
-    def plain(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {key: plain(inner) for key, inner in part.items()}
-        if isinstance(part, (list, tuple)):
-            return [plain(inner) for inner in part]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(plain(value), allow_nan=False, **options)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_atomically` of a JSON value, indented."""
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 class RunFolder:
@@ -85,9 +57,9 @@ class RunFolder:
 
     @staticmethod
     def _unfinished(path: Path) -> bool:
-        """Whether a folder is empty, or holds what a start leaves that was killed before `config.json` was there."""
-        names = set(os.listdir(path)) - {".lock"}
-        ours = (path / ".lock").exists() and all(name == "assets" or name.endswith(".tmp") for name in names)
+        """Whether a folder is empty, or holds only what a run leaves that was killed before it wrote `config.json`."""
+        names = set(os.listdir(path)) - {LOCK}
+        ours = (path / LOCK).exists() and all(name == "assets" or name.endswith(".tmp") for name in names)
         return ours or not names
 
     @classmethod
@@ -165,7 +137,8 @@ class RunFolder:
 
     def write_config(self, value: dict[str, Any]) -> None:
         """Write `config.json`."""
-        write_json(self.path / "config.json", {"kind": RUN_KIND, **value})
+        text = json_text({"kind": RUN_KIND, **value}, indent=1) + "\n"
+        write_atomically(self.path / "config.json", text.encode())
 
     @property
     def assets(self) -> Path:
@@ -197,108 +170,10 @@ class RunFolder:
         """The images that could not be read."""
         return self.path / "quarantine.jsonl"
 
-    @property
-    def dumps(self) -> Path:
-        """Steps that were not finite, kept to be run again."""
-        return self.path / "dumps"
-
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last line cut short by a crash is left out.
+        """The lines of `metrics.jsonl`, as `metrics.read_metrics` gives them."""
+        return list(read_metrics(self.metrics))
 
-        Raises:
-            RunError: a line before the last one is no JSON object.
-        """
-        return list(read_metric_lines(self.metrics))
-
-    def cut_metrics(self, step: int, *, evaluations: bool = True) -> None:
-        """Drop the lines after `step`, before a resumed run writes them again; its own evaluation too unless kept."""
-        if not self.metrics.exists():
-            return
-        before = [line for line in self.read_metrics() if line["step"] <= step]
-        kept = [line for line in before if evaluations or line["step"] < step or line.get("kind") != "eval"]
-        write_atomically(self.metrics, b"".join(_encode(line) for line in kept))
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; a lock whose process died is free by itself.
-
-        Raises:
-            RunError: another process holds it, named by its number.
-        """
-        try:
-            import fcntl
-        except ImportError:  # no advisory locks on this system
-            yield
-            return
-        path = self.path / ".lock"
-        with open(path, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise RunError(f"{self.path}: in use by process {holder}; wait for it or name another --out") from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            for left in self.path.glob(".*.tmp"):  # by a process that died while it wrote
-                left.unlink(missing_ok=True)
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-
-
-def read_metric_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file, one dictionary each; an unfinished last line is left out.
-
-    Raises:
-        RunError: naming the line that is no JSON object with a step.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            value = json.loads(line)
-            if not isinstance(value, dict) or not isinstance(value.get("step"), int):
-                raise ValueError("no object with a step")
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                return
-            raise RunError(f"{path} line {number}: {error}") from None
-        yield value
-
-
-class MetricsLog:
-    """Appends lines to `metrics.jsonl`.
-
-    Values that are not finite become null: the file stays valid JSON.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = AppendedFile(path)
-
-    def write(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Append lines and hand them to the system at once."""
-        self._file.write(b"".join(_encode(line) for line in lines))
-
-    def sync(self) -> None:
-        """Make what was written durable; called before a checkpoint that relies on it."""
-        self._file.sync()
-
-    def reopen(self) -> None:
-        """Go on with the file that now has the name, after `cut_metrics`."""
-        self._file.close()
-        self._file = AppendedFile(self._file.path)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def _encode(line: dict[str, Any]) -> bytes:
-    return (json_text(line) + "\n").encode()
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the folder for this process, as `lock.locked` says."""
+        return locked(self.path)

@@ -1,18 +1,19 @@
-"""What a person sees while training and after it: one live line, one plain line an epoch, and the final table."""
+"""What a person sees while training and after it: one live line, one plain line per epoch, and the final table."""
 
 from __future__ import annotations
 
 import math
 import sys
-import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tqdm import tqdm
+_WINDOW = 50  # steps over which the shown rates are averaged: long enough to be calm, short enough to show a change
 
-_WINDOW = 50  # steps that the shown rates are taken over: long enough to be calm, short enough to show a change
+
+def to_stderr(text: str) -> None:
+    """Print a remark on standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -30,122 +31,79 @@ def duration(seconds: float) -> str:
 class ProgressLine:
     """A live line with loss, both weights, images a second, share of time waiting for data, and time left.
 
-    On a terminal it is a tqdm bar over all steps of the run. Elsewhere (a log file, CI) nothing is drawn but one plain
-    line an epoch, from `epoch_done`. Everything goes to standard error: standard output is for results.
-
-        with ProgressLine(epochs=30, steps_per_epoch=46) as line:
-            for epoch in range(30):
-                for batch in batches:
-                    …
-                    line.step(loss=…, w_i2t=…, w_t2i=…, images=128, data_wait=batch.wait)
-                line.epoch_done(epoch + 1, figures)
+    On a terminal it is a tqdm bar over all steps of the run. Elsewhere (a log file, CI) only one plain line per epoch
+    is printed, by `epoch_done`. Everything goes to standard error: standard output is for results.
 
     Args:
         epochs, steps_per_epoch: of the whole run, at least 1.
-        first_step: steps done before, by the run that is resumed.
-        stream: None: standard error.
+        first_step: steps that the run had done before it was resumed.
         quiet: print nothing at all.
-        clock: seconds, for tests.
     """
 
-    def __init__(
-        self,
-        *,
-        epochs: int,
-        steps_per_epoch: int,
-        first_step: int = 0,
-        stream: TextIO | None = None,
-        quiet: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
-        self._stream = stream or sys.stderr
-        self._quiet, self._clock = quiet, clock
+    def __init__(self, *, epochs: int, steps_per_epoch: int, first_step: int = 0, quiet: bool = False) -> None:
+        self._epochs, self._steps_per_epoch, self._quiet = epochs, steps_per_epoch, quiet
         self._done = first_step
         self._shown = {"loss": math.nan, "w_i2t": math.nan, "w_t2i": math.nan}
         self._recent: deque[tuple[float, int, float]] = deque(maxlen=_WINDOW)  # seconds, images, seconds waited
-        self._last = clock()
-        terminal = not quiet and self._stream.isatty()
         self._bar: Any = None
-        if terminal:
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm  # late: `varalign --help` imports this file too
+
             self._bar = tqdm(
                 total=epochs * steps_per_epoch,
                 initial=first_step,
-                file=self._stream,
+                file=sys.stderr,
                 bar_format="{desc} {percentage:3.0f}%|{bar:12}| {postfix}",
                 dynamic_ncols=True,
                 leave=False,
             )
 
-    def step(
-        self,
-        *,
-        images: int,
-        seconds: float | None = None,
-        data_wait: float = 0.0,
-        loss: float | None = None,
-        w_i2t: float | None = None,
-        w_t2i: float | None = None,
-    ) -> None:
-        """Count one step; figures that are None (not fetched from the GPU this time) stay as they were shown last.
+    def step(self, line: Mapping[str, Any], images: int) -> None:
+        """Count one step.
 
-        `images` is the batch's size, `seconds` what the step took (None: the time since the last call; steps that are
-        told of in blocks need it), `data_wait` how many of them it waited for its batch.
+        Args:
+            line: `loss`, `w_i2t` and `w_t2i`; `seconds` that the step took, `data_wait` of them for its batch.
+            images: size of the batch.
         """
-        now = self._clock()
-        self._recent.append((now - self._last if seconds is None else seconds, images, data_wait))
-        self._last = now
+        self._recent.append((line["seconds"], images, line["data_wait"]))
         self._done += 1
-        for name, value in (("loss", loss), ("w_i2t", w_i2t), ("w_t2i", w_t2i)):
-            if value is not None:
-                self._shown[name] = value
+        self._shown = {name: line[name] for name in self._shown}
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {self._epoch()}/{self._epochs}", refresh=False)
             self._bar.set_postfix_str(self._figures(), refresh=False)
             self._bar.update(1)
 
-    def epoch_done(self, epoch: int, figures: Mapping[str, float] | None = None, *, note: str = "") -> None:
-        """Print one lasting line for the epoch, above the bar: its last figures and the dev recall in `figures`.
+    def epoch_done(self, epoch: int, figures: Mapping[str, float], *, note: str = "") -> None:
+        """Print one lasting line for the epoch, above the bar: the last steps' figures and the recalls on dev.
 
-        `figures` holds keys of `eval --json`; those with `_recall@` are shown, with the numbers of candidates. Time
-        since the last step (the evaluation) does not count in the next step's rate.
+        `figures` holds keys of `eval --json`; those with `_recall@` are shown, with the numbers of candidates.
         """
         parts = [f"epoch {epoch}/{self._epochs}"]
         if self._recent:
             parts.append(self._figures())
-        if figures:
-            for direction in ("i2t", "t2i"):
-                found = {k: v for k, v in figures.items() if k.startswith(f"{direction}_recall@")}
-                if found:
-                    at = "/".join(key.rpartition("@")[2] for key in found)
-                    parts.append(f"{direction} R@{at} " + "/".join(f"{100 * value:.1f}" for value in found.values()))
-            if "images" in figures and "texts" in figures:
-                parts.append(candidates(figures))
+        for direction in ("i2t", "t2i"):
+            found = {k: v for k, v in figures.items() if k.startswith(f"{direction}_recall@")}
+            if found:
+                at = "/".join(key.rpartition("@")[2] for key in found)
+                parts.append(f"{direction} R@{at} " + "/".join(f"{100 * value:.1f}" for value in found.values()))
+        if "images" in figures and "texts" in figures:
+            parts.append(candidates(figures))
         self.message("  ".join(parts) + (f"  {note}" if note else ""))
-        self._last = self._clock()
 
     def message(self, text: str) -> None:
         """Print a lasting line without tearing the bar."""
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.write(text, file=sys.stderr)
         else:
-            print(text, file=self._stream, flush=True)
+            to_stderr(text)
 
     def close(self) -> None:
         """Take the bar away; what was printed stays."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-    def __enter__(self) -> ProgressLine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _epoch(self) -> int:
         return min(self._epochs, (max(self._done, 1) - 1) // self._steps_per_epoch + 1)
@@ -169,24 +127,18 @@ def candidates(row: Mapping[str, Any]) -> str:
     return f"{row['images']:,} images, {row['texts']:,} texts"
 
 
-def final_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) -> str:
-    """The table at the end of a run: model, epochs, loss, cosine similarity, Recall@K both ways in percent.
+def final_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table at the end of a run, aligned: model, epochs, loss, cosine similarity, Recall@K both ways in percent.
 
     Args:
         rows: one mapping a line, with `model` (text), and where known `epochs`, `loss`, `cosine_similarity` and the
             keys of `eval --json`. What is missing or None is shown as `–`. The chance row is
             `{"model": "chance", **varalign.evaluation.retrieval.chance(…)}`.
-        markdown: a Markdown table; else plain text, aligned.
 
     Returns:
         Lines without a newline at the end. The numbers of candidates stand once below the table if they are the same
         in all rows, else as a column.
-
-    Raises:
-        ValueError: no row.
     """
-    if not rows:
-        raise ValueError("rows: wanted at least one, got none")
     recalls: list[str] = []
     for direction in ("i2t", "t2i"):
         keys = {key for row in rows for key in row if key.startswith(f"{direction}_recall@")}
@@ -208,22 +160,14 @@ def final_table(rows: Sequence[Mapping[str, Any]], *, markdown: bool = False) ->
     if len(known) > 1:
         header.append("candidates")
         body = [[*line, count or "–"] for line, count in zip(body, counted, strict=True)]
-    if markdown:
-        body = [[cell.replace("|", "\\|") for cell in line] for line in body]
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
     left = [column == 0 or name == "candidates" for column, name in enumerate(header)]
-
-    def aligned(line: list[str]) -> list[str]:
-        return [c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(line, widths, left, strict=True)]
-
-    if markdown:
-        rule = ["-" * w if to_left else "-" * (w - 1) + ":" for w, to_left in zip(widths, left, strict=True)]
-        lines = ["| " + " | ".join(line) + " |" for line in [aligned(header), rule, *map(aligned, body)]]
-    else:
-        rule = ["─" * width for width in widths]
-        lines = ["  ".join(line).rstrip() for line in [aligned(header), rule, *map(aligned, body)]]
+    lines = []
+    for line in [header, ["─" * width for width in widths], *body]:
+        cells = [c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(line, widths, left, strict=True)]
+        lines.append("  ".join(cells).rstrip())
     if len(known) == 1 and recalls:
-        lines += [""] * markdown + [f"Recall in percent, among {known.pop()}."]
+        lines.append(f"Recall in percent, among {known.pop()}.")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from varalign.data.files import AppendedFile
-from varalign.runs.folder import json_text
+from varalign.runs.json_text import json_text
 
 
 class Quarantine:

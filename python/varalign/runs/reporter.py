@@ -1,4 +1,4 @@
-"""How a run speaks: the progress line on standard error, and TensorBoard beside it if asked."""
+"""How a run reports: the progress line on standard error, and TensorBoard beside it if asked."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from varalign.runs.progress import ProgressLine
 
 
 class ProgressReporter:
-    """Shows a run while it goes on.
+    """Receives progress events during training, and shows them.
 
     Args:
         config: the options.
         steps_per_epoch: steps of an epoch.
         first_step: steps that are done already.
         run: the run folder, where TensorBoard events go.
-        say: takes the remarks, and nothing else is shown; None: all on standard error.
+        say: called with the remarks, and nothing else is shown; None: everything goes to standard error.
     """
 
     def __init__(
@@ -36,27 +36,23 @@ class ProgressReporter:
         self._line = ProgressLine(
             epochs=config.epochs, steps_per_epoch=steps_per_epoch, first_step=first_step, quiet=say is not None
         )
-        self._remark = say or self._line.message
+        self.remark = say or self._line.message
+        """Called with a text that a person should know; it is printed on a line of its own."""
 
     def step(self, line: dict[str, Any], images: int) -> None:
-        """A line of metrics."""
-        shown = {name: line[name] for name in ("seconds", "data_wait", "loss", "w_i2t", "w_t2i")}
-        self._line.step(images=images, **shown)
+        """A step's line of metrics, some steps late, and the size of its batch."""
+        self._line.step(line, images)
         if self._board is not None:
             for name in ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale", "lr"):
                 self._board.add_scalar(f"train/{name}", line[name], line["step"])
 
     def evaluation(self, line: dict[str, Any]) -> None:
-        """An evaluation on dev."""
+        """The metrics of an evaluation on dev."""
         self._line.epoch_done(line["epoch"], line, note=f"dev loss {line['loss']:.4f}")
         if self._board is not None:
             for name, value in line.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"dev/{name}", value, line["step"])
-
-    def remark(self, text: str) -> None:
-        """A lasting line of its own."""
-        self._remark(text)
 
     def close(self) -> None:
         """Finish the line and TensorBoard's file."""

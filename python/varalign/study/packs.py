@@ -28,8 +28,8 @@ from varalign.options.config import TrainConfig
 from varalign.options.fields import OPTIONS
 from varalign.options.recipe import fill
 from varalign.schedules import LossSchedule
-from varalign.study.batched import BatchedRuns
 from varalign.study.grid import Cell, Pack
+from varalign.training.batched import BatchedRuns
 from varalign.training.fusion import Fusion, thinned
 from varalign.training.optimiser import rate_factor
 from varalign.training.start import begin

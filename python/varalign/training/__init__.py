@@ -1,1 +1,1 @@
-"""Training: configuration, the trainer, checkpoints."""
+"""Training: from options to a finished run, and what its steps consist of."""

@@ -1,4 +1,4 @@
-"""Mixup of features: training pairs between the pairs that there are (FuseMix).
+"""Mixup of features: training pairs made by mixing two pairs of a step (FuseMix).
 
 B images of a step, D feature dimensions.
 """
@@ -16,11 +16,11 @@ from varalign.inputs.sources import Rows
 
 @dataclass(frozen=True)
 class FeatureMixup:
-    """Which pair of a step each pair is mixed with, and how much of itself it keeps: the same on both sides.
+    """The partner and the share of each pair of a step, the same for images and texts.
 
     Attributes:
-        partner: (B,) places in the batch; a cycle through a shuffle of it, so that no pair is its own partner.
-        share: (B,) float32 within [½, 1]: the pair stays the larger part, and pair statistics stay its own.
+        partner: (B,) places in the batch; one cycle through all of it, so that no pair is its own partner.
+        share: (B,) float32 within [½, 1] of the pair itself, so that the statistics of a mixed pair are mostly its own.
 
     Source: Vouitsis et al., FuseMix, CVPR 2024; Zhang et al., mixup, ICLR 2018.
     """
@@ -34,7 +34,7 @@ class FeatureMixup:
 
         Args:
             image_ids: (B,) of the batch, each once.
-            alpha: above 0, of the symmetric beta distribution of shares; 1 is uniform, smaller is nearer to no mixing.
+            alpha: above 0, of the symmetric beta distribution of shares; 1 is uniform, smaller values mix less.
             seed, epoch: of the draw.
         """
         generator = np.random.default_rng([seed, epoch, *image_ids[:2].tolist()])

@@ -1,4 +1,4 @@
-"""The loss that the options name, what it is shown of a step, and what it keeps in checkpoints."""
+"""The loss that the options name, what it is given of a step, and its state in checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Loss = ContrastiveLoss | ComparisonLoss
 
 
 def new_loss(config: TrainConfig, data: Data | None) -> Loss:
-    """The loss under the schedule that the options name; without data it is only checked that there is one.
+    """The loss under the schedule that the options name; without data, only to check that there is one.
 
     Raises:
         ConfigError: a strength that the loss does not take.
@@ -40,7 +40,7 @@ def new_loss(config: TrainConfig, data: Data | None) -> Loss:
 
 
 def add_loss_parameters(optimiser: torch.optim.Optimizer, loss: Loss, lr: float) -> None:
-    """Let the optimiser train what the loss learns (SigLIP's bias), without decay."""
+    """Let the optimiser train the parameters of the loss (SigLIP's bias), without decay."""
     parameters = list(loss.objective.parameters()) if isinstance(loss, ComparisonLoss) else []
     if parameters:
         optimiser.add_param_group({"name": "loss", "params": parameters, "lr": lr, "base_lr": lr, "weight_decay": 0.0})
@@ -49,11 +49,11 @@ def add_loss_parameters(optimiser: torch.optim.Optimizer, loss: Loss, lr: float)
 def show_step(
     loss: Loss, parts: Parts, inputs: ImageInputs, texts: StepTexts, image_features: Tensor, text_features: Tensor
 ) -> None:
-    """Give a loss to compare with what it may need of a step beside the embeddings.
+    """Give a loss of other people what it may need of a step beside the embeddings.
 
     Args:
-        inputs: the images. texts: the step's texts; a mean of captions stands for the image's first one.
-        image_features, text_features: what the heads were given.
+        inputs: the images. texts: the step's texts; a mean of captions is given as the image's first one.
+        image_features, text_features: inputs of the heads.
     """
     if not isinstance(loss, ComparisonLoss):
         return
@@ -64,7 +64,7 @@ def show_step(
     def embed(tensor: Tensor) -> Tensor:
         with parts.autocast():
             if model.image_encoder is not None and tensor.ndim == 4 and model.fully_frozen("image"):
-                features = model.image_encoder(tensor)  # which runs without gradient otherwise; the pixels want one
+                features = model.image_encoder(tensor)  # `encode_images` gives no gradient for the pixels
             else:
                 features = parts.images.features(model, tensor)
             return model.project_images(features).float()
@@ -80,13 +80,11 @@ def show_step(
 
 
 def loss_state(loss: Loss) -> dict[str, Tensor]:
-    """What a loss learns and keeps, by checkpoint name (`loss.…`); the schedule's is not in it."""
-    if not isinstance(loss, ComparisonLoss):
-        return {}
-    return {f"loss.{name}": tensor for name, tensor in loss.objective.state_dict().items()}
+    """What a loss learns and keeps, without its schedule's state."""
+    return dict(loss.objective.state_dict()) if isinstance(loss, ComparisonLoss) else {}
 
 
 def load_loss_state(loss: Loss, state: Mapping[str, Any]) -> None:
-    """The inverse of `loss_state`, the `loss.` taken off."""
+    """The inverse of `loss_state`."""
     if isinstance(loss, ComparisonLoss):
         loss.objective.load_state_dict(dict(state))

@@ -21,7 +21,7 @@ def build_optimiser(model: DualEncoder, config: TrainConfig) -> torch.optim.Adam
     )
     for group in groups:
         group["base_lr"] = group["lr"]
-    # The fused kernel takes from a tensor whether to step at all (see `step_guard`), without the host looking.
+    # The fused kernel reads from a tensor whether to step at all (see `step_guard`), without waiting for the host.
     on_cuda = bool(groups) and all(p.is_cuda for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, fused=True if on_cuda else None)
 

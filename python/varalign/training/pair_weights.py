@@ -1,9 +1,7 @@
-"""How much each training pair counts: by its probability of being right, before training or from the run itself."""
+"""Weights of the training pairs: their probability of being right, judged before training or from the run itself."""
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.canonical.pair_scores import pair_scores
-from varalign.data.features import FeatureSet
-from varalign.data.files import write_atomically
 from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.build import Parts
 from varalign.inputs.pair_features import all_pairs
 from varalign.options.declaration import ConfigError
 
 SEPARATION = 2.0
-"""Ashman's D from which two groups of margins count as two: below it their mixture has one hump."""
+"""Least Ashman's D at which two normals count as two groups: below it their mixture has one mode."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,8 @@ class PairVerdict:
 
     Attributes:
         weights: (T,) float32, one a caption of the data; 1 outside the training split.
-        scores: (T,) float64, NaN there.
-        by: whether an image's captions were judged together ("image") or each for itself ("pair").
+        scores: (T,) float64; NaN outside the training split.
+        by: whether an image's captions were judged together ("image") or each by itself ("pair").
         wrong_share, low, high: estimated share of wrong pairs and its 95 % interval.
         ridge: of the closed form that scored them.
     """
@@ -93,8 +89,8 @@ def moment_weights(moments: PairMoments, parts: Parts) -> Tensor:
     """The probability of each caption to be right, from its mean margin over the epochs so far.
 
     Two normals are fitted to the margins of the training pairs by EM (as Arazo et al. 2019 and DivideMix, Li et al.
-    2020, do to losses). Where they are not clearly two groups, or nothing was seen, every pair weighs 1: one group of
-    margins is what clean data give.
+    2020, do to losses). Where they are not clearly two groups, or nothing was seen, every pair weighs 1: clean data
+    give one group of margins.
 
     Args:
         moments: what the run has seen, by caption.
@@ -129,7 +125,7 @@ def weighted_mean(features: Tensor, weights: Tensor | None) -> Tensor:
 
     Args:
         features: (B, K, D).
-        weights: (B, K) at least 0, or None: all alike; so are those of a row that adds up to 0.
+        weights: (B, K) at least 0; None, or a row that adds up to 0: all alike.
 
     Returns:
         (B, D).
@@ -139,37 +135,3 @@ def weighted_mean(features: Tensor, weights: Tensor | None) -> Tensor:
     total = weights.sum(1, keepdim=True)
     share = torch.where(total > 0, weights / total.clamp_min(1e-12), torch.full_like(weights, 1 / weights.shape[1]))
     return torch.einsum("bk,bkd->bd", share.to(features.dtype), features)
-
-
-def write_pairs(
-    path: Any, parts: Parts, weights: Tensor, *, scores: Tensor | None = None, moments: PairMoments | None = None
-) -> None:
-    """Write the training pairs as CSV, the least weight first: caption row, image, weight, and what it came from.
-
-    Args:
-        path: the file.
-        parts: the data.
-        weights: (T,) weights.
-        scores: (T,) closed-form scores, if they made the weights.
-        moments: the run's moments, if they did.
-    """
-    data = parts.data
-    captions = data.caption_rows(parts.train_rows)
-    shown: dict[str, NDArray[Any]] = {"weight": weights.cpu().numpy()}
-    if scores is not None:
-        shown["score"] = scores.cpu().numpy()
-    if moments is not None:
-        shown |= {"margin_mean": moments.margin_mean, "probability_mean": moments.probability_mean}
-        shown |= {"probability_variance": moments.probability_variance}
-    names = data.image_names
-    texts = None if isinstance(data, FeatureSet) else data.captions
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["caption_row", "image_row", "image", *shown, *([] if texts is None else ["caption"])])
-    for row in captions[np.argsort(shown["weight"][captions], kind="stable")].tolist():
-        image = int(data.caption_owner[row])
-        figures = [f"{values[row]:.4f}" for values in shown.values()]
-        writer.writerow(
-            [row, image, "" if names is None else names[image], *figures, *([] if texts is None else [texts[row]])]
-        )
-    write_atomically(path, out.getvalue().encode("utf-8", "surrogateescape"))

@@ -20,13 +20,14 @@ from varalign.options.device import pick_device, pick_precision
 from varalign.options.recipe import fill, filled
 from varalign.pictures.run_page import write_report
 from varalign.runs.checkpoint import step_folders
-from varalign.runs.folder import RunError, RunFolder, to_stderr
-from varalign.runs.progress import final_table
+from varalign.runs.errors import RunError
+from varalign.runs.folder import RunFolder
+from varalign.runs.pairs import write_pairs
+from varalign.runs.progress import final_table, to_stderr
 from varalign.runs.quarantine import Quarantine, summary
 from varalign.runs.reporter import ProgressReporter, check_tensorboard
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
-from varalign.training.pair_weights import write_pairs
 from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
 from varalign.training.wise_ft import go_part_of_the_way
@@ -36,7 +37,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
         run: the run folder.
@@ -69,13 +70,42 @@ class TrainResult:
         return f"{final_table(rows)}\nbest epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
 
 
+@dataclass(frozen=True)
+class _Session:
+    """What stays the same from the command to the result.
+
+    Attributes:
+        say: called with each remark.
+        shows: whether the live line and a line per epoch go to standard error.
+        stop: notes signals.
+        started: `time.perf_counter()` at the beginning.
+    """
+
+    say: Say
+    shows: bool
+    stop: StopSignals
+    started: float
+
+    @classmethod
+    @contextmanager
+    def begun(cls, say: Say | None, shows: bool) -> Iterator[_Session]:
+        """While entered, signals are handled; one that comes before training says that nothing is saved."""
+        with StopSignals() as stop:
+            try:
+                yield cls(say or to_stderr, shows, stop, time.perf_counter())
+            except Interrupted as error:
+                if not str(error):
+                    error.args = (f"{error.name}: stopped before training began, so there is nothing to save",)
+                raise
+
+
 def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True) -> TrainResult:
     """Train from the beginning.
 
     Args:
         config: the options.
         say: called with each remark; standard error if None.
-        progress: whether the live line and a line an epoch go to standard error.
+        progress: whether the live line and a line per epoch go to standard error.
 
     Returns:
         The result; everything else is in the run folder.
@@ -87,15 +117,41 @@ def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True)
         Interrupted: SIGINT or SIGTERM came; the message says what is saved and how to go on.
     """
     config.validate()
-    say = say or to_stderr
-    started = time.perf_counter()
     device = pick_device(config.device)
     out = None if config.out is None else Path(config.out)
     if out is not None:
         RunFolder.check_new(out)
     check(config, device)
-    with StopSignals() as stop, _nothing_saved():
-        return _train(config, out, device, say, started, stop, progress)
+    with _Session.begun(say, progress) as session:
+        opened, data = open_data(config, session.say)
+        images = len(data.rows("train"))
+        config = fill(opened, images)
+        session.say(f"{config.start} start, {images:,} training images: {filled(opened, config) or 'as told'}")
+        parts, start = _first_parts(config, data, device, session.say)
+        parts.images.prepare()
+        run = RunFolder.create(out)
+        with run.locked():
+            model = parts.save_assets(run)
+            run.write_config(
+                {
+                    "version": __version__,
+                    "name": parts.name,
+                    "options": replace(parts.config, out=str(run.path)).as_dict(),
+                    "model": model,
+                    "start": start.as_dict(),
+                    "data": {
+                        "fingerprint": data.fingerprint,
+                        "images": len(data.split),
+                        "texts": len(data.caption_owner),
+                    },
+                    "machine": {
+                        "python": platform.python_version(),
+                        "torch": torch.__version__,
+                        "device": str(device),
+                    },
+                }
+            )
+            return _finish(parts, run, start, session)
 
 
 def check(config: TrainConfig, device: torch.device) -> None:
@@ -113,56 +169,13 @@ def check(config: TrainConfig, device: torch.device) -> None:
     check_tensorboard(config)
 
 
-def _train(
-    config: TrainConfig,
-    out: Path | None,
-    device: torch.device,
-    say: Say,
-    started: float,
-    stop: StopSignals,
-    progress: bool,
-) -> TrainResult:
-    opened, data = open_data(config, say)
-    config = fill(opened, len(data.rows("train")))
-    say(f"{config.start} start, {len(data.rows('train')):,} training images: {filled(opened, config) or 'as told'}")
-    parts, start = _first_parts(config, data, device, say)
-    config = parts.config
-    parts.images.prepare()
-    run = RunFolder.create(out)
-    with run.locked():
-        model = parts.save_assets(run)
-        run.write_config(
-            {
-                "version": __version__,
-                "name": parts.name,
-                "options": replace(config, out=str(run.path)).as_dict(),
-                "model": model,
-                "start": start.as_dict(),
-                "data": {"fingerprint": data.fingerprint, "images": len(data.split), "texts": len(data.caption_owner)},
-                "machine": {"python": platform.python_version(), "torch": torch.__version__, "device": str(device)},
-            }
-        )
-        return _finish(config, parts, run, say, started, start, stop, progress)
-
-
 def _first_parts(config: TrainConfig, data: Data, device: torch.device, say: Say) -> tuple[Parts, Beginning]:
-    """The parts of a run that begins, its weights drawn by the seed, its heads where they start."""
+    """The parts of a run that begins: weights drawn by the seed, heads brought to their start."""
     torch.manual_seed(config.seed)
     parts = assemble(config, data, new_model(config, data).to(device), say)
     start = begin(parts, config, say)
     parts.config = start.config
     return parts, start
-
-
-@contextmanager
-def _nothing_saved() -> Iterator[None]:
-    """Say so where a signal comes before there is anything to save."""
-    try:
-        yield
-    except Interrupted as error:
-        if not str(error):
-            error.args = (f"{error.name}: stopped before training began, so there is nothing to save",)
-        raise
 
 
 def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, progress: bool = True) -> TrainResult:
@@ -171,18 +184,16 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, pro
     Args:
         path: the run folder.
         overrides: options that do not change the result (device, threads, cache).
-        say: called with each remark; standard error if None.
-        progress: whether the live line and a line an epoch go to standard error.
+        say, progress: as for `train`.
 
     Raises:
         RunError: no such run, or its data are not what they were.
     """
-    say = say or to_stderr
-    started = time.perf_counter()
     run = RunFolder.open(path)
-    with run.locked(), StopSignals() as stop, _nothing_saved():
+    with run.locked(), _Session.begun(say, progress) as session:
+        say = session.say
         saved = run.config()
-        options = {"start": "random", **run.options(say), **overrides}  # `start` is younger than the first runs
+        options = {"start": "random", **run.options(say), **overrides}  # the first runs had no `start`
         config, data = open_data(TrainConfig(**options).validate(), say)
         config = fill(config, len(data.rows("train")))
         if data.fingerprint != saved.get("data", {}).get("fingerprint"):
@@ -198,53 +209,51 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, pro
             say("no checkpoint yet: starting from the beginning")
             parts, start = _first_parts(config, data, device, say)
         parts.images.prepare()
-        return _finish(parts.config, parts, run, say, started, start, stop, progress)
+        return _finish(parts, run, start, session)
 
 
-def _finish(
-    config: TrainConfig,
-    parts: Parts,
-    run: RunFolder,
-    say: Say,
-    started: float,
-    start: Beginning | None,
-    stop: StopSignals,
-    shows: bool,
-) -> TrainResult:
+def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Session) -> TrainResult:
+    """Train to the end, evaluate the best weights and write what is left; without a start, from the last checkpoint."""
+    config, say = parts.config, session.say
     pairs = None if start is None else start.pairs
     trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None)
+    captions = parts.data.caption_rows(parts.train_rows)
     if start is None:
         trainer.resume(say)
-        say(f"resumed at step {trainer.progress.step}")
+        say(f"resumed at step {trainer.position.step}")
     else:
-        run.cut_metrics(-1)
+        trainer.log.cut(-1)
         if pairs is not None:
-            write_pairs(run.pairs, parts, pairs.weights, scores=pairs.scores)
+            columns = {"weight": pairs.weights.cpu().numpy(), "score": pairs.scores.cpu().numpy()}
+            write_pairs(run.pairs, parts.data, captions, columns)
     reporter = ProgressReporter(
         config,
         steps_per_epoch=trainer.steps_per_epoch,
-        first_step=trainer.progress.step,
+        first_step=trainer.position.step,
         run=run.path,
-        say=None if shows else say,
+        say=None if session.shows else say,
     )
     try:
-        progress = trainer.fit(reporter, stop)
+        position = trainer.fit(reporter, session.stop)
     finally:
         reporter.close()
-    if config.pair_weighting == "moments" and trainer.pair_weights is not None:
-        write_pairs(run.pairs, parts, trainer.pair_weights, moments=trainer.moments)
+    weights, moments = trainer.state.pair_weights, trainer.state.moments
+    if config.pair_weighting == "moments" and weights is not None:
+        kept = ("margin_mean", "probability_mean", "probability_variance")
+        columns = {"weight": weights.cpu().numpy(), **{name: getattr(moments, name) for name in kept}}
+        write_pairs(run.pairs, parts.data, captions, columns)
     bad = parts.bad_images()
     if bad:
         say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")
     try:
-        with stop.at_once():
+        with session.stop.at_once():
             if config.wise_ft:
                 go_part_of_the_way(parts, run, say)
             aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
             aligner.load_weights("best")
             test, chance = aligner.evaluate("test"), aligner.chance("test")
             Quarantine(run.quarantine).add(parts.bad_images())
-            write_report(run, [{"model": parts.name, "epochs": progress.epoch, **test}, chance])
+            write_report(run, [{"model": parts.name, "epochs": position.epoch, **test}, chance])
     except Interrupted as error:
         error.args = (
             f"{error.name}: training is done and saved, the last evaluation is not; "
@@ -254,9 +263,9 @@ def _finish(
     return TrainResult(
         run=run.path,
         model=parts.name,
-        epochs=progress.epoch,
-        best_epoch=progress.best_epoch,
-        seconds=time.perf_counter() - started,
+        epochs=position.epoch,
+        best_epoch=position.best_epoch,
+        seconds=time.perf_counter() - session.started,
         test=test,
         chance=chance,
         aligner=aligner,

@@ -1,9 +1,9 @@
-"""The texts of a step: one or several captions an image, averaged into one text or each a positive of its image."""
+"""The texts of a step: one or several captions per image, averaged into one text, or each a positive of its image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,16 +15,16 @@ from varalign.inputs.sources import Rows
 from varalign.losses.direction_stats import DirectionStats
 from varalign.training.pair_weights import weighted_mean
 
-# B images, K captions drawn an image, C captions in all, N texts of the loss: B of them ("mean") or C ("each")
+# B images, K captions drawn per image, C captions in all, N texts of the loss: B of them ("mean") or C ("each")
 
 
 @dataclass(frozen=True)
 class StepTexts:
-    """Which captions a step sees, and what becomes of them.
+    """The captions of a step and how the loss uses them.
 
-    An encoder trained from random weights learns more from every caption as a positive of its own: the same step of the
-    image tower then meets all of an image's wordings. Over frozen features their mean is the better text: what the
-    captions of an image share is what the image shows.
+    An encoder trained from random weights learns more from every caption as a positive of its own: one pass of the
+    image tower then serves all of an image's captions. Over frozen features their mean is the better text: it keeps
+    what the captions of an image share.
 
     Attributes:
         captions: (C,) caption rows, in the order in which their features are wanted.
@@ -55,16 +55,6 @@ class StepTexts:
         there = np.diff(data.caption_offsets)[np.asarray(rows)]
         once = np.arange(count) < there[:, None]
         return cls(drawn[once], np.nonzero(once)[0].astype(np.int64))
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"captions": self.captions.tolist(), "owner": self.owner.tolist(), "shape": self.shape}
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> StepTexts:
-        """The inverse of `as_dict`."""
-        shape = value["shape"]
-        return cls(np.array(value["captions"]), np.array(value["owner"]), None if shape is None else tuple(shape))
 
     def join(self, features: Tensor, pair_weights: Tensor | None) -> Tensor:
         """(N, D) text features of the captions' (C, D); `pair_weights` (C,) are shares in a mean."""

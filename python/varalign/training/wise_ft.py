@@ -1,4 +1,4 @@
-"""Part of the way back: weights between the start and the best of a run whose pretrained towers trained (WiSE-FT)."""
+"""WiSE-FT: weights between the start and the best of a run that fine-tunes pretrained towers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from torch import Tensor
 
 from varalign.aligner.evaluate import assess, mean_recall
 from varalign.inputs.build import Parts
-from varalign.runs.checkpoint import load_checkpoint, save_checkpoint
+from varalign.runs.checkpoint import MODEL, POSITION, START_STEP, WISE_FT, load_checkpoint, named, save_checkpoint
 from varalign.runs.folder import RunFolder
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-START_STEP = 0
 
 
 def interpolated(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -25,10 +24,10 @@ def interpolated(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share
 
 
 def go_part_of_the_way(parts: Parts, run: RunFolder, say: Callable[[str], None]) -> float:
-    """Replace the best checkpoint's weights by those on the way to it from the start that are best on dev.
+    """Replace the best checkpoint's weights by the best ones on dev of those on the line from the start to it.
 
-    Fine-tuning on few pairs costs a pretrained tower some of what it knew; between the two there are often weights that
-    keep both. The start is the run before its first step, closed-form heads included. A run that was done already is
+    Fine-tuning on few pairs costs a pretrained tower some of what it knew; weights between the two often keep both. The
+    start is the run before its first step, closed-form heads included. A best checkpoint that was replaced before is
     left as it is.
 
     Args:
@@ -37,7 +36,7 @@ def go_part_of_the_way(parts: Parts, run: RunFolder, say: Callable[[str], None])
         say: called with one line.
 
     Returns:
-        The share of the way that was taken, within (0, 1]; 1 leaves the best as it is.
+        The share of the way from the start, within (0, 1]; 1 leaves the best as it is.
 
     Raises:
         CheckpointError: one of the two is damaged.
@@ -46,13 +45,13 @@ def go_part_of_the_way(parts: Parts, run: RunFolder, say: Callable[[str], None])
     """
     folder = run.checkpoints
     best = load_checkpoint(folder / "best")
-    if "wise_ft" in best.state:
-        return float(best.state["wise_ft"])
-    progress = best.state["progress"]
-    share, score = 1.0, float(progress["best_score"])
-    end = best.part("model")
-    if best.state["step"] != START_STEP:
-        start = load_checkpoint(folder / f"step-{START_STEP}").part("model")
+    if WISE_FT in best.state:
+        return float(best.state[WISE_FT])
+    before = float(best.state[POSITION]["best_score"])
+    share, score = 1.0, before
+    end = best.part(MODEL)
+    if best.step != START_STEP:
+        start = load_checkpoint(folder / f"step-{START_STEP}").part(MODEL)
         for tried in SHARES:
             parts.model.load_checkpoint_state(interpolated(start, end, tried))
             found = mean_recall(assess(parts, "dev", batch_size=parts.config.batch_size))
@@ -61,8 +60,6 @@ def go_part_of_the_way(parts: Parts, run: RunFolder, say: Callable[[str], None])
         if share < 1.0:
             end = interpolated(start, end, share)
     parts.model.load_checkpoint_state(end)
-    tensors = {**best.tensors, **{f"model.{name}": tensor for name, tensor in end.items()}}
-    save_checkpoint(folder, best.state["step"], tensors, {**best.state, "wise_ft": share})
-    before = float(progress["best_score"])
+    save_checkpoint(folder, best.step, best.tensors | named(MODEL, end), {**best.state, WISE_FT: share})
     say(f"wise-ft: {share:g} of the way from the start is best on dev, mean recall {score:.4f} (the end: {before:.4f})")
     return share

@@ -13,7 +13,7 @@ from varalign.losses.contrastive import ContrastiveLoss, contrastive
 from varalign.losses.direction_stats import FIELDS
 from varalign.options.config import TrainConfig
 from varalign.schedules import LossSchedule, build_schedule
-from varalign.study.batched import BatchedRuns, batched_contrastive
+from varalign.training.batched import BatchedRuns, batched_contrastive
 from varalign.training.optimiser import build_optimiser, set_learning_rate
 
 

@@ -1,0 +1,85 @@
+"""`metrics.jsonl`: one JSON object for each step, evaluation and rollback of a run. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from varalign.data.files import AppendedFile, write_atomically
+from varalign.runs.errors import RunError
+from varalign.runs.json_text import json_text
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file; a last line that a crash cut short is left out.
+
+    Raises:
+        RunError: naming the line that is no JSON object with a step.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            value = json.loads(line)
+            if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+                raise ValueError("no object with a step")
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                return
+            raise RunError(f"{path} line {number}: {error}") from None
+        yield value
+
+
+class MetricsLog:
+    """Appends lines to a metrics file, which is created by the first one.
+
+    Values that are not finite become null, so that the file stays valid JSON.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: AppendedFile | None = None
+
+    def write(self, lines: Iterable[dict[str, Any]]) -> None:
+        """Append lines and hand them to the system at once."""
+        if self._file is None:
+            self._file = AppendedFile(self.path)
+        self._file.write(b"".join(_encode(line) for line in lines))
+
+    def cut(self, step: int, *, evaluations: bool = True) -> None:
+        """Drop the lines that a run writes again after it has gone back to a checkpoint.
+
+        Args:
+            step: of the checkpoint; lines of later steps go.
+            evaluations: whether an evaluation at this step stays.
+        """
+        self.close()
+        if not self.path.exists():
+            return
+        before = [line for line in read_metrics(self.path) if line["step"] <= step]
+        kept = [line for line in before if evaluations or line["step"] < step or line.get("kind") != "eval"]
+        write_atomically(self.path, b"".join(_encode(line) for line in kept))
+
+    def sync(self) -> None:
+        """Make what was written durable; called before a checkpoint that relies on it."""
+        if self._file is not None:
+            self._file.sync()
+
+    def close(self) -> None:
+        """Close the file; a later `write` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _encode(line: dict[str, Any]) -> bytes:
+    return (json_text(line) + "\n").encode()

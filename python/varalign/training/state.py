@@ -1,0 +1,223 @@
+"""The state of a run: what a checkpoint holds, and when and where checkpoints are written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varalign.data.files import remove_folder
+from varalign.evaluation.pair_moments import PairMoments
+from varalign.inputs.build import Parts
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import checkpoint_interval
+from varalign.options.device import pick_precision
+from varalign.runs import checkpoint as checkpoints
+from varalign.runs.checkpoint import Checkpoint
+from varalign.runs.folder import RunFolder
+from varalign.runs.metrics import MetricsLog
+from varalign.training.losses import add_loss_parameters, load_loss_state, loss_state, new_loss
+from varalign.training.optimiser import build_optimiser
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        step: optimiser steps done.
+        epoch: the epoch under way, from 0.
+        batch: batches of this epoch that are done.
+        best_score, best_step, best_epoch: the best mean recall on dev so far, and where it was reached; −1 before the
+            first evaluation.
+        stale: epochs since then.
+        nonfinite: steps skipped in a row up to here.
+        rate: factor on the learning rate, below 1 after going back to a checkpoint.
+        gone_back: how often the run went back.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_score: float = -1.0
+    best_step: int = 0
+    best_epoch: int = 0
+    stale: int = 0
+    nonfinite: int = 0
+    rate: float = 1.0
+    gone_back: int = 0
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the evaluation at this step, if there is to be one, has been made."""
+        return self.batch == 0 and (self.step > 0 or self.best_score >= 0)
+
+    def count_epochs(self, epochs: int) -> None:
+        """Count whole epochs as done; 0 stands for the evaluation before the first step."""
+        self.epoch, self.batch, self.stale = self.epoch + epochs, 0, self.stale + 1
+
+    def take_score(self, score: float) -> None:
+        """Keep the score of an evaluation if it is the best so far."""
+        if score > self.best_score:
+            self.best_score, self.best_step, self.best_epoch, self.stale = score, self.step, self.epoch, 0
+
+
+class TrainingState:
+    """Everything that training changes: the one object that writes the parts of a checkpoint and reads them.
+
+    Args:
+        config: the options.
+        parts: data and model.
+        pair_weights: (T,) float32, how much each caption's pair counts in the loss; None: all alike.
+
+    Attributes:
+        model, loss, optimiser, scaler, moments, pair_weights, position: its parts; all on the model's device but for
+            `moments`.
+    """
+
+    def __init__(self, config: TrainConfig, parts: Parts, pair_weights: Tensor | None) -> None:
+        self.model, self.device = parts.model, parts.device
+        self.loss = new_loss(config, parts.data).to(self.device)
+        self.optimiser = build_optimiser(self.model, config)
+        add_loss_parameters(self.optimiser, self.loss, config.lr)
+        half = pick_precision(config.precision, self.device) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self.moments = PairMoments(len(parts.data.caption_owner))
+        self.pair_weights = None if pair_weights is None else pair_weights.to(self.device)
+        self.position = Position()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint, by their names in the file."""
+        moments = {name: torch.from_numpy(np.asarray(values)) for name, values in self.moments.state().items()}
+        found = {
+            **checkpoints.named(checkpoints.MODEL, self.model.checkpoint_state()),
+            **checkpoints.named(checkpoints.OPTIMISER, _flattened(self.optimiser)),
+            **checkpoints.named(checkpoints.SCHEDULE, self.loss.schedule.state_dict()),
+            **checkpoints.named(checkpoints.LOSS, loss_state(self.loss)),
+            **checkpoints.named(checkpoints.PAIRS, moments),
+            checkpoints.RANDOM_CPU: torch.get_rng_state(),
+        }
+        if self.pair_weights is not None:
+            found[checkpoints.PAIR_WEIGHTS] = self.pair_weights
+        if self.device.type == "cuda":
+            found[checkpoints.RANDOM_CUDA] = torch.cuda.get_rng_state(self.device)
+        return found
+
+    def values(self) -> dict[str, Any]:
+        """The plain values of a checkpoint, by part."""
+        return {checkpoints.POSITION: asdict(self.position), checkpoints.SCALER: self.scaler.state_dict()}
+
+    def load(self, found: Checkpoint) -> None:
+        """Restore every part, torch's random states included, from a checkpoint of `tensors` and `values`."""
+        self.model.load_checkpoint_state(found.part(checkpoints.MODEL))
+        _restore(self.optimiser, found.part(checkpoints.OPTIMISER))
+        self.loss.schedule.load_state_dict(found.part(checkpoints.SCHEDULE))
+        load_loss_state(self.loss, found.part(checkpoints.LOSS))
+        moments = found.part(checkpoints.PAIRS)
+        self.moments = PairMoments.from_state({name: tensor.numpy() for name, tensor in moments.items()})
+        weights = found.tensors.get(checkpoints.PAIR_WEIGHTS)
+        if weights is not None:
+            self.pair_weights = weights.to(self.device)
+        self.scaler.load_state_dict(found.state[checkpoints.SCALER])
+        torch.set_rng_state(found.tensors[checkpoints.RANDOM_CPU])
+        if self.device.type == "cuda" and checkpoints.RANDOM_CUDA in found.tensors:
+            torch.cuda.set_rng_state(found.tensors[checkpoints.RANDOM_CUDA], self.device)
+        self.position = Position(**found.state[checkpoints.POSITION])
+
+
+class Saver:
+    """Writes the checkpoints of a run, points `best` and `last` at them and deletes those that are not kept.
+
+    Args:
+        config: the options.
+        run: the run folder.
+        state: what is saved.
+        log: the metrics, which are on the disk before a checkpoint that relies on them.
+    """
+
+    def __init__(self, config: TrainConfig, run: RunFolder, state: TrainingState, log: MetricsLog) -> None:
+        self.folder, self.state, self.log = run.checkpoints, state, log
+        self._keep, self._keeps_start = config.keep, config.wise_ft
+        self._every_steps, self._every_seconds = checkpoint_interval(config.checkpoint_every)
+        self._saved: tuple[int, int, int] | None = None
+        self._saved_at = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether `checkpoint_every` asks for a checkpoint now."""
+        if self._every_steps:
+            return self.state.position.step % self._every_steps == 0
+        return bool(self._every_seconds) and time.monotonic() - self._saved_at >= self._every_seconds
+
+    def is_saved(self) -> bool:
+        """Whether the newest checkpoint is of the present position."""
+        return self._saved == self._place()
+
+    def save(self) -> None:
+        """Write a checkpoint of the present position.
+
+        Raises:
+            OSError: the disk refused; checkpoints written before are whole.
+        """
+        position = self.state.position
+        self.log.sync()
+        checkpoints.save_checkpoint(self.folder, position.step, self.state.tensors(), self.state.values())
+        self.point()
+        kept = {position.best_step, checkpoints.START_STEP} if self._keeps_start else {position.best_step}
+        checkpoints.prune(self.folder, self._keep, kept)
+        self._saved, self._saved_at = self._place(), time.monotonic()
+
+    def point(self) -> None:
+        """Let `last` and `best` be the checkpoints of the present position and of the best one."""
+        position = self.state.position
+        for name, step in (("last", position.step), ("best", position.best_step)):
+            if (self.folder / f"step-{step}").is_dir():
+                checkpoints.point(self.folder, name, self.folder / f"step-{step}")
+
+    def go_back(self, say: Callable[[str], None]) -> bool:
+        """Restore the newest checkpoint from before the skipped steps, and delete those after it; false: there is none.
+
+        Args:
+            say: called with a line for each checkpoint that is damaged.
+
+        Raises:
+            CheckpointError: checkpoints are there and none is whole.
+        """
+        found = checkpoints.newest_checkpoint(
+            self.folder, say, lambda state: not state[checkpoints.POSITION].get("nonfinite")
+        )
+        if found is None:
+            return False
+        self.state.load(found)
+        position = self.state.position
+        for step, path in checkpoints.step_folders(self.folder):
+            if step > position.step:
+                remove_folder(path)
+        if not (self.folder / f"step-{position.best_step}").is_dir():  # deleted, because a better one came after it
+            position.best_score, position.best_step, position.best_epoch = -1.0, position.step, position.epoch
+        return True
+
+    def _place(self) -> tuple[int, int, int]:
+        position = self.state.position
+        return position.step, position.epoch, position.batch
+
+
+def _flattened(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's state as tensors by name: `<index of the parameter>.<key>`."""
+    state = optimiser.state_dict()["state"]
+    return {
+        f"{index}.{key}": torch.as_tensor(value) for index, values in state.items() for key, value in values.items()
+    }
+
+
+def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `_flattened`; hyperparameters stay those of `optimiser`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
