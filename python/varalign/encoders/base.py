@@ -4,17 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from varalign.data.images import Preprocess
+from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.specs import SpecError
 
-if TYPE_CHECKING:
-    from varalign.data.images import Preprocess
-    from varalign.data.tokenizers import Tokenizer
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """What an image encoder is built with, besides its spec.
+
+    Attributes:
+        image_size: S, pixels a side, instead of the architecture's own (224 for resnet18).
+        load_weights: False builds the architecture with random weights, for a checkpoint to fill; no hub, no file.
+        architecture: what `ImageEncoder.architecture()` once gave, so that nothing has to be looked up.
+    """
+
+    image_size: int | None = None
+    load_weights: bool = True
+    architecture: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """What a text encoder is built with, besides its spec; a kind reads what concerns it.
+
+    Attributes:
+        captions: the training captions; `lstm` builds its word vocabulary from them.
+        tokenizer: a saved run's tokenizer; then no vocabulary is built or read.
+        pooling: over the tokens: "mean" or "cls" for `bert`, "mean" or "last" for `lstm`; `clip` has its own.
+        bidirectional: `lstm` reads both ways.
+        max_length: longest text in tokens; longer ones are cut. `lstm` 40, `bert` 64, `clip` its context length.
+        load_weights: False builds the architecture with random weights, for a checkpoint to fill; no hub, no file
+            (`bert` and `clip` from a folder need `architecture` and `tokenizer` for that).
+        architecture: what `TextEncoder.architecture()` once gave, so that nothing has to be looked up.
+    """
+
+    captions: Sequence[str] | None = None
+    tokenizer: Tokenizer | None = None
+    pooling: str = "mean"
+    bidirectional: bool = False
+    max_length: int | None = None
+    load_weights: bool = True
+    architecture: Mapping[str, Any] | None = None
 
 
 class Encoder(nn.Module):
@@ -39,12 +77,16 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def tail(self) -> list[nn.Module | nn.Parameter]:
-        """What stands behind the last block (final norm, pooling, projection); freed together with it."""
+        """The parts after the last block (final norm, pooling, projection); unfrozen together with it."""
         return []
 
     def architecture(self) -> dict[str, Any]:
         """Everything but the weights that the features depend on, as JSON values: enough to build the tower again."""
         raise NotImplementedError
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON values from which `varalign.encoders.build` makes the tower again, hub or no hub; the weights apart."""
+        return {"spec": self.spec, "architecture": self.architecture()}
 
     def identity(self) -> dict[str, Any]:
         """What the fingerprint covers besides the tensors: the architecture, less what changes without changing it."""
@@ -79,7 +121,7 @@ class ImageEncoder(Encoder):
         raise NotImplementedError
 
     def to_config(self) -> dict[str, Any]:
-        """JSON values from which `image_encoder_from_config` builds the tower again, hub or no hub."""
+        """As `Encoder.to_config`, with the image size."""
         return {"spec": self.spec, "image_size": self.preprocess.size, "architecture": self.architecture()}
 
 
@@ -99,10 +141,6 @@ class TextEncoder(Encoder):
         same, the work does not), and nothing waits for the device.
         """
         raise NotImplementedError
-
-    def to_config(self) -> dict[str, Any]:
-        """JSON values from which `text_encoder_from_config` builds the tower again, given the saved tokenizer."""
-        return {"spec": self.spec, "architecture": self.architecture()}
 
 
 def cut_padding(ids: Tensor, lengths: Tensor) -> Tensor:

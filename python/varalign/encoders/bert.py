@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varalign.data.tokenizers import Tokenizer, bert_tokenizer
-from varalign.encoders.base import TextEncoder, cut_padding, known_blocks, masked_mean, plain, token_mask
+from varalign.data.tokenizers import bert_tokenizer
+from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, known_blocks, masked_mean, plain, token_mask
 from varalign.encoders.hub import hub_folder
 from varalign.encoders.specs import EncoderSpec, SpecError, looks_like_path
 from varalign.encoders.weights import WeightsError
@@ -46,34 +46,24 @@ class BertEncoder(TextEncoder):
 
     Args:
         spec: kind `bert`; its name is a hub name or a folder with config.json, the weights and the vocabulary.
-        tokenizer: a saved run's; the folder's own by default.
-        pooling: "mean" over all tokens (marks included, padding not) or "cls", the state of the first token.
-        max_length: longest text in tokens; 64 by default, and no more than the model has positions.
-        load_weights: False builds the architecture with random weights.
-        architecture: what `architecture()` once gave, so that no source has to be looked up.
+        options: `tokenizer` (the folder's own by default); `pooling`, "mean" over all tokens (marks included, padding
+            not) or "cls", the state of the first token; `max_length`, 64 by default and no more than the model has
+            positions; with `architecture` and `tokenizer` and without `load_weights` no source is looked up.
     """
 
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        *,
-        tokenizer: Tokenizer | None = None,
-        pooling: str = "mean",
-        max_length: int | None = None,
-        load_weights: bool = True,
-        architecture: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise SpecError(f"'{spec}' pools by {' or '.join(POOLINGS)}, not by '{pooling}'")
-        if architecture is not None and not load_weights and tokenizer is not None:
-            self.model = _random_model(architecture["config"])
+        if options.pooling not in POOLINGS:
+            raise SpecError(f"'{spec}' pools by {' or '.join(POOLINGS)}, not by '{options.pooling}'")
+        tokenizer = options.tokenizer
+        if options.architecture is not None and not options.load_weights and tokenizer is not None:
+            self.model = _random_model(options.architecture["config"])
         else:
             folder = _find_folder(spec)
-            self.model = _read_model(folder, spec) if load_weights else _random_model(_config_of(folder))
+            self.model = _read_model(folder, spec) if options.load_weights else _random_model(_config_of(folder))
             if tokenizer is None:
                 positions = getattr(self.model.config, "max_position_embeddings", None) or MAX_LENGTH
-                tokenizer = bert_tokenizer(folder, max_length=min(max_length or MAX_LENGTH, positions))
+                tokenizer = bert_tokenizer(folder, max_length=min(options.max_length or MAX_LENGTH, positions))
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # trained for BERT's next-sentence task, unused here
         self.model.eval()
@@ -81,7 +71,7 @@ class BertEncoder(TextEncoder):
         if tokenizer.vocabulary_size > rows:
             raise SpecError(f"'{spec}': the tokenizer makes {tokenizer.vocabulary_size} tokens, the model knows {rows}")
         self.tokenizer = tokenizer
-        self.pooling = pooling
+        self.pooling = options.pooling
         self.feature_dim = int(self.model.config.hidden_size)
         self.spec = str(spec.with_absolute_path())
         self.has_source = True

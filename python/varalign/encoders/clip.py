@@ -10,8 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from varalign.data.images import Preprocess
-from varalign.data.tokenizers import Tokenizer, clip_tokenizer
-from varalign.encoders.base import ImageEncoder, TextEncoder, cut_padding, known_blocks, plain, present
+from varalign.data.tokenizers import clip_tokenizer
+from varalign.encoders.base import (
+    ImageEncoder,
+    ImageOptions,
+    TextEncoder,
+    TextOptions,
+    cut_padding,
+    known_blocks,
+    plain,
+    present,
+)
 from varalign.encoders.clip_source import find_clip
 from varalign.encoders.specs import EncoderSpec, SpecError
 from varalign.encoders.weights import WeightsError, load_exactly, read_state_dict
@@ -28,33 +37,25 @@ class ClipImageEncoder(ImageEncoder):
 
     Args:
         spec: kind `clip`; see `clip_source` for what its weights may be.
-        image_size: S instead of the model's own; position embeddings are interpolated as open_clip does it.
-        load_weights: False builds the architecture with random weights.
-        architecture: what `architecture()` once gave, so that no source has to be looked up.
+        options: with `image_size` the position embeddings are interpolated as open_clip does it; with `architecture`
+            and without `load_weights` no source is looked up.
     """
 
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        *,
-        image_size: int | None = None,
-        load_weights: bool = True,
-        architecture: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, spec: EncoderSpec, options: ImageOptions) -> None:
         super().__init__()
-        checkpoint = None
+        checkpoint, architecture = None, options.architecture
         self.spec = str(spec)
-        if architecture is None or load_weights:
-            source = find_clip(spec, option="--image-encoder", load_weights=load_weights)
+        if architecture is None or options.load_weights:
+            source = find_clip(spec, option="--image-encoder", load_weights=options.load_weights)
             self.spec = source.spec
             embed_dim, quick_gelu, config = source.embed_dim, source.quick_gelu, dict(source.vision_cfg)
             preprocess, checkpoint = source.preprocess, source.checkpoint
         else:
             embed_dim, quick_gelu = architecture["embed_dim"], architecture["quick_gelu"]
             config, preprocess = dict(architecture["vision_cfg"]), _preprocess_from(architecture["preprocess"])
-        if image_size is not None and image_size != preprocess.size:
-            config["image_size"] = image_size
-            preprocess = replace(preprocess, size=image_size)
+        if options.image_size is not None and options.image_size != preprocess.size:
+            config["image_size"] = options.image_size
+            preprocess = replace(preprocess, size=options.image_size)
         model = _build(embed_dim, quick_gelu, config, SMALL_TEXT)
         if checkpoint is not None:
             _load(model, "visual", checkpoint, str(spec))
@@ -100,24 +101,16 @@ class ClipTextEncoder(TextEncoder):
 
     Args:
         spec: kind `clip`; see `clip_source` for what its weights may be.
-        tokenizer: a saved run's; CLIP's own with the model's context length by default.
-        load_weights: False builds the architecture with random weights.
-        architecture: what `architecture()` once gave, so that no source has to be looked up.
+        options: `tokenizer` (CLIP's own with the model's context length by default); with `architecture` and without
+            `load_weights` no source is looked up.
     """
 
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        *,
-        tokenizer: Tokenizer | None = None,
-        load_weights: bool = True,
-        architecture: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
         super().__init__()
-        checkpoint = None
+        checkpoint, architecture = None, options.architecture
         self.spec = str(spec)
-        if architecture is None or load_weights:
-            source = find_clip(spec, option="--text-encoder", load_weights=load_weights)
+        if architecture is None or options.load_weights:
+            source = find_clip(spec, option="--text-encoder", load_weights=options.load_weights)
             self.spec = source.spec
             embed_dim, quick_gelu, config = source.embed_dim, source.quick_gelu, dict(source.text_cfg)
             checkpoint = source.checkpoint
@@ -136,7 +129,7 @@ class ClipTextEncoder(TextEncoder):
             _load(model, "text", checkpoint, str(spec))
         self.text = model.text
         self.text.output_tokens = False
-        self.tokenizer = clip_tokenizer(context_length=self.text.context_length) if tokenizer is None else tokenizer
+        self.tokenizer = options.tokenizer or clip_tokenizer(context_length=self.text.context_length)
         if self.tokenizer.vocabulary_size > self.text.vocab_size:
             raise SpecError(
                 f"'{spec}': its text tower knows {self.text.vocab_size} tokens, the tokenizer makes "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from varalign.encoders.ensemble import MEMBER_DIM, EnsembleHead
+from varalign.canonical.covariance import RunningCovariance
+from varalign.canonical.start import ClosedForm
+from varalign.encoders.ensemble import EnsembleHead
+from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.residual import ResidualHead
-
-HEADS = ("linear", "mlp", "residual", "ensemble")
 
 
 class MLPHead(nn.Module):
@@ -19,22 +22,20 @@ class MLPHead(nn.Module):
     41.2 % and with the perceptron alone 39.6 %; layer or batch norm before it moved that by 0.2 at most.
 
     Args:
-        feature_dim: width of the features.
-        embedding_dim: width of the shared space.
-        hidden_dim: width between the two layers.
-        dropout: after the activation.
+        feature_dim: F.
+        shape: its `embedding_dim`, `hidden_dim` and `dropout` (after the activation).
     """
 
-    def __init__(self, feature_dim: int, embedding_dim: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(self, feature_dim: int, shape: HeadShape) -> None:
         super().__init__()
-        self.skip = nn.Linear(feature_dim, embedding_dim)
-        self.hidden = nn.Linear(feature_dim, hidden_dim)
+        self.skip = nn.Linear(feature_dim, shape.embedding_dim)
+        self.hidden = nn.Linear(feature_dim, shape.hidden_dim)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Linear(hidden_dim, embedding_dim)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.output = nn.Linear(shape.hidden_dim, shape.embedding_dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, feature_dim) to (B, embedding_dim), not normalised."""
+        """(B, F) to (B, D), not normalised."""
         projected: Tensor = self.skip(features) + self.output(self.dropout(self.activation(self.hidden(features))))
         return projected
 
@@ -44,7 +45,7 @@ class NoisyHead(nn.Sequential):
 
     Args:
         head: the head.
-        feature_dim: width of the features.
+        feature_dim: F.
         noise: above 0.
     """
 
@@ -56,59 +57,67 @@ class NoisyHead(nn.Sequential):
         self.register_buffer("deviation", torch.ones(feature_dim))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, feature_dim) to (B, embedding_dim), not normalised."""
+        """(B, F) to (B, D), not normalised."""
         if self.training:
             features = features + self.noise * self.deviation * torch.randn_like(features)
         projected: Tensor = super().forward(features)
         return projected
 
 
-def build_head(
-    kind: str,
-    feature_dim: int,
-    embedding_dim: int,
-    *,
-    hidden_dim: int,
-    dropout: float,
-    noise: float = 0.0,
-    train_map: bool = True,
-    members: int = 0,
-    member_dim: int = MEMBER_DIM,
-) -> nn.Module:
-    """A projection head: "linear", "mlp", or "residual" and "ensemble", whose closed form is 0 until one fills it.
+def _noisy(make: Callable[[int, HeadShape], nn.Module]) -> Callable[[int, HeadShape], nn.Module]:
+    def made(feature_dim: int, shape: HeadShape) -> nn.Module:
+        head = make(feature_dim, shape)
+        return NoisyHead(head, feature_dim, shape.input_noise) if shape.input_noise else head
 
-    Args:
-        kind: one of `HEADS`.
-        feature_dim: width of the features.
-        embedding_dim: width of the shared space.
-        hidden_dim: width inside; for "residual" 0 leaves its perceptron out.
-        dropout: inside.
-        noise: deviation of the noise on its inputs while training, in deviations of each feature.
-        train_map: for "residual", whether the closed form's map has a gradient.
-        members, member_dim: for "ensemble", how many perceptrons stand beside the closed form, and their width each.
+    return made
+
+
+HEADS: dict[str, Callable[[int, HeadShape], nn.Module]] = {
+    "linear": _noisy(lambda feature_dim, shape: nn.Linear(feature_dim, shape.embedding_dim)),
+    "mlp": _noisy(MLPHead),
+    "residual": ResidualHead,
+    "ensemble": EnsembleHead,
+    "identity": lambda feature_dim, shape: nn.Identity(),
+}
+"""Every kind of head, made from F and a shape. The closed form in "residual" and "ensemble" is 0 until `fill` or a
+state dict gives it; "identity" takes features that are in a shared space already."""
+
+
+def build_head(feature_dim: int, shape: HeadShape) -> nn.Module:
+    """The head of a side whose features have `feature_dim` dimensions.
 
     Raises:
-        ValueError: another kind.
+        ValueError: another kind than those of `HEADS`.
     """
-    if kind == "residual":
-        return ResidualHead(
-            feature_dim, embedding_dim, hidden_dim, dropout=dropout, noise=noise, train_linear=train_map
-        )
-    if kind == "ensemble":
-        return EnsembleHead(
-            feature_dim,
-            embedding_dim,
-            hidden_dim,
-            members=members,
-            member_dim=member_dim,
-            dropout=dropout,
-            noise=noise,
-        )
-    head: nn.Module
-    if kind == "linear":
-        head = nn.Linear(feature_dim, embedding_dim)
-    elif kind == "mlp":
-        head = MLPHead(feature_dim, embedding_dim, hidden_dim, dropout)
-    else:
-        raise ValueError(f"unknown projection head '{kind}'; known: {', '.join(HEADS)}")
-    return NoisyHead(head, feature_dim, noise) if noise else head
+    if shape.head not in HEADS:
+        raise ValueError(f"unknown projection head '{shape.head}'; known: {', '.join(HEADS)}")
+    return HEADS[shape.head](feature_dim, shape)
+
+
+def closed_form_heads(
+    shape: HeadShape, found: ClosedForm, covariance: RunningCovariance, *, logit_scale: float = 1.0, seed: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """The image head and the text head that hold a closed form.
+
+    Args:
+        shape: kind "residual" or "ensemble", its `embedding_dim` the closed form's and the members' together.
+        found: the closed form.
+        covariance: the one that it was fitted on; gives the deviations by which features are standardised.
+        logit_scale: at which the closed form's similarities are read; kept in an ensemble.
+        seed: draws the perceptrons, each side its own; the process's random state stays as it is.
+    """
+    heads = []
+    sides = (
+        (found.image_map, found.image_mean, covariance.cov_x),
+        (found.text_map, found.text_mean, covariance.cov_y),
+    )
+    for side, (linear_map, mean, matrix) in enumerate(sides):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2 * seed + side)
+            head = build_head(len(linear_map), shape)
+        assert isinstance(head, ResidualHead | EnsembleHead)
+        head.fill(linear_map, mean, matrix)
+        if isinstance(head, EnsembleHead):
+            head.logit_scale.fill_(logit_scale)
+        heads.append(head.to(linear_map.device))
+    return heads[0], heads[1]

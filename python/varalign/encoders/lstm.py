@@ -1,18 +1,20 @@
-"""Word embedding and LSTM as a text encoder, trained from nothing."""
+"""Word embedding and LSTM as a text encoder, trained from random weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from varalign.data.tokenizers import Tokenizer
-from varalign.encoders.base import TextEncoder, cut_padding, masked_mean, plain, token_mask
-from varalign.encoders.specs import SpecError
+from varalign.data.tokenizers import word_tokenizer
+from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, masked_mean, plain, token_mask
+from varalign.encoders.specs import EncoderSpec, SpecError
 
 POOLINGS = ("mean", "last")
+MAX_LENGTH = 40
 
 
 class LSTMEncoder(TextEncoder):
@@ -21,46 +23,43 @@ class LSTMEncoder(TextEncoder):
     Packing by length means that the LSTM never sees padding, so a text's features do not depend on its batch.
 
     Args:
-        tokenizer: a word tokenizer; its vocabulary size and padding id shape the embedding.
-        bidirectional: read both ways; doubles the feature dimension.
-        pooling: "mean" of the states over the text's tokens, or the "last" state (both directions' ends).
-        embedding_dim: width of the word embeddings.
-        hidden_dim: width of the state, per direction.
-        layers: stacked LSTM layers.
-        dropout: on the embeddings and between layers.
+        spec: kind `lstm`.
+        options: `tokenizer`, else `captions` to build a word vocabulary from; its size and padding id shape the word
+            embedding. `bidirectional` doubles the feature dimension. `pooling` is the "mean" of the states over the
+            text's tokens, or the "last" state (both directions' ends). `architecture` holds other sizes than `SIZES`.
     """
 
-    SIZES = ("bidirectional", "pooling", "embedding_dim", "hidden_dim", "layers", "dropout")
-    """The arguments that `architecture` records."""
+    SIZES: Mapping[str, Any] = {"embedding_dim": 300, "hidden_dim": 512, "layers": 1, "dropout": 0.2}
+    """Width of the word embeddings, width of the state per direction, stacked layers, dropout on the embeddings and
+    between layers."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        spec: str = "lstm",
-        bidirectional: bool = False,
-        pooling: str = "mean",
-        embedding_dim: int = 300,
-        hidden_dim: int = 512,
-        layers: int = 1,
-        dropout: float = 0.2,
-    ) -> None:
+    def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise SpecError(f"'lstm' pools by {' or '.join(POOLINGS)}, not by '{pooling}'")
+        chosen = {"bidirectional": options.bidirectional, "pooling": options.pooling}
+        sizes = {**self.SIZES, **chosen, **(options.architecture or {})}
+        if sizes["pooling"] not in POOLINGS:
+            raise SpecError(f"'lstm' pools by {' or '.join(POOLINGS)}, not by '{sizes['pooling']}'")
+        tokenizer = options.tokenizer
+        if tokenizer is None:
+            if options.captions is None:
+                raise SpecError(
+                    "'lstm' has no vocabulary of its own: pass the training captions, or a saved run's tokenizer"
+                )
+            tokenizer = word_tokenizer(options.captions, max_length=options.max_length or MAX_LENGTH)
         self.tokenizer = tokenizer
-        self.spec = spec
+        self.spec = str(spec)
         self.has_source = False
-        self.pooling = pooling
+        self.pooling = sizes["pooling"]
+        hidden_dim, layers, bidirectional = sizes["hidden_dim"], sizes["layers"], sizes["bidirectional"]
         self.feature_dim = hidden_dim * (2 if bidirectional else 1)
-        self.embedding = nn.Embedding(tokenizer.vocabulary_size, embedding_dim, padding_idx=tokenizer.pad_id)
-        self.dropout = nn.Dropout(dropout)
+        self.embedding = nn.Embedding(tokenizer.vocabulary_size, sizes["embedding_dim"], padding_idx=tokenizer.pad_id)
+        self.dropout = nn.Dropout(sizes["dropout"])
         self.lstm = nn.LSTM(
-            embedding_dim,
+            sizes["embedding_dim"],
             hidden_dim,
             num_layers=layers,
             batch_first=True,
-            dropout=dropout if layers > 1 else 0.0,
+            dropout=sizes["dropout"] if layers > 1 else 0.0,
             bidirectional=bidirectional,
         )
 

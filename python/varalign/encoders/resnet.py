@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from varalign.data.images import Preprocess
-from varalign.encoders.base import ImageEncoder, plain
+from varalign.encoders.base import ImageEncoder, ImageOptions, plain
 from varalign.encoders.hub import download_url
 from varalign.encoders.specs import EncoderSpec
 from varalign.encoders.weights import load_exactly, named_file, read_state_dict
@@ -25,7 +25,7 @@ class ResNet18(ImageEncoder):
     convolutional: any image size works with the same weights (224 by default, 112 for quick runs on a CPU).
     """
 
-    def __init__(self, spec: EncoderSpec, *, image_size: int | None = None, load_weights: bool = True) -> None:
+    def __init__(self, spec: EncoderSpec, options: ImageOptions) -> None:
         super().__init__()
         from torchvision.models import resnet18
 
@@ -35,9 +35,12 @@ class ResNet18(ImageEncoder):
         self.spec = str(spec if spec.weights == "imagenet" else spec.with_absolute_path())
         self.has_source = spec.weights is not None
         self.preprocess = Preprocess(
-            size=image_size or DEFAULT_IMAGE_SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear"
+            size=options.image_size or DEFAULT_IMAGE_SIZE,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            interpolation="bilinear",
         )
-        if load_weights and spec.weights is not None:
+        if options.load_weights and spec.weights is not None:
             self._load(spec)
 
     def _load(self, spec: EncoderSpec) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from varalign.data.tokenizers import Tokenizer
-from varalign.encoders.base import Encoder
+from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder
+from varalign.encoders.build import image_encoder_from_config, text_encoder_from_config
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.encoders.ensemble import MEMBER_DIM
-from varalign.encoders.image import image_encoder_from_config
-from varalign.encoders.specs import WeightsChanged
-from varalign.encoders.text import text_encoder_from_config
+from varalign.encoders.head_shape import HeadShape
+from varalign.encoders.specs import SIDES, Side, WeightsChanged
+from varalign.encoders.towers import Towers
 
 
-def dual_encoder_from_config(config: Mapping[str, Any], *, tokenizer: Tokenizer | None = None) -> DualEncoder:
+def dual_encoder_from_config(
+    config: Mapping[str, Any], *, tokenizer: Tokenizer | None = None, sides: Sequence[Side] = SIDES
+) -> DualEncoder:
     """Build the model again from `DualEncoder.to_config()`; `load_checkpoint_state` then fills it.
 
     Towers that the checkpoint holds are built without hub, file or captions. A frozen tower that it leaves out is read
@@ -23,43 +26,34 @@ def dual_encoder_from_config(config: Mapping[str, Any], *, tokenizer: Tokenizer 
     Args:
         config: what `to_config` gave, through JSON or not.
         tokenizer: the run's saved tokenizer; None where there is no text tower.
+        sides: the towers to build; the model then has no other tower, and embeds nothing but these sides' inputs.
 
     Raises:
         WeightsUnavailable, SpecError: a left-out tower's source is gone.
         WeightsChanged: it is there with other weights.
         ValueError: a text tower, but no tokenizer.
     """
-    image, text = config["image_encoder"], config["text_encoder"]
-    if text is not None and tokenizer is None:
-        raise ValueError("this run has a text tower: pass the tokenizer saved with it")
-    image_encoder = text_encoder = None
+    image, text = (config[f"{side}_encoder"] if side in sides else None for side in SIDES)
+    image_encoder: ImageEncoder | None = None
+    text_encoder: TextEncoder | None = None
     if image is not None:
         image_encoder = image_encoder_from_config(image, load_weights=image["weights_fingerprint"] is not None)
         _check(image_encoder, image)
-    if text is not None and tokenizer is not None:
-        text_encoder = text_encoder_from_config(
-            text, tokenizer=tokenizer, load_weights=text["weights_fingerprint"] is not None
-        )
+    if text is not None:
+        if tokenizer is None:
+            raise ValueError("this run has a text tower: pass the tokenizer saved with it")
+        load = text["weights_fingerprint"] is not None
+        text_encoder = text_encoder_from_config(text, tokenizer=tokenizer, load_weights=load)
         _check(text_encoder, text)
-    model = DualEncoder(
-        image_encoder,
-        text_encoder,
-        embedding_dim=config["embedding_dim"],
-        image_feature_dim=config["image_feature_dim"],
-        text_feature_dim=config["text_feature_dim"],
-        head=config["head"],
-        hidden_dim=config["hidden_dim"],
-        dropout=config["dropout"],
-        input_noise=config.get("input_noise", 0.0),
-        train_map=config.get("train_map", True),
-        members=config.get("members", 0),
-        member_dim=config.get("member_dim", MEMBER_DIM),
-    )
+    dims = {name: config[name] for name in ("image_feature_dim", "text_feature_dim")}
+    towers = Towers(image_encoder, text_encoder, **dims)
     for side, unfreeze in config["frozen"].items():
-        model.freeze(side, unfreeze)
+        towers.freeze(side, unfreeze)
     for side, rank in config.get("adapters", {}).items():
-        model.adapt(side, rank)
-    return model
+        if side in sides:
+            towers.adapt(side, rank)
+    # Runs of earlier versions have no entry for what was added later: the default is what they were trained with.
+    return DualEncoder(towers, HeadShape(**{f.name: config[f.name] for f in fields(HeadShape) if f.name in config}))
 
 
 def _check(encoder: Encoder, saved: Mapping[str, Any]) -> None:

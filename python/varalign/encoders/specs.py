@@ -1,6 +1,8 @@
-"""Encoder specs, `kind:name@weights`, read strictly: an unknown one lists the known ones and nothing is guessed.
+"""Encoder specs, `kind:name@weights`, and the table of encoder kinds.
 
-No torch here: the command line checks specs and catches these errors before anything heavy is imported.
+A new kind is one file with its class and one row of `KINDS`; `varalign.encoders.build` imports that file when such an
+encoder is built. Specs are read strictly: an unknown one lists the known ones and nothing is guessed. No torch here:
+the command line checks specs before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -8,28 +10,17 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-IMAGE_SPECS = (
-    "resnet18",
-    "resnet18@imagenet",
-    "resnet18@FILE",
-    "clip:MODEL@TAG",
-    "clip:MODEL@FILE",
-    "clip:MODEL@FOLDER",
-    "timm:MODEL",
-    "timm:MODEL@hub",
-    "timm:MODEL@FILE",
-)
-"""Every form of image encoder spec; capitals stand for a name or a path."""
-
-TEXT_SPECS = ("lstm", "bert:HUB-NAME", "bert:FOLDER", "clip:MODEL@TAG", "clip:MODEL@FILE", "clip:MODEL@FOLDER")
-"""Every form of text encoder spec; capitals stand for a name or a path."""
+Side = Literal["image", "text"]
+SIDES: tuple[Side, Side] = ("image", "text")
 
 
 class SpecError(ValueError):
-    """A spec that names nothing known, or an option that an encoder has not; the message says what there is."""
+    """A spec that names nothing known, or an option that an encoder does not have; the message says what there is."""
 
 
 class WeightsUnavailable(RuntimeError):
@@ -48,9 +39,9 @@ class EncoderSpec:
     """What a spec string says.
 
     Attributes:
-        kind: `resnet18`, `clip`, `timm`, `lstm` or `bert`.
-        name: the model's name (`clip`, `timm`), the hub name or folder (`bert`), else empty.
-        weights: what stands behind `@`; None where nothing does.
+        kind: the name of a row of `KINDS`.
+        name: the model's name, hub name or folder; empty where the kind takes none.
+        weights: what follows `@`; None where nothing does.
     """
 
     kind: str
@@ -64,51 +55,43 @@ class EncoderSpec:
     @property
     def has_source(self) -> bool:
         """Whether the weights come from a file, a folder or a hub, rather than from random numbers."""
-        return self.kind in ("clip", "bert") or self.weights is not None
+        return self.weights is not None or any(row.pretrained for row in KINDS if row.name == self.kind)
 
     def with_absolute_path(self) -> EncoderSpec:
         """The spec with the file or folder that it names made absolute, so that it can be read from elsewhere later."""
-        if self.kind == "bert":
-            folder = Path(self.name).expanduser()
-            return replace(self, name=str(folder.resolve())) if folder.exists() else self
-        path = Path(self.weights).expanduser() if self.weights is not None else None
-        return replace(self, weights=str(path.resolve())) if path is not None and path.exists() else self
+        place = self.weights if self.weights is not None else self.name
+        path = Path(place).expanduser()
+        if not place or not path.exists():
+            return self
+        absolute = str(path.resolve())
+        return replace(self, name=absolute) if self.weights is None else replace(self, weights=absolute)
 
 
-def parse_image_spec(text: str) -> EncoderSpec:
-    """Read an image encoder spec.
+@dataclass(frozen=True)
+class EncoderKind:
+    """One kind of encoder.
 
-    Raises:
-        SpecError: unknown kind or malformed; the message lists `IMAGE_SPECS`.
-
-    >>> parse_image_spec("clip:ViT-B-32@openai")
-    EncoderSpec(kind='clip', name='ViT-B-32', weights='openai')
+    Attributes:
+        name: what a spec begins with.
+        side: "image" or "text".
+        place: `module:class`, imported when an encoder of this kind is built.
+        forms: every form of its specs; capitals stand for a name or a path. They are the grammar too: a kind takes a
+            name where a form has a colon, and weights where one has an `@`.
+        pretrained: whether its weights always come from a file, a folder or a hub.
+        check: raises SpecError for a name or weights that the kind does not have; None: every one is taken.
     """
-    spec = _split(text, "image", IMAGE_SPECS)
-    if spec.kind == "resnet18" and not spec.name:
-        return spec
-    if spec.kind in ("clip", "timm") and spec.name:
-        return _checked_clip(spec, "image") if spec.kind == "clip" else spec
-    raise _unknown(text, "image", IMAGE_SPECS)
 
+    name: str
+    side: Side
+    place: str
+    forms: tuple[str, ...]
+    pretrained: bool = False
+    check: Callable[[EncoderSpec, Side], None] | None = None
 
-def parse_text_spec(text: str) -> EncoderSpec:
-    """Read a text encoder spec.
-
-    Raises:
-        SpecError: unknown kind or malformed; the message lists `TEXT_SPECS`.
-
-    >>> parse_text_spec("bert:bert-base-uncased")
-    EncoderSpec(kind='bert', name='bert-base-uncased', weights=None)
-    """
-    spec = _split(text, "text", TEXT_SPECS)
-    if spec.kind == "lstm" and not spec.name and spec.weights is None:
-        return spec
-    if spec.kind == "bert" and spec.name:
-        return spec
-    if spec.kind == "clip" and spec.name:
-        return _checked_clip(spec, "text")
-    raise _unknown(text, "text", TEXT_SPECS)
+    @property
+    def named(self) -> bool:
+        """Whether a name follows the kind."""
+        return ":" in self.forms[0]
 
 
 @functools.cache
@@ -121,36 +104,7 @@ def clip_models() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.json")))
 
 
-def looks_like_path(text: str) -> bool:
-    """Whether `text` can only mean a file or folder: absolute, `~`, `./`, `../`, a backslash, or a weights suffix."""
-    return (
-        text.startswith(("/", "./", "../", "~"))
-        or text in (".", "..")
-        or "\\" in text
-        or text.endswith((".pt", ".pth", ".bin", ".safetensors"))
-    )
-
-
-def _split(text: str, side: str, known: tuple[str, ...]) -> EncoderSpec:
-    kind, colon, rest = text.strip().partition(":")
-    if not colon:
-        # Without a colon an `@` belongs to the kind: resnet18@imagenet, resnet18@FILE.
-        kind, at, weights = text.strip().partition("@")
-        if at and not weights:
-            raise _unknown(text, side, known)
-        return EncoderSpec(kind, "", weights if at else None)
-    if "@" in kind:  # resnet18@C:\weights.pth
-        kind, _, drive = kind.partition("@")
-        return EncoderSpec(kind, "", f"{drive}:{rest}")
-    if kind == "bert":  # a folder's name may hold an `@`
-        return EncoderSpec(kind, rest)
-    name, at, weights = rest.partition("@")
-    if at and not weights:
-        raise _unknown(text, side, known)
-    return EncoderSpec(kind, name, weights if at else None)
-
-
-def _checked_clip(spec: EncoderSpec, side: str) -> EncoderSpec:
+def _check_clip(spec: EncoderSpec, side: Side) -> None:
     if spec.weights is None:
         raise SpecError(
             f"{side} encoder '{spec}' names no weights: add @openai or another of open_clip's tags, "
@@ -159,9 +113,9 @@ def _checked_clip(spec: EncoderSpec, side: str) -> EncoderSpec:
     names = clip_models()
     folder = Path(spec.weights).expanduser()
     if spec.name in names or not names or (folder / "open_clip_config.json").is_file():
-        return spec
+        return
     if looks_like_path(spec.weights) and not folder.exists():
-        return spec  # that is what has to be said about it, where the weights are wanted; or a saved run does without
+        return  # reported where the weights are read; a saved run may not need them
     near = difflib.get_close_matches(spec.name, names, n=5, cutoff=0.4)
     hint = f"near it: {', '.join(near)}; " if near else ""
     raise SpecError(
@@ -170,5 +124,82 @@ def _checked_clip(spec: EncoderSpec, side: str) -> EncoderSpec:
     )
 
 
-def _unknown(text: str, side: str, known: tuple[str, ...]) -> SpecError:
-    return SpecError(f"unknown {side} encoder '{text}'; known: {', '.join(known)}")
+_CLIP_FORMS = ("clip:MODEL@TAG", "clip:MODEL@FILE", "clip:MODEL@FOLDER")
+KINDS = (
+    EncoderKind(
+        "resnet18",
+        "image",
+        "varalign.encoders.resnet:ResNet18",
+        ("resnet18", "resnet18@imagenet", "resnet18@FILE"),
+    ),
+    EncoderKind("clip", "image", "varalign.encoders.clip:ClipImageEncoder", _CLIP_FORMS, True, _check_clip),
+    EncoderKind(
+        "timm",
+        "image",
+        "varalign.encoders.timm_image:TimmImageEncoder",
+        ("timm:MODEL", "timm:MODEL@hub", "timm:MODEL@FILE"),
+    ),
+    EncoderKind("lstm", "text", "varalign.encoders.lstm:LSTMEncoder", ("lstm",)),
+    EncoderKind("bert", "text", "varalign.encoders.bert:BertEncoder", ("bert:HUB-NAME", "bert:FOLDER"), True),
+    EncoderKind("clip", "text", "varalign.encoders.clip:ClipTextEncoder", _CLIP_FORMS, True, _check_clip),
+)
+
+IMAGE_SPECS = tuple(form for row in KINDS if row.side == "image" for form in row.forms)
+"""Every form of image encoder spec; capitals stand for a name or a path."""
+
+TEXT_SPECS = tuple(form for row in KINDS if row.side == "text" for form in row.forms)
+"""Every form of text encoder spec; capitals stand for a name or a path."""
+
+
+def kind_of(spec: EncoderSpec, side: Side) -> EncoderKind:
+    """The row of a spec that `parse_spec` gave."""
+    return next(row for row in KINDS if (row.name, row.side) == (spec.kind, side))
+
+
+def parse_spec(text: str, side: Side) -> EncoderSpec:
+    """Read the encoder spec of a side.
+
+    Raises:
+        SpecError: unknown kind or malformed; the message lists the known forms.
+
+    >>> parse_spec("clip:ViT-B-32@openai", "image")
+    EncoderSpec(kind='clip', name='ViT-B-32', weights='openai')
+    """
+    known = IMAGE_SPECS if side == "image" else TEXT_SPECS
+    unknown = SpecError(f"unknown {side} encoder '{text}'; known: {', '.join(known)}")
+    kind, colon, rest = text.strip().partition(":")
+    if "@" in kind:  # the kind takes no name, and a colon belongs to a path: resnet18@FILE, resnet18@C:\weights.pth
+        kind, _, rest = text.strip().partition("@")
+        colon, rest = "", f"@{rest}"
+    row = next((row for row in KINDS if (row.name, row.side) == (kind, side)), None)
+    if row is None or row.named != bool(colon):
+        raise unknown
+    takes_weights = any("@" in form for form in row.forms)
+    # A kind without weights is named by a hub name or a folder, in which an `@` means nothing.
+    name, at, weights = rest.partition("@") if takes_weights or not row.named else (rest, "", "")
+    spec = EncoderSpec(kind, name, weights if at else None)
+    if row.named != bool(name) or (at and not (weights and takes_weights)):
+        raise unknown
+    if row.check is not None:
+        row.check(spec, side)
+    return spec
+
+
+def parse_image_spec(text: str) -> EncoderSpec:
+    """`parse_spec` of an image encoder."""
+    return parse_spec(text, "image")
+
+
+def parse_text_spec(text: str) -> EncoderSpec:
+    """`parse_spec` of a text encoder."""
+    return parse_spec(text, "text")
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether `text` can only mean a file or folder: absolute, `~`, `./`, `../`, a backslash, or a weights suffix."""
+    return (
+        text.startswith(("/", "./", "../", "~"))
+        or text in (".", "..")
+        or "\\" in text
+        or text.endswith((".pt", ".pth", ".bin", ".safetensors"))
+    )

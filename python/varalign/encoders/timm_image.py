@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.data.images import Preprocess
-from varalign.encoders.base import ImageEncoder, known_blocks, plain, present
+from varalign.encoders.base import ImageEncoder, ImageOptions, known_blocks, plain, present
 from varalign.encoders.hub import hub_file
 from varalign.encoders.specs import EncoderSpec, SpecError
 from varalign.encoders.weights import WeightsError, named_file, read_state_dict
@@ -29,11 +29,10 @@ class TimmImageEncoder(ImageEncoder):
 
     Args:
         spec: kind `timm`.
-        image_size: S instead of the model's own.
-        load_weights: False builds the architecture with random weights.
+        options: size and whether to load the weights.
     """
 
-    def __init__(self, spec: EncoderSpec, *, image_size: int | None = None, load_weights: bool = True) -> None:
+    def __init__(self, spec: EncoderSpec, options: ImageOptions) -> None:
         super().__init__()
         import timm
 
@@ -53,20 +52,20 @@ class TimmImageEncoder(ImageEncoder):
             tags = [name for name in timm.list_models(pretrained=True) if name.startswith(f"{base}.")]
             raise SpecError(f"'{spec}': timm has no weights '{tag}' for {base}; it has: {', '.join(tags) or 'none'}")
         config = timm.get_pretrained_cfg(spec.name)
-        options: dict[str, Any] = {}
-        if image_size is not None and config is not None and config.fixed_input_size:
-            options["img_size"] = image_size
-        if load_weights and spec.weights is not None:
-            options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _state(spec, config)}}
+        given: dict[str, Any] = {}
+        if options.image_size is not None and config is not None and config.fixed_input_size:
+            given["img_size"] = options.image_size
+        if options.load_weights and spec.weights is not None:
+            given |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _state(spec, config)}}
         try:
-            self.net = timm.create_model(spec.name, **options)
+            self.net = timm.create_model(spec.name, **given)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise WeightsError(f"'{spec}': timm cannot build it with these weights or this size: {reason}") from error
         self.net.pretrained_cfg.pop("state_dict", None)
         self.net.reset_classifier(0)
         self.feature_dim = int(getattr(self.net, "head_hidden_size", None) or self.net.num_features)
-        self.preprocess = _preprocess(spec, timm.data.resolve_model_data_config(self.net), image_size)
+        self.preprocess = _preprocess(spec, timm.data.resolve_model_data_config(self.net), options.image_size)
         self.spec = str(spec if spec.weights == "hub" else spec.with_absolute_path())
         self.has_source = spec.weights is not None
         self.name = spec.name

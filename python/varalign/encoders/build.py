@@ -1,0 +1,68 @@
+"""Builds an encoder from its spec: the kinds are the rows of `specs.KINDS`, whose files are imported here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from varalign.data.tokenizers import Tokenizer
+from varalign.encoders.base import ImageEncoder, ImageOptions, TextEncoder, TextOptions
+from varalign.encoders.specs import SpecError, kind_of, parse_spec
+
+
+def _class_of(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def build_image_encoder(spec: str, **options: Any) -> ImageEncoder:
+    """The image encoder that a spec names, in float32 on the CPU.
+
+    Args:
+        spec: see `specs.IMAGE_SPECS`.
+        options: the fields of `ImageOptions`.
+
+    Raises:
+        SpecError: the spec names nothing known, or a size is out of range.
+        WeightsUnavailable: its weights are not here and not to be downloaded now.
+        WeightsError: its weights file is broken, holds more than tensors, or does not fit.
+    """
+    parsed, given = parse_spec(spec, "image"), ImageOptions(**options)
+    if given.image_size is not None and given.image_size < 1:
+        raise SpecError(f"image_size is a number of pixels, at least 1, not {given.image_size}")
+    encoder: ImageEncoder = _class_of(kind_of(parsed, "image").place)(parsed, given)
+    return encoder
+
+
+def build_text_encoder(spec: str, **options: Any) -> TextEncoder:
+    """The text encoder that a spec names, in float32 on the CPU.
+
+    Args:
+        spec: see `specs.TEXT_SPECS`.
+        options: the fields of `TextOptions`.
+
+    Raises:
+        SpecError: the spec names nothing known, pooling is unknown to the kind, or `lstm` gets neither captions nor
+            tokenizer.
+        WeightsUnavailable: its weights are not here and not to be downloaded now.
+        WeightsError: its weights file is broken, holds more than tensors, or does not fit.
+    """
+    parsed, given = parse_spec(spec, "text"), TextOptions(**options)
+    if given.max_length is not None and given.max_length < 2:
+        raise SpecError(f"max_length is a number of tokens, at least 2, not {given.max_length}")
+    encoder: TextEncoder = _class_of(kind_of(parsed, "text").place)(parsed, given)
+    return encoder
+
+
+def image_encoder_from_config(config: Mapping[str, Any], *, load_weights: bool) -> ImageEncoder:
+    """The image encoder of a saved run, from `ImageEncoder.to_config()`."""
+    options = {"image_size": config["image_size"], "architecture": config["architecture"]}
+    return build_image_encoder(config["spec"], load_weights=load_weights, **options)
+
+
+def text_encoder_from_config(config: Mapping[str, Any], *, tokenizer: Tokenizer, load_weights: bool) -> TextEncoder:
+    """The text encoder of a saved run, from `TextEncoder.to_config()` and the tokenizer saved beside it."""
+    architecture = config["architecture"]
+    options = {"pooling": architecture.get("pooling", "mean"), "architecture": architecture}
+    return build_text_encoder(config["spec"], tokenizer=tokenizer, load_weights=load_weights, **options)

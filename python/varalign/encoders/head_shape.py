@@ -1,0 +1,45 @@
+"""What the projection heads of a dual encoder are built from. D dimensions of the shared space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEMBER_DIM = 64
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Kind, sizes and rates of the heads, under the names that a run's `config.json` has for them.
+
+    Attributes:
+        embedding_dim: D, width of the shared space.
+        head: a name of `heads.HEADS`.
+        hidden_dim: width inside the heads' perceptrons; 0 leaves a residual head's perceptron out.
+        dropout: inside them, in [0, 1).
+        input_noise: deviation of the normal noise on the heads' inputs while training, in deviations of each feature.
+        train_map: whether the linear map of a residual head has a gradient.
+        members, member_dim: perceptrons of an ensemble head, and the width of each.
+
+    Raises:
+        ValueError: for sizes or rates out of range.
+    """
+
+    embedding_dim: int = 256
+    head: str = "linear"
+    hidden_dim: int = 512
+    dropout: float = 0.0
+    input_noise: float = 0.0
+    train_map: bool = True
+    members: int = 0
+    member_dim: int = MEMBER_DIM
+
+    def __post_init__(self) -> None:
+        if self.embedding_dim < 1 or self.hidden_dim < (0 if self.head == "residual" else 1):
+            raise ValueError(
+                "embedding_dim and hidden_dim are at least 1 (hidden_dim 0 in a residual head), got "
+                f"{self.embedding_dim} and {self.hidden_dim}"
+            )
+        if not 0.0 <= self.dropout < 1.0 or self.input_noise < 0.0:
+            raise ValueError(
+                f"dropout is within [0, 1) and input_noise at least 0, got {self.dropout} and {self.input_noise}"
+            )

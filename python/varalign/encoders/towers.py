@@ -1,0 +1,158 @@
+"""The two towers of a dual encoder: which parts of them train, and what features they give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varalign.encoders.adapters import add_adapters
+from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder, parameters_of
+from varalign.encoders.specs import Side, SpecError
+
+
+class Towers(nn.Module):
+    """An image tower and a text tower, each whole, frozen, frozen but for its last blocks, or frozen with adapters.
+
+    Without a tower (features computed before, `--features`) its side takes features of the given width as they are.
+
+    Args:
+        image_encoder: the image tower, or None.
+        text_encoder: the text tower, or None.
+        image_feature_dim: width of the image features where there is no image tower.
+        text_feature_dim: width of the text features where there is no text tower.
+
+    Attributes:
+        frozen: side → number of unfrozen blocks, for the frozen sides only.
+        adapters: side → rank of its adapters.
+        fingerprints: side → its tower's fingerprint before adapters were added.
+
+    Raises:
+        ValueError: a side with neither tower nor width, or a width that is not the tower's.
+    """
+
+    def __init__(
+        self,
+        image_encoder: ImageEncoder | None,
+        text_encoder: TextEncoder | None,
+        *,
+        image_feature_dim: int | None = None,
+        text_feature_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.image_feature_dim = _feature_dim("image", image_encoder, image_feature_dim)
+        self.text_feature_dim = _feature_dim("text", text_encoder, text_feature_dim)
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.frozen: dict[Side, int] = {}
+        self.adapters: dict[Side, int] = {}
+        self.fingerprints: dict[Side, str] = {}
+
+    def encoder(self, side: Side) -> Encoder | None:
+        """The tower of a side, or None."""
+        return self.image_encoder if side == "image" else self.text_encoder
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Image features (B, image_feature_dim) of pixels (B, 3, S, S); without a tower, of features as they are."""
+        return pixels if self.image_encoder is None else self._encoded("image", pixels)
+
+    def encode_texts(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Text features (B, text_feature_dim) of ids (B, L) and lengths (B,), best left on the CPU.
+
+        Without a tower `ids` are the features (B, text_feature_dim) and come back as they are.
+        """
+        if self.text_encoder is None:
+            return ids
+        if lengths is None:
+            raise TypeError("encode_texts wants the lengths of the texts beside their ids")
+        return self._encoded("text", ids, lengths)
+
+    def _encoded(self, side: Side, *inputs: Tensor) -> Tensor:
+        encoder = self.encoder(side)
+        assert encoder is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.fully_frozen(side)):
+            features: Tensor = encoder(*inputs)
+        return features
+
+    def freeze(self, side: Side, unfreeze: int = 0) -> None:
+        """Keep a tower as it is: no gradients, and in eval mode even while training (BatchNorm and dropout too).
+
+        Args:
+            side: "image" or "text"; nothing happens on a side without a tower.
+            unfreeze: how many of its last blocks train all the same, with the parts after them (final norm,
+                projection). Embeddings and stem stay frozen.
+
+        Raises:
+            SpecError: `unfreeze` is negative or more than the tower has blocks.
+        """
+        encoder = self.encoder(side)
+        if unfreeze < 0:
+            raise SpecError(f"unfreeze is a number of blocks, 0 or more, not {unfreeze}")
+        if encoder is None:
+            return
+        encoder.requires_grad_(False)
+        if unfreeze > 0:
+            blocks = encoder.blocks()
+            if unfreeze > len(blocks):
+                raise SpecError(
+                    f"unfreeze {unfreeze}: the {side} tower '{encoder.spec}' has {len(blocks)} blocks; "
+                    f"pass at most {len(blocks)}, or train the whole tower"
+                )
+            for parameter in parameters_of([*blocks[-unfreeze:], *encoder.tail()]):
+                parameter.requires_grad_(True)
+        self.frozen[side] = unfreeze
+        self.train(self.training)
+
+    def adapt(self, side: Side, rank: int) -> None:
+        """Train low-rank adapters, which at first change nothing, beside the linear layers of a frozen tower.
+
+        Args:
+            side: "image" or "text", with a frozen pretrained tower. The adapters' names hold `.lora_`.
+            rank: R, at least 1.
+
+        Raises:
+            SpecError: the tower is not frozen whole, has no such layers, or the package peft is not there.
+
+        Source: Hu et al., LoRA, ICLR 2022.
+        """
+        encoder = self.encoder(side)
+        if encoder is None or not self.from_source(side):
+            raise SpecError(f"adapters go beside a frozen pretrained tower, and the {side} tower is none")
+        self.fingerprints[side] = encoder.weights_fingerprint()
+        add_adapters(encoder, rank)
+        self.adapters[side] = rank
+        self.train(self.training)
+
+    def fully_frozen(self, side: Side) -> bool:
+        """Whether a tower is there and none of it trains: its features can be computed once and kept."""
+        return self.encoder(side) is not None and self.frozen.get(side) == 0 and side not in self.adapters
+
+    def from_source(self, side: Side) -> bool:
+        """Whether a tower's own weights are those of its source, and stay so: a checkpoint can leave them out."""
+        encoder = self.encoder(side)
+        return encoder is not None and encoder.has_source and self.frozen.get(side) == 0
+
+    def train(self, mode: bool = True) -> Any:
+        """Training mode for what trains; the frozen parts stay in eval mode."""
+        super().train(mode)
+        for side, unfreeze in self.frozen.items():
+            encoder = self.encoder(side)
+            if encoder is None:
+                continue
+            encoder.eval()
+            if unfreeze > 0:
+                for part in [*encoder.blocks()[-unfreeze:], *encoder.tail()]:
+                    if isinstance(part, nn.Module):
+                        part.train(mode)
+        return self
+
+
+def _feature_dim(side: str, encoder: Encoder | None, given: int | None) -> int:
+    if encoder is None:
+        if given is None or given < 1:
+            raise ValueError(f"without an {side} tower {side}_feature_dim says how wide the features are; got {given}")
+        return given
+    if given is not None and given != encoder.feature_dim:
+        raise ValueError(f"'{encoder.spec}' gives {encoder.feature_dim} {side} features, not {given}")
+    return encoder.feature_dim
