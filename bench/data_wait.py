@@ -3,9 +3,9 @@
     python bench/data_wait.py [--data DIR] [--image-size 112] [--batch-size 64] [--steps 40] [--device DEVICE]
 
 Each contender is one run of `varalign.train` over as many steps, in a folder that is thrown away; the share is that of
-`data_wait` in `seconds`, both summed over the run's `metrics.jsonl` without the first steps. A wait is what the loop
-stands still for: copying a batch to a GPU, and making it there (`--decoded-cache device`), count as far as the host is
-held up by them. The target is under 1 % on a CPU and under 5 % on a GPU. (OMP_NUM_THREADS sets torch's threads.)
+`data_wait` in `seconds`, both summed over the run's `metrics.jsonl` without the first steps. Copying a batch to a GPU
+counts as far as the host waits for it. The target is under 1 % on a CPU and under 5 % on a GPU. (OMP_NUM_THREADS sets
+torch's threads.)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def waited(options: argparse.Namespace, data: Path, folder: Path, cache: str) ->
 
 
 def subjects(options: argparse.Namespace) -> Iterator[Sequence[Row]]:
-    """From files, from the cache on disk, and from the device's memory."""
+    """From files, and from the cache on disk."""
     device = pick_device(options.device)
     most = 5 if device.type == "cuda" else 1
     with tempfile.TemporaryDirectory() as place:
@@ -69,11 +69,9 @@ def subjects(options: argparse.Namespace) -> Iterator[Sequence[Row]]:
         work = f"batches of {options.batch_size} at {options.image_size}, {options.steps} steps"
         threads = f", {torch.get_num_threads()} torch threads" if device.type == "cpu" else ""
         what = f"resnet18 + lstm, {work}, {device.type}{threads}"
-        for cache, name in (("off", "from files"), ("disk", "--decoded-cache"), ("device", "--decoded-cache device")):
+        for cache, name in (("off", "from files"), ("disk", "--decoded-cache")):
             share, seconds = waited(options, data, folder, cache)
             verdict = f"target under {most} %: {'pass' if 100 * share < most else 'MISS'}"
-            if cache == "device" and device.type == "cpu":
-                verdict = "no target: made in the loop itself where there is no GPU"
             rows = [("data wait", 100 * share, "%", verdict), ("time of a step", seconds, "s", "")]
             for figure, value, unit, note in rows:
                 yield [single(f"{figure} of {what}", name, value, unit, note=note, packages=PACKAGES)]

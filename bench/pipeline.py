@@ -2,8 +2,7 @@
 
 `--data FOLDER` takes JPEG files, else some are made here. Random crops are drawn by each in its own way, so only shape
 and range can be compared: the epoch agrees where shapes are the same and its mean is within a tenth of a deviation. How
-far the cache's crops are from the files' is a row of its own, in levels of 255; so is how far those made on a device
-are from the pipeline's. Where torch sees a GPU that is the device, else the CPU, where it is by far slower.
+far the cache's crops are from the files' is a row of its own, in levels of 255.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from harness import Contender, Row, compare, judged, main, single
 from image_peers import PACKAGES, arguments, as_tensor, have, photographs, pillow_steps, tensor_steps
 from PIL import Image
 from varalign.data.decoded import decoded_cache
-from varalign.data.device_cache import DeviceCache
 from varalign.data.images import Augment, Preprocess
 from varalign.data.pipeline import ImagePipeline
 
@@ -74,15 +72,6 @@ def data_loaders(
         yield f"DataLoader, {name}", lambda loader=loader: [batch.numpy() for batch in loader]
 
 
-def torch_device() -> tuple[str, Callable[[], object] | None]:
-    """Where `DeviceCache` is measured, empty without torch, and what waits for it."""
-    if not have("torch", "torch"):
-        return "", None
-    import torch
-
-    return ("cuda", torch.cuda.synchronize) if torch.cuda.is_available() else ("cpu", None)
-
-
 def alike(truth: list[Any], result: list[Any]) -> bool:
     """Same shapes, about the same mean over the epoch."""
     means = [np.mean([float(batch.mean()) for batch in batches]) for batches in (truth, result)]
@@ -115,24 +104,6 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
             single(subject, "99.9th percentile", float(np.quantile(difference, 0.999)), "levels", packages=PACKAGES),
         ]
 
-        device, synchronize = torch_device()
-        resident = DeviceCache(cache, preprocess, device, augment=augment) if device else None
-        if resident is not None:
-            made = np.concatenate([resident.batch(rows, dtype="uint8").cpu().numpy() for rows in order])
-            difference = np.abs(made.astype(np.int16) - levels(True))
-            subject = f"crops of {preprocess.size} made on the device ({device}), against those from the same cache"
-            yield [
-                single(
-                    subject,
-                    "largest difference",
-                    float(difference.max()),
-                    "levels",
-                    agrees=bool(difference.max() <= 1 and (difference > 0).mean() < 1e-4),
-                    packages=PACKAGES,
-                ),
-                single(subject, "levels that differ", float((difference > 0).mean()), "share", packages=PACKAGES),
-            ]
-
         for threads, workers in ((1, 0), (cores, cores)):
 
             def run(cached: bool, threads: int = threads) -> list[Any]:
@@ -142,19 +113,6 @@ def subjects(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
                 Contender("varalign, decoded cache", lambda run=run: run(True), ours=True),
                 Contender("varalign, files", lambda run=run: run(False)),
             ]
-            if resident is not None:
-
-                def on_device(threads: int = threads, resident: DeviceCache = resident) -> list[Any]:
-                    import torch
-
-                    torch.set_num_threads(threads)
-                    try:
-                        return [resident.batch(rows) for rows in order]
-                    finally:
-                        torch.set_num_threads(1)
-
-                name = f"varalign, decoded cache, on the device ({device})"
-                contenders.append(Contender(name, on_device, synchronize=synchronize))
             for name, epoch in data_loaders(paths, preprocess, augment, workers):
                 uncounted = "the workers' processor time is not counted" if workers else ""
                 contenders.append(Contender(name, epoch, differs=uncounted))

@@ -23,7 +23,6 @@ import varalign
 from varalign.data.datasets import load_dataset
 from varalign.data.features import load_features, save_features
 from varalign.data.noise import noisy_pairs, parse_noise
-from varalign.inputs.build import limited
 from varalign.options.config import TrainConfig
 from varalign.study.inference import interval
 
@@ -48,7 +47,7 @@ IMAGE_ROWS: dict[str, dict[str, Any]] = {"right pairs only": {}, "weighted": {"p
 
 def without_wrong(config: TrainConfig, folder: Path) -> Path:
     """A features file in which the images that the noise touches are in no split."""
-    features = limited(load_features(str(config.features)), config)
+    features = load_features(str(config.features)).limited(config.dataset_size, config.seed)
     owner, _ = noisy_pairs(
         features.text_image_ids, features.rows("train"), parse_noise(config.noise or ""), config.seed
     )

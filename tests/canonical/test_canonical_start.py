@@ -14,7 +14,6 @@ from varalign.canonical import (
     negative_loss,
 )
 from varalign.canonical.start import Whitening
-from varalign.encoders.residual import ResidualHead, residual_heads
 from varalign.losses.pairs import pair_losses
 
 
@@ -179,42 +178,3 @@ def test_recall_counts_ties_against_the_model():
     s_u = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     s_v = torch.tensor([[1.0, 0.0], [0.0, 0.9], [0.2, 0.5]])
     assert mean_recall_at_1(s_u, s_v, torch.tensor([0, 0, 1])) == pytest.approx((1 / 2 + 2 / 3) / 2)
-
-
-def test_heads_start_at_the_closed_form_and_load_from_sizes():
-    x, y = latent(400)
-    running = covariance_of(x, y)
-    found = closed_form(running, ridge=1, power=0.5, dimensions=4)
-    image, text = residual_heads(found, running, 16, dropout=0.5, noise=1.0)
-    image.eval()
-    projected = image(x).detach()
-    assert torch.allclose(torch.nn.functional.normalize(projected, dim=1), found.embed_images(x), atol=1e-5)
-    assert float(projected.norm(dim=1).pow(2).mean()) == pytest.approx(1.0, rel=1e-4)
-    assert float(projected.norm(dim=1).mean()) == pytest.approx(1.0, rel=0.15)
-    with torch.no_grad():
-        for p in image.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    copy = ResidualHead(**image.to_config())
-    assert not any(bool(p.any()) for name, p in copy.named_parameters() if not name.startswith("residual.0"))
-    copy.load_state_dict(image.state_dict())
-    assert torch.equal(copy.eval()(x), image(x))
-    text.train()(y).square().sum().backward()
-    assert all(p.grad is not None for p in text.parameters())
-    fixed = ResidualHead.from_closed_form(found, running, "text", hidden_dim=0, train_linear=False)
-    assert fixed.residual is None and not any(p.requires_grad for p in fixed.parameters())
-    assert ResidualHead(**fixed.to_config()).to_config() == fixed.to_config()
-
-
-def test_heads_leave_the_random_state_alone_and_follow_their_seed():
-    x, y = latent(50)
-    running = covariance_of(x, y)
-    found = closed_form(running, ridge=1, power=0.5, dimensions=4)
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    one, _ = residual_heads(found, running, 8, seed=1)
-    assert torch.equal(torch.rand(3), expected)
-    same, _ = residual_heads(found, running, 8, seed=1)
-    other, _ = residual_heads(found, running, 8, seed=2)
-    assert torch.equal(one.residual[0].weight, same.residual[0].weight)
-    assert not torch.equal(one.residual[0].weight, other.residual[0].weight)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from varalign.encoders.bert import BertEncoder
+from varalign.encoders.build import build_text_encoder, text_encoder_from_config
 from varalign.encoders.specs import SpecError, WeightsUnavailable
-from varalign.encoders.text import build_text_encoder, text_encoder_from_config
 from varalign.encoders.weights import WeightsError
 
 TEXTS = ["a dog runs", "Two cats sit on the mat, with a red ball!", "", "snow"]

@@ -13,10 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from varalign.data.images import Preprocess
+from varalign.encoders.build import (
+    build_image_encoder,
+    build_text_encoder,
+    image_encoder_from_config,
+    text_encoder_from_config,
+)
 from varalign.encoders.convert import convert
-from varalign.encoders.image import build_image_encoder, image_encoder_from_config
 from varalign.encoders.specs import SpecError, WeightsUnavailable
-from varalign.encoders.text import build_text_encoder, text_encoder_from_config
 from varalign.encoders.weights import WeightsError
 
 TEXTS = ["a dog", "Two cats sit on the mat!", "", "a red ball in the snow " * 10]

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.encoders.image import build_image_encoder
-from varalign.encoders.text import build_text_encoder
+from varalign.encoders.head_shape import HeadShape
+from varalign.encoders.towers import Towers
 
 CAPTIONS = ["a dog runs in the snow", "two cats sit on a mat", "a red ball"]
 
@@ -17,7 +18,13 @@ CAPTIONS = ["a dog runs in the snow", "two cats sit on a mat", "a red ball"]
 def build(**options: object) -> DualEncoder:
     torch.manual_seed(0)
     images = build_image_encoder("resnet18", image_size=32)
-    return DualEncoder(images, build_text_encoder("lstm", captions=CAPTIONS), embedding_dim=16, **options)  # type: ignore[arg-type]
+    towers = Towers(images, build_text_encoder("lstm", captions=CAPTIONS))
+    return DualEncoder(towers, HeadShape(embedding_dim=16, **options))  # type: ignore[arg-type]
+
+
+def of_features(image_dim: int = 2, text_dim: int = 2, **options: object) -> DualEncoder:
+    towers = Towers(None, None, image_feature_dim=image_dim, text_feature_dim=text_dim)
+    return DualEncoder(towers, HeadShape(**options))  # type: ignore[arg-type]
 
 
 def batch(model: DualEncoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -41,7 +48,7 @@ def test_embeddings_are_unit_vectors_of_the_projected_features(head: str) -> Non
 
 
 def test_half_precision_heads_give_float32_and_double_stays_double() -> None:
-    model = DualEncoder(None, None, image_feature_dim=8, text_feature_dim=6, embedding_dim=4)
+    model = of_features(8, 6, embedding_dim=4)
     features = torch.randn(5, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.project_images(features).dtype == torch.float32
@@ -49,7 +56,7 @@ def test_half_precision_heads_give_float32_and_double_stays_double() -> None:
 
 
 def test_features_instead_of_towers() -> None:
-    model = DualEncoder(None, None, image_feature_dim=8, text_feature_dim=6, embedding_dim=4)
+    model = of_features(8, 6, embedding_dim=4)
     x, y = torch.randn(5, 8), torch.randn(5, 6)
     assert model.encode_images(x) is x
     assert model.encode_texts(y) is y
@@ -61,7 +68,7 @@ def test_features_instead_of_towers() -> None:
 
 
 def test_logit_scale_starts_at_its_value_and_is_clamped_in_place_only() -> None:
-    model = DualEncoder(None, None, image_feature_dim=2, text_feature_dim=2)
+    model = of_features()
     assert model.logit_scale.item() == pytest.approx(1 / 0.07)
     assert model.log_logit_scale.dtype == torch.float32
     with torch.no_grad():
@@ -115,7 +122,7 @@ def test_unfreezing_frees_the_last_blocks_only() -> None:
 
 def test_clips_tail_is_freed_with_its_last_block(clip_folder) -> None:  # type: ignore[no-untyped-def]
     folder, _ = clip_folder()
-    model = DualEncoder(build_image_encoder(f"clip:x@{folder}"), build_text_encoder(f"clip:x@{folder}"))
+    model = DualEncoder(Towers(build_image_encoder(f"clip:x@{folder}"), build_text_encoder(f"clip:x@{folder}")))
     model.freeze("image", 1)
     model.freeze("text", 2)
     free = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "encoder" in name}
@@ -159,7 +166,7 @@ def test_parameter_groups_hold_every_trainable_parameter_once() -> None:
 
 def test_transformers_position_embeddings_are_not_decayed(clip_folder, bert_folder) -> None:  # type: ignore[no-untyped-def]
     folder, _ = clip_folder()
-    model = DualEncoder(build_image_encoder(f"clip:x@{folder}"), build_text_encoder(f"bert:{bert_folder}"))
+    model = DualEncoder(Towers(build_image_encoder(f"clip:x@{folder}"), build_text_encoder(f"bert:{bert_folder}")))
     decayed = {id(p) for group in model.parameter_groups(1, 1, 1) if group["weight_decay"] for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in decayed}
     assert not any("embedding" in name for name in names)
@@ -168,16 +175,17 @@ def test_transformers_position_embeddings_are_not_decayed(clip_folder, bert_fold
 
 def test_what_it_cannot_be_built_from() -> None:
     with pytest.raises(ValueError, match="without an image tower image_feature_dim says how wide"):
-        DualEncoder(None, None, text_feature_dim=3)
+        Towers(None, None, text_feature_dim=3)
     with pytest.raises(ValueError, match="'resnet18' gives 512 image features, not 3"):
-        DualEncoder(build_image_encoder("resnet18"), None, image_feature_dim=3, text_feature_dim=3)
+        Towers(build_image_encoder("resnet18"), None, image_feature_dim=3, text_feature_dim=3)
     for options, message in (
         ({"head": "deep"}, "unknown projection head 'deep'; known: linear, mlp"),
         ({"dropout": 1.0}, "dropout is within"),
-        ({"logit_scale": 0.5}, r"logit_scale is within \[1, 100\], not 0.5"),
         ({"embedding_dim": 0}, "at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            DualEncoder(None, None, image_feature_dim=2, text_feature_dim=2, **options)  # type: ignore[arg-type]
+            of_features(**options)
+    with pytest.raises(ValueError, match=r"logit_scale is within \[1, 100\], not 0.5"):
+        DualEncoder(Towers(None, None, image_feature_dim=2, text_feature_dim=2), logit_scale=0.5)
     with pytest.raises(TypeError, match="lengths of the texts"):
         build().encode_texts(torch.ones(1, 2, dtype=torch.int64))

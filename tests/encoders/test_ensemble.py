@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from varalign.canonical import RunningCovariance, closed_form
-from varalign.encoders.ensemble import EnsembleHead, ensemble_heads
+from varalign.encoders.ensemble import EnsembleHead
+from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
+from varalign.encoders.heads import build_head, closed_form_heads
 
 
 def fitted(pairs: int = 80):
@@ -18,6 +20,14 @@ def fitted(pairs: int = 80):
     covariance = RunningCovariance(9, 7)
     covariance.update(x, y)
     return x, y, covariance, closed_form(covariance, ridge=1.0, power=0.5, dimensions=5)
+
+
+def ensemble_heads(found, covariance, *, members: int, member_dim: int = MEMBER_DIM, hidden_dim: int = 8, **options):
+    rates = {"input_noise": options.pop("noise", 0.0)}
+    shape = HeadShape(
+        found.dimensions + members * member_dim, "ensemble", hidden_dim, members=members, member_dim=member_dim, **rates
+    )
+    return closed_form_heads(shape, found, covariance, **options)
 
 
 def test_untrained_it_is_the_closed_form():
@@ -69,7 +79,7 @@ def test_a_head_is_rebuilt_from_sizes_and_state():
     x, _, covariance, found = fitted()
     head, _ = ensemble_heads(found, covariance, members=2, hidden_dim=8, logit_scale=20.0)
     head.share.fill_(0.5)
-    again = EnsembleHead(**head.to_config())
+    again = build_head(9, HeadShape(5 + 2 * MEMBER_DIM, "ensemble", 8, members=2))
     again.load_state_dict(head.state_dict())
     assert torch.equal(head.eval()(x), again.eval()(x))
     assert math.isclose(float(again.logit_scale), 20.0)
@@ -77,8 +87,8 @@ def test_a_head_is_rebuilt_from_sizes_and_state():
 
 def test_impossible_shapes_are_refused():
     with pytest.raises(ValueError, match="leave the closed form none of 8"):
-        EnsembleHead(5, 8, members=2, member_dim=4)
+        EnsembleHead(5, HeadShape(8, "ensemble", members=2, member_dim=4))
     with pytest.raises(ValueError, match="members and member_dim are at least 1"):
-        EnsembleHead(5, 8, members=0)
+        EnsembleHead(5, HeadShape(8, "ensemble", members=0))
     with pytest.raises(ValueError, match=r"within \[0, 1\)"):
-        EnsembleHead(5, 700, dropout=1.0)
+        HeadShape(700, "ensemble", dropout=1.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from varalign.encoders.build import build_text_encoder, text_encoder_from_config
 from varalign.encoders.lstm import LSTMEncoder
 from varalign.encoders.specs import SpecError
-from varalign.encoders.text import build_text_encoder, text_encoder_from_config
 
 CAPTIONS = ["a dog runs in the snow", "two cats sit on a mat", "a red ball", "", "snow"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torchvision.models import resnet18
-from varalign.encoders.image import build_image_encoder, image_encoder_from_config
+from varalign.encoders.build import build_image_encoder, image_encoder_from_config
 from varalign.encoders.specs import SpecError, WeightsUnavailable
 from varalign.encoders.weights import WeightsError
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from varalign.data.tokenizers import load_tokenizer
+from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.encoders.image import build_image_encoder
+from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.saved import dual_encoder_from_config
 from varalign.encoders.specs import SpecError, WeightsChanged
-from varalign.encoders.text import build_text_encoder
+from varalign.encoders.towers import Towers
 
 CAPTIONS = ["a dog runs in the snow", "two cats sit on a mat", "a red ball"]
 Folder = Callable[..., tuple[Path, Any]]
@@ -60,7 +61,8 @@ def same(one: DualEncoder, other: DualEncoder) -> bool:
 
 def test_trained_towers_are_in_the_checkpoint(tmp_path: Path) -> None:
     images = build_image_encoder("resnet18", image_size=32)
-    model = DualEncoder(images, build_text_encoder("lstm", captions=CAPTIONS, bidirectional=True), head="mlp")
+    texts = build_text_encoder("lstm", captions=CAPTIONS, bidirectional=True)
+    model = DualEncoder(Towers(images, texts), HeadShape(head="mlp"))
     model.train()
     tokens = model.text_encoder.tokenizer(CAPTIONS)  # type: ignore[union-attr]
     model(torch.randn(3, 3, 32, 32), torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths))  # BatchNorm moves
@@ -73,7 +75,9 @@ def test_frozen_towers_are_read_from_their_source(tmp_path: Path, clip_folder: F
     clip, _ = clip_folder()
     bert = tmp_path / "bert"
     shutil.copytree(bert_folder, bert)
-    model = DualEncoder(build_image_encoder(f"clip:x@{clip}"), build_text_encoder(f"bert:{bert}", pooling="cls"))
+    model = DualEncoder(
+        Towers(build_image_encoder(f"clip:x@{clip}"), build_text_encoder(f"bert:{bert}", pooling="cls"))
+    )
     model.freeze("image")
     model.freeze("text")
     assert {name.partition(".")[0] for name in model.checkpoint_state()} == {
@@ -100,7 +104,7 @@ def test_partly_unfrozen_towers_need_no_source(tmp_path: Path, clip_folder: Fold
     clip, _ = clip_folder()
     bert = tmp_path / "bert"
     shutil.copytree(bert_folder, bert)
-    model = DualEncoder(build_image_encoder(f"clip:x@{clip}"), build_text_encoder(f"bert:{bert}"))
+    model = DualEncoder(Towers(build_image_encoder(f"clip:x@{clip}"), build_text_encoder(f"bert:{bert}")))
     model.freeze("image", 1)
     model.freeze("text", 1)
     load = through_disk(model, tmp_path / "run")
@@ -112,22 +116,41 @@ def test_partly_unfrozen_towers_need_no_source(tmp_path: Path, clip_folder: Fold
 
 
 def test_random_frozen_towers_are_in_the_checkpoint(tmp_path: Path) -> None:
-    model = DualEncoder(build_image_encoder("resnet18", image_size=32), build_text_encoder("lstm", captions=CAPTIONS))
+    images = build_image_encoder("resnet18", image_size=32)
+    model = DualEncoder(Towers(images, build_text_encoder("lstm", captions=CAPTIONS)))
     model.freeze("image")
     assert same(model, through_disk(model, tmp_path / "run")())
 
 
 def test_features_models(tmp_path: Path) -> None:
-    model = DualEncoder(None, None, image_feature_dim=5, text_feature_dim=4, embedding_dim=3)
+    model = DualEncoder(Towers(None, None, image_feature_dim=5, text_feature_dim=4), HeadShape(embedding_dim=3))
     again = through_disk(model, tmp_path / "run")()
     x = torch.randn(2, 5)
     assert torch.equal(again.project_images(x), model.project_images(x))
 
 
 def test_what_does_not_fit() -> None:
-    model = DualEncoder(None, None, image_feature_dim=5, text_feature_dim=4)
+    model = DualEncoder(Towers(None, None, image_feature_dim=5, text_feature_dim=4))
     with pytest.raises(ValueError, match=r"5 tensors missing .*, 1 unknown \['other'\]"):
         model.load_checkpoint_state({"other": torch.ones(1)})
-    with_text = DualEncoder(None, build_text_encoder("lstm", captions=CAPTIONS), image_feature_dim=5)
+    with_text = DualEncoder(Towers(None, build_text_encoder("lstm", captions=CAPTIONS), image_feature_dim=5))
     with pytest.raises(ValueError, match="pass the tokenizer saved with it"):
         dual_encoder_from_config(with_text.to_config())
+
+
+def test_one_side_is_built_without_the_other_towers_source(tmp_path: Path, clip_folder: Folder) -> None:
+    """A text query needs no image tower: nothing of it is read, and its weights in a checkpoint are passed over."""
+    clip, _ = clip_folder()
+    texts = build_text_encoder("lstm", captions=CAPTIONS)
+    for unfreeze in (0, 1):
+        model = DualEncoder(Towers(build_image_encoder(f"clip:x@{clip}"), texts), HeadShape(embedding_dim=8))
+        model.freeze("image", unfreeze)
+        config, state = json.loads(json.dumps(model.to_config())), model.checkpoint_state()
+        config["image_encoder"]["spec"] = "clip:x@/no/such/folder"
+        again = dual_encoder_from_config(config, tokenizer=texts.tokenizer, sides=("text",))
+        again.load_checkpoint_state(state)
+        assert again.image_encoder is None
+        tokens = texts.tokenizer(CAPTIONS)
+        ids, lengths = torch.from_numpy(tokens.ids), torch.from_numpy(tokens.lengths)
+        wanted, found = (one.eval().project_texts(one.encode_texts(ids, lengths)) for one in (model, again))
+        assert torch.equal(found, wanted)

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.encoders.ensemble import EnsembleHead
-from varalign.encoders.residual import ResidualHead
+from varalign.encoders.head_shape import HeadShape
+from varalign.encoders.towers import Towers
 from varalign.losses.contrastive import ContrastiveLoss, contrastive
 from varalign.losses.direction_stats import FIELDS
 from varalign.options.config import TrainConfig
@@ -51,18 +51,15 @@ def test_losses_statistics_and_gradients_equal_the_unbatched_loss(images: int, t
 
 def model(kind: str, seed: int) -> DualEncoder:
     torch.manual_seed(seed)
-    made = DualEncoder(
-        None, None, embedding_dim=6, image_feature_dim=10, text_feature_dim=8, head="mlp", hidden_dim=12, dropout=0.0
-    )
+    shape = {
+        "mlp": HeadShape(6, "mlp", 12),
+        "residual": HeadShape(6, "residual", 12, train_map=seed != 1),
+        "ensemble": HeadShape(5 + 2 * 4, "ensemble", 12, members=2, member_dim=4),
+    }[kind]
+    made = DualEncoder(Towers(None, None, image_feature_dim=10, text_feature_dim=8), shape)
     if kind == "residual":
-        for side, width in (("image", 10), ("text", 8)):
-            map_, mean = torch.randn(width, 6), torch.randn(width)
-            head = ResidualHead.from_linear(map_, mean, torch.eye(width), 12, seed=seed, train_linear=seed != 1)
-            setattr(made, f"{side}_head", head)
-    if kind == "ensemble":
-        made.take_heads(
-            *(EnsembleHead(width, 5 + 2 * 4, 12, members=2, member_dim=4) for width in (10, 8)), logit_scale=10.0
-        )
+        for head, width in ((made.image_head, 10), (made.text_head, 8)):
+            head.fill(torch.randn(width, 6), torch.randn(width), torch.eye(width))
     return made
 
 
@@ -149,6 +146,6 @@ def test_a_run_whose_numbers_are_lost_leaves_the_others_alone() -> None:
 
 
 def test_models_of_different_shapes_are_refused() -> None:
-    other = DualEncoder(None, None, embedding_dim=5, image_feature_dim=10, text_feature_dim=8)
+    other = DualEncoder(Towers(None, None, image_feature_dim=10, text_feature_dim=8), HeadShape(5))
     with pytest.raises(ValueError, match="same shape"):
         BatchedRuns([model("mlp", 0), other], CONFIGS[:2], schedules()[:2])

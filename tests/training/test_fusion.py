@@ -12,14 +12,14 @@ import torch
 import varalign
 from varalign.data.features import load_features, save_features
 from varalign.encoders.ensemble import EnsembleHead
-from varalign.inputs.build import assemble, new_model, open_data
+from varalign.inputs.open_data import open_data
 from varalign.losses.pairs import pair_losses
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.recipe import fill
 from varalign.runs.folder import RunFolder
 from varalign.training.fusion import Fusion
-from varalign.training.start import place_start
+from varalign.training.start import begin
 
 
 def quiet(_: object) -> None:
@@ -30,9 +30,8 @@ def begun(features: Path, **options: Any):
     config = TrainConfig(features=str(features), members=3, hidden_dim=16, device="cpu", **options)
     config, data = open_data(config.validate(), quiet)
     config = fill(config, len(data.rows("train")))
-    parts = assemble(config, data, new_model(config, data), quiet)
-    place_start(parts, config, quiet)
-    return parts, config
+    parts = begin(config, data, torch.device("cpu"), quiet).parts
+    return parts, parts.config
 
 
 @torch.no_grad()
@@ -87,8 +86,8 @@ def test_a_run_keeps_the_closed_form_as_epoch_0_and_is_loaded_whole(features_fil
     assert evals[0]["i2t_recall@1"] == plain[0]["i2t_recall@1"]
     assert evals[0]["t2i_recall@5"] == plain[0]["t2i_recall@5"]
     loaded = varalign.load(tmp_path / "run", device="cpu").model
-    assert loaded.head == "ensemble"
-    assert loaded.embedding_dim == result.aligner.model.embedding_dim
+    assert loaded.shape.head == "ensemble"
+    assert loaded.shape == result.aligner.model.shape
 
 
 @pytest.mark.parametrize(

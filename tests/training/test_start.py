@@ -14,7 +14,9 @@ import varalign
 from varalign.canonical import RunningCovariance, closed_form
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, load_features, save_features
-from varalign.inputs.build import assemble, new_model, open_data
+from varalign.inputs.assemble import open_sources
+from varalign.inputs.models import new_towers
+from varalign.inputs.open_data import open_data
 from varalign.inputs.pair_features import all_pairs
 from varalign.losses.pairs import best_logit_scale
 from varalign.options import recipe
@@ -25,6 +27,8 @@ from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.training import run as runs
 from varalign.training import start as starts
+
+CPU = torch.device("cpu")
 
 
 def quiet(_: str) -> None:
@@ -115,7 +119,8 @@ def test_options_and_what_was_resolved_are_in_the_runs_config(features_file: Pat
     assert None not in (options["lr"], options["map_lr"], options["input_noise"], options["captions_per_step"])
     assert any("--lr" in line and "--epochs" not in line for line in said if "training images" in line)
     model = varalign.load(tmp_path / "run", device="cpu").model
-    assert model.embedding_dim == 16 and model.hidden_dim == 0  # wider than the 10 correlations: the rest is 0
+    shape = model.shape  # wider than the 10 correlations: the rest is 0
+    assert shape.embedding_dim == 16 and shape.hidden_dim == 0
     assert saved["start"]["closed_form"]["dimensions"] == 10
 
 
@@ -188,9 +193,8 @@ def test_a_feature_that_is_not_finite_is_named(features_file: Path, tmp_path: Pa
     config = recipe.fill(config, 120)
     assert isinstance(data, FeatureSet)
     data.image_features[5, 3] = np.nan
-    parts = assemble(config, data, new_model(config, data), quiet)
     with pytest.raises(DataError, match="image features of row 5 hold NaN"):
-        starts.begin(parts, config, quiet)
+        starts.begin(config, data, CPU, quiet)
 
 
 def test_random_heads_take_noise_in_deviations_of_each_feature(features_file: Path, tmp_path: Path) -> None:
@@ -211,20 +215,18 @@ def test_the_maps_have_a_rate_of_their_own(features_file: Path, tmp_path: Path) 
 
     config, data = open_data(small(features_file, tmp_path / "run", lr=1e-2, map_lr=0.1), quiet)
     config = recipe.fill(config, 120)
-    parts = assemble(config, data, new_model(config, data), quiet)
-    config = starts.begin(parts, config, quiet).config
-    rates = {group["name"]: group["lr"] for group in build_optimiser(parts.model, config).param_groups}
+    parts = starts.begin(config, data, CPU, quiet).parts
+    rates = {group["name"]: group["lr"] for group in build_optimiser(parts.model, parts.config).param_groups}
     assert rates["maps"] == pytest.approx(1e-3) and rates["heads"] == pytest.approx(1e-2)
-    still = replace(config, map_lr=0.0)
-    starts.begin(parts, still, quiet)
-    groups = build_optimiser(parts.model, still).param_groups
+    still = starts.begin(replace(config, map_lr=0.0), data, CPU, quiet).parts
+    groups = build_optimiser(still.model, still.config).param_groups
     assert "maps" not in {group["name"] for group in groups}
 
 
 def test_pairs_of_a_split_are_all_its_captions(features_file: Path, tmp_path: Path) -> None:
     config, data = open_data(small(features_file, tmp_path / "run"), quiet)
     config = recipe.fill(config, 120)
-    parts = assemble(config, data, new_model(config, data), quiet)
+    parts = open_sources(config, data, new_towers(config, data), CPU, quiet)
     found = all_pairs(parts, parts.train_rows[::-1].copy(), training=True)
     assert found.rows.tolist() == list(range(119, -1, -1)) and len(found.captions) == 240
     assert found.rows[found.owner].tolist() == data.caption_owner[found.captions].tolist()

@@ -13,14 +13,17 @@ import pytest
 import torch
 import varalign
 from varalign.aligner.evaluate import RECALL_KEYS, positions_of
-from varalign.inputs.build import assemble, new_model, open_data
-from varalign.inputs.sources import LiveImages, TooManyBadImages
+from varalign.inputs.assemble import open_sources
+from varalign.inputs.live import LiveImages, TooManyBadImages
+from varalign.inputs.models import new_towers
+from varalign.inputs.open_data import open_data
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunError, RunFolder
 from varalign.training import run as runs
 
+CPU = torch.device("cpu")
 SMALL = {"embedding_dim": 16, "hidden_dim": 16, "batch_size": 16, "device": "cpu", "threads": 1, "warmup": 0.0}
 
 
@@ -84,19 +87,18 @@ def test_training_batches_from_the_decoded_cache_are_those_of_the_files_where_im
     features_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     batches, said = {}, []
-    for decoded in ("off", "disk", "device"):
+    for decoded in ("off", "disk"):
         said.clear()
         options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0, "color_jitter": 0.2}
         config = config_for("images", features_file, image_folder, tmp_path / "run", **options)
         config, data = open_data(config, said.append)
-        parts = assemble(config, data, new_model(config, data), said.append)
+        parts = open_sources(config, data, new_towers(config, data), CPU, said.append)
         order = [data.rows("train")[:5], data.rows("train")[5:9]]
         batches[decoded] = [inputs.tensor for epoch in (0, 1) for inputs in parts.images.batches(order, epoch=epoch)]
-        told = {"off": 0, "disk": 1, "device": 2}[decoded]
+        told = {"off": 0, "disk": 1}[decoded]
         assert sum("decoded cache: 60 images" in line for line in said) == told, "made by the first batch, once"
-    for plain, cropped, resident in zip(*batches.values(), strict=True):
+    for plain, cropped in zip(*batches.values(), strict=True):
         torch.testing.assert_close(cropped, plain, rtol=0, atol=0)
-        torch.testing.assert_close(resident, plain, rtol=0, atol=0)
 
 
 def test_an_image_that_cannot_be_decoded_is_replaced_the_same_way_however_images_come(
@@ -106,17 +108,17 @@ def test_an_image_that_cannot_be_decoded_is_replaced_the_same_way_however_images
     shutil.copytree(image_folder, folder)
     (folder / "Images" / "003.jpg").write_bytes(b"not a picture")
     found = []
-    for decoded in ("off", "device", "levels"):
+    for decoded in ("off", "disk", "levels"):
         if decoded == "levels":  # as batches travel to a GPU, which normalises them
-            monkeypatch.setattr(LiveImages, "_travels_as", lambda self, kind: "uint8")
+            monkeypatch.setattr(LiveImages, "_dtype", lambda self, kind: "uint8")
             decoded = "off"
         options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0, "max_bad": 0.5}
         config = config_for("images", features_file, folder, tmp_path / "run", **options)
         config, data = open_data(config, quiet)
-        parts = assemble(config, data, new_model(config, data), quiet)
+        parts = open_sources(config, data, new_towers(config, data), CPU, quiet)
         order = [data.rows("train")[:6], data.rows("train")[6:9]]
         found.append([*parts.images.batches(order, epoch=1), *parts.images.plain(order[0], 4)])
-        assert list(parts.bad_images()) == ["003.jpg"]
+        assert [data.image_names[row] for row in parts.images.unreadable] == ["003.jpg"]
     for plain, *others in zip(*found, strict=True):
         for other in others:
             np.testing.assert_array_equal(plain.rows, other.rows)

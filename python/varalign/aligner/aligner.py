@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
-from torch import nn
 
 from varalign.aligner.evaluate import embed_split, measure, owners, tower_features
 from varalign.data.damage import damaged
@@ -20,25 +19,27 @@ from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, check_names_file, save_features
 from varalign.data.files import cache_key, file_states, write_atomically
-from varalign.data.images import load_images
 from varalign.data.index import first_of_each
 from varalign.data.noise import parse_noise
+from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
-from varalign.encoders.image import build_image_encoder
+from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.specs import SpecError, WeightsUnavailable
-from varalign.encoders.text import build_text_encoder
+from varalign.encoders.towers import Towers
 from varalign.evaluation.retrieval import chance, top_k
-from varalign.inputs.build import Parts, assemble, open_data, saved_model
+from varalign.inputs.assemble import assemble
 from varalign.inputs.feature_cache import kept_arrays
+from varalign.inputs.models import saved_model
+from varalign.inputs.open_data import open_data
+from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
+from varalign.inputs.tower_loop import embedded_files, embedded_texts
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device
 from varalign.options.recipe import fill
 from varalign.pictures.tsne import check_perplexities, choose_pairs, draw_tsne
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunFolder, to_stderr
-
-EMBED_BATCH = 64
 
 
 def load(
@@ -124,8 +125,7 @@ def zero_shot(
     except WeightsUnavailable as absent:  # the option that names them is another one here
         raise WeightsUnavailable(str(absent).replace("--image-encoder", "--zero-shot")) from None
     # its scale is at the clamp, 100, in every checkpoint that was trained to the end
-    model = DualEncoder(images, texts, embedding_dim=images.feature_dim, logit_scale=MAX_LOGIT_SCALE)
-    model.image_head, model.text_head = nn.Identity(), nn.Identity()
+    model = DualEncoder(Towers(images, texts), HeadShape(images.feature_dim, "identity"), logit_scale=MAX_LOGIT_SCALE)
     model.freeze("image")
     model.freeze("text")
     return Aligner(model.to(pick_device(device)), config, name=f"zero-shot {spec}")
@@ -188,21 +188,11 @@ class Aligner:
         Raises:
             DataError: a file cannot be read as an image, or the model was trained on features.
         """
-        encoder = self.model.image_encoder
-        if encoder is None:
+        if self.model.image_encoder is None:
             raise DataError(
                 f"{self.name}: trained on a features file, so it has no image encoder: embed features instead"
             )
-        found = [np.empty((0, self.model.embedding_dim), np.float32)]
-        with torch.inference_mode():
-            for start in range(0, len(files), EMBED_BATCH):
-                part = [Path(file) for file in files[start : start + EMBED_BATCH]]
-                pixels, errors = load_images(part, encoder.preprocess, threads=self.config.threads)
-                if errors:
-                    raise DataError(errors[0][1])  # names the file
-                features = self.model.encode_images(torch.from_numpy(pixels).to(self.model.log_logit_scale.device))
-                found.append(self.model.project_images(features).float().cpu().numpy())
-        return np.concatenate(found)
+        return embedded_files(self.model, self.config, files)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of texts.
@@ -216,19 +206,11 @@ class Aligner:
         Raises:
             DataError: the model was trained on features.
         """
-        encoder = self.model.text_encoder
-        if encoder is None:
+        if self.model.text_encoder is None:
             raise DataError(
                 f"{self.name}: trained on a features file, so it has no text encoder: embed features instead"
             )
-        found = [np.empty((0, self.model.embedding_dim), np.float32)]
-        with torch.inference_mode():
-            for start in range(0, len(texts), EMBED_BATCH):
-                tokens = encoder.tokenizer(texts[start : start + EMBED_BATCH])
-                ids = torch.from_numpy(np.ascontiguousarray(tokens.ids)).to(self.model.log_logit_scale.device)
-                features = self.model.encode_texts(ids, torch.from_numpy(np.ascontiguousarray(tokens.lengths)))
-                found.append(self.model.project_texts(features).float().cpu().numpy())
-        return np.concatenate(found)
+        return embedded_texts(self.model, self.config, texts)
 
     def rank(
         self, queries: NDArray[np.float32], candidates: NDArray[np.float32], top: int = 5

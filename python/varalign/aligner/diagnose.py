@@ -24,9 +24,12 @@ from varalign.data.features import FeatureSet, load_features
 from varalign.data.files import write_atomically
 from varalign.data.noise import Noise, noisy_pairs, parse_noise
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
+from varalign.encoders.towers import Towers
 from varalign.evaluation.cartography import KINDS, Cartography, cartography
 from varalign.evaluation.pair_moments import PairMoments
-from varalign.inputs.build import Data, assemble, new_model, open_data, saved_model
+from varalign.inputs.assemble import open_sources
+from varalign.inputs.models import new_towers, saved_model
+from varalign.inputs.open_data import Data, open_data
 from varalign.inputs.sources import FeatureRows
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device
@@ -319,15 +322,16 @@ def _of_folder(config: TrainConfig, say: Say) -> Subject:
     for note in data.notes:
         say(note)
     noisy, wrong = damaged(data, noise, "train", config.seed), _wrong(data, noise, config.seed)
-    model = new_model(config, noisy).to(pick_device(config.device))
+    towers = new_towers(config, noisy)
     subject = Subject(Path(str(config.data)).resolve().name, noisy, noisy.rows("train"), None, None, data, wrong)
     assert isinstance(noisy, ImageCaptions)
-    subject.x, subject.y = _tower_features(replace(config, noise=None), noisy, model, say)
+    subject.x, subject.y = _tower_features(replace(config, noise=None), noisy, towers, say)
     return subject
 
 
-def _tower_features(config: TrainConfig, data: Data, model: Any, say: Say) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = assemble(config, data, model, say)
+def _tower_features(config: TrainConfig, data: Data, towers: Towers, say: Say) -> tuple[torch.Tensor, torch.Tensor]:
+    device = pick_device(config.device)
+    parts = open_sources(config, data, towers.to(device), device, say)
     assert isinstance(parts.images, FeatureRows) and isinstance(parts.texts, FeatureRows)
     bad = sorted(parts.images.unreadable)
     if bad:
@@ -355,7 +359,7 @@ def _of_run(run: RunFolder, places: dict[str, Any], say: Say) -> Subject:
     if isinstance(noisy, FeatureSet):
         subject.x, subject.y = torch.from_numpy(noisy.image_features), torch.from_numpy(noisy.text_features)
         return subject
-    model = saved_model(run).to(pick_device(config.device))
+    model = saved_model(run)
     if model.fully_frozen("image") and model.fully_frozen("text"):
         subject.x, subject.y = _tower_features(replace(clean, augment=False), noisy, model, say)
     return subject

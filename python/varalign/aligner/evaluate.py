@@ -13,11 +13,12 @@ from varalign.data.errors import DataError
 from varalign.data.index import first_of_each
 from varalign.evaluation.embedding_statistics import summary
 from varalign.evaluation.retrieval import retrieval
-from varalign.inputs.build import Data, Parts
+from varalign.inputs.open_data import Data
+from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
+from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows, gathered
 from varalign.losses.pairs import batched_loss
 
-TEXT_BATCH = 256
 RECALL_KEYS = tuple(f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
 
 
@@ -31,30 +32,16 @@ def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor
     Raises:
         DataError: none of the images can be read.
     """
-    model, was_training = parts.model, parts.model.training
-    model.eval()
-    kept: list[Rows] = []
-    images: list[Tensor] = []
-    texts: list[Tensor] = []
-    try:
-        with torch.inference_mode(), parts.autocast():
-            for inputs in parts.images.plain(image_rows, batch_size):
-                images.append(model.project_images(parts.images.features(model, inputs.tensor)).float())
-                kept.append(inputs.rows)
-            if not kept:
-                raise DataError(
-                    f"none of the {len(image_rows)} images of this split can be read; see `varalign data check`"
-                )
-            rows = np.concatenate(kept)
-            captions = parts.data.caption_rows(rows)
-            rows, firsts = one_of_each(rows, parts.data.image_ids)
-            captions = captions[np.argsort(owners(parts.data, captions, rows), kind="stable")]
-            for start in range(0, len(captions), TEXT_BATCH):
-                chosen = captions[start : start + TEXT_BATCH]
-                texts.append(model.project_texts(parts.texts.features(model, parts.texts.inputs(chosen))).float())
-    finally:
-        model.train(was_training)
-    return torch.cat(images)[torch.from_numpy(firsts).to(images[0].device)], rows, torch.cat(texts), captions
+    model = parts.model
+    found = list(encoded_rows(parts, "image", image_rows, batch_size, head=model.project_images))
+    if not found:
+        raise DataError(f"none of the {len(image_rows)} images of this split can be read; see `varalign data check`")
+    rows, images = np.concatenate([part for part, _ in found]), torch.cat([part for _, part in found])
+    captions = parts.data.caption_rows(rows)
+    rows, firsts = one_of_each(rows, parts.data.image_ids)
+    captions = captions[np.argsort(owners(parts.data, captions, rows), kind="stable")]
+    texts = [part for _, part in encoded_rows(parts, "text", captions, TEXT_BATCH, head=model.project_texts)]
+    return images[torch.from_numpy(firsts).to(images.device)], rows, torch.cat(texts), captions
 
 
 def one_of_each(rows: Rows, image_ids: Rows) -> tuple[Rows, Rows]:
@@ -70,18 +57,12 @@ def tower_features(parts: Parts, batch_size: int) -> tuple[NDArray[np.float32], 
     Returns:
         image_features (I, Dx), zeros where one cannot be read; text_features (T, Dy); the rows that cannot be read.
     """
-    model, data = parts.model.eval(), parts.data
-    images = np.zeros((len(data.split), model.image_feature_dim), np.float32)
-    texts = np.zeros((len(data.caption_owner), model.text_feature_dim), np.float32)
-    found = np.zeros(len(images), bool)
-    with torch.inference_mode(), parts.autocast():
-        for inputs in parts.images.plain(np.arange(len(images), dtype=np.int64), batch_size):
-            images[inputs.rows] = parts.images.features(model, inputs.tensor).float().cpu().numpy()
-            found[inputs.rows] = True
-        for start in range(0, len(texts), TEXT_BATCH):
-            rows = np.arange(start, min(start + TEXT_BATCH, len(texts)), dtype=np.int64)
-            texts[rows] = parts.texts.features(model, parts.texts.inputs(rows)).float().cpu().numpy()
-    return images, texts, np.flatnonzero(~found).tolist()
+    images, captions = (np.arange(n, dtype=np.int64) for n in (len(parts.data.split), len(parts.data.caption_owner)))
+    found = encoded_rows(parts, "image", images, batch_size)
+    x, missing = gathered(found, len(images), parts.model.image_feature_dim)
+    found = encoded_rows(parts, "text", captions, TEXT_BATCH)
+    y, _ = gathered(found, len(captions), parts.model.text_feature_dim)
+    return x.numpy(), y.numpy(), missing.tolist()
 
 
 def assess(parts: Parts, split: str, *, batch_size: int) -> dict[str, Any]:

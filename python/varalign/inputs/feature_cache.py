@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from varalign.data.files import write_atomically
-from varalign.encoders.dual_encoder import DualEncoder
-from varalign.inputs.sources import ImageSource, LiveImages, TextSource
+from varalign.encoders.towers import Towers
+from varalign.inputs.live import LiveCaptions, LiveImages
+from varalign.inputs.sources import FeatureRows, Rows, chunks
+from varalign.inputs.tower_loop import IMAGE_BATCH, TEXT_BATCH, gathered, run_tower
 
 Say = Callable[[str], None]
 
@@ -31,63 +33,68 @@ def default_cache() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "varalign"
 
 
-def image_features(
-    model: DualEncoder, source: ImageSource, count: int, dim: int, path: Path, say: Say
-) -> tuple[Tensor, dict[int, str]]:
-    """Features of all images, from the cache file or made now and kept there.
+def image_rows(towers: Towers, source: LiveImages, path: Path, say: Say) -> FeatureRows:
+    """Features of all images in float32 arithmetic, from the cache file or made now and kept there.
 
     Args:
-        model: its image tower is run in evaluation mode without gradient.
-        source: gives the pixels.
-        count: I, number of images.
-        dim: D, the tower's output dimensions.
+        towers: their image tower is run.
+        source: gives the pixels of its I files.
         path: the cache file.
-        say: called with a line of progress.
+        say: called with lines on progress.
 
     Returns:
-        (I, D) float32 on the CPU, zeros in rows that cannot be read, and those rows with their reasons.
+        Rows (I, D) on the source's device; zeros in rows that cannot be read, which are named with their reasons.
     """
-    cached = _read(path, (count, dim))
+    count = len(source.paths)
+    cached = _read(path, (count, towers.image_feature_dim))
     if cached is not None:
         say(f"image features: {count} rows from the cache")
         reasons = json.loads(bytes(cached["reasons"].tolist())) if "reasons" in cached else {}
-        return cached["features"], {row: reasons.get(str(row), "unreadable") for row in cached["unreadable"].tolist()}
-    matrix = torch.zeros(count, dim)
-    found = np.zeros(count, bool)
-    done = 0
-    model.eval()
-    with torch.inference_mode():
-        for inputs in source.plain(np.arange(count, dtype=np.int64), 64):
-            matrix[torch.from_numpy(inputs.rows)] = source.features(model, inputs.tensor).float().cpu()
-            found[inputs.rows] = True
-            if (done := done + len(inputs.rows)) // 1024 != (done - len(inputs.rows)) // 1024:
-                say(f"image features: {done} of {count}")
-    rows = np.flatnonzero(~found)
-    noted = source.bad if isinstance(source, LiveImages) else {}
-    unreadable = {row: noted.get(row, "unreadable") for row in rows.tolist()}
-    tensors = {"features": matrix, "unreadable": torch.from_numpy(rows)}
+        unreadable = {row: reasons.get(str(row), "unreadable") for row in cached["unreadable"].tolist()}
+        return FeatureRows(cached["features"].to(source.device), unreadable)
+
+    def encode(pixels: Tensor) -> Tensor:
+        return source.features(towers, pixels)
+
+    batches = ((batch.rows, batch.tensor) for batch in source.plain(_all(count), IMAGE_BATCH))
+    found = run_tower(towers, batches, encode, nullcontext)
+    matrix, missing = gathered(found, count, towers.image_feature_dim, _progress("image", count, IMAGE_BATCH, say))
+    unreadable = {row: source.unreadable.get(row, "unreadable") for row in missing.tolist()}
+    tensors = {"features": matrix, "unreadable": torch.from_numpy(missing)}
     if unreadable:
         tensors["reasons"] = torch.tensor(list(json.dumps(unreadable).encode()), dtype=torch.uint8)
     _write(path, tensors, say)
-    return matrix, unreadable
+    return FeatureRows(matrix.to(source.device), unreadable)
 
 
-def text_features(model: DualEncoder, source: TextSource, count: int, dim: int, path: Path, say: Say) -> Tensor:
-    """Features of all captions, (T, D) float32 on the CPU; see `image_features`."""
-    cached = _read(path, (count, dim))
+def text_rows(towers: Towers, source: LiveCaptions, path: Path, say: Say) -> FeatureRows:
+    """Features (T, D) of all captions of the source; see `image_rows`."""
+    count = len(source)
+    cached = _read(path, (count, towers.text_feature_dim))
     if cached is not None:
         say(f"text features: {count} rows from the cache")
-        return cached["features"]
-    matrix = torch.zeros(count, dim)
-    model.eval()
-    with torch.inference_mode():
-        for start in range(0, count, 256):
-            rows = np.arange(start, min(start + 256, count), dtype=np.int64)
-            matrix[start : start + len(rows)] = source.features(model, source.inputs(rows)).float().cpu()
-            if start // 8192 != (start + 256) // 8192:
-                say(f"text features: {start + len(rows)} of {count}")
+        return FeatureRows(cached["features"].to(source.device))
+
+    def encode(inputs: tuple[Tensor, ...]) -> Tensor:
+        return source.features(towers, inputs)
+
+    batches = ((rows, source.inputs(rows)) for rows in chunks(_all(count), TEXT_BATCH))
+    found = run_tower(towers, batches, encode, nullcontext)
+    matrix, _ = gathered(found, count, towers.text_feature_dim, _progress("text", count, TEXT_BATCH, say))
     _write(path, {"features": matrix}, say)
-    return matrix
+    return FeatureRows(matrix.to(source.device))
+
+
+def _all(count: int) -> Rows:
+    return np.arange(count, dtype=np.int64)
+
+
+def _progress(side: str, count: int, size: int, say: Say) -> Callable[[int], None]:
+    def said(done: int) -> None:
+        if done % (16 * size) < size <= done:
+            say(f"{side} features: {done} of {count}")
+
+    return said
 
 
 def kept_arrays(path: Path, key: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

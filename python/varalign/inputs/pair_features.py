@@ -1,4 +1,4 @@
-"""Features of training pairs, batch by batch: from cached rows or straight from the towers, one pass."""
+"""Features of pairs, batch by batch: from cached rows or straight from the towers, one pass."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from varalign.canonical.choice import DEV_IMAGES
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
-from varalign.inputs.build import Parts
-from varalign.inputs.sources import FeatureRows, Rows
+from varalign.inputs.parts import Inputs
+from varalign.inputs.sources import FeatureRows, Rows, chunks
+from varalign.inputs.tower_loop import IMAGE_BATCH, TEXT_BATCH, encoded_rows, run_tower
 
-IMAGE_BATCH = 64  # images through a tower at a time
 ROW_BATCH = 2048  # rows of features at a time
-TEXT_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class PairFeatures:
 
     Attributes:
         rows: (I,) image rows. image_features: (I, Dx).
-        captions: (T,) caption rows. text_features: (T, Dy). owner: (T,) positions in `rows`.
+        captions: (T,) caption rows. text_features: (T, Dy). owner: (T,) positions in `rows`, ascending.
     """
 
     rows: Rows
@@ -35,49 +36,49 @@ class PairFeatures:
     owner: Tensor
 
 
-def batches_of_pairs(parts: Parts, rows: Rows, *, training: bool) -> Iterator[PairFeatures]:
+def thinned(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """At most `DEV_IMAGES` of the rows, evenly spread: what is chosen on dev need not read more."""
+    if len(rows) <= DEV_IMAGES:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, DEV_IMAGES).astype(np.int64)]
+
+
+def dev_pairs(inputs: Inputs) -> PairFeatures:
+    """The pairs of the dev split, of at most `DEV_IMAGES` images."""
+    return all_pairs(inputs, thinned(inputs.data.rows("dev")), training=False)
+
+
+def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool) -> Iterator[PairFeatures]:
     """Features of these images and their captions, batch by batch, from the cache or through the towers.
 
     Args:
-        parts: data, model and sources.
+        inputs: data, towers and sources.
         rows: image rows.
         training: images as training sees them (augmented, with injected noise) instead of as evaluation does.
 
     Raises:
         DataError: a feature is NaN or infinite; image or caption is named.
     """
-    size = ROW_BATCH if isinstance(parts.images, FeatureRows) else IMAGE_BATCH
-    order = [rows[start : start + size] for start in range(0, len(rows), size)]
-    was_training = parts.model.training
-    parts.model.eval()
-    try:
-        inputs = parts.images.batches(order, epoch=0) if training else parts.images.plain(rows, size)
-        for batch in inputs:
-            captions = parts.data.caption_rows(batch.rows)
-            x, y = _features(parts, batch.tensor, captions)
-            _require_finite(parts, "image", x, batch.rows)
-            _require_finite(parts, "text", y, captions)
-            counts = np.diff(parts.data.caption_offsets)[batch.rows]
-            owner = torch.from_numpy(np.repeat(np.arange(len(batch.rows)), counts)).to(x.device)
-            yield PairFeatures(batch.rows, x, captions, y, owner)
-    finally:
-        parts.model.train(was_training)
+    size = ROW_BATCH if isinstance(inputs.images, FeatureRows) else IMAGE_BATCH
+    if training:
+        batches = ((batch.rows, batch.tensor) for batch in inputs.images.batches(chunks(rows, size), epoch=0))
+        images = run_tower(inputs.towers, batches, lambda x: inputs.images.features(inputs.towers, x), inputs.autocast)
+    else:
+        images = encoded_rows(inputs, "image", rows, size)
+    for found, x in images:
+        captions = inputs.data.caption_rows(found)
+        texts = [features for _, features in encoded_rows(inputs, "text", captions, TEXT_BATCH)]
+        y = torch.cat([x.new_zeros(0, inputs.towers.text_feature_dim), *texts])
+        _require_finite(inputs, "image", x, found)
+        _require_finite(inputs, "text", y, captions)
+        counts = np.diff(inputs.data.caption_offsets)[found]
+        owner = torch.from_numpy(np.repeat(np.arange(len(found)), counts)).to(x.device)
+        yield PairFeatures(found, x, captions, y, owner)
 
 
-def _features(parts: Parts, images: Tensor, captions: Rows) -> tuple[Tensor, Tensor]:
-    # Not in the generator: what is entered there stays entered while the caller has its turn.
-    with torch.no_grad(), parts.autocast():
-        x = parts.images.features(parts.model, images).float()
-        texts = [x.new_zeros(0, parts.model.text_feature_dim)]
-        for start in range(0, len(captions), TEXT_BATCH):
-            inputs = parts.texts.inputs(captions[start : start + TEXT_BATCH])
-            texts.append(parts.texts.features(parts.model, inputs).float())
-        return x, torch.cat(texts)
-
-
-def all_pairs(parts: Parts, rows: Rows, *, training: bool) -> PairFeatures:
+def all_pairs(inputs: Inputs, rows: Rows, *, training: bool) -> PairFeatures:
     """`batches_of_pairs` as one, in memory."""
-    found = list(batches_of_pairs(parts, rows, training=training))
+    found = list(batches_of_pairs(inputs, rows, training=training))
     firsts = np.cumsum([0, *(len(part.rows) for part in found)])
     return PairFeatures(
         np.concatenate([part.rows for part in found]),
@@ -88,12 +89,12 @@ def all_pairs(parts: Parts, rows: Rows, *, training: bool) -> PairFeatures:
     )
 
 
-def _require_finite(parts: Parts, side: str, features: Tensor, rows: Rows) -> None:
+def _require_finite(inputs: Inputs, side: str, features: Tensor, rows: Rows) -> None:
     good = torch.isfinite(features).all(dim=1).cpu().numpy()
     if good.all():
         return
     bad = rows[~good]
-    data, row = parts.data, int(bad[0])
+    data, row = inputs.data, int(bad[0])
     names = data.image_names if side == "image" else None if isinstance(data, FeatureSet) else data.captions
     raise DataError(
         f"the {side} features of row {row}{'' if names is None else f' ({names[row]!r})'} hold NaN or infinity, those "

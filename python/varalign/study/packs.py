@@ -23,14 +23,15 @@ from varalign.data.noise import parse_noise
 from varalign.data.sampler import epoch_batches
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.retrieval import ranks
-from varalign.inputs.build import assemble, named_schedule, new_model
+from varalign.inputs.pair_features import thinned
 from varalign.options.config import TrainConfig
 from varalign.options.fields import OPTIONS
 from varalign.options.recipe import fill
 from varalign.schedules import LossSchedule
 from varalign.study.grid import Cell, Pack
 from varalign.training.batched import BatchedRuns
-from varalign.training.fusion import Fusion, thinned
+from varalign.training.fusion import Fusion
+from varalign.training.losses import named_schedule
 from varalign.training.optimiser import rate_factor
 from varalign.training.start import begin
 from varalign.training.step_texts import StepTexts
@@ -163,12 +164,12 @@ def _started(config: TrainConfig, features: FeatureSet, bench: Bench) -> Started
     if key not in bench.starts:
         data = damaged(features, parse_noise(config.noise), "train", config.seed)
         assert isinstance(data, FeatureSet)
-        torch.manual_seed(config.seed)
-        parts = assemble(config, data, new_model(config, data).to(bench.device), _silent)
-        pairs = begin(parts, config, _silent).pairs
+        start = begin(config, data, bench.device, _silent)
         while len(bench.starts) >= STARTS_KEPT:
             del bench.starts[next(iter(bench.starts))]
-        bench.starts[key] = Started(data, parts.model, None if pairs is None else pairs.weights.to(bench.device))
+        bench.starts[key] = Started(
+            data, start.parts.model, None if start.pairs is None else start.pairs.weights.to(bench.device)
+        )
     return bench.starts[key]
 
 
@@ -282,7 +283,7 @@ def _look(runs: Sequence[Run], best: Sequence[_Best], dev: Split, epoch: int) ->
 
 def _fusion(run: Run, dev: Split) -> Fusion | None:
     """The choice of an ensemble's share on dev, as a run of `varalign train` makes it (but that copies count once)."""
-    if run.model.head != "ensemble":
+    if run.model.shape.head != "ensemble":
         return None
     images, counts = dev.owner.unique_consecutive(return_counts=True)
     kept = torch.from_numpy(thinned(np.arange(len(images)))).to(images.device)

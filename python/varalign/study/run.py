@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from varalign.data.features import FeatureSet, load_features
-from varalign.inputs.build import checked
+from varalign.inputs.open_data import checked
 from varalign.options.device import pick_device
 from varalign.options.fields import OPTIONS
 from varalign.runs.folder import RunFailed, RunFolder, to_stderr

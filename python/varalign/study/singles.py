@@ -13,7 +13,7 @@ from varalign.aligner.evaluate import embed_split, mean_recall, owners
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import load_features
 from varalign.evaluation.retrieval import ranks
-from varalign.inputs.build import Parts
+from varalign.inputs.parts import Parts
 from varalign.runs.folder import RunFolder
 from varalign.study.grid import Cell
 from varalign.study.packs import REPORTED, cell_config, rank_text

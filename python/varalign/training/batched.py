@@ -186,7 +186,7 @@ class BatchedRuns:
             image_ids,
             image_ids,
             None if pair_weights is None else (pair_weights, pair_weights),
-            members=max(1, self._base.members),
+            members=max(1, self._base.shape.members),
         )
         norms = losses
         if any(schedule.by_gradients for schedule in self.schedules):

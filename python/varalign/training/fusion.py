@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from varalign.canonical.choice import DEV_IMAGES
 from varalign.data.index import first_of_each
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.ensemble import EnsembleHead
-from varalign.inputs.build import Parts
-from varalign.inputs.pair_features import all_pairs
+from varalign.inputs.pair_features import dev_pairs
+from varalign.inputs.parts import Parts
 from varalign.losses.pairs import pair_losses
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
@@ -46,8 +43,7 @@ class Fusion:
             parts: model, data and sources; the towers are frozen, so dev features are read once.
             batch_size: as for the class.
         """
-        rows = thinned(parts.data.rows("dev"))
-        dev = all_pairs(parts, rows, training=False)
+        dev = dev_pairs(parts)
         first = torch.from_numpy(first_of_each(dev.owner.cpu().numpy())).to(dev.owner.device)
         return Fusion(parts.model, dev.image_features, dev.text_features[first], batch_size)
 
@@ -85,13 +81,6 @@ class Fusion:
         size = min(self.batch_size, len(images))
         whole = len(images) // size * size
         return images[:whole].unflatten(0, (-1, size)) @ texts[:whole].unflatten(0, (-1, size)).transpose(1, 2)
-
-
-def thinned(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At most `DEV_IMAGES` of the rows, evenly spread."""
-    if len(rows) <= DEV_IMAGES:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, DEV_IMAGES).astype(np.int64)]
 
 
 def _clearly_lower(ours: Tensor, theirs: Tensor, *, kept: float) -> bool:

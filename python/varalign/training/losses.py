@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from varalign.inputs.build import Data, Parts, new_schedule
+from varalign.inputs.open_data import Data
+from varalign.inputs.parts import Parts
 from varalign.inputs.sources import ImageInputs
 from varalign.losses.comparison import ComparisonLoss
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.losses.others import build_objective
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
+from varalign.runs.folder import RunFolder, read_metric_lines
+from varalign.schedules import LossSchedule, build_schedule
 from varalign.training.step_texts import StepTexts
 
 Loss = ContrastiveLoss | ComparisonLoss
@@ -37,6 +41,41 @@ def new_loss(config: TrainConfig, data: Data | None) -> Loss:
     except ValueError as error:
         raise ConfigError(f"--loss-strength {config.loss_strength:g}: {error}") from None
     return ComparisonLoss(objective, schedule)
+
+
+def new_schedule(config: TrainConfig) -> LossSchedule:
+    """The loss schedule that the options name.
+
+    Raises:
+        RunError: `replay_run` is no run, or has no step.
+    """
+    replay = None
+    if config.replay_run is not None:
+        lines = read_metric_lines(RunFolder.open(Path(config.replay_run)).metrics)
+        steps = [line.get("w_i2t") for line in lines if line.get("kind") == "step"]
+        replay = [float(weight) for weight in steps if isinstance(weight, float)]
+        if not replay or len(replay) < len(steps):
+            raise ConfigError(f"--replay-run {config.replay_run}: that run's metrics.jsonl has no steps with weights")
+    return named_schedule(config.schedule, config, replay)
+
+
+def named_schedule(name: str, config: TrainConfig, replay: Sequence[float] | None = None) -> LossSchedule:
+    """A schedule under the options' floor, decay, power, fixed weight and seed.
+
+    Args:
+        name: one of `varalign.schedules.SCHEDULES`.
+        config: the options; their own `schedule` is not looked at.
+        replay: w_i2t of every step that `replay` shuffles.
+    """
+    return build_schedule(
+        name,
+        floor=config.schedule_floor,
+        beta=config.schedule_beta,
+        gamma=config.schedule_gamma,
+        fixed_weight=config.fixed_weight,
+        seed=config.seed,
+        replay=replay or (),
+    )
 
 
 def add_loss_parameters(optimiser: torch.optim.Optimizer, loss: Loss, lr: float) -> None:

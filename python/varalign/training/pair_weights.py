@@ -12,8 +12,8 @@ from torch import Tensor
 
 from varalign.canonical.pair_scores import pair_scores
 from varalign.evaluation.pair_moments import PairMoments
-from varalign.inputs.build import Parts
 from varalign.inputs.pair_features import all_pairs
+from varalign.inputs.parts import Inputs, Parts
 from varalign.options.declaration import ConfigError
 
 SEPARATION = 2.0
@@ -54,30 +54,30 @@ class PairVerdict:
         return {name: getattr(self, name) for name in ("by", "wrong_share", "low", "high", "ridge")}
 
 
-def score_pairs(parts: Parts, *, seed: int) -> PairVerdict:
+def score_pairs(inputs: Inputs, *, seed: int) -> PairVerdict:
     """Score every training pair in closed form.
 
     Args:
-        parts: with towers that do not train.
+        inputs: with towers that do not train.
         seed: of the folds.
 
     Raises:
         ConfigError: too few images to score them.
         DataError: a feature is not finite.
     """
-    found = all_pairs(parts, parts.train_rows, training=True)
+    found = all_pairs(inputs, inputs.train_rows, training=True)
     captions = torch.from_numpy(found.captions)
     features = found.image_features, found.text_features, found.owner.cpu()
     options: dict[str, Any] = {
-        "image_ids": torch.from_numpy(parts.data.image_ids[found.rows]),
+        "image_ids": torch.from_numpy(inputs.data.image_ids[found.rows]),
         "seed": seed,
-        "device": parts.device,
+        "device": inputs.device,
     }
     try:
         result = pair_scores(*features, by="auto", **options)
     except ValueError as error:
         raise ConfigError(f"--pair-weighting closed-form: {error}") from None
-    count = len(parts.data.caption_owner)
+    count = len(inputs.data.caption_owner)
     weights = torch.ones(count)
     weights[captions] = result.probability_right.float()
     scores = torch.full((count,), torch.nan, dtype=torch.float64)

@@ -14,7 +14,10 @@ import torch
 
 from varalign import __version__
 from varalign.aligner.aligner import Aligner
-from varalign.inputs.build import Data, Parts, assemble, new_model, open_data, saved_model
+from varalign.inputs.assemble import assemble
+from varalign.inputs.models import saved_model
+from varalign.inputs.open_data import open_data
+from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device, pick_precision
 from varalign.options.recipe import fill, filled
@@ -127,7 +130,8 @@ def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True)
         images = len(data.rows("train"))
         config = fill(opened, images)
         session.say(f"{config.start} start, {images:,} training images: {filled(opened, config) or 'as told'}")
-        parts, start = _first_parts(config, data, device, session.say)
+        start = begin(config, data, device, session.say)
+        parts = start.parts
         parts.images.prepare()
         run = RunFolder.create(out)
         with run.locked():
@@ -169,15 +173,6 @@ def check(config: TrainConfig, device: torch.device) -> None:
     check_tensorboard(config)
 
 
-def _first_parts(config: TrainConfig, data: Data, device: torch.device, say: Say) -> tuple[Parts, Beginning]:
-    """The parts of a run that begins: weights drawn by the seed, heads brought to their start."""
-    torch.manual_seed(config.seed)
-    parts = assemble(config, data, new_model(config, data).to(device), say)
-    start = begin(parts, config, say)
-    parts.config = start.config
-    return parts, start
-
-
 def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, progress: bool = True) -> TrainResult:
     """Go on with a run that was interrupted, from its newest whole checkpoint.
 
@@ -207,7 +202,8 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, pro
             parts = assemble(config, data, saved_model(run).to(device), say)
         else:
             say("no checkpoint yet: starting from the beginning")
-            parts, start = _first_parts(config, data, device, say)
+            start = begin(config, data, device, say)
+            parts = start.parts
         parts.images.prepare()
         return _finish(parts, run, start, session)
 

@@ -1,4 +1,5 @@
-"""Where the heads start: at the closed form of the training pairs' features, chosen on dev, or at random weights.
+"""The start of a run: its sources, and its model, whose heads hold the closed form of the training pairs' features or
+random weights.
 
 One pass over the training images, batch by batch, from cached rows or straight from the towers, keeps means and
 covariances only: memory is that of the covariances, whatever the number of pairs.
@@ -11,26 +12,21 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from varalign.canonical.choice import (
-    DEV_IMAGES,
-    Grid,
-    choose_settings,
-    mean_recall_at_1,
-    negative_loss,
-)
+from varalign.canonical.choice import Grid, choose_settings, mean_recall_at_1, negative_loss
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.start import ClosedForm, Whitening
 from varalign.data.index import first_of_each
-from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE
-from varalign.encoders.ensemble import ensemble_heads
-from varalign.encoders.heads import NoisyHead
-from varalign.encoders.residual import residual_heads
-from varalign.inputs.build import Parts
-from varalign.inputs.pair_features import PairFeatures, all_pairs, batches_of_pairs
+from varalign.encoders.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE, DualEncoder
+from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
+from varalign.encoders.heads import NoisyHead, closed_form_heads
+from varalign.inputs.assemble import assemble, open_sources
+from varalign.inputs.models import adapt_towers, new_model, new_towers
+from varalign.inputs.open_data import Data
+from varalign.inputs.pair_features import PairFeatures, batches_of_pairs, dev_pairs
+from varalign.inputs.parts import Inputs, Parts
 from varalign.losses.pairs import best_logit_scale
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
@@ -82,12 +78,12 @@ class Beginning:
     """How a run begins.
 
     Attributes:
-        config: the options with what was chosen for the start.
+        parts: model and sources; their options hold what was chosen for the start.
         choice: of the closed form; None for a random start.
         pairs: scores and weights of the training pairs under `--pair-weighting closed-form`, else None.
     """
 
-    config: TrainConfig
+    parts: Parts
     choice: StartChoice | None
     pairs: PairVerdict | None
 
@@ -97,51 +93,56 @@ class Beginning:
         return {"closed_form": choice, "pairs": None if self.pairs is None else self.pairs.as_dict()}
 
 
-def begin(parts: Parts, config: TrainConfig, say: Say) -> Beginning:
-    """Weigh the pairs if that is asked for, bring the model to its start, and seed what is drawn from here on.
+def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Beginning:
+    """Build model and sources, weigh the pairs if that is asked for, and seed what is drawn from here on.
 
     Args:
-        parts: with a model whose heads are still to be trained.
         config: the options, the recipe filled in.
-        say: called with a line on what was found and chosen.
+        data: the data, from `open_data`.
+        device: where to train.
+        say: called with remarks on progress, on what was found and on what was chosen.
 
     Raises:
-        ConfigError, DataError: no start can be made of these features, saying why.
-    """
-    pairs = None
-    if config.pair_weighting == "closed-form":
-        pairs = score_pairs(parts, seed=config.seed)
-        say(pairs.line())
-    config, choice = place_start(parts, config, say, pair_weights=None if pairs is None else pairs.weights)
-    if choice is not None:
-        torch.manual_seed(config.seed)  # so that a run that has to begin again draws the same
-    return Beginning(config, choice, pairs)
-
-
-def place_start(
-    parts: Parts, config: TrainConfig, say: Say, *, pair_weights: Tensor | None = None
-) -> tuple[TrainConfig, StartChoice | None]:
-    """Bring the model of `parts` to its start.
-
-    Args:
-        parts: with a model whose heads are still to be trained.
-        config: the options, the recipe filled in.
-        say: called with the line of what was chosen.
-        pair_weights: (T,) how much each caption's pair counts in the fit; None: all alike.
-
-    Returns:
-        The options with ridge, power and dimensions as they were chosen, and what is to be said of the choice.
-
-    Raises:
-        ConfigError: the features have nothing in common that a start could be made of.
+        ConfigError: the features have nothing in common that a start could be made of, or the pairs cannot be weighed.
         DataError: a tower gives NaN or infinity, naming the image or caption.
+        WeightsUnavailable: pretrained weights are neither here nor in reach.
     """
+    torch.manual_seed(config.seed)
     if config.resolved_start == "random":
+        parts = assemble(config, data, new_model(config, data).to(device), say)
+        pairs = _weighed(parts, say)
         if config.input_noise:
-            _tell_deviations(parts)
-        return config, None
-    started = time.perf_counter()
-    found, covariance, tried, dev = _fit(parts, config, pair_weights)
+            _set_deviations(parts)
+        return Beginning(parts, None, pairs)
+    towers = new_towers(config, data)
+    adapt_towers(towers, config)
+    inputs = open_sources(config, data, towers.to(device), device, say)
+    pairs = _weighed(inputs, say)
+    parts, choice = _closed_form_start(inputs, None if pairs is None else pairs.weights)
+    say(choice.line())
+    torch.manual_seed(config.seed)  # so that a run that has to begin again draws the same
+    return Beginning(parts, choice, pairs)
+
+
+def _weighed(inputs: Inputs, say: Say) -> PairVerdict | None:
+    if inputs.config.pair_weighting != "closed-form":
+        return None
+    pairs = score_pairs(inputs, seed=inputs.config.seed)
+    say(pairs.line())
+    return pairs
+
+
+def _closed_form_start(inputs: Inputs, pair_weights: Tensor | None) -> tuple[Parts, StartChoice]:
+    """The model whose heads hold the closed form of the training pairs, its settings chosen on dev.
+
+    Args:
+        inputs: towers and sources.
+        pair_weights: (T,) how much each caption's pair counts in the fit; None: all alike.
+    """
+    config, started = inputs.config, time.perf_counter()
+    covariance = _covariance(inputs, pair_weights)
+    dev = dev_pairs(inputs)
+    found, tried = _chosen(covariance, dev, config)
     if found.dimensions == 0:
         raise ConfigError(
             "--start closed-form: image and text features of the training pairs have nothing in common (are they "
@@ -151,14 +152,10 @@ def place_start(
     if config.embedding_dim is not None:
         found = _widened(found, config.embedding_dim)
     scale = _logit_scale(found, dev, config)
-    rates: dict[str, Any] = {"dropout": config.dropout, "noise": config.input_noise, "seed": config.seed}
-    if config.members:
-        shape = {"hidden_dim": config.hidden_dim, "members": config.members}
-        parts.model.take_heads(*ensemble_heads(found, covariance, logit_scale=scale, **shape, **rates))
-    else:
-        hidden_dim = 0 if config.head == "linear" else config.hidden_dim
-        heads = residual_heads(found, covariance, hidden_dim, train_linear=config.map_lr != 0, **rates)
-        parts.model.take_heads(*heads, logit_scale=scale)
+    heads = closed_form_heads(_shape(found, config), found, covariance, logit_scale=scale, seed=config.seed)
+    # Members learn from the usual scale, a residual from that of the closed form, on top of which it trains.
+    first_scale = INITIAL_LOGIT_SCALE if config.members else scale
+    model = DualEncoder(inputs.towers, _shape(found, config), heads=heads, logit_scale=first_scale)
     choice = StartChoice(
         ridge=found.ridge,
         power=found.power,
@@ -172,21 +169,22 @@ def place_start(
         seconds=time.perf_counter() - started,
         text_ridge=found.text_ridge,
     )
-    say(choice.line())
-    config = replace(config, ridge=found.ridge, text_ridge=found.text_ridge, power=found.power)
-    config = replace(config, embedding_dim=found.dimensions)
-    return config, choice
+    settings = {"ridge": found.ridge, "text_ridge": found.text_ridge, "power": found.power}
+    config = replace(config, embedding_dim=found.dimensions, **settings)
+    return inputs.with_model(model.to(inputs.device), config), choice
 
 
-def _fit(
-    parts: Parts, config: TrainConfig, pair_weights: Tensor | None
-) -> tuple[ClosedForm, RunningCovariance, int, PairFeatures]:
-    covariance = _covariance(parts, pair_weights)
-    rows = parts.data.rows("dev")
-    if len(rows) > DEV_IMAGES:
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))[:DEV_IMAGES]
-        rows = rows[np.sort(drawn.numpy())]
-    dev = all_pairs(parts, rows, training=False)
+def _shape(found: ClosedForm, config: TrainConfig) -> HeadShape:
+    rates = {"dropout": config.dropout, "input_noise": config.input_noise}
+    if config.members:
+        width = found.dimensions + config.members * MEMBER_DIM
+        return HeadShape(width, "ensemble", config.hidden_dim, members=config.members, **rates)
+    hidden_dim = 0 if config.head == "linear" else config.hidden_dim
+    return HeadShape(found.dimensions, "residual", hidden_dim, train_map=config.map_lr != 0, **rates)
+
+
+def _chosen(covariance: RunningCovariance, dev: PairFeatures, config: TrainConfig) -> tuple[ClosedForm, int]:
+    """The closed form with the least loss on dev, among the settings that the options leave open; how many they are."""
     usual = Grid()
     grid = Grid(
         ridges=usual.ridges if config.ridge is None else (config.ridge,),
@@ -199,13 +197,14 @@ def _fit(
     best, trials = choose_settings(
         whitening, dev.image_features, dev.text_features, dev.owner, grid=grid, metric=negative_loss
     )
-    return best.solved(whitening), covariance, len(trials), dev
+    return best.solved(whitening), len(trials)
 
 
-def _covariance(parts: Parts, pair_weights: Tensor | None) -> RunningCovariance:
+def _covariance(inputs: Inputs, pair_weights: Tensor | None) -> RunningCovariance:
     """Means and covariances of the training pairs' features, in one pass."""
-    covariance = RunningCovariance(parts.model.image_feature_dim, parts.model.text_feature_dim, parts.device)
-    for part in batches_of_pairs(parts, parts.train_rows, training=True):
+    towers = inputs.towers
+    covariance = RunningCovariance(towers.image_feature_dim, towers.text_feature_dim, inputs.device)
+    for part in batches_of_pairs(inputs, inputs.train_rows, training=True):
         weights = None if pair_weights is None else pair_weights[torch.from_numpy(part.captions)]
         covariance.update(part.image_features[part.owner], part.text_features, weights)
     return covariance
@@ -232,7 +231,7 @@ def _logit_scale(found: ClosedForm, dev: PairFeatures, config: TrainConfig) -> f
     return best_logit_scale(u, v, batch_size=config.batch_size, high=MAX_LOGIT_SCALE)
 
 
-def _tell_deviations(parts: Parts) -> None:
+def _set_deviations(parts: Parts) -> None:
     """Give heads whose inputs get noise the deviations of the training features."""
     covariance = _covariance(parts, None)
     for head, matrix in ((parts.model.image_head, covariance.cov_x), (parts.model.text_head, covariance.cov_y)):

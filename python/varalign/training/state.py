@@ -13,7 +13,7 @@ from torch import Tensor
 
 from varalign.data.files import remove_folder
 from varalign.evaluation.pair_moments import PairMoments
-from varalign.inputs.build import Parts
+from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import checkpoint_interval
 from varalign.options.device import pick_precision

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from varalign.evaluation.pair_moments import PairMoments
-from varalign.inputs.build import Parts
+from varalign.inputs.parts import Parts
 from varalign.inputs.sources import ImageInputs, Rows
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.options.config import TrainConfig
@@ -60,8 +60,8 @@ class TrainingStep:
         self._guard = StepGuard(parts.model, state.loss, state.optimiser, state.scaler, config.clip_grad)
         self._ended = time.perf_counter()
         # Losses to compare with see an ensemble's members as one space.
-        by_member = parts.model.head == "ensemble" and isinstance(state.loss, ContrastiveLoss)
-        self._members = {"members": parts.model.members} if by_member else {}
+        by_member = parts.model.shape.head == "ensemble" and isinstance(state.loss, ContrastiveLoss)
+        self._members = {"members": parts.model.shape.members} if by_member else {}
 
     def begin_epoch(self) -> None:
         """Start the clock: the time since the last step is not the next step's."""

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from varalign.aligner.evaluate import assess, mean_recall
 from varalign.data.sampler import epoch_batches
-from varalign.inputs.build import Parts
-from varalign.inputs.sources import LiveImages
+from varalign.inputs.live import LiveImages
+from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_precision
 from varalign.runs.checkpoint import newest_checkpoint
@@ -76,7 +76,7 @@ class Trainer:
         self._quarantine = Quarantine(run.quarantine)
         self._pending: list[StepRecord] = []
         self._stop = StopSignals()
-        self._fusion = Fusion.of(parts, config.batch_size) if parts.model.head == "ensemble" else None
+        self._fusion = Fusion.of(parts, config.batch_size) if parts.model.shape.head == "ensemble" else None
 
     @property
     def position(self) -> Position:
@@ -102,7 +102,7 @@ class Trainer:
         if isinstance(self.parts.images, LiveImages):
             rows = {name: row for row, name in enumerate(self.parts.images.names)}
             known = self._quarantine.found.items()
-            self.parts.images.bad.update({rows[name]: reason for name, reason in known if name in rows})
+            self.parts.images.unreadable.update({rows[name]: reason for name, reason in known if name in rows})
         return True
 
     def fit(self, reporter: ProgressReporter, stop: StopSignals | None = None) -> Position:

@@ -1,0 +1,78 @@
+"""Opens the data that the options name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from varalign.data.damage import damaged
+from varalign.data.datasets import ImageCaptions, load_dataset
+from varalign.data.features import FeatureSet, load_features
+from varalign.data.noise import parse_noise
+from varalign.data.sample import SAMPLE_SIZE, write_sample
+from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
+
+Say = Callable[[str], None]
+Data = ImageCaptions | FeatureSet
+
+USUAL_DATA = Path("data/flickr8k")
+SAMPLE_DATA = Path("data/sample")
+
+
+def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
+    """The data that the options name, with noise in the training split, and the options with the data's place resolved.
+
+    Without `data` and `features`: `data/flickr8k` if it is there, else the built-in sample, written to `data/sample`.
+
+    Raises:
+        DataError: for every fault of the data because of which no run is possible.
+    """
+    data: Data
+    if config.features is not None:
+        place = Path(config.features).resolve()
+        data = load_features(place)
+        config = replace(config, features=str(place))
+    else:
+        config, place = _folder(config, say)
+        data = load_dataset(
+            place,
+            seed=config.seed,
+            skip_missing=config.skip_missing,
+            dataset_size=config.dataset_size,
+            captions_per_image=config.captions_per_image,
+        )
+        config = replace(config, data=str(place.resolve()))
+    for note in data.notes:
+        say(note)
+    if isinstance(data, FeatureSet):
+        data = data.limited(config.dataset_size, config.seed)
+    return config, damaged(checked(data, str(place)), parse_noise(config.noise), "train", config.seed)
+
+
+def _folder(config: TrainConfig, say: Say) -> tuple[TrainConfig, Path]:
+    """The data folder; for the built-in sample, the options with what suits its images where nothing was said."""
+    if config.data is not None:
+        return config, Path(config.data)
+    if USUAL_DATA.is_dir():
+        say(f"no --data: training on {USUAL_DATA}")
+        return config, USUAL_DATA
+    say(f"no --data and no {USUAL_DATA}: training on the built-in sample in {SAMPLE_DATA}")
+    say(write_sample(SAMPLE_DATA, seed=0))
+    if config.augment is None:  # its captions tell place, size and left from right, which crops and mirrors change
+        config = replace(config, augment=False)
+    if config.image_size is None and config.image_spec == "resnet18":
+        config = replace(config, image_size=SAMPLE_SIZE)
+    return config, SAMPLE_DATA
+
+
+def checked(data: Data, place: str) -> Data:
+    """The data, if each split has what training needs.
+
+    Raises:
+        ConfigError: naming the split that has too few images.
+    """
+    if lacking := data.lacking():
+        raise ConfigError(f"{place}: {lacking[0]}")
+    return data

@@ -1,0 +1,152 @@
+"""The one loop that pushes batches through a tower, and what is read through it: rows of the data, and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from varalign.data.errors import DataError
+from varalign.data.images import load_images
+from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.specs import Side
+from varalign.encoders.towers import Towers
+from varalign.inputs.parts import Inputs, autocast
+from varalign.inputs.sources import Rows, chunks
+from varalign.options.config import TrainConfig
+
+IMAGE_BATCH = 64
+TEXT_BATCH = 256
+T = TypeVar("T")
+
+
+def run_tower(
+    towers: Towers,
+    batches: Iterable[tuple[Rows, T]],
+    encode: Callable[[T], Tensor],
+    arithmetic: Callable[[], AbstractContextManager[Any]],
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Push batches through a tower in evaluation mode, without gradient.
+
+    Args:
+        towers: what `encode` runs; their mode is put back at the end.
+        batches: the rows (B,) of each batch, and what `encode` takes of it.
+        encode: to (B, D).
+        arithmetic: entered around `encode`.
+
+    Yields:
+        The rows and the result, float32, on its device.
+    """
+    was_training = towers.training
+    towers.eval()
+    try:
+        for rows, inputs in batches:
+            # Not around the yield: what a generator has entered stays entered while its caller works.
+            with torch.no_grad(), arithmetic():
+                found = encode(inputs).float()
+            yield rows, found
+    finally:
+        towers.train(was_training)
+
+
+def encoded_rows(
+    inputs: Inputs, side: Side, rows: Rows, size: int, *, head: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[Rows, Tensor]]:
+    """A side's features of these rows as evaluation sees them, batch by batch; unreadable images are left out.
+
+    Args:
+        inputs: towers and sources.
+        side: whose rows.
+        rows: (N,) image rows or caption rows.
+        size: rows a batch.
+        head: applied to the features, within the same arithmetic: `model.project_images` gives embeddings.
+    """
+    batches: Iterable[tuple[Rows, Any]]
+    source: Any
+    if side == "image":
+        source, batches = inputs.images, ((batch.rows, batch.tensor) for batch in inputs.images.plain(rows, size))
+    else:
+        source, batches = inputs.texts, ((part, inputs.texts.inputs(part)) for part in chunks(rows, size))
+
+    def encode(batch: Any) -> Tensor:
+        features: Tensor = source.features(inputs.towers, batch)
+        return features if head is None else head(features)
+
+    return run_tower(inputs.towers, batches, encode, inputs.autocast)
+
+
+def gathered(
+    batches: Iterable[tuple[Rows, Tensor]], count: int, dim: int, said: Callable[[int], None] = lambda done: None
+) -> tuple[Tensor, Rows]:
+    """The results of `run_tower` as one matrix.
+
+    Args:
+        batches: of the rows from 0 to `count`, any of which may be missing.
+        count, dim: N and D.
+        said: called after each batch with the number of rows so far.
+
+    Returns:
+        (N, D) float32 on the CPU, zeros in missing rows, and the missing rows.
+    """
+    matrix, missing, done = torch.zeros(count, dim), np.ones(count, bool), 0
+    for rows, found in batches:
+        matrix[torch.from_numpy(rows)] = found.cpu()
+        missing[rows] = False
+        done += len(rows)
+        said(done)
+    return matrix, np.flatnonzero(missing)
+
+
+def embedded_files(model: DualEncoder, config: TrainConfig, files: Sequence[Path | str]) -> NDArray[np.float32]:
+    """Unit vectors (N, D) of N image files, in the arithmetic that evaluation uses.
+
+    Raises:
+        DataError: a file cannot be read as an image; it is named.
+    """
+    encoder, device = model.image_encoder, model.log_logit_scale.device
+    assert encoder is not None
+
+    def pixels(rows: Rows) -> Tensor:
+        part = [Path(files[row]) for row in rows.tolist()]
+        found, errors = load_images(part, encoder.preprocess, threads=config.threads)
+        if errors:
+            raise DataError(errors[0][1])
+        return torch.from_numpy(found).to(device)
+
+    batches = ((rows, pixels(rows)) for rows in chunks(np.arange(len(files)), IMAGE_BATCH))
+    return _queries(model, config, batches, lambda x: model.project_images(model.encode_images(x)), len(files))
+
+
+def embedded_texts(model: DualEncoder, config: TrainConfig, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Unit vectors (N, D) of N texts, in the arithmetic that evaluation uses."""
+    encoder, device = model.text_encoder, model.log_logit_scale.device
+    assert encoder is not None
+
+    def tokens(rows: Rows) -> tuple[Tensor, Tensor]:
+        found = encoder.tokenizer([texts[row] for row in rows.tolist()])
+        ids, lengths = (torch.from_numpy(np.ascontiguousarray(part)) for part in (found.ids, found.lengths))
+        return ids.to(device), lengths
+
+    batches = ((rows, tokens(rows)) for rows in chunks(np.arange(len(texts)), TEXT_BATCH))
+    return _queries(model, config, batches, lambda x: model.project_texts(model.encode_texts(*x)), len(texts))
+
+
+def _queries(
+    model: DualEncoder,
+    config: TrainConfig,
+    batches: Iterable[tuple[Rows, T]],
+    encode: Callable[[T], Tensor],
+    count: int,
+) -> NDArray[np.float32]:
+    def arithmetic() -> AbstractContextManager[Any]:
+        return autocast(config.precision, model.log_logit_scale.device)
+
+    matrix, _ = gathered(run_tower(model, batches, encode, arithmetic), count, model.shape.embedding_dim)
+    found: NDArray[np.float32] = matrix.numpy()
+    return found
