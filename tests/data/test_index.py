@@ -29,3 +29,14 @@ def test_what_training_lacks_is_named_for_each_split() -> None:
         "the train split has 1 images; training needs at least 2",
         "the test split has 0 images; training needs at least 1",
     ]
+
+
+def test_copies_of_an_image_are_one_candidate_with_all_their_captions() -> None:
+    """Image row 4 is a copy of 1, 5 one of 2; captions 0 to 6 belong to rows 1, 4, 2, 0, 4, 5, 2."""
+    owner = np.array([1, 4, 2, 0, 4, 5, 2])
+    ones = np.ones((7, 2), np.float32)
+    data = FeatureSet(ones[:6], ones, owner, np.zeros(6, np.int8), np.array([7, 3, 5, 9, 3, 5]))
+    found = data.candidates([4, 0, 2, 1, 5])
+    assert found.places.tolist() == [0, 1, 2] and found.rows.tolist() == [4, 0, 2]
+    assert found.captions.tolist() == [1, 4, 0, 3, 2, 6, 5]
+    assert found.owner.tolist() == [0, 0, 0, 1, 2, 2, 2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from varalign.evaluation.retrieval import chance, ranks, retrieval, top_k
+from varalign.evaluation.retrieval import chance, matrix_ranks, mean_recall, ranks, recalls, retrieval, top_k
 
 # The docstring's example: with texts as unit axes, an image's embedding is its row of similarities.
 EXAMPLE = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.8, 0.7, 0.1, 0.2], [0.5, 0.6, 0.4, 0.5]])
@@ -44,6 +44,19 @@ def test_the_example_by_eye():
         "images": 3,
         "texts": 4,
     }
+    assert figures == recalls(i2t, t2i, (1, 2))
+    assert mean_recall(figures) == pytest.approx((1 / 3 + 2 / 3 + 3 / 4 + 3 / 4) / 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_ranks_of_a_whole_matrix_are_the_same(images, texts, seed):
+    generator = np.random.default_rng(seed)
+    similarity = torch.tensor(generator.integers(0, 4, (images, texts)) / 4.0, dtype=torch.float32)
+    ids = torch.tensor(generator.integers(0, images, texts))
+    expected = ranks(similarity, torch.eye(texts), ids)
+    for found, wanted in zip(matrix_ranks(similarity.clone(), ids), expected, strict=True):
+        assert found.tolist() == wanted.tolist()
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import varalign
-from varalign.aligner.evaluate import RECALL_KEYS, positions_of
+from varalign.aligner.evaluate import positions_of
+from varalign.evaluation.retrieval import RECALL_KEYS
 from varalign.inputs.assemble import open_sources
 from varalign.inputs.live import LiveImages, TooManyBadImages
 from varalign.inputs.models import new_towers

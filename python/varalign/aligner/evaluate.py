@@ -19,8 +19,6 @@ from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows, gathered
 from varalign.losses.pairs import batched_loss
 
-RECALL_KEYS = tuple(f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
-
 
 def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor, Rows, Tensor, Rows]:
     """Unit vectors of images and of all their captions, without gradient; copies of an image count as one.
@@ -106,8 +104,3 @@ def positions_of(values: Rows, among: Rows) -> Rows:
     """Where each of `values` stands in `among`."""
     order = np.argsort(among, kind="stable")
     return order[np.searchsorted(among, values, sorter=order)].astype(np.int64)
-
-
-def mean_recall(result: dict[str, Any]) -> float:
-    """Mean of the six recalls: what the best checkpoint is chosen by."""
-    return float(np.mean([result[key] for key in RECALL_KEYS]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from varalign.canonical.start import ClosedForm, Whitening
-from varalign.evaluation.retrieval import retrieval
+from varalign.evaluation.retrieval import mean_recall, retrieval
 from varalign.losses.pairs import least_loss
 
 Metric = Callable[[Tensor, Tensor, Tensor], float]
@@ -106,8 +106,7 @@ def choose_settings(
 
 def mean_recall_at_1(image_embeddings: Tensor, text_embeddings: Tensor, text_image_ids: Tensor) -> float:
     """Mean of i2t and t2i Recall@1, a fraction; arguments as in `varalign.evaluation.retrieval.retrieval`."""
-    found = retrieval(image_embeddings, text_embeddings, text_image_ids, ks=(1,))
-    return (found["i2t_recall@1"] + found["t2i_recall@1"]) / 2
+    return mean_recall(retrieval(image_embeddings, text_embeddings, text_image_ids, ks=(1,)))
 
 
 def negative_loss(image_embeddings: Tensor, text_embeddings: Tensor, text_image_ids: Tensor) -> float:

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What retrieval ranks among some images: copies of an image count as one, which has the captions of them all.
+
+    Attributes:
+        places: (I,) positions in the given rows of each image, where it has copies of the first one.
+        rows: (I,) the image rows there.
+        captions: (T,) caption rows, grouped by image.
+        owner: (T,) the position in `rows` of each caption's image, ascending.
+    """
+
+    places: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    captions: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
 
 SPLITS = {"train": 0, "dev": 1, "test": 2}
 
@@ -13,11 +32,12 @@ SPLITS = {"train": 0, "dev": 1, "test": 2}
 class CaptionIndex:
     """Which captions belong to which image, and which images to which split.
 
-    A subclass has `split` (I,) int8 (0 train, 1 dev, 2 test, -1 none) and says in `caption_owner` which image row each
-    caption belongs to. I images, T captions.
+    A subclass has `split` (I,) int8 (0 train, 1 dev, 2 test, -1 none), `image_ids` (I,), equal for copies of an image,
+    and says in `caption_owner` which image row each caption belongs to. I images, T captions.
     """
 
     split: NDArray[np.int8]
+    image_ids: NDArray[np.int64]
 
     @property
     def caption_owner(self) -> NDArray[np.int64]:
@@ -59,6 +79,19 @@ class CaptionIndex:
             raise ValueError(f"image row {bare[0]} has no caption; {len(bare)} of the {len(rows)} rows have none")
         found: NDArray[np.int64] = self.captions_by_image[starts]
         return found
+
+    def candidates(self, image_rows: ArrayLike) -> Candidates:
+        """The candidates of retrieval among those images."""
+        rows = np.asarray(image_rows, dtype=np.int64).reshape(-1)
+        ids, firsts, image = np.unique(self.image_ids[rows], return_index=True, return_inverse=True)
+        order = np.argsort(firsts)  # images in the order of the rows, not of their ids
+        position = np.empty(len(ids), np.int64)
+        position[order] = np.arange(len(ids))
+        counts = np.diff(self.caption_offsets)[rows]
+        owner = np.repeat(position[image], counts)
+        by_image = np.argsort(owner, kind="stable")
+        places = firsts[order].astype(np.int64)
+        return Candidates(places, rows[places], self.caption_rows(rows)[by_image], owner[by_image])
 
     def lacking(self) -> list[str]:
         """What each split has too little of for training; empty where training can begin."""

@@ -16,7 +16,7 @@ text 3 finds image 2 (rank 0). Recall@1 is 3/4, Recall@2 is 3/4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +27,8 @@ from torch import Tensor
 # I images, T texts, D embedding, Q queries, C candidates, c rows of a chunk
 
 Array: TypeAlias = "Tensor | NDArray[Any]"
+KS = (1, 5, 10)
+RECALL_KEYS = tuple(f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in KS)
 # Similarities held at once. On CPU what fits a cache: 1,000 × 5,000 × 256 takes 0.11 s at 2^19 and 0.20 s from 2^21 on.
 _CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
 
@@ -130,12 +132,30 @@ def ranks(
     return i2t_I.cpu().numpy(), t2i_T.cpu().numpy()
 
 
+def matrix_ranks(similarity_IT: Tensor, text_image_ids: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`ranks` from all similarities at once, in their own precision: a fifth of the time, equal but for ties.
+
+    Args:
+        similarity_IT: (I, T) finite; overwritten.
+        text_image_ids: (T,) int64, the row of each text's image.
+    """
+    ids_T, texts = text_image_ids, torch.arange(len(text_image_ids), device=similarity_IT.device)
+    own_T = similarity_IT.gather(0, ids_T[None])[0]
+    t2i_T = (similarity_IT >= own_T).sum(0) - 1
+    best_I = torch.full((len(similarity_IT),), -torch.inf, device=own_T.device)
+    best_I = best_I.scatter_reduce(0, ids_T, own_T, "amax")
+    similarity_IT[ids_T, texts] = -torch.inf
+    i2t_I = (similarity_IT >= best_I[:, None]).sum(1)
+    i2t_I[best_I.isinf()] = -1
+    return i2t_I.cpu().numpy(), t2i_T.cpu().numpy()
+
+
 def retrieval(
     image_embeddings: Array,
     text_embeddings: Array,
     text_image_ids: Array,
     *,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = KS,
     chunk: int | None = None,
 ) -> dict[str, float]:
     """Recall@K in both directions over all images and all texts.
@@ -157,20 +177,28 @@ def retrieval(
         ValueError: shapes, dtypes, ids or K's that do not fit.
     """
     wanted = _check_ks(ks)
-    i2t, t2i = ranks(image_embeddings, text_embeddings, text_image_ids, chunk=chunk)
+    return recalls(*ranks(image_embeddings, text_embeddings, text_image_ids, chunk=chunk), wanted)
+
+
+def recalls(i2t: NDArray[np.int64], t2i: NDArray[np.int64], ks: Sequence[int] = KS) -> dict[str, float]:
+    """The figures of `retrieval` from the (I,) and (T,) ranks that `ranks` gives."""
     images, texts = len(i2t), len(t2i)
-    i2t = i2t[i2t >= 0]
     figures: dict[str, float] = {}
-    for direction, found, candidates in (("i2t", i2t, texts), ("t2i", t2i, images)):
-        for k in wanted:
+    for direction, found, candidates in (("i2t", i2t[i2t >= 0], texts), ("t2i", t2i, images)):
+        for k in ks:
             figures[f"{direction}_recall@{k}"] = float(np.mean((found < k) & (found < candidates)))
     figures["images"] = images
     figures["texts"] = texts
     return figures
 
 
+def mean_recall(figures: Mapping[str, Any]) -> float:
+    """Mean of all recalls in the figures of `retrieval`: of the usual six, what the best checkpoint is chosen by."""
+    return float(np.mean([value for key, value in figures.items() if "_recall@" in key]))
+
+
 def chance(
-    images: int, texts_per_image: int | Sequence[int] | NDArray[Any], ks: Sequence[int] = (1, 5, 10)
+    images: int, texts_per_image: int | Sequence[int] | NDArray[Any], ks: Sequence[int] = KS
 ) -> dict[str, float]:
     """The zero-knowledge row: the exact expected Recall@K of a ranking drawn at random.
 

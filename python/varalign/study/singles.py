@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from varalign.aligner.evaluate import embed_split, mean_recall, owners
+from varalign.aligner.evaluate import embed_split, owners
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import load_features
-from varalign.evaluation.retrieval import ranks
+from varalign.evaluation.retrieval import mean_recall, ranks
 from varalign.inputs.parts import Parts
 from varalign.runs.folder import RunFolder
 from varalign.study.grid import Cell

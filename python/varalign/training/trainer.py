@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varalign.aligner.evaluate import assess, mean_recall
+from varalign.aligner.evaluate import assess
 from varalign.data.sampler import epoch_batches
+from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.live import LiveImages
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from varalign.aligner.evaluate import assess, mean_recall
+from varalign.aligner.evaluate import assess
+from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.parts import Parts
 from varalign.runs.checkpoint import MODEL, POSITION, START_STEP, WISE_FT, load_checkpoint, named, save_checkpoint
 from varalign.runs.folder import RunFolder
