@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from varalign.kernels import contrastive as kernel
 from varalign.kernels import host, matching, moments, queries, tiles, weighting
+from varalign.kernels import passes as kernel
 from varalign.losses import ContrastiveLoss, operator
 from varalign.losses.contrastive import contrastive
 

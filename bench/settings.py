@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from varalign.canonical import Grid, RunningCovariance, choose_settings, mean_recall_at_1, negative_loss
-from varalign.canonical.start import Whitening
+from varalign.canonical.maps import Whitening
 from varalign.data.features import load_features
 from varalign.evaluation.retrieval import retrieval
 

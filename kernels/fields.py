@@ -1,12 +1,11 @@
-"""Row numbers of the two tables that the tile passes and the losses exchange. No torch here.
+"""Rows of the three tables that the tile passes, the losses and the schedules exchange, a column a query. No torch.
 
-A pass over an M x N tile of logits z leaves, for every query, what `QUERY_SUMS` names; positives and negatives are kept
-apart so that the loss is their log-sum-exps' difference and loses no digits when it is near zero. The backward pass
-needs, for every query, what `QUERY_TERMS` names.
+A pass over an M x N tile of logits z leaves the sums of every query; positives and negatives are kept apart so that the
+loss is the difference of their log-sum-exps and loses no digits when it is near zero. From the sums come the terms,
+which the backward pass needs, and the statistics, which the schedules are given.
 """
 
-# What one pass leaves for each query (a row of the table each), logits z, candidates split into positives and
-# negatives.
+# Sums: logits z, candidates split into positives and negatives.
 NEGATIVE_MAX = 0  # max z over the negatives, -inf without any
 NEGATIVE_SUM = 1  # sum of exp(z - NEGATIVE_MAX)
 NEGATIVE_WEIGHTED = 2  # sum of z exp(z - NEGATIVE_MAX)
@@ -18,9 +17,12 @@ POSITIVE_SUM = 7  # sum of exp(z - POSITIVE_MAX)
 POSITIVE_WEIGHTED = 8  # sum of z exp(z - POSITIVE_MAX)
 QUERY_SUMS = 9
 
-# What the backward pass needs of each query.
+# Terms.
 SHIFT = 0  # d value / dz is exp(z - SHIFT) on a negative
 POSITIVE_SHIFT = 1  # log-sum-exp that a positive is compared with: of all candidates, or ("ignore") of the negatives
 SHARE = 2  # what the negatives' probabilities add up to: minus it is the exact gradient of a lone positive
 INVERSE_COUNT = 3  # 1 / number of positives; 0 without any
 QUERY_TERMS = 4
+
+# Statistics: fields of `varalign.schedules.direction_stats.DirectionStats`, which says what they are.
+STATISTICS = ("lse", "positive_mean", "positive_max", "negative_max", "minimum", "expected", "variance")

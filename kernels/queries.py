@@ -6,6 +6,7 @@ operations, whose few microseconds each are what a small batch's time is made of
 
 import triton
 import triton.language as tl
+from varalign.kernels import fields as f
 
 
 @triton.jit
@@ -84,15 +85,15 @@ def settle_queries(
     mask = query < Q
     scale = tl.load(scale_ptr)
     slot = sums + query
-    negative_max = tl.load(slot, mask=mask, other=0.0)
-    negative_sum = tl.load(slot + Q, mask=mask, other=1.0)
-    negative_weighted = tl.load(slot + 2 * Q, mask=mask, other=0.0)
-    minimum = tl.load(slot + 3 * Q, mask=mask, other=0.0)
-    count = tl.load(slot + 4 * Q, mask=mask, other=1.0)
-    total = tl.load(slot + 5 * Q, mask=mask, other=0.0)
-    positive_max = tl.load(slot + 6 * Q, mask=mask, other=0.0)
-    positive_sum = tl.load(slot + 7 * Q, mask=mask, other=1.0)
-    positive_weighted = tl.load(slot + 8 * Q, mask=mask, other=0.0)
+    negative_max = tl.load(slot + f.NEGATIVE_MAX * Q, mask=mask, other=0.0)
+    negative_sum = tl.load(slot + f.NEGATIVE_SUM * Q, mask=mask, other=1.0)
+    negative_weighted = tl.load(slot + f.NEGATIVE_WEIGHTED * Q, mask=mask, other=0.0)
+    minimum = tl.load(slot + f.MINIMUM * Q, mask=mask, other=0.0)
+    count = tl.load(slot + f.POSITIVE_COUNT * Q, mask=mask, other=1.0)
+    total = tl.load(slot + f.POSITIVE_TOTAL * Q, mask=mask, other=0.0)
+    positive_max = tl.load(slot + f.POSITIVE_MAX * Q, mask=mask, other=0.0)
+    positive_sum = tl.load(slot + f.POSITIVE_SUM * Q, mask=mask, other=1.0)
+    positive_weighted = tl.load(slot + f.POSITIVE_WEIGHTED * Q, mask=mask, other=0.0)
 
     found = count > 0
     inverse = tl.where(found, 1.0 / tl.maximum(count, 1.0), 0.0)
@@ -117,10 +118,10 @@ def settle_queries(
         positive_shift = lse
     tl.store(values + query, tl.where(found, value, 0.0), mask=mask)
     slot = terms + query
-    tl.store(slot, shift, mask=mask)
-    tl.store(slot + Q, positive_shift, mask=mask)
-    tl.store(slot + 2 * Q, kept, mask=mask)
-    tl.store(slot + 3 * Q, inverse, mask=mask)
+    tl.store(slot + f.SHIFT * Q, shift, mask=mask)
+    tl.store(slot + f.POSITIVE_SHIFT * Q, positive_shift, mask=mask)
+    tl.store(slot + f.SHARE * Q, kept, mask=mask)
+    tl.store(slot + f.INVERSE_COUNT * Q, inverse, mask=mask)
 
     # A sum of exponentials is at least 1 (its own maximum) or exactly 0: the maximum changes nothing.
     expected = share * negative_weighted / tl.maximum(negative_sum, 1.0)

@@ -11,6 +11,7 @@ same bits.
 
 import triton
 import triton.language as tl
+from varalign.kernels import fields as f
 from varalign.kernels.queries import load_gain, softplus_and_sigmoid
 
 
@@ -209,11 +210,11 @@ def positive_pass(
         tl.store(out + queries, total, mask=inside)
         tl.store(out + Q + queries, l, mask=inside)
     else:
-        tl.store(out + queries, count, mask=inside)
-        tl.store(out + Q + queries, total, mask=inside)
-        tl.store(out + 2 * Q + queries, m, mask=inside)
-        tl.store(out + 3 * Q + queries, l, mask=inside)
-        tl.store(out + 4 * Q + queries, w, mask=inside)
+        tl.store(out + f.POSITIVE_COUNT * Q + queries, count, mask=inside)
+        tl.store(out + f.POSITIVE_TOTAL * Q + queries, total, mask=inside)
+        tl.store(out + f.POSITIVE_MAX * Q + queries, m, mask=inside)
+        tl.store(out + f.POSITIVE_SUM * Q + queries, l, mask=inside)
+        tl.store(out + f.POSITIVE_WEIGHTED * Q + queries, w, mask=inside)
 
 
 @triton.jit
@@ -264,20 +265,20 @@ def _gradient_tile(
     positive = (row_codes[:, None] == column_codes[None, :]) & inside
     some = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
     slot = terms + row_first + rows
-    shift = tl.load(slot, mask=row_mask, other=0.0)
-    positive_shift = tl.load(slot + Q, mask=row_mask, other=0.0)
-    share = tl.load(slot + 2 * Q, mask=row_mask, other=0.0)
-    inverse = tl.load(slot + 3 * Q, mask=row_mask, other=0.0)
+    shift = tl.load(slot + f.SHIFT * Q, mask=row_mask, other=0.0)
+    positive_shift = tl.load(slot + f.POSITIVE_SHIFT * Q, mask=row_mask, other=0.0)
+    share = tl.load(slot + f.SHARE * Q, mask=row_mask, other=0.0)
+    inverse = tl.load(slot + f.INVERSE_COUNT * Q, mask=row_mask, other=0.0)
     up = _upstream_over_gain(tl.load(upstream + row_first + rows, mask=row_mask, other=0.0), inverse, gain)
     g = _one_direction(
         z, positive, some, shift[:, None], positive_shift[:, None], share[:, None], inverse[:, None], up[:, None],
         IGNORE,
     )  # fmt: skip
     slot = terms + column_first + columns
-    shift = tl.load(slot, mask=column_mask, other=0.0)
-    positive_shift = tl.load(slot + Q, mask=column_mask, other=0.0)
-    share = tl.load(slot + 2 * Q, mask=column_mask, other=0.0)
-    inverse = tl.load(slot + 3 * Q, mask=column_mask, other=0.0)
+    shift = tl.load(slot + f.SHIFT * Q, mask=column_mask, other=0.0)
+    positive_shift = tl.load(slot + f.POSITIVE_SHIFT * Q, mask=column_mask, other=0.0)
+    share = tl.load(slot + f.SHARE * Q, mask=column_mask, other=0.0)
+    inverse = tl.load(slot + f.INVERSE_COUNT * Q, mask=column_mask, other=0.0)
     up = _upstream_over_gain(tl.load(upstream + column_first + columns, mask=column_mask, other=0.0), inverse, gain)
     g += _one_direction(
         z, positive, some, shift[None, :], positive_shift[None, :], share[None, :], inverse[None, :], up[None, :],

@@ -1,6 +1,6 @@
 """From the queries' losses to one loss: means over each direction, the schedule's weights, and back, a launch each.
 
-What `varalign.losses.direction_stats` and `varalign.schedules` say in forty operations on tensors of two numbers.
+What `varalign.losses.means` and `varalign.schedules` say in forty operations on tensors of two numbers.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from varalign.kernels.fields import STATISTICS
 from varalign.kernels.host import on, triton_dtype
 
-# Rows of the table of statistics (FIELDS of DirectionStats) and of the means of them.
-LSE, POSITIVE_MAX, NEGATIVE_MAX, MINIMUM, EXPECTED, VARIANCE = (tl.constexpr(row) for row in (0, 2, 3, 4, 5, 6))
-MEANS = ("variance", "entropy", "spread")
+LSE, POSITIVE_MAX, NEGATIVE_MAX, MINIMUM, EXPECTED, VARIANCE = (
+    tl.constexpr(STATISTICS.index(name))
+    for name in ("lse", "positive_max", "negative_max", "minimum", "expected", "variance")
+)
 
 
 @triton.jit
@@ -112,7 +114,7 @@ def schedule_step(i2t, t2i, average, steps, weights, keep, fresh, floor, rest, g
 
 
 class DirectionMeans(torch.autograd.Function):
-    """Mean losses (2,) of the directions, and (3, 2) means of their statistics, as `MEANS` names them."""
+    """Mean losses (2,) of the directions, and (3, 2) means of their statistics: variance, entropy and spread."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -120,7 +122,7 @@ class DirectionMeans(torch.autograd.Function):
         image_weights: Tensor | None, text_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         losses, counts = values.new_empty(2), values.new_empty(2)
-        means = values.new_empty(len(MEANS), 2)
+        means = values.new_empty(3, 2)
         given = _given(values, image_weights, text_weights)
         with on(values.device):
             direction_means[(2,)](

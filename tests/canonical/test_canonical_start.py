@@ -13,7 +13,7 @@ from varalign.canonical import (
     mean_recall_at_1,
     negative_loss,
 )
-from varalign.canonical.start import Whitening
+from varalign.canonical.maps import Whitening
 from varalign.losses.pairs import pair_losses
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
-from varalign.kernels import contrastive as kernel  # noqa: E402
 from varalign.kernels import matching  # noqa: E402
+from varalign.kernels import passes as kernel  # noqa: E402
+from varalign.kernels.fields import STATISTICS  # noqa: E402
 from varalign.losses import ContrastiveLoss  # noqa: E402
-from varalign.losses.direction_stats import FIELDS  # noqa: E402
 from varalign.losses.operator import contrastive_forward  # noqa: E402
 
 
@@ -216,7 +216,7 @@ def test_without_statistics_the_same_losses_and_gradients(ignore: bool, backend:
     """Bit for bit; what needs a pass over the similarities of its own is NaN, the rest of the statistics the same."""
     case = Case(45, 70, 24, 14.3, torch.float32, "shuffled", ignore, 0, False)
     results = [outcome(case, backend, *embeddings(case), statistics=on) for on in (True, False)]
-    left_out = torch.tensor([name in ("minimum", "expected", "variance") for name in FIELDS], device=DEVICE)
+    left_out = torch.tensor([name in ("minimum", "expected", "variance") for name in STATISTICS], device=DEVICE)
     for place, (full, bare) in enumerate(zip(*results, strict=True)):
         if place in (2, 3):
             assert bare[left_out].isnan().all()
@@ -394,7 +394,7 @@ def test_nan_reaches_the_loss() -> None:
 
 def test_the_statistics_have_names() -> None:
     case = Case(5, 6, 4, 14.3, torch.float32, "pairs", False, 0, False)
-    assert outcome(case, "triton", *embeddings(case))[2].shape == (len(FIELDS), 5)
+    assert outcome(case, "triton", *embeddings(case))[2].shape == (len(STATISTICS), 5)
 
 
 def test_traced_shapes_are_the_real_ones() -> None:
@@ -419,7 +419,7 @@ def test_offsets_beyond_31_bits() -> None:
     v.requires_grad_()
     ids, text_ids = torch.arange(64, device=DEVICE), torch.arange(rows, device=DEVICE) - (rows - 64)
     outputs = contrastive_forward(u, v, torch.tensor(20.0, device=DEVICE), ids, text_ids, False, 0, "triton")
-    assert torch.all(outputs[1][FIELDS.index("positive_max"), :64] == 1)
+    assert torch.all(outputs[1][STATISTICS.index("positive_max"), :64] == 1)
     # The first image's softmax is spread over the 64 texts that point its way; the first of them is its own.
     gradient = torch.autograd.grad(outputs[0][0], v)[0][-64:, 0].float()
     wanted = torch.full_like(gradient, 20 / 64)

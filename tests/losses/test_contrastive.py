@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from varalign.kernels.fields import STATISTICS
 from varalign.losses import ContrastiveLoss, reference
 from varalign.losses.contrastive import contrastive
-from varalign.losses.direction_stats import FIELDS, mean_over_queries
+from varalign.losses.means import mean_over_queries
 from varalign.schedules import build_schedule
 
 
@@ -83,7 +84,7 @@ def test_equals_the_matrix(
     for mine, value in zip(got, truth, strict=True):
         torch.testing.assert_close(mine, value, **close)
     for direction, (_, fields) in zip(stats, wanted, strict=True):
-        for name in FIELDS:
+        for name in STATISTICS:
             field = getattr(direction, name)
             assert not field.requires_grad
             torch.testing.assert_close(field, fields[name], **close, msg=lambda text, name=name: f"{name}: {text}")

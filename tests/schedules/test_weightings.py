@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from varalign.losses import ContrastiveLoss
-from varalign.losses.direction_stats import DirectionStats
 from varalign.schedules import build_schedule
-from varalign.schedules.base import Weighting
+from varalign.schedules.direction_stats import DirectionStats
+from varalign.schedules.loss_schedule import Weighting
 from varalign.schedules.named.dwa import DWA
 from varalign.schedules.named.famo import FAMO
 from varalign.schedules.named.imtl import IMTL

@@ -9,8 +9,8 @@ import torch
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.towers import Towers
+from varalign.kernels.fields import STATISTICS
 from varalign.losses.contrastive import ContrastiveLoss, contrastive
-from varalign.losses.direction_stats import FIELDS
 from varalign.options.config import TrainConfig
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.training.batched import BatchedRuns, batched_contrastive
@@ -40,7 +40,7 @@ def test_losses_statistics_and_gradients_equal_the_unbatched_loss(images: int, t
         torch.testing.assert_close(losses[run], alone, rtol=1e-10, atol=1e-10)
         for ours, theirs in ((stats_i2t[run], i2t), (stats_t2i[run], t2i)):
             assert ours.candidates == theirs.candidates
-            for name in FIELDS:
+            for name in STATISTICS:
                 torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-9, atol=1e-10)
         if not alone.requires_grad:
             continue
@@ -92,7 +92,7 @@ def test_members_are_aligned_one_by_one() -> None:
         alone = ContrastiveLoss(build_schedule("fixed"))(u[run], v[run], scale[run], ids[run], ids[run], **given)
         torch.testing.assert_close(losses[run], torch.stack([alone.loss_i2t, alone.loss_t2i]), rtol=1e-10, atol=1e-10)
         for ours, theirs in zip(stats, (alone.stats_i2t, alone.stats_t2i), strict=True):
-            for name in FIELDS:
+            for name in STATISTICS:
                 torch.testing.assert_close(getattr(ours[run], name), getattr(theirs, name), rtol=1e-9, atol=1e-10)
         gradients = torch.autograd.grad(alone.loss_i2t + alone.loss_t2i, [u, v, scale])
         for ours, theirs in zip(batched, gradients, strict=True):

@@ -2,9 +2,9 @@
 
 from varalign.canonical.choice import Grid, Trial, choose_settings, mean_recall_at_1, negative_loss
 from varalign.canonical.covariance import RunningCovariance
+from varalign.canonical.maps import ClosedForm, closed_form
 from varalign.canonical.mixture import Mixture
 from varalign.canonical.pair_scores import PairScores, pair_scores
-from varalign.canonical.start import ClosedForm, closed_form
 
 __all__ = [
     "ClosedForm",

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from varalign.canonical.covariance import RunningCovariance, exact_products
+from varalign.canonical.maps import Whitening
 from varalign.canonical.pair_scores import PairScores
-from varalign.canonical.start import Whitening
 
 SAMPLE = 1000  # images and captions that say what a usual similarity is
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varalign.canonical.start import ClosedForm, Whitening
+from varalign.canonical.maps import ClosedForm, Whitening
 from varalign.evaluation.retrieval import mean_recall, retrieval
 from varalign.losses.pairs import least_loss
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from varalign.canonical.covariance import RunningCovariance, exact_products, require_finite
+from varalign.canonical.maps import Whitening
 from varalign.canonical.mixture import BINS, Mixture, bins_of, fit_mixture, normal_density, smoothed_density
-from varalign.canonical.start import Whitening
 
 FOLDS = 5
 FOLD_IMAGES = 1500  # images scored against each other at a time: bounds the (images, captions) matrix

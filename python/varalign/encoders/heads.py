@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.canonical.covariance import RunningCovariance
-from varalign.canonical.start import ClosedForm
+from varalign.canonical.maps import ClosedForm
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.residual import ResidualHead

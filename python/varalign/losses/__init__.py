@@ -12,7 +12,7 @@ from varalign.losses.others import OTHERS
 
 if TYPE_CHECKING:
     from varalign.losses.contrastive import ContrastiveLoss, ContrastiveOutput
-    from varalign.losses.direction_stats import DirectionStats
+    from varalign.schedules.direction_stats import DirectionStats
 
 __all__ = ["LOSSES", "ContrastiveLoss", "ContrastiveOutput", "DirectionStats"]
 
@@ -22,7 +22,7 @@ LOSSES = ("clip", *OTHERS)
 
 def __getattr__(name: str) -> Any:
     if name == "DirectionStats":
-        return import_module("varalign.losses.direction_stats").DirectionStats
+        return import_module("varalign.schedules.direction_stats").DirectionStats
     if name in __all__:
         return getattr(import_module("varalign.losses.contrastive"), name)
     raise AttributeError(f"module 'varalign.losses' has no attribute {name!r}")

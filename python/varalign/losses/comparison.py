@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared_ids
-from varalign.losses.direction_stats import mean_over_queries
 from varalign.losses.gradient_norms import gradient_norms
+from varalign.losses.means import mean_over_queries
 from varalign.losses.objective import Batch, Objective
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from varalign.losses.direction_stats import DirectionStats
 from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.means import direction_losses
 from varalign.losses.operator import choose_backend, contrastive_forward
+from varalign.schedules.direction_stats import DirectionStats
 
 if TYPE_CHECKING:
     from varalign.schedules import LossSchedule

@@ -19,13 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from varalign.kernels import fields as f
-from varalign.losses.direction_stats import (
-    DirectionStats,
-    embedding_moments,
-    quadratic_form,
-    similarity_variance,
-)
 from varalign.losses.operator import passes, without_autocast
+from varalign.losses.similarity_variance import embedding_moments, quadratic_form, similarity_variance
+from varalign.schedules.direction_stats import DirectionStats
 
 
 @dataclass(frozen=True)

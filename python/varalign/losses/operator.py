@@ -1,6 +1,6 @@
 """The contrastive loss as one PyTorch operator with a gradient: what eager code, autocast and torch.compile all call.
 
-Two implementations of the same three passes stand behind it: "triton" (`varalign.kernels.contrastive`) and "reference".
+Two implementations of the same three passes stand behind it: "triton" (`varalign.kernels.passes`) and "reference".
 Registered with shapes only ("fake") besides, so that torch.compile traces through it without a graph break.
 """
 
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from varalign.kernels import fields as f
 from varalign.losses import reference
-from varalign.losses.direction_stats import FIELDS
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -25,7 +24,7 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def kernel() -> ModuleType | None:
     """The module of Triton kernels, or None where triton is not installed (macOS, Windows)."""
     try:
-        return import_module("varalign.kernels.contrastive")
+        return import_module("varalign.kernels.passes")
     except ImportError:
         return None
 
@@ -102,7 +101,7 @@ def contrastive_forward(
 @contrastive_forward.register_fake
 def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, statistics=True):  # type: ignore[no-untyped-def]
     queries = rows.shape[0] + columns.shape[0]
-    shapes = ((queries,), (len(FIELDS), queries), (f.QUERY_TERMS, queries))
+    shapes = ((queries,), (len(f.STATISTICS), queries), (f.QUERY_TERMS, queries))
     made = (scale.new_empty(shape, device=rows.device) for shape in shapes)
     return (*made, *passes(backend).kept_like(rows, columns, cache_bytes))
 

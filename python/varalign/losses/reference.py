@@ -1,6 +1,6 @@
 """The contrastive loss in plain PyTorch, a chunk of rows at a time: the truth that the kernel is held to.
 
-Three passes over an M x N tile, the same three that `varalign.kernels.contrastive` has: `tile_sums` leaves the sums of
+Three passes over an M x N tile, the same three that `varalign.kernels.passes` has: `tile_sums` leaves the sums of
 every row and column, `positive_terms` adds what `duplicates="ignore"` needs, `tile_gradients` goes back. Memory is
 O((M + N) * D + chunk): no M x N matrix exists unless it is at most one chunk, which is then kept for the backward pass.
 Any device and dtype; 16-bit embeddings are computed in float32, float64 in float64.
@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from varalign.kernels import fields as f
-from varalign.losses.direction_stats import similarity_variance
 from varalign.losses.settle import negative_lse, settle
+from varalign.losses.similarity_variance import similarity_variance
 
 Kept = tuple[Tensor, Tensor, Tensor]
 

@@ -33,7 +33,7 @@ def settle(
         derivative.
 
     Returns:
-        values (Q,), statistics (7, Q) in the order of `FIELDS`, terms (QUERY_TERMS, Q).
+        values (Q,), statistics (7, Q) in the order of `STATISTICS`, terms (QUERY_TERMS, Q).
     """
     count = sums[f.POSITIVE_COUNT]
     found = count > 0

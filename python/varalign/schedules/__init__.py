@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from varalign.schedules.named import SCHEDULES
 
 if TYPE_CHECKING:
-    from varalign.schedules.base import LossSchedule
+    from varalign.schedules.loss_schedule import LossSchedule
 
 __all__ = ["SCHEDULES", "LossSchedule", "build_schedule"]
 
@@ -50,5 +50,5 @@ def build_schedule(
 
 def __getattr__(name: str) -> Any:
     if name == "LossSchedule":
-        return import_module("varalign.schedules.base").LossSchedule
+        return import_module("varalign.schedules.loss_schedule").LossSchedule
     raise AttributeError(f"module 'varalign.schedules' has no attribute {name!r}")

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.losses.direction_stats import FIELDS, DirectionStats
+from varalign.kernels.fields import STATISTICS
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.options.config import TrainConfig
 from varalign.schedules import LossSchedule
+from varalign.schedules.direction_stats import DirectionStats
 from varalign.training.optimiser import build_optimiser, set_learning_rate
 
 
@@ -94,7 +95,7 @@ def _apart(embeddings: Tensor, members: int) -> Tensor:
 
 @torch.no_grad()
 def _statistics(s: Tensor, z: Tensor, lse: Tensor, positive: Tensor, count: Tensor, dim: int) -> Tensor:
-    """(R, 7, queries) in the order of `FIELDS`, means over the members."""
+    """(R, 7, queries) in the order of `STATISTICS`, means over the members."""
     none = torch.full_like(lse, -torch.inf)
     low = torch.full_like(s, -torch.inf)
     found = {
@@ -106,7 +107,7 @@ def _statistics(s: Tensor, z: Tensor, lse: Tensor, positive: Tensor, count: Tens
         "expected": ((z - lse.unsqueeze(dim)).exp() * s).sum(dim),
         "variance": s.var(dim, unbiased=False),
     }
-    return torch.stack([found[name].mean(1) for name in FIELDS], dim=1)
+    return torch.stack([found[name].mean(1) for name in STATISTICS], dim=1)
 
 
 class BatchedRuns:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from varalign.canonical.choice import Grid, choose_settings, mean_recall_at_1, negative_loss
 from varalign.canonical.covariance import RunningCovariance
-from varalign.canonical.start import ClosedForm, Whitening
+from varalign.canonical.maps import ClosedForm, Whitening
 from varalign.data.index import first_of_each
 from varalign.encoders.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.head_shape import MEMBER_DIM, HeadShape

@@ -12,7 +12,7 @@ from torch import Tensor
 from varalign.data.index import CaptionIndex
 from varalign.data.sampler import draw_captions
 from varalign.inputs.sources import Rows
-from varalign.losses.direction_stats import DirectionStats
+from varalign.schedules.direction_stats import DirectionStats
 from varalign.training.pair_weights import weighted_mean
 
 # B images, K captions drawn per image, C captions in all, N texts of the loss: B of them ("mean") or C ("each")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.schedules.base import SMALLEST_LOSS, Weighting
+from varalign.schedules.loss_schedule import SMALLEST_LOSS, Weighting
 
 
 class DWA(Weighting):

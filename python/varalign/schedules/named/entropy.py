@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from varalign.losses.direction_stats import DirectionStats
-from varalign.schedules.base import StatisticSchedule
+from varalign.schedules.direction_stats import DirectionStats
+from varalign.schedules.loss_schedule import StatisticSchedule
 
 
 class Entropy(StatisticSchedule):

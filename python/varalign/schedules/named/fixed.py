@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.losses.direction_stats import DirectionStats
-from varalign.schedules.base import LossSchedule, check, follow
+from varalign.schedules.direction_stats import DirectionStats
+from varalign.schedules.loss_schedule import LossSchedule, check, follow
 
 
 class FixedSchedule(LossSchedule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.schedules.base import Weighting
+from varalign.schedules.loss_schedule import Weighting
 
 
 class IMTL(Weighting):

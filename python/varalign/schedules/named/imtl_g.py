@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from varalign.schedules.base import Weighting
+from varalign.schedules.loss_schedule import Weighting
 
 
 class IMTLG(Weighting):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from varalign.losses.direction_stats import DirectionStats
-from varalign.schedules.base import LossSchedule, follow
+from varalign.schedules.direction_stats import DirectionStats
+from varalign.schedules.loss_schedule import LossSchedule, follow
 
 
 class ReplaySchedule(LossSchedule):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from varalign.losses.direction_stats import DirectionStats
-from varalign.schedules.base import StatisticSchedule
+from varalign.schedules.direction_stats import DirectionStats
+from varalign.schedules.loss_schedule import StatisticSchedule
 
 
 class Variance(StatisticSchedule):

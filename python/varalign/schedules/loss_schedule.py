@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varalign.losses.direction_stats import DirectionStats
+from varalign.schedules.direction_stats import DirectionStats
 
 SMALLEST_LOSS = 1e-8  # smaller losses are raised to it before a weighting takes a logarithm or an inverse
 

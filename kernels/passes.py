@@ -118,7 +118,7 @@ def tile_sums(
                 WIDE=triton_dtype(wide), STATISTICS=statistics,
                 BP=min(64, triton.next_power_of_2(max(row_blocks, splits))), BQ=64,
             )  # fmt: skip
-        _positive_pass(rows, columns, scale, table, sums, sums[f.POSITIVE_COUNT :], terms=False)
+        _positive_pass(rows, columns, scale, table, sums, sums, terms=False)
     return sums, (table, norms, cache)
 
 

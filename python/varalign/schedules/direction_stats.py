@@ -1,0 +1,95 @@
+"""What a step knows about one direction's similarity scores: what the losses tell a schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from varalign.kernels.fields import STATISTICS
+
+
+@dataclass(frozen=True)
+class DirectionStats:
+    """Statistics of every query's scores over its candidates, for one direction (i2t: queries are images).
+
+    Each tensor is (queries,), detached, float32 (float64 for float64 embeddings), on the embeddings' device. Apart from
+    `lse` they are similarities s = u.v, not logits. A query without positives has `positive_mean` and `positive_max`
+    -inf, one without negatives has `negative_max` -inf.
+
+    Attributes:
+        lse: log-sum-exp of the logits over all candidates.
+        positive_mean: mean similarity of the positives.
+        positive_max: best positive.
+        negative_max: best negative.
+        minimum: smallest similarity of all candidates.
+        expected: sum of p s, p the softmax of the logits.
+        variance: variance of the similarities, divided by the number of candidates.
+        candidates: how many candidates each query has.
+        logit_scale: (), what turned similarities into logits.
+        means: (3,) means over the queries of variance, entropy and spread, where a kernel has them already; else None.
+    """
+
+    lse: Tensor
+    positive_mean: Tensor
+    positive_max: Tensor
+    negative_max: Tensor
+    minimum: Tensor
+    expected: Tensor
+    variance: Tensor
+    candidates: int
+    logit_scale: Tensor
+    means: Tensor | None = None
+
+    @property
+    def maximum(self) -> Tensor:
+        """(queries,) largest similarity of all candidates."""
+        return torch.maximum(self.positive_max, self.negative_max)
+
+    @property
+    def entropy(self) -> Tensor:
+        """(queries,) entropy of the softmax over the candidates, in nats: lse - logit_scale * expected, at least 0."""
+        return (self.lse - self.logit_scale * self.expected).clamp_min(0)
+
+    @property
+    def positive_probability(self) -> Tensor:
+        """(queries,) softmax probability at the positives' mean similarity; 0 without positives."""
+        return torch.exp(self.logit_scale * self.positive_mean - self.lse)
+
+    @property
+    def margin(self) -> Tensor:
+        """(queries,) best positive minus best negative: the query is right at rank 1 where this is above 0."""
+        return self.positive_max - self.negative_max
+
+    @property
+    def has_positive(self) -> Tensor:
+        """(queries,) bool: whether the query counts in the mean."""
+        return self.positive_max != -torch.inf
+
+    @property
+    def mean_variance(self) -> Tensor:
+        """() mean of `variance` over the queries."""
+        return self.variance.mean() if self.means is None else self.means[0]
+
+    @property
+    def mean_entropy(self) -> Tensor:
+        """() mean of `entropy` over the queries."""
+        return self.entropy.mean() if self.means is None else self.means[1]
+
+    @property
+    def mean_spread(self) -> Tensor:
+        """() mean of `maximum` - `minimum` over the queries."""
+        return (self.maximum - self.minimum).mean() if self.means is None else self.means[2]
+
+    def stacked(self) -> Tensor:
+        """The fields as one (7, queries) tensor, in the order of `STATISTICS`."""
+        return torch.stack([getattr(self, name) for name in STATISTICS])
+
+    @classmethod
+    def from_stacked(
+        cls, table: Tensor, candidates: int, logit_scale: Tensor, means: Tensor | None = None
+    ) -> DirectionStats:
+        """The inverse of `stacked`; the tensors are views of `table`."""
+        columns = dict(zip(STATISTICS, table.unbind(0), strict=True))
+        return cls(**columns, candidates=candidates, logit_scale=logit_scale, means=means)
