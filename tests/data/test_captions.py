@@ -70,6 +70,12 @@ GOOD = {
     "bare commas": CSV.replace(b'"One dog, running ."', b"One dog, running ."),
     "bare quotes": CSV.replace(b'"A sign says ""stop"" ."', b'A sign says "stop" .'),
     "caption over two lines": CSV.replace(b"One dog, running", b"One dog,\nrunning"),
+    "spaces before quotes": CSV.replace(b",A", b", A").replace(b',"', b', "'),
+    "spaces and tabs around quotes": CSV.replace(b',"', b' ,\t "').replace(b'"\n', b'" \t\n'),
+    "Flickr30k's bars": b"image_name| comment_number| comment\n"
+    b'a.jpg| 0| A dog runs .\na.jpg| 1| One dog, running .\nb.jpg| 0| A sign says "stop" .\n',
+    "bars, a bar missing": b"image_name| comment_number| comment\n"
+    b'a.jpg| 0| A dog runs .\na.jpg| 1   One dog, running .\nb.jpg| 0| A sign says "stop" .\n',
     "token": TOKEN,
     "token, CRLF and a mark": b"\xef\xbb\xbf" + TOKEN.replace(b"\n", b"\r\n"),
     "token, blank lines": b"\n" + TOKEN.replace(b"\n", b"\n\n"),
@@ -93,14 +99,24 @@ BAD = {
     "semicolons and a comma": (b"a.jpg;A dog, running .\n", "line 1: the columns are separated by semicolons"),
     "tabs": (b"a.jpg\tA dog .\n", "line 1: the columns are separated by tabs"),
     "tabs under a header": (b"image\tcaption\na.jpg\tA dog .\n", "line 1: the columns are separated by tabs"),
-    "vertical bars": (b"image_name| comment_number| comment\n", "line 1: the columns are separated by vertical bars"),
+    "vertical bars": (b"a.jpg| A dog .\n", "line 1: the columns are separated by vertical bars"),
+    "header of bars only": (b"image_name| comment_number| comment\n", "no caption in the file"),
+    "bars: two columns missing": (b"image_name| number| comment\na.jpg 0 A dog .\n", "line 2: 1 columns where 3"),
+    "bars: a missing bar, no number": (b"image_name| number| comment\na.jpg| A dog .\n", "line 2: 2 columns where 3"),
+    "bars: no name": (b"image| comment\n | A dog .\n", "line 2: no image name"),
+    "a quoted word, then commas": (CSV + b'c.jpg, "A" cat, a dog\n', "line 5: 3 columns where 2 are wanted"),
+    "spaced quote never closed": (CSV + b'c.jpg, "A cat\nd.jpg,A cow .\n', "line 5: a quote .* not closed"),
+    "spaced quote, closed within": (CSV + b'c.jpg, "A cat\nand "a" dog\n', "line 5: a quote .* in the middle"),
     "semicolon further down": (CSV + b"c.jpg;A cat .\n", "line 5: the columns are separated by semicolons"),
     "unknown header": (b"photo,description\na.jpg,A dog .\n", r"line 1: wanted a header \(image,caption\) or a row"),
     "prose": (b"Captions of Flickr8k\n", "line 1: wanted a header"),
     "quote never closed": (CSV + b'c.jpg,"A cat .\nd.jpg,A cow .\n', r'line 5: a quote \("\) is opened and not closed'),
     "quote never closed, last line": (CSV + b'c.jpg,"A cat .', "line 5: a quote"),
     "quote closed by a later row's": (CSV + b'c.jpg,"A cat .\nd.jpg,"A cow ."\n', "line 5: a quote"),
-    "quote over many lines": (CSV + b'c.jpg,"A cat .\n' + b"more\n" * 30 + b'end"\n', "line 5: a quote"),
+    "quote over many lines": (
+        CSV + b'c.jpg,"A cat .\n' + b"more\n" * 300 + b'end"\n',
+        "line 5: a quoted caption runs over more than 200 lines",
+    ),
     "quote closed within": (CSV + b'c.jpg,"A "cat" .\n', "line 5: a quote .* closed in the middle"),
     "two quoted captions": (CSV + b'c.jpg,"A cat","A cow"\n', "line 5: 3 columns where 2 are wanted"),
     "no comma": (CSV + b"c.jpg\n", "line 5: 1 columns where 2 are wanted"),
@@ -171,6 +187,11 @@ BAD_JSON = {
     ),
     "id no number": (b'{"images": [{"id": "1", "file_name": "a"}], "annotations": []}', "no whole number 'id'"),
     "huge number": (b'{"images": [{"id": ' + b"9" * 200_000 + b"}]}", "a number of 200,000 digits"),
+    "a key twice": (b'{"images": [], "images": []}', "an object has the key 'images' twice"),
+    "a key twice within": (
+        b'{"images": [{"filename": "a.jpg", "sentences": [{"raw": "x", "raw": "y"}]}]}',
+        "an object has the key 'raw' twice",
+    ),
     "NaN": (b'{"images": [{"id": NaN}]}', "NaN is not JSON"),
     "two images of one id": (
         b'{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}',
@@ -229,6 +250,46 @@ def test_bare_commas_are_counted(tmp_path: Path) -> None:
         "captions.txt: 1 lines have commas outside quotes (first: line 3); "
         "their caption is everything after the first comma"
     ]
+
+
+def test_a_missing_bar_is_noted(tmp_path: Path) -> None:
+    found = read_captions(written(tmp_path, GOOD["bars, a bar missing"], "results.csv"))
+    assert found.notes == [
+        "results.csv: 1 rows lack the bar before the caption (line 3); the caption is what follows the number"
+    ]
+    text = "image| comment\na.jpg| A sign | a road\n"
+    assert pairs(written(tmp_path, text.encode())) == [("a.jpg", "A sign | a road")]
+
+
+def test_quotes_that_are_part_of_a_caption_stay(tmp_path: Path) -> None:
+    rows = 'a.jpg, "Stop" is written there\nb.jpg,A 5" pipe\nc.jpg,""\nd.jpg,"""Stop"" again"\n'
+    found = read_captions(written(tmp_path, rows.encode()), skip_empty=True)
+    assert found.captions == ['"Stop" is written there', 'A 5" pipe', '"Stop" again']
+    assert found.empty_lines == [3]
+
+
+@pytest.mark.parametrize("lines", [20, 200])
+def test_a_quoted_caption_may_run_over_many_lines(tmp_path: Path, lines: int) -> None:
+    quoted = "\n".join(["a line"] * lines)
+    path = written(tmp_path, f'image,caption\na.jpg,"{quoted}"\nb.jpg,"{quoted}"\n'.encode())
+    found = read_captions(path)
+    assert found.captions == [" ".join(["a line"] * lines)] * 2
+    assert found.lines == [2, 2 + lines]
+
+
+def test_names_in_json_may_hold_unicode_line_ends(tmp_path: Path) -> None:
+    value = {"images": [{"filename": "a\u2028b\x85.jpg", "sentences": [{"raw": "one\u2028line"}]}]}
+    assert pairs(written(tmp_path, json.dumps(value).encode())) == [("a\u2028b\x85.jpg", "one line")]
+
+
+def test_memory_that_is_not_there_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    path = written(tmp_path, CSV)
+    monkeypatch.setattr(captions_module, "_without_known_slip", refuse)
+    with pytest.raises(DataError, match="too large for the memory that is free"):
+        read_captions(path)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

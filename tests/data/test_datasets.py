@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError
-from varalign.data.folders import ImageFile, identical_files
+from varalign.data.image_folder import ImageFile, identical_files
 
 
 def image_bytes(number: int) -> bytes:
@@ -318,7 +318,7 @@ def test_all_of_flickr8k_with_its_lists(shared_data: Path) -> None:
 
 
 def test_the_data_rooms_import_no_torch() -> None:
-    rooms = ["captions", "captions_json", "check", "datasets", "features", "folders", "index", "sample", "sampler"]
+    rooms = ["captions", "dataset_check", "datasets", "features", "folders", "index", "sample", "sampler"]
     code = f"import sys, {', '.join(f'varalign.data.{room}' for room in rooms)}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

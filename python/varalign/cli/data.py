@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Print what is at fault; exit code 1 where something is."""
-    from varalign.data.check import check_dataset
+    from varalign.data.dataset_check import check_dataset
 
     report = check_dataset(_folder(arguments))
     answer(arguments, report.as_dict(), report.lines())

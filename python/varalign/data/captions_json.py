@@ -8,19 +8,21 @@ test and restval, and restval counts as train, as everyone reads it (Karpathy & 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from varalign.data.caption_file import MAX_LINE_BYTES, CaptionFile
+from varalign.data.caption_file import MAX_LINE_BYTES, CaptionFile, CaptionFormat
 from varalign.data.errors import DataError, first_three, shown
 
 _SPLITS = {"train": "train", "restval": "train", "val": "dev", "dev": "dev", "test": "test"}
 
 
-def read_json_captions(path: Path, text: str) -> CaptionFile:
-    """Read the text of a JSON captions file in Karpathy's or COCO's form; DataError where it is neither."""
+def _read(path: Path, text: str) -> CaptionFile:
     try:
-        value = json.loads(text, parse_int=_bounded_int, parse_constant=_no_constant)
+        value = json.loads(
+            text, parse_int=_bounded_int, parse_constant=_no_constant, object_pairs_hook=_without_repeats
+        )
     except RecursionError:
         raise DataError(f"{path}: the JSON is nested too deeply to be a captions file") from None
     except ValueError as error:
@@ -35,12 +37,6 @@ def read_json_captions(path: Path, text: str) -> CaptionFile:
     if "annotations" in value:
         return _coco(path, images, value["annotations"])
     return _karpathy(path, images)
-
-
-def split_of_file(path: Path) -> str | None:
-    """The split that a COCO file's name tells: captions_val2017.json is "dev"; None where it tells none."""
-    stem = path.stem.lower()
-    return next((split for word, split in (("train", "train"), ("val", "dev"), ("test", "test")) if word in stem), None)
 
 
 def _karpathy(path: Path, images: list[Any]) -> CaptionFile:
@@ -58,7 +54,7 @@ def _karpathy(path: Path, images: list[Any]) -> CaptionFile:
             raise DataError(f"{path}: {where} has no list 'sentences'; wanted Karpathy's dataset.json")
         for k, sentence in enumerate(sentences):
             names.append(name)
-            captions.append(_string(path, f"{where}.sentences[{k}]", sentence, "raw"))
+            captions.append(_one_line(_string(path, f"{where}.sentences[{k}]", sentence, "raw")))
         if "split" in image:
             word = _string(path, where, image, "split")
             split = _SPLITS.get(word)
@@ -91,9 +87,18 @@ def _coco(path: Path, images: list[Any], annotations: Any) -> CaptionFile:
         if image_id not in name_of:
             raise DataError(f"{path}: {where} has image_id {image_id}, which no entry of 'images' has")
         names.append(name_of[image_id])
-        captions.append(_string(path, where, annotation, "caption"))
-    split = split_of_file(path)
-    return CaptionFile(path, names, captions, [0] * len(names), dict.fromkeys(names, split) if split else None)
+        captions.append(_one_line(_string(path, where, annotation, "caption")))
+    words = (("train", "train"), ("val", "dev"), ("test", "test"))  # captions_val2017.json is dev
+    split = next((split for word, split in words if word in path.stem.lower()), None)
+    match = re.fullmatch(r"captions_(.+)", path.stem)
+    return CaptionFile(
+        path,
+        names,
+        captions,
+        [0] * len(names),
+        dict.fromkeys(names, split) if split else None,
+        image_folders=(match[1], f"images/{match[1]}") if match else (),  # of captions_val2017.json: val2017
+    )
 
 
 def _string(path: Path, where: str, item: Any, key: str) -> str:
@@ -112,7 +117,11 @@ def _string(path: Path, where: str, item: Any, key: str) -> str:
         ) from None
     if "\0" in value:
         raise DataError(f"{path}: {where}.{key} holds a NUL character; mend it")
-    return " ".join(value.splitlines()).strip()
+    return value.strip()
+
+
+def _one_line(caption: str) -> str:
+    return " ".join(caption.splitlines()).strip()
 
 
 def _integer(path: Path, where: str, item: Any, key: str) -> int:
@@ -129,5 +138,21 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"an object has the key {shown(key)} twice; keep one of them")
+        found[key] = value
+    return found
+
+
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+JSON = CaptionFormat(
+    files=("dataset.json", "dataset_flickr8k.json", "annotations/captions_*.json", "captions_*.json"),
+    knows=lambda path, text: path.suffix.lower() == ".json" or text[:256].lstrip()[:1] in ("{", "["),
+    read=_read,
+)

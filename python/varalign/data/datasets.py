@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.errors import DataError, first_three, shown
-from varalign.data.folders import FoundFolder, Missing, identical_files, read_folder
+from varalign.data.folders import FoundFolder, Missing, read_folder
+from varalign.data.image_folder import identical_files
 from varalign.data.index import CaptionIndex
 from varalign.data.splits import choose_splits, limit_training
 
@@ -156,10 +157,5 @@ def _first_captions_only(dataset: ImageCaptions, count: int) -> ImageCaptions:
     place[order] = np.arange(len(order)) - dataset.caption_offsets[dataset.caption_image_ids[order]]
     held_out = dataset.split[dataset.caption_image_ids] > 0
     keep = np.flatnonzero((place < count) | held_out)
-    return ImageCaptions(
-        **{
-            **{name: getattr(dataset, name) for name in ImageCaptions.__dataclass_fields__},
-            "captions": [dataset.captions[i] for i in keep.tolist()],
-            "caption_image_ids": dataset.caption_image_ids[keep],
-        }
-    )
+    captions = [dataset.captions[i] for i in keep.tolist()]
+    return replace(dataset, captions=captions, caption_image_ids=dataset.caption_image_ids[keep])

@@ -25,6 +25,9 @@ from varalign import _core
 MAX_PIXELS: int = _core.MAX_PIXELS
 """Width times height above which a file is refused before it is decoded (Pillow's bound)."""
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".mpo"})
+"""Ends of the names by which image files are recognised in a folder or a captions file; decoding goes by content."""
+
 AnyPath = str | os.PathLike[str]
 Pixels = NDArray[np.float32] | NDArray[np.uint8]
 MemoryFormat = Literal["contiguous", "channels_last"]

@@ -13,16 +13,17 @@ splits the copies in the less careful split (train before dev before test) are t
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.data.caption_file import split_lines
 from varalign.data.draws import name_key
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import read_bytes
 from varalign.data.folders import FoundFolder
+from varalign.data.image_folder import Spellings
 from varalign.data.index import SPLITS
 
 LISTS = {
@@ -146,16 +147,17 @@ def _find_lists(folder: Path) -> dict[str, Path]:
 
 
 def _from_lists(lists: dict[str, Path], names: list[str]) -> tuple[NDArray[np.int8], list[str]]:
-    row_of = {unicodedata.normalize("NFC", name): row for row, name in enumerate(names)}
+    row_of = {name: row for row, name in enumerate(names)}
+    spellings = Spellings(names)
     split = np.full(len(names), -1, dtype=np.int8)
     notes = []
     listed_in: dict[str, str] = {}
     for name, path in lists.items():
         unknown = []
         for number, line in enumerate(_list_lines(path), 1):
-            image = unicodedata.normalize("NFC", line.strip())
-            if not image:
+            if not line.strip():
                 continue
+            image = spellings.find(line.strip()) or line.strip()
             if listed_in.setdefault(image, name) != name:
                 raise DataError(
                     f"{path} line {number}: image {shown(image)} is in {lists[listed_in[image]].name} as well; remove "
@@ -172,6 +174,6 @@ def _from_lists(lists: dict[str, Path], names: list[str]) -> tuple[NDArray[np.in
 
 def _list_lines(path: Path) -> list[str]:
     try:
-        return read_bytes(path).decode("utf-8-sig").splitlines()
+        return split_lines(read_bytes(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; wanted one image name a line") from None

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from varalign.data.check import Report, check_dataset
+from varalign.data.dataset_check import Report, check_dataset
 from varalign.data.sample import write_sample
 
 
