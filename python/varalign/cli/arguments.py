@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from varalign.cli.errors import OutputError
+from varalign.data.terminal import print_lines
 from varalign.options.fields import OPTIONS
 from varalign.options.recipe import described
-from varalign.runs.folder import json_text
+from varalign.runs.json_text import json_text
+from varalign.runs.progress import to_stderr
 
 
 def truth(text: str) -> bool:
@@ -107,7 +110,7 @@ def load(arguments: argparse.Namespace) -> Any:
     path = arguments.run
     if path is None:
         path = RunFolder.newest().path
-        print(f"run: {path} (the newest)", file=sys.stderr)
+        to_stderr(f"run: {path} (the newest)")
     from varalign.aligner import aligner
 
     return aligner.load(path, checkpoint=arguments.checkpoint, data=arguments.data, **places(arguments))
@@ -115,9 +118,11 @@ def load(arguments: argparse.Namespace) -> Any:
 
 def answer(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:
     """Print a command's result on standard output, as JSON or in lines; returns exit code 0."""
-    if getattr(arguments, "json", False):
-        print(json_text(value))
-    else:
-        for line in lines:
-            print(line)
+    text = json_text(value) if getattr(arguments, "json", False) else "\n".join(lines)
+    try:
+        print_lines(text, sys.stdout)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from None
     return 0

@@ -1,15 +1,17 @@
-"""The program: the parser of all commands, and what becomes of an error."""
+"""The program: the parser of all commands, and `main`."""
 
 from __future__ import annotations
 
 import argparse
-import signal
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from varalign.cli import convert, data, diagnose, embed, evaluate, search, study, train, visualize
-from varalign.data.errors import DataError
+from varalign.cli.errors import OutputError, exit_code, fail
+from varalign.data.terminal import print_lines
+from varalign.runs.signals import StopSignals
 
 COMMANDS = (train, evaluate, visualize, embed, search, diagnose, data, convert, study)
 """A command is a file: its `add` adds the parser, whose handler runs the command and returns the exit code."""
@@ -20,7 +22,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with code 2."""
-        print(f"varalign: error: {message}\n  (`{self.prog} --help` lists the options)", file=sys.stderr)
+        fail(message, 2)
+        print_lines(f"  (`{self.prog} --help` lists the options)", sys.stderr)
         raise SystemExit(2)
 
 
@@ -30,12 +33,8 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from varalign import __version__
 
-        print(f"varalign {__version__}")
+        print_lines(f"varalign {__version__}", sys.stdout)
         parser.exit()
-
-
-class Terminated(BaseException):
-    """SIGTERM came while no command handled it."""
 
 
 def build_parser() -> Parser:
@@ -61,33 +60,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 done; 1 it ran and failed, or a check found faults; 2 wrong use or input; 130 or 143
         interrupted.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # started with `2>&-`: libraries write to it, and the next file opened would take its place
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        with StopSignals():
+            if sys.stdout is None:  # started with `>&-`
+                raise OutputError("standard output is closed, so no result could be printed: lead it to a file")
+            return run(words)
+    except (Exception, KeyboardInterrupt) as error:
+        return exit_code(error, words)
+
+
+def run(words: Sequence[str]) -> int:
+    """Parse a command line and run its command; returns the exit code."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(dashed(sys.argv[1:] if argv is None else argv))
+    arguments, rest = parser.parse_known_args(dashed(words))
     if rest and hasattr(arguments, "words") and not any(word.startswith("-") for word in rest):
         arguments.words += rest  # `search RUN --top 3 "text"`: argparse takes positionals in one place only
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     handler: Callable[[argparse.Namespace], int] = arguments.handler
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        return handler(arguments)
-    except (DataError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        return _fail(error, 2)
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
-    except KeyboardInterrupt as error:  # training raises `Interrupted`, which knows the signal and what is saved
-        print(f"varalign: {str(error) or 'interrupted'}", file=sys.stderr)
-        return getattr(error, "exit_code", 130)
-    except Terminated:
-        print("varalign: terminated", file=sys.stderr)
-        return 143
-    except Exception as error:
-        if type(error).__module__.startswith("varalign."):  # its message says what to mend
-            return _fail(error, getattr(error, "exit_code", 2))
-        if isinstance(error, OSError):
-            return _fail(error, 1)
-        raise
+    return handler(arguments)
 
 
 def dashed(argv: Sequence[str]) -> list[str]:
@@ -97,12 +91,3 @@ def dashed(argv: Sequence[str]) -> list[str]:
         name, equals, value = word.partition("=")
         words.append((name.replace("_", "-") if name.startswith("--") else name) + equals + value)
     return words
-
-
-def _terminated(*_: object) -> None:
-    raise Terminated
-
-
-def _fail(error: BaseException, code: int) -> int:
-    print(f"varalign: error: {error}", file=sys.stderr)
-    return code

@@ -8,6 +8,7 @@ from typing import Any
 
 from varalign.cli.arguments import add_checkpoint, add_json, add_split, answer, load
 from varalign.data.errors import DataError
+from varalign.data.terminal import printable
 
 
 def add(commands: Any) -> None:
@@ -40,4 +41,5 @@ def run(arguments: argparse.Namespace) -> int:
     model = load(arguments)
     search, query = (model.search_images, words[-1]) if with_text else (model.search_captions, arguments.image)
     found = search(query, top=arguments.top, split=arguments.split)
-    return answer(arguments, found, (f"{item['score']:7.4f}  {item['image']}  {item['caption']}" for item in found))
+    lines = [printable(f"{item['score']:7.4f}  {item['image']}  {item['caption']}") for item in found]
+    return answer(arguments, found, lines)

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         result = go_on(resume, given)
     else:
         from varalign.options.layers import read_config_file, resolve
-        from varalign.runs.folder import to_stderr
+        from varalign.runs.progress import to_stderr
 
         config = resolve([*([] if file is None else [read_config_file(file, to_stderr)]), given])
         from varalign.training.run import train

@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from varalign.data.terminal import print_lines, printable_lines
+
 _WINDOW = 50  # steps over which the shown rates are averaged: long enough to be calm, short enough to show a change
 
 
 def to_stderr(text: str) -> None:
     """Print a remark on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print_lines(text, sys.stderr)
 
 
 def duration(seconds: float) -> str:
@@ -95,7 +97,7 @@ class ProgressLine:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(printable_lines(text), file=sys.stderr)
         else:
             to_stderr(text)
 
