@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_config_files_in_toml_json_and_a_runs_own(tmp_path: Path) -> None:
         ("a.toml", "epochs = = 2", "not valid TOML"),
         ("a.json", "[1, 2]", "wanted options by name"),
         ("a.json", "{", "not valid JSON"),
+        ("a.json", '{"epochs": 2, "epochs": 3}', "an object has the key 'epochs' twice"),
+        ("a.json", "[" * 100_000, "not valid JSON"),
         ("a.toml", "epoch = 2", "unknown option 'epoch'; did you mean 'epochs'?"),
     ],
 )
@@ -64,6 +67,12 @@ def test_a_removed_value_of_an_old_file_is_replaced_with_a_remark(tmp_path: Path
 def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
         read_config_file(tmp_path / "nowhere.toml")
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    with pytest.raises(ConfigError, match=r"a\.toml: not a file but a named pipe"):
+        read_config_file(tmp_path / "a.toml")
 
 
 def test_unknown_options_are_refused_with_their_source() -> None:

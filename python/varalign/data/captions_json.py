@@ -20,9 +20,7 @@ _SPLITS = {"train": "train", "restval": "train", "val": "dev", "dev": "dev", "te
 
 def _read(path: Path, text: str) -> CaptionFile:
     try:
-        value = json.loads(
-            text, parse_int=_bounded_int, parse_constant=_no_constant, object_pairs_hook=_without_repeats
-        )
+        value = json.loads(text, parse_int=_bounded_int, parse_constant=_no_constant, object_pairs_hook=without_repeats)
     except RecursionError:
         raise DataError(f"{path}: the JSON is nested too deeply to be a captions file") from None
     except ValueError as error:
@@ -138,7 +136,7 @@ def _bounded_int(digits: str) -> int:
     return int(digits)
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

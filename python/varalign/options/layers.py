@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from varalign.data.captions_json import without_repeats
+from varalign.data.errors import DataError
+from varalign.data.files import read_bytes
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError, near
 from varalign.options.fields import OPTIONS
@@ -27,19 +30,29 @@ def read_config_file(path: Path, say: Callable[[str], object] | None = None) -> 
     Raises:
         ConfigError: the file is missing, is neither form, or names an option that there is not.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path}: cannot be read: {error}") from None
-    try:
-        values = json.loads(text) if path.suffix == ".json" else _toml(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    values = read_values(path)
     if isinstance(values, dict) and isinstance(values.get("options"), dict):  # a run's config.json
         values = {name: value for name, value in values["options"].items() if name != "out"}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: wanted options by name, found {type(values).__name__}")
     return replace_removed(known_options(values, str(path)), say)
+
+
+def read_values(path: Path) -> Any:
+    """What a user's TOML file holds, or a JSON file if its name ends in `.json`.
+
+    Raises:
+        ConfigError: the file cannot be read or is no regular file, is not valid in its form, or a JSON object has a
+            key twice.
+    """
+    form = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=without_repeats) if form == "JSON" else _toml(text)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid {form}: {error}") from None
 
 
 def known_options(values: Mapping[str, Any], source: str) -> dict[str, Any]:

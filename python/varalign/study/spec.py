@@ -30,7 +30,6 @@ study says `members` (an option that random starts pass over), so that schedules
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ from typing import Any
 from varalign.data.errors import DataError
 from varalign.options.declaration import ConfigError, near
 from varalign.options.fields import OPTIONS
-from varalign.options.layers import known_options
+from varalign.options.layers import known_options, read_values
 
 TUNED = "fixed-tuned"
 FIXED = ("fixed", TUNED)
@@ -151,16 +150,12 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
     Raises:
         StudyError: naming the file and the key.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StudyError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise StudyError(f"{path}: not valid TOML: {error}") from None
+        values = read_values(path)
+    except ConfigError as error:
+        raise StudyError(str(error)) from None
+    if not isinstance(values, dict):
+        raise StudyError(f"{path}: wanted the keys of a study, found {type(values).__name__}")
     for key, value in (overrides or {}).items():
         values[key] = (
             {**values[key], **value} if isinstance(value, dict) and isinstance(values.get(key), dict) else value
