@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from harness import Contender, Row, compare, main, single
-from varalign.canonical import RunningCovariance, closed_form, pair_scores
+from varalign.canonical import RunningCovariance, Whitening, pair_scores
 from varalign.data.features import FeatureSet, save_features
 from varalign.options.config import TrainConfig
 from varalign.runs.folder import RunFolder
@@ -48,8 +48,8 @@ def start_seconds(features: FeatureSet) -> float:
     return seconds
 
 
-def running(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
-    covariance = RunningCovariance(x.shape[1], y.shape[1], product_dtype=dtype)
+def running(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+    covariance = RunningCovariance(x.shape[1], y.shape[1])
     for start in range(0, len(x), 4096):
         covariance.update(x[start : start + 4096], y[start : start + 4096])
     return covariance.cov_xy.numpy()
@@ -91,7 +91,7 @@ def streamed(pairs: int, dx: int, dy: int, block: int = 8192) -> Iterable[Row]:
         running.update(x, y)
         seconds, processor = seconds + time.perf_counter() - wall, processor + time.process_time() - cpu
     wall, cpu = time.perf_counter(), time.process_time()
-    found = closed_form(running, ridge=1.0, power=0.5, dimensions=256)
+    found = Whitening(running).solve(ridge=1.0, power=0.5, dimensions=256)
     solve, solve_cpu = time.perf_counter() - wall, time.process_time() - cpu
     # 64 shared directions: their correlations stand out of the rest
     agrees = found.dimensions == 256 and bool(found.singular_values[63] > 3 * found.singular_values[64])
@@ -113,7 +113,7 @@ def correlations(pairs: int, dimensions: int, components: int, rounds: int) -> S
     def ours() -> np.ndarray:
         covariance = RunningCovariance(dimensions, dimensions)
         covariance.update(x, y)
-        return closed_form(covariance, ridge=0.0, power=0.0, dimensions=components).singular_values.numpy()
+        return Whitening(covariance).solve(ridge=0.0, power=0.0, dimensions=components).singular_values.numpy()
 
     def of(u: np.ndarray, v: np.ndarray) -> np.ndarray:
         u, v = u - u.mean(0), v - v.mean(0)
@@ -164,8 +164,8 @@ def of_pairs(options: argparse.Namespace) -> Iterable[Sequence[Row]]:
     yield compare(
         f"covariance of {pairs:,} pairs, {options.dx} + {options.dy} features",
         [
-            Contender("varalign, float32 products", lambda: running(x, y, torch.float32), ours=True),
-            Contender("varalign, float64 products", lambda: running(x, y, torch.float64)),
+            Contender("varalign, float32 products", lambda: running(x, y), ours=True),
+            Contender("varalign, float64 products", lambda: running(x.double(), y.double())),
             Contender("numpy.cov, all at once, float64", lambda: plain(x, y), reference=True),
         ],
         work=pairs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from varalign.canonical import pair_scores
 from varalign.canonical.best import best_captions
 from varalign.canonical.mixture import Mixture, bin_centres, bins_of, fit_mixture, normal_density, smoothed_density
 from varalign.canonical.pair_scores import wrong_together
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One ridge, two rounds, few bootstrap samples."""
+    scoring = import_module("varalign.canonical.pair_scores")
+    for name, value in {"RIDGES": (1.0,), "ROUNDS": 2, "SAMPLES": 20}.items():
+        monkeypatch.setattr(scoring, name, value)
 
 
 def made_up(images: int, captions: int = 3, noise: float = 1.0, seed: int = 0):
@@ -42,7 +51,7 @@ def swapped(ids: torch.Tensor, images: int, share: float, by: str, seed: int = 1
 def test_the_share_comes_back_and_wrong_scores_are_standard(share, by):
     x, y, ids = made_up(1000)
     given = swapped(ids, 1000, share, by)
-    found = pair_scores(x, y, given, by=by, samples=50)
+    found = pair_scores(x, y, given, by=by)
     # Made-up right pairs have left-skewed scores (skewness -0.9 by the caption; real features: -0.1), which the fitted
     # normal cannot follow: their low tail counts as wrong, about 0.05 of the pairs. The interval knows of it.
     assert found.wrong_share == pytest.approx(share, abs=0.04 if by == "image" else 0.06)
@@ -57,21 +66,22 @@ def test_the_share_comes_back_and_wrong_scores_are_standard(share, by):
 
 
 @pytest.mark.parametrize("by", ["image", "pair"])
-def test_the_interval_covers_the_truth_on_few_images(by):
+def test_the_interval_covers_the_truth_on_few_images(by, quick, monkeypatch):
+    monkeypatch.setattr(import_module("varalign.canonical.pair_scores"), "SAMPLES", 60)
     covered = 0
     for seed in range(6):
         share = (0.0, 0.2, 0.5)[seed % 3]
         x, y, ids = made_up(300, seed=seed)
         given = swapped(ids, 300, share, by, seed=seed + 9)
-        found = pair_scores(x, y, given, by=by, rounds=2, ridge=1.0, samples=60, seed=seed)
+        found = pair_scores(x, y, given, by=by, seed=seed)
         covered += found.low <= float((given != ids).double().mean()) <= found.high
     assert covered >= 5  # a 95 % interval misses two of six once in thirty tries
 
 
 @pytest.mark.parametrize("by", ["image", "pair"])
-def test_how_captions_are_wrong_is_found_out(by):
+def test_how_captions_are_wrong_is_found_out(by, quick):
     x, y, ids = made_up(300)
-    found = pair_scores(x, y, swapped(ids, 300, 0.4, by), by="auto", rounds=2, ridge=1.0, samples=5)
+    found = pair_scores(x, y, swapped(ids, 300, 0.4, by), by="auto")
     assert found.by == by
 
 
@@ -82,20 +92,22 @@ def test_wrong_together_by_its_definition():
     assert not wrong_together(torch.tensor([1.0, 0, 0]), torch.arange(3))  # one caption each: nothing to tell by
 
 
-def test_best_captions_are_the_right_ones_of_wrong_pairs():
+def test_best_captions_are_the_right_ones_of_wrong_pairs(quick):
     x, y, ids = made_up(300, noise=0.3)
     given = swapped(ids, 300, 0.2, "image")
-    found = pair_scores(x, y, given, rounds=2, ridge=1.0, samples=5)
+    found = pair_scores(x, y, given)
     images = torch.unique(given[given != ids])
     best, fits = best_captions(x, y, given, found, images)
     own = found.image_scores[images]
     assert float((ids[best] == images).double().mean()) > 0.8 and bool((fits > own).all())
 
 
-def test_unrelated_features_score_as_n01_and_are_found_wrong():
+def test_unrelated_features_score_as_n01_and_are_found_wrong(quick, monkeypatch):
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(800, 30, generator=g), torch.randn(800, 20, generator=g)
-    found = pair_scores(x, y, torch.arange(800), rounds=1, ridge=1.0, samples=20)
+    # One round: further ones weigh what looks right by chance.
+    monkeypatch.setattr(import_module("varalign.canonical.pair_scores"), "ROUNDS", 1)
+    found = pair_scores(x, y, torch.arange(800))
     # A straight test of the claim: the quantiles of 800 held-out scores are those of N(0, 1), to four standard errors.
     for q in (0.05, 0.25, 0.5, 0.75, 0.95):
         z = math.sqrt(2) * float(torch.erfinv(torch.tensor(2 * q - 1)))
@@ -104,37 +116,51 @@ def test_unrelated_features_score_as_n01_and_are_found_wrong():
     assert found.wrong_share > 0.6 or found.high > 0.9
 
 
-def test_images_that_are_not_asked_for_have_no_score_and_no_say():
+def test_images_that_are_not_asked_for_have_no_score_and_no_say(quick):
     x, y, ids = made_up(200)
     rows = torch.arange(0, 150)
-    found = pair_scores(x, y, ids, rows, rounds=1, samples=10)
+    found = pair_scores(x, y, ids, rows)
     assert bool(found.scores[ids >= 150].isnan().all()) and bool(found.image_scores[:150].isfinite().all())
     x[150:], y[ids >= 150] = float("nan"), float("nan")
-    again = pair_scores(x, y, ids, rows, rounds=1, samples=10)
+    again = pair_scores(x, y, ids, rows)
     assert torch.equal(again.scores[ids < 150], found.scores[ids < 150]) and again.wrong_share == found.wrong_share
 
 
-def test_copies_of_an_image_are_no_non_pairs():
+def test_copies_of_an_image_are_no_non_pairs(quick):
     x, y, ids = made_up(100, noise=0.3)
     both = torch.cat([x, x]), torch.cat([y, y]), torch.cat([ids, ids + 100])
-    known = pair_scores(*both, image_ids=torch.arange(100).repeat(2), rounds=1, ridge=1.0, samples=10)
+    known = pair_scores(*both, image_ids=torch.arange(100).repeat(2))
     assert torch.allclose(known.image_scores[:100], known.image_scores[100:], atol=1e-4)
     assert known.wrong_share < 0.1
 
 
 @pytest.mark.parametrize(
     "change,message",
-    [({"folds": 1}, "folds >= 2"), ({"rounds": 0}, "rounds >= 1"), ({"by": "word"}, "word"), ({"folds": 60}, "120")],
+    [
+        (lambda x, y, ids: (x, y, ids, None, "word"), 'wanted "image", "pair" or "auto", got .word.'),
+        (lambda x, y, ids: (x, y, ids / 2), "whole numbers"),
+        (lambda x, y, ids: (x, y, ids[1:]), "one a text"),
+        (lambda x, y, ids: (x[:50], y, ids), r"rows of the 50 images \(0 to 49\), got 50"),
+        (lambda x, y, ids: (x, y, ids, torch.arange(9)), "at least 10 different images with captions, got 9"),
+        (lambda x, y, ids: (x, y, ids, torch.arange(0)), "got 0"),
+    ],
 )
-def test_settings_out_of_range_are_refused(change, message):
-    x, y, ids = made_up(100)
+def test_what_cannot_be_scored_is_refused(change, message):
+    x, y, ids, *rest = change(*made_up(100))
+    options = dict(zip(("rows", "by"), rest, strict=False))
     with pytest.raises(ValueError, match=message):
-        pair_scores(x, y, ids, **change)
+        pair_scores(x, y, ids, **options)
 
 
-def test_nan_and_constant_features():
+def test_copies_count_as_one_image():
+    x, y, ids = made_up(12)
+    with pytest.raises(ValueError, match="at least 10 different images with captions, got 6"):
+        pair_scores(x, y, ids, image_ids=torch.arange(12) // 2)
+
+
+def test_nan_and_constant_features(quick):
     x, y, ids = made_up(100)
-    constant = pair_scores(x, torch.ones_like(y), ids, rounds=1, samples=5)
+    constant = pair_scores(x, torch.ones_like(y), ids)
     assert bool(constant.scores.isfinite().all()) and 0 <= constant.low <= constant.high <= 1
     x[[4, 8]] = float("nan")
     with pytest.raises(ValueError, match=r"image_features.*2 of 100 rows: 4, 8"):
@@ -155,7 +181,7 @@ def test_mixture_finds_known_parameters_and_its_posterior_never_falls():
     assert float((smoothed_density(null) - normal_density()).abs().max()) < 0.01
 
 
-def test_real_features_with_swapped_images(shared_data: Path):
+def test_real_features_with_swapped_images(shared_data: Path, quick, monkeypatch):
     from safetensors.torch import load_file
 
     data = load_file(shared_data / "features" / "flickr8k.safetensors")
@@ -164,5 +190,6 @@ def test_real_features_with_swapped_images(shared_data: Path):
     table = torch.arange(len(x))
     chosen = rows[torch.randperm(600, generator=torch.Generator().manual_seed(0))[:240]]
     table[chosen] = chosen.roll(1)
-    found = pair_scores(x, y, table[ids], rows, rounds=2, ridge=10.0, samples=10)
+    monkeypatch.setattr(import_module("varalign.canonical.pair_scores"), "RIDGES", (10.0,))
+    found = pair_scores(x, y, table[ids], rows)
     assert found.wrong_share == pytest.approx(0.4, abs=0.06)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from varalign.canonical import RunningCovariance, closed_form
+from varalign.canonical import RunningCovariance, Whitening
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
 from varalign.encoders.heads import build_head, closed_form_heads
@@ -19,7 +19,7 @@ def fitted(pairs: int = 80):
     y = common @ torch.randn(4, 7, generator=generator) + torch.randn(pairs, 7, generator=generator)
     covariance = RunningCovariance(9, 7)
     covariance.update(x, y)
-    return x, y, covariance, closed_form(covariance, ridge=1.0, power=0.5, dimensions=5)
+    return x, y, covariance, Whitening(covariance).solve(ridge=1.0, power=0.5, dimensions=5)
 
 
 def ensemble_heads(found, covariance, *, members: int, member_dim: int = MEMBER_DIM, hidden_dim: int = 8, **options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from varalign.canonical import RunningCovariance, closed_form
+from varalign.canonical import RunningCovariance, Whitening
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.heads import build_head, closed_form_heads
 from varalign.encoders.residual import ResidualHead
@@ -17,7 +17,7 @@ def fitted(pairs: int = 400):
     y = common @ torch.randn(5, 9, generator=generator) + 0.3 * torch.randn(pairs, 9, generator=generator)
     covariance = RunningCovariance(12, 9)
     covariance.update(x, y)
-    return x, y, covariance, closed_form(covariance, ridge=1, power=0.5, dimensions=4)
+    return x, y, covariance, Whitening(covariance).solve(ridge=1, power=0.5, dimensions=4)
 
 
 def shape(hidden_dim: int, **rates: object) -> HeadShape:

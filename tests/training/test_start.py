@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import varalign
-from varalign.canonical import RunningCovariance, closed_form
+from varalign.canonical import RunningCovariance, Whitening
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, load_features, save_features
 from varalign.inputs.assemble import open_sources
@@ -55,7 +55,7 @@ def test_epoch_0_is_the_closed_form_of_every_training_pair(features_file: Path, 
     train = torch.from_numpy(data.split)[ids] == 0
     covariance.update(x[ids[train]], y[train])
     settings = {name: chosen[name] for name in ("ridge", "text_ridge", "power", "dimensions")}
-    wanted = closed_form(covariance, **settings)
+    wanted = Whitening(covariance).solve(**settings)
     model = varalign.load(tmp_path / "run", checkpoint="step-0", device="cpu").model
     with torch.no_grad():
         u, v, scale = model.project_images(x), model.project_texts(y), float(model.logit_scale)

@@ -2,7 +2,7 @@
 
 from varalign.canonical.choice import Grid, Trial, choose_settings, mean_recall_at_1, negative_loss
 from varalign.canonical.covariance import RunningCovariance
-from varalign.canonical.maps import ClosedForm, closed_form
+from varalign.canonical.maps import ClosedForm, Whitening
 from varalign.canonical.mixture import Mixture
 from varalign.canonical.pair_scores import PairScores, pair_scores
 
@@ -13,8 +13,8 @@ __all__ = [
     "PairScores",
     "RunningCovariance",
     "Trial",
+    "Whitening",
     "choose_settings",
-    "closed_form",
     "mean_recall_at_1",
     "negative_loss",
     "pair_scores",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from varalign.canonical.covariance import RunningCovariance, exact_products
 from varalign.canonical.maps import Whitening
-from varalign.canonical.pair_scores import PairScores
+from varalign.canonical.pair_scores import DIMENSIONS, POWER, PairScores
 
 SAMPLE = 1000  # images and captions that say what a usual similarity is
 
@@ -22,8 +22,6 @@ def best_captions(
     found: PairScores,
     images: Tensor,
     *,
-    dimensions: int = 256,
-    power: float = 0.5,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The best-fitting caption of each of some images, and how well it fits.
@@ -35,7 +33,6 @@ def best_captions(
         image_features: (I, dx). text_features: (T, dy). text_image_ids: (T,) rows of image_features.
         found: of `pair_scores` on the same arrays: its ridge and probabilities are used, and its captions are searched.
         images: (n,) rows of image_features.
-        dimensions, power: of the closed form.
         seed: draws the images and captions that say what is usual.
 
     Returns:
@@ -48,7 +45,7 @@ def best_captions(
     # A map needs some pairs: where none is believed right, all are used alike.
     weights = weights if float(weights.sum()) > 1 else torch.ones_like(weights)
     running.update(image_features[owner], text_features[texts], weights)
-    maps = Whitening(running).solve(ridge=found.ridge, power=power, dimensions=dimensions)
+    maps = Whitening(running).solve(ridge=found.ridge, power=POWER, dimensions=DIMENSIONS)
     u, v = maps.embed_images(image_features[images]), maps.embed_texts(text_features[texts])
     generator = torch.Generator().manual_seed(seed)
     rows = torch.unique(owner)

@@ -5,7 +5,7 @@ n pairs in a block, x image features (dx), y text features (dy), w weights of pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,11 +25,11 @@ class RunningCovariance:
         dx: number of image features.
         dy: number of text features.
         device: where the sums live and the products run; features are moved there.
-        product_dtype: torch.float32 or torch.float64, the type of the block products (sums are always float64).
-            None takes float64 for float64 features and float32 otherwise.
+
+    Block products are float64 for float64 features and float32 otherwise; sums are always float64.
 
     Raises:
-        ValueError: for dimensions below 1, or a product dtype other than the two.
+        ValueError: for dimensions below 1.
 
     Example:
         >>> running = RunningCovariance(2, 1)
@@ -38,21 +38,11 @@ class RunningCovariance:
         [[1.0], [2.0]]
     """
 
-    def __init__(
-        self,
-        dx: int,
-        dy: int,
-        device: torch.device | str = "cpu",
-        *,
-        product_dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, dx: int, dy: int, device: torch.device | str = "cpu") -> None:
         if dx < 1 or dy < 1:
             raise ValueError(f"features need at least one dimension, got dx={dx} and dy={dy}")
-        if product_dtype not in (None, torch.float32, torch.float64):
-            raise ValueError(f"product_dtype is torch.float32, torch.float64 or None, got {product_dtype}")
         self.dx, self.dy = dx, dy
         self.device = torch.device(device)
-        self.product_dtype = product_dtype
         self.pairs = 0
         self.count = 0.0
         self.rounding = torch.finfo(torch.float64).eps
@@ -101,7 +91,8 @@ class RunningCovariance:
         self.pairs += n
 
     def _add(self, x: Tensor, y: Tensor, weights: Tensor | None) -> None:
-        x, y, dtype = x.detach(), y.detach(), self._dtype(x, y)
+        x, y = x.detach(), y.detach()
+        dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
         if weights is not None:
             kept = weights > 0
             x, y, weights = x[kept], y[kept], weights[kept]
@@ -120,11 +111,6 @@ class RunningCovariance:
             scatters = (x.T @ x).double(), (y.T @ y).double(), (x.T @ y).double()
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         self._merge(count, mean_x, mean_y, *scatters)
-
-    def _dtype(self, x: Tensor, y: Tensor) -> torch.dtype:
-        if self.product_dtype is not None:
-            return self.product_dtype
-        return torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
 
     def _merge(self, count: float, mean_x: Tensor, mean_y: Tensor, xx: Tensor, yy: Tensor, xy: Tensor) -> None:
         total = self.count + count
@@ -153,44 +139,18 @@ class RunningCovariance:
 
     @property
     def cov_x(self) -> Tensor:
-        """Covariance of the image features, (dx, dx) float64."""
-        return self._scatter_x / max(self.count, torch.finfo(torch.float64).tiny)
+        """Covariance of the image features, (dx, dx) float64; 0 before the first pair, as the others."""
+        return self._scatter_x / (self.count or 1.0)
 
     @property
     def cov_y(self) -> Tensor:
         """Covariance of the text features, (dy, dy) float64."""
-        return self._scatter_y / max(self.count, torch.finfo(torch.float64).tiny)
+        return self._scatter_y / (self.count or 1.0)
 
     @property
     def cov_xy(self) -> Tensor:
         """Covariance of image features (rows) with text features (columns), (dx, dy) float64."""
-        return self._scatter_xy / max(self.count, torch.finfo(torch.float64).tiny)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything kept, as float64 tensors: ready for safetensors or for sending to another process."""
-        return {
-            "totals": torch.tensor([self.count, self.pairs, self.rounding], dtype=torch.float64),
-            "mean_x": self.mean_x.clone(),
-            "mean_y": self.mean_y.clone(),
-            "scatter_x": self._scatter_x.clone(),
-            "scatter_y": self._scatter_y.clone(),
-            "scatter_xy": self._scatter_xy.clone(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave.
-
-        Raises:
-            ValueError: when the state belongs to features of other dimensions.
-        """
-        shape = tuple(state["scatter_xy"].shape)
-        if shape != (self.dx, self.dy):
-            raise ValueError(f"the state is of features {shape}, this RunningCovariance of {(self.dx, self.dy)}")
-        self.count, pairs, self.rounding = state["totals"].tolist()
-        self.pairs = int(pairs)
-        own = {name: value.to(self.device, torch.float64, copy=True) for name, value in state.items()}
-        self.mean_x, self.mean_y = own["mean_x"], own["mean_y"]
-        self._scatter_x, self._scatter_y, self._scatter_xy = own["scatter_x"], own["scatter_y"], own["scatter_xy"]
+        return self._scatter_xy / (self.count or 1.0)
 
 
 def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:

@@ -6,7 +6,6 @@ I images, T texts, dx and dy feature dimensions, k dimensions kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -52,29 +51,6 @@ class ClosedForm:
         """Text embeddings (n, k) float32 of unit length (a row equal to the mean has no direction and stays 0)."""
         return _embed(text_features, self.text_mean, self.text_map)
 
-    def to(self, device: torch.device | str) -> ClosedForm:
-        """The same maps on another device."""
-        moved = {name: value.to(device) for name, value in self.state_dict().items() if name != "settings"}
-        return ClosedForm(**moved, ridge=self.ridge, power=self.power, text_ridge=self.text_ridge)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything as tensors, ready for safetensors."""
-        return {
-            "image_map": self.image_map,
-            "text_map": self.text_map,
-            "image_mean": self.image_mean,
-            "text_mean": self.text_mean,
-            "singular_values": self.singular_values,
-            "settings": torch.tensor([self.ridge, self.power, self.text_ridge], dtype=torch.float64),
-        }
-
-    @staticmethod
-    def from_state_dict(state: Mapping[str, Tensor]) -> ClosedForm:
-        """The closed form that `state_dict` was taken from."""
-        ridge, power, text_ridge = state["settings"].tolist()
-        maps = {name: state[name] for name in state if name != "settings"}
-        return ClosedForm(**maps, ridge=ridge, power=power, text_ridge=text_ridge)
-
 
 def _embed(features: Tensor, mean: Tensor, linear_map: Tensor) -> Tensor:
     """normalise((features − mean) · map): shifted in float64, multiplied in float32, block by block."""
@@ -92,6 +68,12 @@ class Whitening:
 
     C + r·mean(diag C)·I has the eigenvectors of C, so one decomposition a side serves all ridges: what is left for
     each pair of ridges is one singular value decomposition of (dx, dy).
+
+    Args:
+        covariance: of the pairs.
+
+    Raises:
+        ValueError: it has seen no pair.
     """
 
     def __init__(self, covariance: RunningCovariance) -> None:
@@ -105,7 +87,23 @@ class Whitening:
         self._cache: tuple[tuple[float, float], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def solve(self, *, ridge: float, power: float, dimensions: int, text_ridge: float | None = None) -> ClosedForm:
-        """The closed form at one setting; arguments and errors are those of `closed_form`."""
+        """The linear maps that correlate the two sides best.
+
+        With C̃ = C + ridge·mean(diag C)·I on both sides, each with its own ridge, and
+        C̃_x^(-1/2) C_xy C̃_y^(-1/2) = U S Vᵀ the maps are A = C̃_x^(-1/2) U_k S_k^power and B = C̃_y^(-1/2) V_k S_k^power.
+
+        Args:
+            ridge: at least 0; 1 doubles the mean variance of each side.
+            power: 0 weighs all kept directions alike, 1 by their correlation; ½ is the geometric middle.
+            dimensions: at least 1; cut to the rank of the problem.
+            text_ridge: of the texts, at least 0; None: `ridge` on both sides. The side with more dimensions, or with
+                features less to the point, wants more.
+
+        Raises:
+            ValueError: for settings outside these ranges.
+
+        Source: Hotelling 1936; for two frozen encoders: Li et al., CSA, ICLR 2025.
+        """
         text_ridge = ridge if text_ridge is None else text_ridge
         for name, value in (("ridge", ridge), ("text_ridge", text_ridge)):
             if not (math.isfinite(value) and value >= 0):
@@ -153,27 +151,3 @@ def _inverse_root(values: Tensor, ridge: float, rounding: float) -> Tensor:
     loaded = values.clamp(min=0) + ridge * values.clamp(min=0).mean()
     limit = len(values) * rounding * loaded.max()
     return torch.where(loaded > limit, loaded.clamp(min=1e-300).rsqrt(), torch.zeros_like(loaded))
-
-
-def closed_form(
-    covariance: RunningCovariance, *, ridge: float, power: float, dimensions: int, text_ridge: float | None = None
-) -> ClosedForm:
-    """The linear maps that correlate the two sides best, from covariances alone.
-
-    With C̃ = C + ridge·mean(diag C)·I on both sides, each with its own ridge, and
-    C̃_x^(-1/2) C_xy C̃_y^(-1/2) = U S Vᵀ the maps are A = C̃_x^(-1/2) U_k S_k^power and B = C̃_y^(-1/2) V_k S_k^power.
-
-    Args:
-        covariance: what has been seen of the pairs.
-        ridge: at least 0; 1 doubles the mean variance of each side.
-        power: 0 weighs all kept directions alike, 1 by their correlation; ½ is the geometric middle.
-        dimensions: at least 1; cut to the rank of the problem.
-        text_ridge: of the texts, at least 0; None: `ridge` on both sides. The side with more dimensions, or with
-            features less to the point, wants more.
-
-    Raises:
-        ValueError: for settings outside these ranges, or a covariance that has seen no pair.
-
-    Source: Hotelling 1936; for two frozen encoders: Li et al., CSA, ICLR 2025.
-    """
-    return Whitening(covariance).solve(ridge=ridge, power=power, dimensions=dimensions, text_ridge=text_ridge)

@@ -6,7 +6,6 @@ n images diagnosed, t their captions, f folds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +15,12 @@ from torch import Tensor
 from varalign.canonical.covariance import RunningCovariance, exact_products, require_finite
 from varalign.canonical.maps import Whitening
 from varalign.canonical.mixture import BINS, Mixture, bins_of, fit_mixture, normal_density, smoothed_density
+from varalign.evaluation.retrieval import check_owners
 
 FOLDS = 5
+ROUNDS = 3  # fits
+DIMENSIONS, POWER = 256, 0.5  # of the closed form
+SAMPLES = 200  # of the bootstrap
 FOLD_IMAGES = 1500  # images scored against each other at a time: bounds the (images, captions) matrix
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0)
 CHOICE_IMAGES = 2000  # images whose scores choose the ridge
@@ -59,24 +62,20 @@ def pair_scores(
     rows: Tensor | None = None,
     *,
     image_ids: Tensor | None = None,
-    ridge: float | None = None,
-    dimensions: int = 256,
-    power: float = 0.5,
-    folds: int = FOLDS,
-    rounds: int = 3,
     by: Literal["image", "pair", "auto"] = "image",
-    samples: int = 200,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
 ) -> PairScores:
     """Score every pair with a closed form that was fitted on other images.
 
-    The images fall into folds; each fold is scored by the map fitted on the others, so no wrong caption vouches for
-    its neighbours. A pair's score is the mean over both directions of (s − mean of its non-pairs) / (deviation of its
-    non-pairs), then shifted and scaled so that the score of a non-pair has mean 0 and deviation 1: a wrong pair is a
-    non-pair that somebody has written down. The mixture is the density of the non-pairs' scores, which is known, and
-    a normal for the right pairs. Each further round weighs the pairs of the fit by their probability of being right.
+    The images fall into folds; each fold is scored by the map fitted on the others, so that a wrong caption has no part
+    in the map that scores it. A pair's score is the mean over both directions of (s − mean of its non-pairs) /
+    (deviation of its non-pairs), then shifted and scaled so that the score of a non-pair has mean 0 and deviation 1: a
+    wrong pair is scored as a non-pair is. The mixture is the density of the non-pairs' scores, which is known, and a
+    normal for the right pairs. Each further round weighs the pairs of the fit by their probability of being right.
+
+    The ridge is the one of `RIDGES` at which a held-out image's captions most often outscore a non-pair (few images
+    want more). Wrong pairs do so half the time at any ridge, so the choice needs no labels.
 
     Args:
         image_features: (I, dx).
@@ -84,18 +83,10 @@ def pair_scores(
         text_image_ids: (T,) rows of image_features.
         rows: (n,) the images to diagnose. None: all that have captions.
         image_ids: (I,) equal for copies of one image: they share a fold and are no non-pairs. None: all differ.
-        ridge: of the closed form. None: the one of 0.3, 1, 3, 10, 30 at which a held-out image's captions most often
-            outscore a non-pair (few images want more). Wrong pairs do so half the time at any ridge, so the choice
-            needs no labels.
-        dimensions, power: of the closed form.
-        folds: at least 2.
-        rounds: fits, at least 1.
         by: what is right or wrong as a whole. "image": all captions of an image come from one source. "pair": each.
             "auto": "image" where, after the first round, captions of one image are wrong together (`wrong_together`).
-        samples: bootstrap samples of the interval.
         seed: draws the folds and the bootstrap.
         device: where the products run.
-        progress: called with folds done and folds in all.
 
     The interval is a bootstrap by image (an image's captions stand or fall together, so pairs are not independent)
     under three models, of which the widest ends count: right pairs normal, with the density of wrong pairs seen on the
@@ -104,41 +95,38 @@ def pair_scores(
     model's. Folds and ridge stay as they are in the bootstrap.
 
     Raises:
-        ValueError: fewer images than two a fold, settings out of range, NaN features (which rows is said).
+        ValueError: too few images, ids that are no rows, an unknown `by`, NaN features (which rows is said).
     """
     x, y = torch.as_tensor(image_features), torch.as_tensor(text_features)
-    ids = torch.as_tensor(text_image_ids).long()
+    ids = check_owners(text_image_ids, len(x), len(y))
     rows = torch.unique(ids) if rows is None else torch.unique(torch.as_tensor(rows).long())
     rows = rows[torch.isin(rows, ids)]
     groups = torch.arange(len(x)) if image_ids is None else torch.as_tensor(image_ids).long()
     groups = torch.unique(groups[rows], return_inverse=True)[1]
-    if folds < 2 or rounds < 1 or by not in ("image", "pair", "auto"):
-        raise ValueError(f'wanted folds >= 2, rounds >= 1, by "image", "pair" or "auto"; got {folds}, {rounds}, {by!r}')
-    if int(groups.max() if len(groups) else -1) + 1 < 2 * folds:
-        raise ValueError(f"{folds} folds need at least {2 * folds} different images with captions, got {len(rows)}")
+    if by not in ("image", "pair", "auto"):
+        raise ValueError(f'by: wanted "image", "pair" or "auto", got {by!r}')
+    require_enough(len(torch.unique(groups)))
     texts = torch.isin(ids, rows).nonzero()[:, 0]
     require_finite(x[rows], "image_features of the diagnosed images")
     require_finite(y[texts], "text_features of the diagnosed captions")
     owner = local_rows(rows, len(x))[ids[texts]]
-    scorer = _Scorer(x[rows], y[texts], owner, groups, folds, seed, torch.device(device))
+    scorer = _Scorer(x[rows], y[texts], owner, groups, seed, torch.device(device))
 
-    weights, total = torch.ones(len(texts), dtype=torch.float64), folds * rounds
-    for number in range(rounds):
+    weights, ridge = torch.ones(len(texts), dtype=torch.float64), None
+    for number in range(ROUNDS):
         scorer.fit(weights)
         if ridge is None:
-            ridge = max(RIDGES, key=lambda candidate: scorer.separation(candidate, power, dimensions))
-        # What the round does not need of the two kinds of scores is left for the last one.
-        result = scorer.score(ridge, power, dimensions, captions=by != "image" or number == rounds - 1)
+            ridge = max(RIDGES, key=scorer.separation)
+        # Captions' own scores are left for the last round where no earlier one needs them.
+        result = scorer.score(ridge, captions=by != "image" or number == ROUNDS - 1)
         if by == "auto":
             mixture, probability = _fit(result, "pair", owner)
             by = "image" if wrong_together(1 - probability, owner) else "pair"
         mixture, probability = _fit(result, by, owner)
-        if progress is not None:
-            progress(folds * (number + 1), total)
         # The weight is the probability itself: a cut at ½ may swing between two answers.
         weights = probability
     assert ridge is not None
-    low, high = _interval(result, by, owner, groups, mixture, samples, seed)
+    low, high = _interval(result, by, owner, groups, mixture, seed)
     return PairScores(
         scores=_spread(len(y), texts, result.pair),
         image_scores=_spread(len(x), rows, result.image),
@@ -151,6 +139,14 @@ def pair_scores(
         ridge=float(ridge),
         by=by,
     )
+
+
+def require_enough(images: int) -> None:
+    """Refuse with a ValueError to score so few different images with captions."""
+    if images < 2 * FOLDS:
+        raise ValueError(
+            f"pair scores in {FOLDS} folds need at least {2 * FOLDS} different images with captions, got {images}"
+        )
 
 
 def local_rows(rows: Tensor, count: int) -> Tensor:
@@ -197,48 +193,44 @@ class _Scored:
 class _Scorer:
     """Holds the folds; fits on all but one, scores that one."""
 
-    def __init__(
-        self, x: Tensor, y: Tensor, owner: Tensor, groups: Tensor, folds: int, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, x: Tensor, y: Tensor, owner: Tensor, groups: Tensor, seed: int, device: torch.device) -> None:
         self.x, self.y, self.owner, self.groups, self.device = x, y, owner, groups, device
         count = int(groups.max()) + 1
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        self.folds, self.fold = folds, (order % folds)[groups]  # fold of each image
+        self.fold = (order % FOLDS)[groups]  # of each image
         self.whitenings: list[Whitening] = []
 
     def fit(self, weights: Tensor) -> None:
         """One pass: a covariance a fold, merged by fours."""
         parts = []
-        for fold in range(self.folds):
+        for fold in range(FOLDS):
             mine = (self.fold[self.owner] == fold).nonzero()[:, 0]
             part = RunningCovariance(self.x.shape[1], self.y.shape[1], self.device)
             part.update(self.x[self.owner[mine]], self.y[mine], weights[mine])
             parts.append(part)
         self.whitenings = []
-        for fold in range(self.folds):
+        for fold in range(FOLDS):
             rest = RunningCovariance(self.x.shape[1], self.y.shape[1], self.device)
             for other, part in enumerate(parts):
                 if other != fold:
                     rest.merge(part)
             self.whitenings.append(Whitening(rest))
 
-    def separation(self, ridge: float, power: float, dimensions: int) -> float:
+    def separation(self, ridge: float) -> float:
         """How often an image's own captions outscore a non-pair, on the first folds that hold enough images."""
-        folds = next((f + 1 for f in range(self.folds) if int((self.fold <= f).sum()) >= CHOICE_IMAGES), self.folds)
-        scored = self.score(ridge, power, dimensions, captions=False, folds=folds)
+        folds = next((f + 1 for f in range(FOLDS) if int((self.fold <= f).sum()) >= CHOICE_IMAGES), FOLDS)
+        scored = self.score(ridge, captions=False, folds=folds)
         below = scored.image_null.cumsum(0) - scored.image_null / 2
         used = scored.image[self.fold < folds]
         return float(below[bins_of(used)].mean() / scored.image_null.sum())
 
-    def score(
-        self, ridge: float, power: float, dimensions: int, *, captions: bool = True, folds: int | None = None
-    ) -> _Scored:
+    def score(self, ridge: float, *, captions: bool, folds: int = FOLDS) -> _Scored:
         """Scores of the held-out images, and captions if wanted, with the histograms of those of the non-pairs."""
         n, t = len(self.x), len(self.owner)
         zeros = torch.zeros(BINS, dtype=torch.float64)
         out = _Scored(torch.zeros(t).double(), torch.zeros(n).double(), zeros, zeros.clone())
         for fold, whitening in enumerate(self.whitenings[:folds]):
-            found = whitening.solve(ridge=ridge, power=power, dimensions=dimensions)
+            found = whitening.solve(ridge=ridge, power=POWER, dimensions=DIMENSIONS)
             held = (self.fold == fold).nonzero()[:, 0]
             for images in held.chunk(-(-len(held) // FOLD_IMAGES)):
                 local = local_rows(images, n)[self.owner]
@@ -294,14 +286,14 @@ def _fit(scored: _Scored, by: str, owner: Tensor) -> tuple[Mixture, Tensor]:
 
 
 def _interval(
-    scored: _Scored, by: str, owner: Tensor, groups: Tensor, mixture: Mixture, samples: int, seed: int
+    scored: _Scored, by: str, owner: Tensor, groups: Tensor, mixture: Mixture, seed: int
 ) -> tuple[float, float]:
     """95 % interval of the share of wrong pairs: bootstrap by image under three models of the scores."""
     scores = scored.image if by == "image" else scored.pair
     group = groups if by == "image" else groups[owner]
     generator = torch.Generator().manual_seed(seed + 1)
     count, bins = int(groups.max()) + 1, bins_of(scores)
-    counts = torch.zeros(samples, BINS, dtype=torch.float64)
+    counts = torch.zeros(SAMPLES, BINS, dtype=torch.float64)
     for row in counts:
         drawn = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count)
         row += torch.bincount(bins, weights=drawn[group].double(), minlength=BINS)

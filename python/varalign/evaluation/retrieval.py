@@ -62,16 +62,23 @@ def check_pairs(image_embeddings: Tensor, text_embeddings: Tensor, text_image_id
         raise ValueError(
             f"image and text embeddings differ in width: {image_embeddings.shape[1]} and {text_embeddings.shape[1]}"
         )
+    return check_owners(text_image_ids, images, texts).to(image_embeddings.device)
+
+
+def check_owners(text_image_ids: Array, images: int, texts: int) -> Tensor:
+    """Return `text_image_ids` as int64, after checking that they are a row of the images for each of the texts.
+
+    Raises ValueError when there is not one id a text, or an id is no image row.
+    """
     ids = torch.as_tensor(text_image_ids)
     if ids.shape != (texts,) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(
             f"text_image_ids: wanted {texts} whole numbers, one a text, got {ids.dtype} {tuple(ids.shape)}"
         )
-    ids = ids.to(image_embeddings.device, torch.int64)
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= images:
-        wrong = low if low < 0 else high
-        raise ValueError(f"text_image_ids: wanted rows of the {images} images (0 to {images - 1}), got {wrong}")
+    ids = ids.to(torch.int64)
+    wrong = ids[(ids < 0) | (ids >= images)]
+    if len(wrong):
+        raise ValueError(f"text_image_ids: wanted rows of the {images} images (0 to {images - 1}), got {int(wrong[0])}")
     return ids
 
 

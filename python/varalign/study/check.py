@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
-from varalign.canonical.pair_scores import FOLDS
+from varalign.canonical.pair_scores import require_enough
 from varalign.data.damage import check_feature_noise
-from varalign.data.errors import DataError
 from varalign.data.noise import parse_noise
-from varalign.options.declaration import ConfigError
 from varalign.study.grid import FREE, Cell, Condition
 from varalign.study.packs import cell_config
 from varalign.study.spec import StudyError
@@ -47,11 +45,11 @@ def _check_cell(cell: Cell, condition: Condition, train_images: int, device: tor
         config = dataclasses.replace(cell_config(cell, train_images), **where).validate()
         check(config, device)
         size = config.dataset_size or train_images
-        if config.pair_weighting == "closed-form" and size < 2 * FOLDS:
-            raise ConfigError(f"--pair-weighting closed-form needs at least {2 * FOLDS} training images, not {size}")
+        if config.pair_weighting == "closed-form":
+            require_enough(size)
         if kind == "features":
             check_feature_noise(parse_noise(config.noise))
-    except DataError as error:
+    except ValueError as error:
         tuned = {name for stage in condition.study.tune for name in stage if name in cell.options and name not in FREE}
         shown = {name: value for name, value in cell.axes.items() if name != "seed"}
         shown |= {name: cell.options[name] for name in sorted(tuned) if name not in shown}
