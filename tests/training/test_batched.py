@@ -115,7 +115,7 @@ def test_three_runs_in_one_batch_equal_three_runs_alone(kind: str) -> None:
         found, weights = batched.step(x, y, ids, 0.1 * (step + 1))
         for run, (one, optimiser, loss, config) in enumerate(zip(alone, optimisers, losses, CONFIGS, strict=True)):
             set_learning_rate(optimiser, 0.1 * (step + 1))
-            output = loss(*one(x[run], y[run]), one.logit_scale, ids[run], ids[run], members=max(1, one.members))
+            output = loss(*one(x[run], y[run]), one.logit_scale, ids[run], ids[run], members=max(1, one.shape.members))
             optimiser.zero_grad()
             output.loss.backward()
             if config.clip_grad:

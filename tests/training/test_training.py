@@ -251,7 +251,7 @@ def test_noise_swaps_training_pairs_only(features_file: Path, image_folder: Path
     )
     assert noisy.test["texts"] == clean.test["texts"]
     assert noisy.test["t2i_recall@5"] < clean.test["t2i_recall@5"]
-    with pytest.raises(ConfigError, match="neither words nor pixels"):
+    with pytest.raises(DataError, match="neither words nor pixels"):
         varalign.train(config_for("features", features_file, image_folder, tmp_path / "c", noise="blur=0.5"), say=quiet)
 
 
