@@ -271,6 +271,69 @@ def test_a_small_bert_vocabulary(tmp_path: Path, lower: bool, strip: bool | None
     assert_same(bert_tokenizer(folder), bert_reference(folder), texts)
 
 
+PLAIN_TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+FAST = {
+    "added_tokens": [{"id": number, "content": SMALL_BERT[number], **PLAIN_TOKEN} for number in range(5)],
+    "normalizer": {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": False,
+        "strip_accents": True,
+        "lowercase": False,
+    },
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    | {"max_input_chars_per_word": 100, "vocab": {entry: number for number, entry in enumerate(SMALL_BERT)}},
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "post_processor": None,
+    "decoder": None,
+}
+OTHER_MAP = {"cls_token": {"content": "[CLSX]", **PLAIN_TOKEN}}
+NEW = {"content": "new", **PLAIN_TOKEN, "special": False}
+
+
+@pytest.mark.parametrize(
+    ("files", "texts"),
+    [
+        # What tokenizer_config.json does not say has BERT's default; the normalizer of tokenizer.json says nothing.
+        ({"tokenizer.json": FAST}, []),
+        ({"tokenizer.json": FAST, "tokenizer_config.json": {}}, []),
+        ({"tokenizer.json": FAST, "tokenizer_config.json": {"do_lower_case": False}}, []),
+        ({"tokenizer.json": FAST, "tokenizer_config.json": {"tokenize_chinese_chars": False}}, []),
+        ({"tokenizer.json": FAST, "tokenizer_config.json": {"strip_accents": False}}, []),
+        ({"tokenizer.json": FAST, "vocab.txt": SMALL_BERT[:5] + SMALL_BERT[:4:-1]}, []),  # the vocabulary of the first
+        ({"vocab.txt": [*SMALL_BERT, "[CLSX]"], "special_tokens_map.json": OTHER_MAP}, ["[CLSX] [CLS] the"]),
+        (
+            {
+                "vocab.txt": SMALL_BERT,
+                "tokenizer_config.json": {"added_tokens_decoder": {str(len(SMALL_BERT)): NEW}},
+                "special_tokens_map.json": OTHER_MAP,  # not read beside a list of added tokens
+            },
+            ["the new dog"],
+        ),
+    ],
+)
+def test_settings_come_from_the_files_that_transformers_takes_them_from(
+    tmp_path: Path, files: dict[str, Any], texts: list[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for name, content in files.items():
+        text = "\n".join(content) + "\n" if name == "vocab.txt" else json.dumps(content)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    texts = [*texts, *NASTY, "Dogs, the running Dog. é É e\u0301 狗狗 a12[a]ßé SS İi"]
+    assert_same(bert_tokenizer(tmp_path), bert_reference(tmp_path), texts)
+
+
+@pytest.mark.parametrize("case", ["bert_json_cased_config_silent", "bert_json_no_chinese_split_config_silent"])
+def test_cases_from_bug_reports(shared_data: Path, case: str) -> None:
+    folder = shared_data / "cases" / case
+    assert_same(
+        bert_tokenizer(folder), bert_reference(folder), ["a Dog DOG dogging", "É café Café CAFE", "狗狗 狗 i狗a"]
+    )
+
+
 def test_the_fast_file_alone_gives_the_same_tokenizer(tmp_path: Path, bert_folder: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((bert_folder / "tokenizer.json").read_bytes())
     assert bert_tokenizer(tmp_path) == bert_tokenizer(bert_folder)

@@ -191,9 +191,12 @@ def clip_tokenizer(context_length: int = 77, vocabulary: Path | None = None) -> 
 def bert_tokenizer(folder: Path, max_length: int = 64) -> Tokenizer:
     """BERT's WordPiece, as transformers' `BertTokenizerFast` does it, from the folder of a transformers model.
 
-    The folder holds `vocab.txt` or `tokenizer.json`; `tokenizer_config.json`, where there is one, says whether letters
-    are lowered, accents stripped, Chinese characters split, and how the special tokens are written. Raises
-    FileNotFoundError, or ValueError for a tokenizer of another kind or of a setting that this one lacks.
+    The folder holds `vocab.txt` or `tokenizer.json`, whose vocabulary goes before that of `vocab.txt`. Whether letters
+    are lowered, accents stripped and Chinese characters split is read from `tokenizer_config.json` alone: what it does
+    not say has BERT's default, whatever the normalizer in `tokenizer.json` says (BertTokenizerFast replaces that
+    normalizer). Special tokens as they are written come from it too, and from `special_tokens_map.json` where it lists
+    no added tokens. Raises FileNotFoundError, or ValueError for a tokenizer of another kind or of a setting that this
+    one lacks.
     """
     folder = Path(folder)
     vocabulary_file, fast_file = folder / "vocab.txt", folder / "tokenizer.json"
@@ -204,25 +207,27 @@ def bert_tokenizer(folder: Path, max_length: int = 64) -> Tokenizer:
     fast = _read_json(fast_file) if fast_file.is_file() else {}
     if fast:
         _refuse_other_tokenizers(fast, fast_file)
-    if vocabulary_file.is_file():
-        entries = _read_text(vocabulary_file).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
-    else:
+    if fast:
         entries = _entries_by_id(fast["model"]["vocab"], fast_file)
-    config_file = folder / "tokenizer_config.json"
+    else:
+        entries = _read_text(vocabulary_file).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    config_file, special_file = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config = _read_json(config_file) if config_file.is_file() else {}
-    normalizer = fast.get("normalizer") or {}
-    lower = bool(config.get("do_lower_case", normalizer.get("lowercase", True)))
-    strip_accents = config.get("strip_accents", normalizer.get("strip_accents"))
-    split_chinese = config.get("tokenize_chinese_chars", normalizer.get("handle_chinese_chars", True))
+    if "added_tokens_decoder" not in config and special_file.is_file():
+        config |= _read_json(special_file)
+    lower, strip_accents = bool(config.get("do_lower_case", True)), config.get("strip_accents")
+    added = _added_tokens(fast, config, folder)
+    while (token := added.get(len(entries))) is not None:  # tokens added behind the vocabulary
+        entries.append(token)
     special = {name: _content(config.get(f"{name}_token", token)) for name, token in BERT_SPECIAL.items()}
     if special["mask"] not in entries:
         special["mask"] = special["unk"]
     options = {
         "marks": (special["cls"], special["sep"], special["pad"], special["unk"]),
-        "special": sorted({*special.values(), *_added_tokens(fast, config, folder)}),
+        "special": sorted({*special.values(), *added.values()}),
         "lower": lower,
         "strip_accents": lower if strip_accents is None else bool(strip_accents),
-        "split_chinese": bool(split_chinese),
+        "split_chinese": bool(config.get("tokenize_chinese_chars", True)),
     }
     try:
         return Tokenizer("bert", "\n".join(entries), max_length, options)
@@ -354,16 +359,17 @@ def _entries_by_id(vocabulary: dict[str, int], path: Path) -> list[str]:
     return entries
 
 
-def _added_tokens(fast: dict[str, Any], config: dict[str, Any], folder: Path) -> list[str]:
-    """The tokens that are matched in a text as it stands; raises for one that is matched in another way."""
-    added = [*fast.get("added_tokens", []), *config.get("added_tokens_decoder", {}).values()]
-    for token in added:
+def _added_tokens(fast: dict[str, Any], config: dict[str, Any], folder: Path) -> dict[int, str]:
+    """The tokens that are matched in a text as it stands, by id; raises for one that is matched in another way."""
+    added = {int(token["id"]): token for token in fast.get("added_tokens", [])}
+    added |= {int(number): token for number, token in config.get("added_tokens_decoder", {}).items()}
+    for token in added.values():
         if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip", "normalized")):
             raise ValueError(
                 f"{folder}: the added token {token.get('content')!r} is matched in a way that is not supported "
                 "(single_word, lstrip, rstrip or normalized is set)"
             )
-    return [str(token["content"]) for token in added]
+    return {number: str(token["content"]) for number, token in added.items()}
 
 
 def _content(token: Any) -> str:
