@@ -13,13 +13,13 @@ import pytest
 import torch
 import varalign
 from varalign.aligner.evaluate import positions_of
+from varalign.data.errors import DataError
 from varalign.evaluation.retrieval import RECALL_KEYS
 from varalign.inputs.assemble import open_sources
 from varalign.inputs.live import LiveImages, TooManyBadImages
 from varalign.inputs.models import new_towers
 from varalign.inputs.open_data import open_data
 from varalign.options.config import TrainConfig
-from varalign.options.declaration import ConfigError
 from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunError, RunFolder
 from varalign.training import run as runs
