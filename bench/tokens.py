@@ -126,13 +126,6 @@ def hostile() -> list[str]:
     return list(module.NASTY)
 
 
-def ours(tokenizer: Tokenizer, captions: list[str], threads: int, dtype: Any, name: str, first: bool) -> Contender:
-    """Our tokenizer, writing into one buffer that is kept, as a training loop has it."""
-    out = np.empty((len(captions), tokenizer.max_length), dtype=dtype)
-    lengths = np.empty(len(captions), dtype=np.int64)
-    return Contender(name, lambda: tokenizer(captions, threads=threads, out=out, lengths=lengths).ids, ours=first)
-
-
 def speed(title: str, tokenizer: Tokenizer, peers: Sequence[Any], captions: list[str], rounds: int) -> list[Row]:
     """One thread into int64 (the figure that ratios are of), our other ways, every peer."""
     batches = [captions[at : at + 256] for at in range(0, len(captions), 256)]
@@ -141,9 +134,7 @@ def speed(title: str, tokenizer: Tokenizer, peers: Sequence[Any], captions: list
         return np.concatenate([tokenizer(batch).ids for batch in batches])
 
     contenders = [
-        ours(tokenizer, captions, 1, np.int64, "varalign, 1 thread", True),
-        ours(tokenizer, captions, 1, np.int32, "varalign, 1 thread, int32", False),
-        Contender("varalign, 1 thread, new arrays", lambda: tokenizer(captions, threads=1).ids),
+        Contender("varalign, 1 thread", lambda: tokenizer(captions, threads=1).ids, ours=True),
         Contender("varalign, batches of 256", in_batches),
     ]
     running = [peer for peer in peers if isinstance(peer, Peer)]
@@ -172,8 +163,8 @@ def scaling(title: str, tokenizer: Tokenizer, captions: list[str], rounds: int) 
     return compare(
         f"{title}, {len(many):,} captions, all {cores} cores against one",
         [
-            ours(tokenizer, many, 0, np.int64, f"varalign, {cores} threads", True),
-            ours(tokenizer, many, 1, np.int64, "varalign, 1 thread", False),
+            Contender(f"varalign, {cores} threads", lambda: tokenizer(many).ids, ours=True),
+            Contender("varalign, 1 thread", lambda: tokenizer(many, threads=1).ids),
         ],
         work=len(many),
         unit="captions/s",

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -334,6 +335,15 @@ def test_cases_from_bug_reports(shared_data: Path, case: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "fast", [{"added_tokens": [3]}, {"model": {"vocab": {"a": "b"}}}, {"model": 3}, {"normalizer": 3}]
+)
+def test_a_damaged_fast_file_is_bad_input(tmp_path: Path, fast: dict[str, Any]) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(FAST | fast))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        bert_tokenizer(tmp_path)
+
+
 def test_the_fast_file_alone_gives_the_same_tokenizer(tmp_path: Path, bert_folder: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((bert_folder / "tokenizer.json").read_bytes())
     assert bert_tokenizer(tmp_path) == bert_tokenizer(bert_folder)
@@ -349,40 +359,6 @@ def test_what_is_too_long_is_cut_before_the_end_mark(three: list[Tokenizer]) -> 
         np.testing.assert_array_equal(batch.mask().sum(1), batch.lengths)
         assert (batch.ids[~batch.mask()] == tokenizer.pad_id).all()
         assert batch.ids.max() < tokenizer.vocabulary_size
-
-
-@pytest.mark.parametrize("dtype", [np.int64, np.int32])
-def test_buffers_of_the_caller(three: list[Tokenizer], dtype: Any) -> None:
-    texts = ["the dog", "caf\u00e9 &amp; dog", "", "dog's"] * 700
-    for tokenizer in three:
-        expected = tokenizer(texts)
-        whole = np.full((len(texts) + 2, tokenizer.max_length), -7, dtype=dtype)
-        lengths = np.zeros(len(texts), dtype=np.int64)
-        batch = tokenizer(texts, out=whole[1:-1], lengths=lengths, threads=3)
-        assert batch.lengths is lengths and np.shares_memory(batch.ids, whole)
-        np.testing.assert_array_equal(whole[1:-1], expected.ids)
-        np.testing.assert_array_equal(lengths, expected.lengths)
-        assert (whole[[0, -1]] == -7).all()
-        assert tokenizer(texts, dtype=dtype).ids.dtype == dtype
-
-
-def test_wrong_buffers_are_refused(three: list[Tokenizer]) -> None:
-    tokenizer = three[2]
-    for out in [np.zeros((1, 8)), np.zeros((2, 8), dtype=np.int64), np.zeros((1, 9), dtype=np.int32)]:
-        with pytest.raises(ValueError, match="out must be int64 or int32 of shape"):
-            tokenizer(["dog"], out=out)
-    with pytest.raises(ValueError, match="C-contiguous"):
-        tokenizer(["dog"], out=np.zeros((1, 16), dtype=np.int64)[:, ::2])
-    frozen = np.zeros((1, 8), dtype=np.int64)
-    frozen.flags.writeable = False
-    with pytest.raises(ValueError, match="writeable"):
-        tokenizer(["dog"], out=frozen)
-    with pytest.raises(ValueError, match="lengths must be int64"):
-        tokenizer(["dog"], lengths=np.zeros(1, dtype=np.int32))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="out must be a NumPy array, got list"):
-        tokenizer(["dog"], out=[[0] * 8])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dtype must be int64 or int32, got int16"):
-        tokenizer(["dog"], dtype=np.int16)  # type: ignore[arg-type]
 
 
 def test_wrong_texts_are_named(three: list[Tokenizer]) -> None:
