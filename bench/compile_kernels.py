@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from varalign.kernels import matching, moments, queries, tiles, weighting
+from varalign.kernels import matching, queries, tiles, variances, weighting
 from varalign.kernels.launch_table import PASSES, Launch, launch
 
 # KiB of shared memory that one program may have, by compute capability.
@@ -47,9 +47,9 @@ KERNELS = {
     "match compared": matching.match_by_comparing,
     "match sorted": matching.match_sorted,
     "match pairs": matching.match_pairs,
-    "sums": moments.embedding_sums,
-    "centre": moments.centre,
-    "quadratic": moments.quadratic_form,
+    "sums": variances.embedding_sums,
+    "centre": variances.centre,
+    "quadratic": variances.quadratic_form,
     "means": weighting.direction_means,
     "upstream": weighting.query_gradients,
     "schedule": weighting.schedule_step,
@@ -93,7 +93,7 @@ def signature(build: Build) -> tuple[dict[str, str], dict[str, Any]]:
     function = KERNELS[build.task]
     constants: dict[str, Any] = {
         "WIDE": tl.float32, "PRECISION": "tf32" if build.precision == "tf32" else "ieee", "UPCAST": False,
-        "BM": build.launch.block_m, "BN": build.launch.block_n, "BK": build.launch.block_k, "PARTS": moments.PARTS,
+        "BM": build.launch.block_m, "BN": build.launch.block_n, "BK": build.launch.block_k, "PARTS": variances.PARTS,
         "GAIN": build.dtype == "fp16", "NARROW": build.dtype != "fp32",
         "stride_ud": 1, "stride_vd": 1, "stride_dim": 1, **dict(build.switches),
     }  # fmt: skip

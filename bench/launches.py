@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from varalign.kernels import host, matching, moments, queries, tiles, weighting
+from varalign.kernels import host, matching, queries, tiles, variances, weighting
 from varalign.kernels import passes as kernel
 from varalign.losses import ContrastiveLoss, operator
 from varalign.losses.contrastive import contrastive
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-MODULES = (tiles, queries, matching, moments, weighting)
+MODULES = (tiles, queries, matching, variances, weighting)
 # What only looks at memory or reserves it.
 FREE = {
     *(
@@ -106,7 +106,7 @@ def pretended_gpu(launches: Launches) -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0)))
         stack.enter_context(mock.patch.object(host, "multiprocessors", lambda device: 132))
         stack.enter_context(mock.patch.object(host, "INTERPRETED", False))
-        stack.enter_context(mock.patch.object(moments, "INTERPRETED", False))
+        stack.enter_context(mock.patch.object(variances, "INTERPRETED", False))
         yield
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from varalign.kernels import fields as f
 from varalign.kernels import host
 from varalign.kernels import passes as kernel
+from varalign.kernels import query_fields as f
 from varalign.kernels.launch_table import Launch
 
 TASKS = ("similarity", "gradient", "fused")

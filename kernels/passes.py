@@ -11,7 +11,7 @@ Nothing here has been timed on a GPU: "blocks" is the default for its count of u
 plain matrix products at the library's own rate. `make bench-gpu` measures both.
 
 A small batch's time is its launches, some 3 to 5 microseconds each: whatever is of the size of the batch is one kernel
-(`matching`, `moments`, `queries`), not a chain of operations. `bench/launches.py` counts them.
+(`matching`, `queries`, `variances`), not a chain of operations. `bench/launches.py` counts them.
 
 On the CPU the kernels run only in Triton's interpreter (TRITON_INTERPRET=1 before the first import), for tests.
 """
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from varalign.kernels import fields as f
-from varalign.kernels import host, moments, queries, tiles
+from varalign.kernels import host, queries, tiles, variances
+from varalign.kernels import query_fields as f
 from varalign.kernels.host import on, product_options, triton_dtype, wide_dtype
 from varalign.kernels.launch_table import Launch, launch
 from varalign.kernels.matching import CODE, empty_table, match
@@ -40,7 +40,7 @@ BACKWARDS = ("blocks", "fused")
 BACKWARD = ""
 
 # What the forward pass keeps for the backward pass: the table of `matching`, the norms that a 16-bit cache's unit comes
-# from (`moments.sums_of`), and the cache of the logits.
+# from (`variances.sums_of`), and the cache of the logits.
 Kept = tuple[Tensor, Tensor, Tensor]
 
 
@@ -58,8 +58,8 @@ def forward(
     """As `varalign.losses.reference.forward`."""
     variance = norms = None
     if statistics:
-        sums, norms = moments.sums_of(rows, columns)
-        variance = moments.variances(rows, columns, sums)
+        sums, norms = variances.sums_of(rows, columns)
+        variance = variances.similarity_variances(rows, columns, sums)
     sums, kept = tile_sums(
         rows, columns, scale, row_ids, column_ids, cache_bytes=cache_bytes, statistics=statistics, norms=norms
     )
@@ -81,7 +81,7 @@ def tile_sums(
     """As `varalign.losses.reference.tile_sums`; the cache holds all logits where they fit `cache_bytes`.
 
     Args:
-        norms: the second of `moments.sums_of`, where it is known.
+        norms: the second of `variances.sums_of`, where it is known.
     """
     m, n = rows.shape[0], columns.shape[0]
     wide = wide_dtype(rows)
@@ -90,7 +90,7 @@ def tile_sums(
     table = match(rows, columns, row_ids, column_ids)
     cache = _empty_cache(rows, columns, cache_bytes)
     if norms is None:
-        norms = moments.sums_of(rows, columns)[1] if _cache_kind(cache) == 2 else moments.empty_norms(rows)
+        norms = variances.sums_of(rows, columns)[1] if _cache_kind(cache) == 2 else variances.empty_norms(rows)
 
     row_blocks = triton.cdiv(m, config.block_m)
     width = PARTIAL_BYTES // (row_blocks * 4 * wide.itemsize)
@@ -109,7 +109,7 @@ def tile_sums(
             tiles.similarity_pass[(row_blocks, splits)](
                 rows, columns, scale, table[CODE], row_parts, column_parts, cache, norms,
                 m, n, rows.shape[1], *rows.stride(), *columns.stride(), begin, end, per_split,
-                CACHE=_cache_kind(cache), STATISTICS=statistics, PARTS=moments.PARTS, **_options(config, rows),
+                CACHE=_cache_kind(cache), STATISTICS=statistics, PARTS=variances.PARTS, **_options(config, rows),
             )  # fmt: skip
             # The rows' parts are whole after the last columns.
             programs = [triton.cdiv(end - begin, 64), triton.cdiv(m, 64) if end == n else 0]
@@ -205,7 +205,7 @@ def _blocks(
             tiles.gradient_block[grid](
                 rows, columns, scale, table[CODE], terms, upstream, _or(gain, scale), cache, norms, g,
                 m, n, rows.shape[1], *rows.stride(), *columns.stride(), top, left, u.shape[0], v.shape[0],
-                IGNORE=ignore, CACHE=_cache_kind(cache), GAIN=gain is not None, PARTS=moments.PARTS,
+                IGNORE=ignore, CACHE=_cache_kind(cache), GAIN=gain is not None, PARTS=variances.PARTS,
                 **_options(config, rows),
             )  # fmt: skip
             host.multiply(total, g, v, add=left > 0)
@@ -275,7 +275,7 @@ def _finish(
 
 def kept_like(rows: Tensor, columns: Tensor, cache_bytes: int) -> Kept:
     """Uninitialised tensors of the shapes that `tile_sums` keeps, for tracing without data."""
-    return empty_table(rows, columns), moments.empty_norms(rows), _empty_cache(rows, columns, cache_bytes)
+    return empty_table(rows, columns), variances.empty_norms(rows), _empty_cache(rows, columns, cache_bytes)
 
 
 def _empty_cache(rows: Tensor, columns: Tensor, cache_bytes: int) -> Tensor:

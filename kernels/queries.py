@@ -6,7 +6,7 @@ operations, whose few microseconds each are what a small batch's time is made of
 
 import triton
 import triton.language as tl
-from varalign.kernels import fields as f
+from varalign.kernels import query_fields as f
 
 
 @triton.jit

@@ -11,7 +11,7 @@ same bits.
 
 import triton
 import triton.language as tl
-from varalign.kernels import fields as f
+from varalign.kernels import query_fields as f
 from varalign.kernels.queries import load_gain, softplus_and_sigmoid
 
 

@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from varalign.kernels.fields import STATISTICS
 from varalign.kernels.host import on, triton_dtype
+from varalign.kernels.query_fields import STATISTICS
 
 LSE, POSITIVE_MAX, NEGATIVE_MAX, MINIMUM, EXPECTED, VARIANCE = (
     tl.constexpr(STATISTICS.index(name))

@@ -12,7 +12,7 @@ from varalign.canonical import (
     mean_recall_at_1,
     negative_loss,
 )
-from varalign.losses.pairs import pair_losses
+from varalign.losses.pair_loss import pair_losses
 
 
 def latent(n: int, dx: int = 12, dy: int = 9, k: int = 5, noise: float = 0.3, seed: int = 0):

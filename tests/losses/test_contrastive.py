@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from varalign.kernels.fields import STATISTICS
+from varalign.kernels.query_fields import STATISTICS
 from varalign.losses import ContrastiveLoss, reference
 from varalign.losses.contrastive import contrastive
 from varalign.losses.means import mean_over_queries

@@ -9,7 +9,7 @@ import torch
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.towers import Towers
-from varalign.kernels.fields import STATISTICS
+from varalign.kernels.query_fields import STATISTICS
 from varalign.losses.contrastive import ContrastiveLoss, contrastive
 from varalign.options.config import TrainConfig
 from varalign.schedules import LossSchedule, build_schedule

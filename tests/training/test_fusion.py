@@ -13,7 +13,7 @@ import varalign
 from varalign.data.features import load_features, save_features
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.inputs.open_data import open_data
-from varalign.losses.pairs import pair_losses
+from varalign.losses.pair_loss import pair_losses
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.recipe import fill

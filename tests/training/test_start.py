@@ -18,7 +18,7 @@ from varalign.inputs.assemble import open_sources
 from varalign.inputs.models import new_towers
 from varalign.inputs.open_data import open_data
 from varalign.inputs.pair_features import all_pairs
-from varalign.losses.pairs import best_logit_scale
+from varalign.losses.pair_loss import best_logit_scale
 from varalign.options import recipe
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError

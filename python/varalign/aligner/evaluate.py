@@ -17,7 +17,7 @@ from varalign.inputs.open_data import Data
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows, gathered
-from varalign.losses.pairs import batched_loss
+from varalign.losses.pair_loss import batched_loss
 
 
 def embed_split(parts: Parts, image_rows: Rows, batch_size: int) -> tuple[Tensor, Rows, Tensor, Rows]:

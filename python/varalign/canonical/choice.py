@@ -10,7 +10,7 @@ from torch import Tensor
 
 from varalign.canonical.maps import ClosedForm, Whitening
 from varalign.evaluation.retrieval import mean_recall, retrieval
-from varalign.losses.pairs import least_loss
+from varalign.losses.pair_loss import least_loss
 
 Metric = Callable[[Tensor, Tensor, Tensor], float]
 DEV_IMAGES = 1000  # more dev images than this cost time (their square) and change no choice

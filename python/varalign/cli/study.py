@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 0:
         raise DataError(f"--workers is {arguments.workers}, but must be at least 0")
     out = arguments.out or Path("studies") / (arguments.file.stem if arguments.file else "study")
-    from varalign.study.run import run_study
+    from varalign.study.runner import run_study
 
     report = run_study(study, out, workers=arguments.workers, device=arguments.device, report_only=arguments.report)
     if report.cells:

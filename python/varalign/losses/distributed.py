@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from varalign.kernels import fields as f
+from varalign.kernels import query_fields as f
 from varalign.losses.operator import passes, without_autocast
 from varalign.losses.similarity_variance import embedding_moments, quadratic_form, similarity_variance
 from varalign.schedules.direction_stats import DirectionStats

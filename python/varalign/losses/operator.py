@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from varalign.kernels import fields as f
+from varalign.kernels import query_fields as f
 from varalign.losses import reference
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

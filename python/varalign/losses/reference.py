@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varalign.kernels import fields as f
+from varalign.kernels import query_fields as f
 from varalign.losses.settle import negative_lse, settle
 from varalign.losses.similarity_variance import similarity_variance
 

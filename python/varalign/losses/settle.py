@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.kernels import fields as f
+from varalign.kernels import query_fields as f
 
 
 def negative_lse(sums: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varalign.kernels.fields import STATISTICS
+from varalign.kernels.query_fields import STATISTICS
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.kernels.fields import STATISTICS
+from varalign.kernels.query_fields import STATISTICS
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.options.config import TrainConfig
 from varalign.schedules import LossSchedule

@@ -12,7 +12,7 @@ from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.inputs.pair_features import dev_pairs
 from varalign.inputs.parts import Parts
-from varalign.losses.pairs import pair_losses
+from varalign.losses.pair_loss import pair_losses
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 SCALES = tuple(float(f"{MAX_LOGIT_SCALE ** (step / 24):.4g}") for step in range(25))

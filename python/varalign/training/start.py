@@ -27,7 +27,7 @@ from varalign.inputs.models import adapt_towers, new_model, new_towers
 from varalign.inputs.open_data import Data
 from varalign.inputs.pair_features import PairFeatures, batches_of_pairs, dev_pairs
 from varalign.inputs.parts import Inputs, Parts
-from varalign.losses.pairs import best_logit_scale
+from varalign.losses.pair_loss import best_logit_scale
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.training.pair_weights import PairVerdict, score_pairs

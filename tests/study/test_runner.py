@@ -21,7 +21,7 @@ from varalign.options.declaration import ConfigError
 from varalign.runs.folder import RunError, RunFolder
 from varalign.study import packs
 from varalign.study.grid import Cell
-from varalign.study.run import batches, run_study
+from varalign.study.runner import batches, run_study
 from varalign.study.spec import StudyError, make_study
 from varalign.training.run import train
 

@@ -22,7 +22,7 @@ from varalign.options.device import pick_device
 from varalign.options.fields import OPTIONS
 from varalign.runs.folder import RunFailed, RunFolder, to_stderr
 from varalign.study import singles
-from varalign.study.check import check_cells
+from varalign.study.check_cells import check_cells
 from varalign.study.grid import Condition, Pack, conditions
 from varalign.study.packs import Bench, run_pack
 from varalign.study.report import StudyReport, write_report

@@ -121,7 +121,7 @@ def empty_norms(embeddings: Tensor) -> Tensor:
     return torch.empty(2, PARTS, dtype=wide_dtype(embeddings), device=embeddings.device)
 
 
-def variances(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
+def similarity_variances(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
     """(M + N,) variance of every row's similarities over the columns, then of every column's over the rows.
 
     On CUDA, 16-bit embeddings are multiplied as bfloat16 after centring, on the tensor cores: otherwise the D x D

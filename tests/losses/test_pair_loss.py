@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
-from varalign.losses.pairs import batched_loss, best_logit_scale, least_loss, pair_losses
+from varalign.losses.pair_loss import batched_loss, best_logit_scale, least_loss, pair_losses
 
 
 def pairs(count: int, noise: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
