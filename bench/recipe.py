@@ -19,7 +19,7 @@ from typing import Any
 
 import varalign
 from varalign.options.config import TrainConfig
-from varalign.study.inference import hits, interval, paired_difference
+from varalign.study.inference import hits, interval, paired_differences
 from varalign.study.singles import test_ranks
 
 METRIC = "mean_recall@1"
@@ -85,7 +85,7 @@ def main() -> None:
         mean, half = interval([100 * float(hits(run, METRIC)[0].sum()) for run in runs])
         line = f"{name:32}{mean:7.2f} ± {half:.2f}"
         if runs is not first:
-            gain = paired_difference(first, runs, METRIC)
+            (gain,) = paired_differences([(first, runs)], METRIC)
             low, high = 100 * gain["low"], 100 * gain["high"]
             line += f"   the recipe's gain {100 * gain['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
         print(line)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import norm
 from varalign.evaluation.retrieval import ranks, retrieval
-from varalign.study.inference import METRICS, hits, holm, interval, paired_difference, paired_differences, recalls
+from varalign.study import inference
+from varalign.study.inference import METRICS, hits, holm, interval, paired_differences, recalls
 from varalign.study.packs import rank_text
 
 
@@ -60,7 +61,7 @@ def test_the_bootstrap_knows_that_captions_of_an_image_are_one_draw() -> None:
     """With one seed and hits that differ by image only, the interval is that of images, not of texts."""
     generator = np.random.default_rng(1)
     a, b = (random_cell(generator, np.full(400, rate)) for rate in (0.5, 0.3))
-    found = paired_difference([a], [b], "t2i_recall@1")
+    (found,) = paired_differences([([a], [b])], "t2i_recall@1")
     difference = hits(a, "t2i_recall@1")[0] - hits(b, "t2i_recall@1")[0]
     error = (difference * 400).std() / np.sqrt(400)
     assert found["difference"] == pytest.approx(difference.sum())
@@ -71,21 +72,24 @@ def test_the_bootstrap_knows_that_captions_of_an_image_are_one_draw() -> None:
 def test_equal_runs_have_no_difference_and_p_one() -> None:
     generator = np.random.default_rng(0)
     runs = [random_cell(generator, np.full(50, 0.5)) for _ in range(3)]
-    assert paired_difference(runs, runs, "mean_recall@1") == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert paired_differences([(runs, runs)], "mean_recall@1") == [
+        {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    ]
 
 
-def test_p_values_under_no_difference_are_no_smaller_than_they_should_be() -> None:
+def test_p_values_under_no_difference_are_no_smaller_than_they_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 200 comparisons between runs of equal ability at most 10 % come out below 0.05 (5 % wanted, 200 draws)."""
+    monkeypatch.setattr(inference, "DRAWS", 500)
     generator = np.random.default_rng(3)
     rate = generator.random(100)
     small = 0
     for _ in range(200):
         ours, theirs = ([random_cell(generator, rate) for _ in range(4)] for _ in range(2))
-        small += paired_difference(ours, theirs, "mean_recall@1", draws=500)["p"] < 0.05
+        small += paired_differences([(ours, theirs)], "mean_recall@1")[0]["p"] < 0.05
     assert small <= 20
 
 
-def test_what_few_draws_decide_is_drawn_on() -> None:
+def test_what_few_draws_decide_is_drawn_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """A difference of four standard errors: p as the normal law has it, which ten thousand draws cannot tell from 0."""
     generator = np.random.default_rng(8)
     a, b = (random_cell(generator, np.full(400, rate)) for rate in (0.5, 0.37))
@@ -94,14 +98,15 @@ def test_what_few_draws_decide_is_drawn_on() -> None:
     expected = 2 * norm.sf(abs(table.mean()) / (table.std() / 20))
     assert 1e-5 < expected < 1e-4 and unclear["p"] == 1.0
     assert clear["p"] == pytest.approx(expected, rel=0.5)
-    assert clear == paired_difference([a], [b], "t2i_recall@1")
-    few = paired_difference([a], [b], "t2i_recall@1", most=10_000)
+    assert [clear] == paired_differences([([a], [b])], "t2i_recall@1")
+    monkeypatch.setattr(inference, "MOST", 10_000)
+    (few,) = paired_differences([([a], [b])], "t2i_recall@1")
     assert (clear["low"], clear["high"]) == (few["low"], few["high"])
 
 
 def test_unpaired_runs_are_refused() -> None:
     a, b = cell("00", "00", [1, 1]), cell("0", "00", [2])
     with pytest.raises(ValueError, match="different test queries"):
-        paired_difference([a], [b], "mean_recall@1")
+        paired_differences([([a], [b])], "mean_recall@1")
     with pytest.raises(ValueError, match="as many"):
-        paired_difference([a], [], "mean_recall@1")
+        paired_differences([([a], [])], "mean_recall@1")

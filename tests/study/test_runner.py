@@ -164,7 +164,7 @@ def test_options_that_no_batch_knows_go_through_the_ordinary_trainer(
             {"start": ["random", "closed-form"], "members": [0, 2]},
             {},
             [],
-            "start=random, members=2, .*--members 2 stand",
+            "start=random, members=2, .*--members 2 needs",
         ),
         ({"loss": ["gce", "nt-xent"]}, {"loss_strength": 0.7}, [], "loss=nt-xent, .*no number of its own"),
         ({"noise": ["none", "blur=0.5"]}, {}, [], "noise=blur=0.5, .*neither words nor pixels"),

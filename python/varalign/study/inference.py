@@ -13,16 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.evaluation.retrieval import RECALL_KEYS
+
 Array = NDArray[np.float64]
-METRICS = (
-    "mean_recall@1",
-    "i2t_recall@1",
-    "i2t_recall@5",
-    "i2t_recall@10",
-    "t2i_recall@1",
-    "t2i_recall@5",
-    "t2i_recall@10",
-)
+METRICS = ("mean_recall@1", *RECALL_KEYS)
+DRAWS, MOST, ENOUGH = 10_000, 100_000, 10  # samples of the bootstrap, see `paired_differences`
 
 
 def hits(result: Mapping[str, Any], metric: str) -> tuple[Array, Array]:
@@ -65,62 +60,42 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(sample.mean()), float(t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample)))
 
 
-def paired_difference(
-    ours: Sequence[Mapping[str, Any]],
-    theirs: Sequence[Mapping[str, Any]],
-    metric: str,
-    *,
-    draws: int = 10_000,
-    most: int = 100_000,
-) -> dict[str, float]:
-    """The mean difference of paired runs: `paired_differences` of one pair."""
-    return paired_differences([(ours, theirs)], metric, draws=draws, most=most)[0]
-
-
 def paired_differences(
-    pairs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]],
-    metric: str,
-    *,
-    draws: int = 10_000,
-    most: int = 100_000,
+    pairs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]], metric: str
 ) -> list[dict[str, float]]:
     """Mean differences of paired runs, with a bootstrap that draws test images and, where there are several, seeds.
 
     All queries of an image (itself and its captions) are drawn together, for they are hit or missed together; a pair of
-    runs of one seed stays a pair. Drawing both ways lets the interval speak of other images and of other seeds; it is
-    somewhat wide rather than narrow (Owen 2007, "The pigeonhole bootstrap"). A p-value that few draws decide is drawn
-    on until `ENOUGH` of them fall on the rarer side of 0 (Besag & Clifford 1991), so that a correction for many
-    comparisons has something to correct.
+    runs of one seed stays a pair. Because images and seeds are both drawn, the interval covers other images and other
+    seeds; it is somewhat too wide rather than too narrow (Owen 2007, "The pigeonhole bootstrap"). The intervals are
+    those of the first `DRAWS` samples. For a p-value, samples are added until `ENOUGH` of them fall on the rarer side
+    of 0, `MOST` at most (Besag & Clifford 1991): a correction for many comparisons needs small p-values to be exact.
 
     Args:
         pairs: ours and theirs: results of cells, one a seed, of the same seeds in the same order.
         metric: one of `METRICS`.
-        draws: bootstrap samples; the intervals are theirs. most: of a p-value, a multiple of `draws`.
 
     Returns:
         A pair's `difference` (ours − theirs, a fraction), `low`, `high` (95 %, percentiles), `p` (two-sided, at least
-        2 / (most + 1)).
+        2 / (MOST + 1)).
 
     Raises:
         ValueError: runs that are not paired, or were measured on different queries.
     """
     comparisons = [_Comparison.of(ours, theirs, metric) for ours, theirs in pairs]
-    for part in range(max(1, most // draws)):
+    for part in range(MOST // DRAWS):
         undecided = [one for one in comparisons if one.draws == 0 or min(one.below, one.above) < ENOUGH]
         for images in dict.fromkeys(one.table.shape[1] for one in undecided):
-            image_draws = _draws(images, draws, 0, part).astype(np.float64)
+            image_draws = _draws(images, DRAWS, 0, part).astype(np.float64)
             for one in undecided:
                 if one.table.shape[1] == images:
                     one.add(image_draws, part)
     return [one.summary() for one in comparisons]
 
 
-ENOUGH = 10
-
-
 @dataclass
 class _Comparison:
-    """One paired difference on its way through the draws."""
+    """One paired difference, and the counts of the samples drawn so far."""
 
     table: Array  # (seeds, images)
     share: Array  # (images,)
@@ -165,7 +140,7 @@ class _Comparison:
 def _draws(population: int, draws: int, stream: int, part: int) -> NDArray[np.uint8]:
     """(draws, population) how often each is drawn; the same for every comparison of a study, and made once.
 
-    A byte holds any count: 255 draws of one among few seeds do not exist, nor, in practice, of one among many images.
+    A byte holds any count that occurs: there are fewer than 255 seeds, and one image of many is not drawn 255 times.
     """
     generator = np.random.default_rng([stream, population, part] if part else [stream, population])
     counts = generator.multinomial(population, np.full(population, 1 / population), size=draws)

@@ -146,12 +146,12 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
     """Every setting against its counterpart under each baseline, on the seeds that both have.
 
     P-values are corrected over all comparisons of the study with one metric, whichever the baseline: two baselines that
-    come to the same setting are one comparison, and so are two settings of which each is the other's baseline. Of one
-    seed there is no p: the interval, from images alone, knows nothing of other seeds.
+    come to the same setting are one comparison, and so are two settings of which each is the other's baseline. With one
+    seed there is no p: the interval is over images alone and says nothing of other seeds.
     """
     by_setting = settings(results)
-    pairs: list[tuple[Row, tuple[int, int]]] = []  # what names a row, and which two settings it compares
-    runs_of: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    pairs: list[tuple[Row, tuple[int, int], int]] = []  # names of a row, the two settings compared, seeds
+    runs_of: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}  # one way of each pair
     for runs in by_setting.values():
         axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
         for baseline in study.baselines:
@@ -163,22 +163,23 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
             if not seeds:
                 continue
             key = (id(runs), id(other))
-            runs_of[key] = ([runs[seed][1] for seed in seeds], [other[seed][1] for seed in seeds])
+            if key[::-1] not in runs_of:
+                runs_of[key] = ([runs[seed][1] for seed in seeds], [other[seed][1] for seed in seeds])
             against = " ".join(f"{name}={value}" for name, value in baseline.items())
-            pairs.append(({**axes, "against": against}, key))
-    found: dict[tuple[str, tuple[int, int]], dict[str, float | None]] = {}
+            pairs.append(({**axes, "against": against}, key, len(seeds)))
+    found: dict[tuple[str, tuple[int, int]], Row] = {}
     for metric in METRICS:
-        differences = paired_differences(list(runs_of.values()), metric)
-        compared = dict(zip(runs_of, differences, strict=True))
-        p_values = {frozenset(key): one["p"] for key, one in compared.items() if len(runs_of[key][0]) > 1}
+        compared = dict(zip(runs_of, paired_differences(list(runs_of.values()), metric), strict=True))
+        p_values = {key: one["p"] for key, one in compared.items() if len(runs_of[key][0]) > 1}
         corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
         for key, one in compared.items():
-            tested = {"p": p_values.get(frozenset(key)), "p_holm": corrected.get(frozenset(key))}
-            whole: dict[str, float | None] = {**one, **tested}
-            found[metric, key] = {name: None if value is None else round(value, 6) for name, value in whole.items()}
+            other_way = {"difference": 0 - one["difference"], "low": 0 - one["high"], "high": 0 - one["low"]}
+            for pair, values in ((key, one), (key[::-1], other_way)):
+                row = {**values, "p": p_values.get(key), "p_holm": corrected.get(key)}
+                found[metric, pair] = {name: None if value is None else round(value, 6) for name, value in row.items()}
     return [
-        {**row, "metric": metric, "seeds": len(runs_of[key][0]), **found[metric, key]}
-        for row, key in pairs
+        {**row, "metric": metric, "seeds": seeds, **found[metric, key]}
+        for row, key, seeds in pairs
         for metric in METRICS
     ]
 
