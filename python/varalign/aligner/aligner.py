@@ -28,7 +28,7 @@ from varalign.encoders.specs import SpecError, WeightsUnavailable
 from varalign.encoders.towers import Towers
 from varalign.evaluation.retrieval import chance, top_k
 from varalign.inputs.assemble import assemble
-from varalign.inputs.feature_cache import kept_arrays
+from varalign.inputs.kept import kept_arrays
 from varalign.inputs.models import saved_model
 from varalign.inputs.open_data import open_data
 from varalign.inputs.parts import Parts

@@ -57,7 +57,7 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise DataError(f"{path}: {size:,} bytes, more than the {limit:,} that are read; split the file")
-            return file.read(limit)
+            return file.read(size)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from varalign.data.datasets import ImageCaptions
 from varalign.data.decoded import DecodedCache, decoded_cache
 from varalign.data.features import FeatureSet
-from varalign.data.files import cache_key, file_states
 from varalign.data.images import Augment
 from varalign.data.noise import Noise, parse_noise
 from varalign.encoders.dual_encoder import DualEncoder
@@ -89,9 +87,7 @@ def _image_source(
         noise_in="training" if noise is None else "plain",
     )
     if frozen and not augmented and not in_pixels.pixels:
-        states = file_states(data.image_paths)
-        key = cache_key("image", encoder.weights_fingerprint(), live.preprocess, data.image_names, states)
-        return image_rows(towers, live, _cache(config) / f"image-{key}.safetensors", say)
+        return image_rows(towers, live, _cache(config), say)
     if config.decoded_cache != "off":
         live.decoded = lambda: _decoded(config, data, live, say)
     return live
@@ -113,10 +109,7 @@ def _text_source(
     encoder = towers.text_encoder
     assert encoder is not None
     live = LiveCaptions(data.captions, encoder.tokenizer, device, word_dropout=config.word_dropout, seed=config.seed)
-    if not towers.fully_frozen("text"):
-        return live
-    key = cache_key("text", encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, json.dumps(data.captions))
-    return text_rows(towers, live, _cache(config) / f"text-{key}.safetensors", say)
+    return text_rows(towers, live, data.captions, _cache(config), say) if towers.fully_frozen("text") else live
 
 
 def _cache(config: TrainConfig) -> Path:

@@ -197,10 +197,6 @@ class LiveCaptions:
         self.device = device
         self._dropout, self._seed = word_dropout, seed
 
-    def __len__(self) -> int:
-        """How many captions there are."""
-        return len(self._lengths)
-
     def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
         """Ids (B, L) on the device and lengths (B,) on the CPU; with an epoch, some words are left out."""
         ids, lengths = self._ids[rows], self._lengths[rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.errors import DataError
-from varalign.data.images import load_images
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
+from varalign.inputs.live import LiveImages
 from varalign.inputs.parts import Inputs, autocast
 from varalign.inputs.sources import Rows, chunks
 from varalign.options.config import TrainConfig
@@ -104,23 +105,25 @@ def gathered(
 
 
 def embedded_files(model: DualEncoder, config: TrainConfig, files: Sequence[Path | str]) -> NDArray[np.float32]:
-    """Unit vectors (N, D) of N image files, in the arithmetic that evaluation uses.
+    """Unit vectors (N, D) of N image files, read and encoded as evaluation reads and encodes the images of the data.
 
     Raises:
         DataError: a file cannot be read as an image; it is named.
     """
     encoder, device = model.image_encoder, model.log_logit_scale.device
     assert encoder is not None
+    paths = [Path(file) for file in files]
+    preprocess = replace(encoder.preprocess, decode=config.decode)
+    source = LiveImages(paths, [path.name for path in paths], preprocess, None, 0, config.threads, device, max_bad=1.0)
 
-    def pixels(rows: Rows) -> Tensor:
-        part = [Path(files[row]) for row in rows.tolist()]
-        found, errors = load_images(part, encoder.preprocess, threads=config.threads)
-        if errors:
-            raise DataError(errors[0][1])
-        return torch.from_numpy(found).to(device)
+    def batches() -> Iterator[tuple[Rows, Tensor]]:
+        for rows in chunks(np.arange(len(files)), IMAGE_BATCH):
+            for batch in source.plain(rows, IMAGE_BATCH):
+                yield batch.rows, batch.tensor
+            if source.unreadable:
+                raise DataError(source.unreadable[min(source.unreadable)])
 
-    batches = ((rows, pixels(rows)) for rows in chunks(np.arange(len(files)), IMAGE_BATCH))
-    return _queries(model, config, batches, lambda x: model.project_images(model.encode_images(x)), len(files))
+    return _queries(model, config, batches(), lambda x: model.project_images(model.encode_images(x)), len(files))
 
 
 def embedded_texts(model: DualEncoder, config: TrainConfig, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -1,0 +1,89 @@
+"""Arrays that are kept in a file under a key, and read back only where the file is sound."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from varalign.data.errors import DataError
+from varalign.data.files import read_bytes, write_atomically
+
+Arrays = Mapping[str, NDArray[Any]]
+Say = Callable[[str], None]
+MOST_BYTES = 1 << 40
+_KEY, _CHECKSUM = "_key", "_sha256"
+
+
+def kept_arrays(
+    path: Path,
+    key: str,
+    make: Callable[[], Arrays],
+    *,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    say: Say = lambda line: None,
+) -> Arrays:
+    """The arrays that a file keeps under a key, or made now and kept there in place of what it held.
+
+    The file is read once; what is used is what was checked: key, checksum, the shapes that are wanted, and that every
+    number is finite. A file with another key is stale. Any other one that does not pass is damaged, which is said.
+
+    Args:
+        path: a safetensors file; where it cannot be written, nothing is kept, which is said.
+        key: of everything that the arrays depend on.
+        make: makes them.
+        shapes: float32 arrays that must be there, with their shapes.
+        say: called with a line on what went wrong.
+    """
+    found = _read(path, key, shapes or {})
+    if isinstance(found, dict):
+        return found
+    if found:
+        say(f"{path}: {found}; made anew")
+    arrays = make()
+    marked = {**arrays, _KEY: np.frombuffer(key.encode(), np.uint8), _CHECKSUM: _checksum(key, arrays)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in marked.items()}))
+    except OSError as error:
+        say(f"{path}: not kept, it cannot be written: {error.strerror or error}")
+    return arrays
+
+
+def _read(path: Path, key: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]] | str:
+    """The arrays, or why they cannot be used; empty where there is no file, or a stale one."""
+    if not path.exists():
+        return ""
+    try:
+        arrays = load(read_bytes(path, MOST_BYTES))
+    except DataError as error:
+        return str(error).removeprefix(f"{path}: ")
+    except Exception as error:  # safetensors raises errors of several types on damaged files
+        return f"damaged ({error})"
+    found_key, checksum = arrays.pop(_KEY, None), arrays.pop(_CHECKSUM, None)
+    if found_key is None or checksum is None:
+        return "written by another version, or damaged"
+    if found_key.tobytes() != key.encode():
+        return ""
+    if not np.array_equal(checksum, _checksum(key, arrays)):
+        return "damaged (its checksum differs)"
+    for name, shape in shapes.items():
+        array = arrays.get(name)
+        if array is None or array.dtype != np.float32 or array.shape != shape:
+            return f"damaged ({name} is no float32 array of {shape})"
+    bad = [name for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    return f"not usable ({bad[0]} holds NaN or infinity)" if bad else arrays
+
+
+def _checksum(key: str, arrays: Arrays) -> NDArray[np.uint8]:
+    """(32,) the SHA-256 of the key and of the arrays with their names, dtypes and shapes."""
+    digest = hashlib.sha256(key.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(digest.digest(), np.uint8)
