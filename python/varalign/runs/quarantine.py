@@ -12,13 +12,13 @@ from varalign.runs.json_text import json_text
 
 
 class Quarantine:
-    """The list of a run's bad images on disk; a name stands in it once, also where a run was resumed.
+    """The list of a run's unreadable images on disk; a name is listed once, also where a run was resumed.
 
-    A line has `image` (the name in the captions) and `reason`. Training puts another image in the place of a bad one,
+    A line has `image` (the name in the captions) and `reason`. Training replaces an unreadable image by another one,
     chosen by (seed, epoch, row); evaluation leaves it out.
 
     Args:
-        path: the file; made when the first bad image is found.
+        path: the file; created when the first unreadable image is found.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class Quarantine:
 
 
 def summary(bad: Mapping[str, str], *, kinds: int = 3) -> str:
-    """What is wrong with how many: `12 × JPEG image: the file is cut short (a.jpg, …); 1 × …`, common ones first."""
+    """Reasons with their counts, common ones first: `12 × JPEG image: the file is cut short (a.jpg, …); 1 × …`."""
     reasons = {name: plain_reason(name, reason) for name, reason in bad.items()}
     common = Counter(reasons.values()).most_common()
     parts = []
@@ -66,7 +66,7 @@ def plain_reason(name: str, reason: str) -> str:
 
 
 def _read(path: Path) -> tuple[dict[str, str], bool]:
-    """What is listed, and whether the last line is only a part of one."""
+    """The names listed with their reasons, and whether the last line is cut short."""
     found: dict[str, str] = {}
     try:
         lines = path.read_bytes().split(b"\n")
@@ -76,6 +76,6 @@ def _read(path: Path) -> tuple[dict[str, str], bool]:
         try:
             value = json.loads(line)
             found[str(value["image"])] = str(value["reason"])
-        except (ValueError, KeyError, TypeError, RecursionError):  # cut short by a kill: it is found again
+        except (ValueError, KeyError, TypeError, RecursionError):  # cut short by a kill: the image is found again
             continue
     return found, bool(lines[-1])

@@ -14,7 +14,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal has ended; the message says what is saved and how to go on.
+    """A signal has ended the run; the message says what is saved and how to go on.
 
     Attributes:
         number: the signal.
@@ -32,11 +32,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While entered, holds the handlers of SIGINT and SIGTERM; the ones before come back at the end.
+    """Handles SIGINT and SIGTERM while entered; the handlers before are restored at the end.
 
-    The first signal raises `Interrupted` where the program stands, or, within `held`, is only noted in `received` for
-    the program to look at when it can stop in order. A second one ends the process at once, every thread with it.
-    Outside the main thread, where Python lets nobody handle signals, nothing is ever received.
+    The first signal raises `Interrupted` in the code that runs, or, within `held`, is only noted in `received`, which
+    the program reads when it can stop in order. A second one ends the process at once, every thread with it. Outside
+    the main thread nothing is received: Python allows no signal handlers there.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class StopSignals:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The first signal is only noted within."""
+        """Within, the first signal is only noted."""
         before, self._raises = self._raises, False
         try:
             yield
@@ -66,7 +66,7 @@ class StopSignals:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """The first signal raises `Interrupted` within, in a part of `held` too; one that was noted raises now."""
+        """Within, the first signal raises `Interrupted`, also inside `held`; one that was noted before raises now."""
         before, self._raises = self._raises, True
         try:
             if self.received is not None:
@@ -78,7 +78,7 @@ class StopSignals:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:
             _tell(f"varalign: {signal.Signals(number).name} again: leaving at once\n")
-            os._exit(128 + number)  # nothing may delay it: no clean-up, no waiting for threads
+            os._exit(128 + number)  # without clean-up or waiting for threads
         self.received = number
         if self._raises:
             self._raises = False
@@ -90,5 +90,5 @@ class StopSignals:
 
 
 def _tell(text: str) -> None:
-    with suppress(OSError):  # nobody listens any more
-        os.write(2, text.encode())  # not through sys.stderr, which may be in the middle of a line of its own
+    with suppress(OSError):  # standard error may be closed
+        os.write(2, text.encode())  # sys.stderr may be in the middle of a write

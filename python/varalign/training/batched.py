@@ -1,7 +1,7 @@
-"""The contrastive loss of several runs at once, and the training step that it stands in.
+"""Training steps of several runs at once, over features.
 
 The heads of R runs are stacked: each parameter is one tensor with a leading run axis, each layer one batched product.
-What a run gets is what `ContrastiveLoss`, its own schedule and its own optimiser would have given it alone.
+Each run gets what `ContrastiveLoss`, its own schedule and its own optimiser would have given it alone.
 
 R runs, K members of a run (1 but for ensembles), M images and N texts of a batch, D embedding of a member.
 """
@@ -27,11 +27,11 @@ from varalign.training.optimiser import build_optimiser, set_learning_rate
 
 
 class BatchedLosses(NamedTuple):
-    """What `batched_contrastive` gives.
+    """Result of `batched_contrastive`.
 
     Attributes:
         losses: (R, 2) mean over the queries with a positive, [i2t, t2i], with gradient.
-        stats_i2t, stats_t2i: one a run.
+        stats_i2t, stats_t2i: one per run.
     """
 
     losses: Tensor
@@ -59,8 +59,8 @@ def batched_contrastive(
         image_ids: (R, M) integers that name the images. text_image_ids: (R, N).
         query_weights: (R, M) and (R, N), at least 0, how much each image and each text counts in the mean of its
             direction; None: all alike.
-        members: K spaces that lie side by side in the embeddings; each is aligned by itself, and values and statistics
-            are means over them.
+        members: K spaces side by side in the embeddings; each is aligned by itself, and values and statistics are means
+            over them.
     """
     u, v = (_apart(x, members) for x in (image_embeddings, text_embeddings))
     s = u @ v.transpose(2, 3)
@@ -88,7 +88,7 @@ def batched_contrastive(
 
 
 def _apart(embeddings: Tensor, members: int) -> Tensor:
-    """(R, B, K · D) of length 1 together to (R, K, B, D), each member of length 1."""
+    """(R, B, K · D), of length 1 as a whole, to (R, K, B, D), each member of length 1."""
     each = embeddings.unflatten(2, (members, -1)).transpose(1, 2)
     return each if members == 1 else each * math.sqrt(members)
 
@@ -111,15 +111,15 @@ def _statistics(s: Tensor, z: Tensor, lse: Tensor, positive: Tensor, count: Tens
 
 
 class BatchedRuns:
-    """R dual encoders over features that train side by side.
+    """Trains R dual encoders over features side by side.
 
-    The models given are the runs' own: their parameters become slices of the stacked ones, so that evaluating a model
-    or reading its state needs nothing else.
+    The parameters of the given models become slices of the stacked ones, so that a model can be evaluated, or its state
+    read, at any time.
 
     Args:
         models: equal in shape, without towers, on one device.
-        configs: one a run; learning rates and decays may differ.
-        schedules: one a run.
+        configs: one per run; learning rates and decays may differ.
+        schedules: one per run.
 
     Raises:
         ValueError: models of different shapes.

@@ -1,4 +1,4 @@
-"""How much an ensemble's members count beside the closed form: chosen on dev whenever the model is looked at."""
+"""How much an ensemble's members count beside the closed form: chosen on dev before each evaluation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SCALES = tuple(float(f"{MAX_LOGIT_SCALE ** (step / 24):.4g}") for step in range(
 class Fusion:
     """The choice of an ensemble's share and logit scale by the symmetric loss of dev pairs.
 
-    The members never stand alone: at a share of ¾ the closed form still steadies them. Share 0 is the closed form
-    itself; another is taken only where its loss is lower by twice the standard error of the pairs' differences, so that
-    few dev pairs do not let members in by luck.
+    The members never count alone: at most their share is ¾. Share 0 is the closed form itself; another share is chosen
+    only where its loss is lower by twice the standard error of the pairs' differences, so that few dev pairs do not let
+    members in by luck.
 
     Args:
         model: with ensemble heads.
-        image_features: (N, Dx) of dev. text_features: (N, Dy) of a caption each.
-        batch_size: images scored against each other, the run's own.
+        image_features: (N, Dx) of dev. text_features: (N, Dy) of one caption each.
+        batch_size: how many images are scored against each other, as in the run.
     """
 
     def __init__(self, model: DualEncoder, image_features: Tensor, text_features: Tensor, batch_size: int) -> None:
@@ -52,7 +52,7 @@ class Fusion:
         """Set share and logit scale of both heads to the best of the grid on dev; returns the share.
 
         Args:
-            trained: whether the members have seen a step; before, the share is 0 and only the scale is chosen.
+            trained: whether the members have had a step; if not, the share is 0 and only the scale is chosen.
         """
         image_head, text_head = self.model.image_head, self.model.text_head
         assert isinstance(image_head, EnsembleHead) and isinstance(text_head, EnsembleHead)
@@ -84,7 +84,7 @@ class Fusion:
 
 
 def _clearly_lower(ours: Tensor, theirs: Tensor, *, kept: float) -> bool:
-    """Whether a pair's loss (n,) is lower on average; against the closed form alone, by two standard errors."""
+    """Whether our losses (n,) are lower on average; by two standard errors if theirs are of the closed form alone."""
     gain = (theirs - ours).double()
     margin = 0.0 if kept > 0 else float(2 * gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else math.inf
     return float(gain.mean()) > margin

@@ -27,7 +27,7 @@ from varalign.training.optimiser import build_optimiser
 
 @dataclass
 class Position:
-    """Where a run stands.
+    """How far a run has come.
 
     Attributes:
         step: optimiser steps done.
