@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
 from varalign.data.tokenizers import load_tokenizer
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.saved import dual_encoder_from_config
-from varalign.encoders.specs import SIDES, Side, WeightsUnavailable
+from varalign.encoders.specs import SIDES, Side, SpecError, WeightsChanged, WeightsUnavailable
 from varalign.encoders.towers import Towers
+from varalign.encoders.weights import WeightsError
 from varalign.inputs.open_data import Data
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.runs.folder import RunError, RunFolder
+from varalign.runs.errors import RunError
+from varalign.runs.folder import RunFolder
 
 
 def new_towers(config: TrainConfig, data: Data) -> Towers:
@@ -92,12 +95,12 @@ def saved_model(run: RunFolder, sides: Sequence[Side] = SIDES) -> DualEncoder:
         RunError: the run's files do not describe a model.
         WeightsUnavailable, WeightsChanged: a frozen tower is not where it was, or not what it was.
     """
-    description = run.config().get("model")
-    if not isinstance(description, dict):
-        raise RunError(f"{run.path / 'config.json'}: describes no model")
+    description = run.config()["model"]
     try:
         has_text = description["text_encoder"] is not None and "text" in sides
         tokenizer = load_tokenizer(run.assets) if has_text else None
         return dual_encoder_from_config(description, tokenizer=tokenizer, sides=sides)
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{run.path / 'config.json'}: its description of the model is damaged: {error!r}") from None
+    except (DataError, SpecError, WeightsError, WeightsUnavailable, WeightsChanged):
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(f"{run.path / 'config.json'}: no model can be built as it says: {error!r}") from error

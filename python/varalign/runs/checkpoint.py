@@ -16,7 +16,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from varalign.data.files import remove_folder, sync_folder, write_atomically
+from varalign.data.errors import DataError
+from varalign.data.files import open_user_file, remove_folder, sync_folder, write_atomically
 from varalign.runs.errors import RunError
+from varalign.runs.position import POSITION_SCHEMA, Position
+from varalign.runs.schema import FORMAT, format_number, number, record, text, whole
 
 MODEL, OPTIMISER, SCHEDULE, LOSS = "model", "optimiser", "schedule", "loss"
 PAIRS = "pairs"  # statistics of the training pairs
@@ -36,6 +40,11 @@ RANDOM_CPU, RANDOM_CUDA = "random.cpu", "random.cuda"  # states of torch's gener
 SCALER = "scaler"  # plain values: the loss scaling of float16
 POSITION = "progress"  # plain values: steps, epochs and the best evaluation so far
 WISE_FT = "wise_ft"  # plain value: the share of the way from the start, in a best checkpoint that wise-ft has replaced
+
+STATE_SCHEMA = record(
+    {POSITION: POSITION_SCHEMA, SCALER: record({}), "step": whole(), "sha256": text},
+    {"format": format_number, WISE_FT: number},
+)
 
 START_STEP = 0  # the checkpoint before the first step
 
@@ -52,10 +61,12 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
+        path: its folder.
         tensors: every tensor by its name in the file, on the CPU.
-        state: the plain values by part, and `step` and `sha256` (of the tensors' file).
+        state: the plain values by part, and `format`, `step` and `sha256` (of the tensors' file).
     """
 
+    path: Path
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
@@ -70,14 +81,30 @@ class Checkpoint:
         return int(self.state["step"])
 
     @property
+    def position(self) -> Position:
+        """How far the run had come."""
+        return Position(**self.state[POSITION])
+
+    @property
     def epochs(self) -> int:
         """Whole epochs done."""
-        return int(self.state[POSITION]["epoch"])
+        return self.position.epoch
 
     @property
     def checksum(self) -> str:
         """Hexadecimal sha256 of the tensors' file: the same checksum, the same weights."""
         return str(self.state["sha256"])
+
+    @contextmanager
+    def fitting(self) -> Iterator[None]:
+        """Within, its tensors are given to a model; CheckpointError where they are not that model's."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CheckpointError(
+                f"{self.path}: does not fit the run's config.json or data, is it another run's? {reason}"
+            ) from error
 
 
 def named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -109,7 +136,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
     try:
         data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         write_atomically(temporary / "tensors.safetensors", data)
-        body = {**state, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
+        body = {**state, "format": FORMAT, "step": step, "sha256": hashlib.sha256(data).hexdigest()}
         write_atomically(temporary / "state.json", _sealed(body))
         if target.exists():
             os.rename(target, retired)
@@ -139,28 +166,32 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: missing, cut short, changed, or not a checkpoint.
     """
     try:
-        raw = (folder / "state.json").read_bytes()
-        data = (folder / "tensors.safetensors").read_bytes()
+        with open_user_file(folder / "state.json") as file:
+            raw = file.read()
+        with open_user_file(folder / "tensors.safetensors") as file:
+            data = file.read()
     except OSError as error:
         raise CheckpointError(f"{folder}: no checkpoint there: {error.strerror or error}") from None
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     state = _opened(raw, folder)
     if hashlib.sha256(data).hexdigest() != state.get("sha256"):
         raise CheckpointError(f"{folder / 'tensors.safetensors'}: damaged, its checksum is not the one in state.json")
     try:
-        return Checkpoint(load_tensors(data), state)
+        return Checkpoint(folder, load_tensors(data), state)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / 'tensors.safetensors'}: not a safetensors file: {error}") from None
 
 
 def newest_checkpoint(
-    folder: Path, say: Callable[[str], None], fits: Callable[[dict[str, Any]], bool] = lambda _: True
+    folder: Path, say: Callable[[str], None], fits: Callable[[Position], bool] = lambda _: True
 ) -> Checkpoint | None:
     """The newest whole checkpoint of a run; damaged ones are skipped with a remark.
 
     Args:
         folder: the run's `checkpoints`.
         say: called with a line for each checkpoint that is skipped.
-        fits: whether a checkpoint with this state is wanted; where none is, the oldest whole one is taken.
+        fits: whether a checkpoint of this position is wanted; where none is, the oldest whole one is taken.
 
     Raises:
         CheckpointError: there are checkpoints but none is whole.
@@ -174,7 +205,7 @@ def newest_checkpoint(
         except CheckpointError as error:
             say(f"{error}; falling back to the checkpoint before")
             continue
-        if fits(found.state):
+        if fits(found.position):
             return found
         oldest = found
     if steps and oldest is None:
@@ -237,6 +268,8 @@ def _opened(raw: bytes, folder: Path) -> dict[str, Any]:
         state = json.loads(text)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'state.json'}: damaged: {error}") from None
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{folder / 'state.json'}: damaged: no object")
-    return state
+    try:
+        STATE_SCHEMA(state)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'state.json'}: {error}") from None
+    return dict(state)

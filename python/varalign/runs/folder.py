@@ -14,19 +14,50 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from varalign.data.files import write_atomically
+from varalign.data.errors import DataError
+from varalign.data.files import read_bytes, write_atomically
 from varalign.options.fields import OPTIONS
 from varalign.options.layers import replace_removed
+from varalign.options.recipe import RANDOM as ALWAYS_FILLED
+from varalign.runs import schema
 from varalign.runs.errors import RunError as RunError
 from varalign.runs.errors import RunFailed as RunFailed
 from varalign.runs.json_text import json_text as json_text
 from varalign.runs.lock import LOCK, locked
 from varalign.runs.metrics import read_metrics as read_metrics
 from varalign.runs.progress import to_stderr as to_stderr
+from varalign.runs.schema import FORMAT, format_number, number, or_null, record, whole
 
 read_metric_lines = read_metrics
 
 RUN_KIND = "varalign-run"
+CONFIG = "config.json"
+_MEND = "put a whole copy of the file back, or train anew"
+
+_SIDES = ("image", "text")
+_ENCODER = record({"spec": schema.text, "architecture": record({}), "weights_fingerprint": or_null(schema.text)})
+_MODEL = record(
+    {
+        "embedding_dim": whole(1),
+        "head": schema.text,
+        "frozen": record({}, {side: whole() for side in _SIDES}),
+        **{f"{side}_feature_dim": whole(1) for side in _SIDES},
+        **{f"{side}_encoder": or_null(_ENCODER) for side in _SIDES},
+    },
+    {
+        "hidden_dim": whole(),
+        "dropout": number,
+        "input_noise": number,
+        "train_map": schema.flag,
+        "members": whole(),
+        "member_dim": whole(1),
+        "adapters": record({}, {side: whole(1) for side in _SIDES}),
+    },
+)
+CONFIG_SCHEMA = record(
+    {"options": record({}), "model": _MODEL, "data": record({"fingerprint": schema.text})},
+    {"format": format_number, "version": schema.text, "name": schema.text, "machine": record({})},
+)
 
 
 class RunFolder:
@@ -48,7 +79,7 @@ class RunFolder:
         """
         if path.is_file():
             raise RunError(f"--out {path}: is a file; name a folder")
-        if (path / "config.json").exists():
+        if (path / CONFIG).exists():
             raise RunError(
                 f"--out {path}: holds a run already; go on with it by `--resume {path}` or name another folder"
             )
@@ -85,13 +116,12 @@ class RunFolder:
         """A run that is there.
 
         Raises:
-            RunError: no such folder, or a folder of another program.
+            RunError: no such folder, a folder of another program, or a `config.json` that no run can have.
         """
         if not path.is_dir():
             raise RunError(f"{path}: no such run folder")
         run = cls(path)
-        if run.config().get("kind") != RUN_KIND:
-            raise RunError(f"{path}: its config.json is of another program, not a varalign run")
+        run.config()
         return run
 
     @classmethod
@@ -102,43 +132,52 @@ class RunFolder:
             RunError: there is none.
         """
         found = root.iterdir() if root.is_dir() else ()
-        runs = [path for path in found if (path / "config.json").is_file() and (path / "checkpoints").is_dir()]
+        runs = [path for path in found if (path / CONFIG).is_file() and (path / "checkpoints").is_dir()]
         if not runs:
             raise RunError(f"no run under {root}/: name a run folder, or train one with `varalign train`")
-        return cls.open(max(runs, key=lambda path: ((path / "config.json").stat().st_mtime_ns, path.name)))
+        return cls.open(max(runs, key=lambda path: ((path / CONFIG).stat().st_mtime_ns, path.name)))
 
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`.
+        """The content of `config.json`, checked whole.
 
         Raises:
-            RunError: missing, or not JSON.
+            RunError: missing, not JSON, of another program or a newer version, or damaged; the message says where.
         """
-        path = self.path / "config.json"
+        path = self.path / CONFIG
         try:
-            value = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise RunError(f"{self.path}: not a varalign run, there is no config.json in it") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunError(f"{path}: cannot be read as JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise RunError(f"{path}: wanted a JSON object, found {type(value).__name__}")
+            value = json.loads(read_bytes(path))
+        except (ValueError, RecursionError) as error:
+            if not path.exists():
+                raise RunError(f"{self.path}: not a varalign run, there is no config.json in it") from None
+            if isinstance(error, DataError):
+                raise RunError(str(error)) from None
+            raise RunError(f"{path}: cannot be read as JSON: {error}; {_MEND}") from None
+        if not isinstance(value, dict) or value.get("kind") != RUN_KIND:
+            raise RunError(f"{path}: is of another program, not of a varalign run")
+        try:
+            CONFIG_SCHEMA(value)
+            for name, given in value["options"].items():
+                if name in ALWAYS_FILLED and given is None:
+                    raise ValueError(f"{OPTIONS[name].flag} needs a value")
+                if name in OPTIONS:
+                    OPTIONS[name].validate(replace_removed({name: given})[name])
+        except ValueError as error:
+            raise RunError(f"{path}: {error}; {_MEND}") from None
         return value
 
     def options(self, say: Callable[[str], object] | None = None) -> dict[str, Any]:
         """The run's options: those that this version knows, a removed value replaced by what took its place.
 
         Raises:
-            RunError: there are none.
+            RunError: as `config`.
         """
-        options = self.config().get("options")
-        if not isinstance(options, dict):
-            raise RunError(f"{self.path / 'config.json'}: damaged, it holds no options")
+        options = self.config()["options"]
         return replace_removed({name: value for name, value in options.items() if name in OPTIONS}, say)
 
     def write_config(self, value: dict[str, Any]) -> None:
         """Write `config.json`."""
-        text = json_text({"kind": RUN_KIND, **value}, indent=1) + "\n"
-        write_atomically(self.path / "config.json", text.encode())
+        text = json_text({"kind": RUN_KIND, "format": FORMAT, **value}, indent=1) + "\n"
+        write_atomically(self.path / CONFIG, text.encode())
 
     @property
     def assets(self) -> Path:

@@ -7,32 +7,41 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from varalign.data.files import AppendedFile, write_atomically
+from varalign.data.errors import DataError
+from varalign.data.files import AppendedFile, open_user_file, write_atomically
 from varalign.runs.errors import RunError
 from varalign.runs.json_text import json_text
+from varalign.runs.schema import number, or_null, record, text, whole
+
+FIGURES = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
+"""The numbers of a step's line that come from the device; null where they are not finite."""
+
+_LINE = record({"kind": text, "step": whole(), "epoch": whole()}, {name: or_null(number) for name in (*FIGURES, "lr")})
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics file; a last line that a crash cut short is left out.
 
     Raises:
-        RunError: naming the line that is no JSON object with a step.
+        RunError: naming the line that is none.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
+        with open_user_file(path) as file:
+            lines = file.read().split(b"\n")
+    except (OSError, DataError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
+    for at, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             value = json.loads(line)
-            if not isinstance(value, dict) or not isinstance(value.get("step"), int):
-                raise ValueError("no object with a step")
+            _LINE(value)
+            if value["kind"] == "eval":
+                record({"split": text, **{name: number for name in value if "_recall@" in name}})(value)
         except (ValueError, RecursionError) as error:
-            if number == len(lines):
+            if at == len(lines):
                 return
-            raise RunError(f"{path} line {number}: {error}") from None
+            raise RunError(f"{path} line {at}: {error}; delete the line, or go on from a copy of the file") from None
         yield value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,50 +21,9 @@ from varalign.runs import checkpoint as checkpoints
 from varalign.runs.checkpoint import Checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import MetricsLog
+from varalign.runs.position import Position
 from varalign.training.losses import add_loss_parameters, load_loss_state, loss_state, new_loss
 from varalign.training.optimiser import build_optimiser
-
-
-@dataclass
-class Position:
-    """How far a run has come.
-
-    Attributes:
-        step: optimiser steps done.
-        epoch: the epoch under way, from 0.
-        batch: batches of this epoch that are done.
-        best_score, best_step, best_epoch: the best mean recall on dev so far, and where it was reached; −1 before the
-            first evaluation.
-        stale: epochs since then.
-        nonfinite: steps skipped in a row up to here.
-        rate: factor on the learning rate, below 1 after going back to a checkpoint.
-        gone_back: how often the run went back.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    best_score: float = -1.0
-    best_step: int = 0
-    best_epoch: int = 0
-    stale: int = 0
-    nonfinite: int = 0
-    rate: float = 1.0
-    gone_back: int = 0
-
-    @property
-    def evaluated(self) -> bool:
-        """Whether the evaluation at this step, if there is to be one, has been made."""
-        return self.batch == 0 and (self.step > 0 or self.best_score >= 0)
-
-    def count_epochs(self, epochs: int) -> None:
-        """Count whole epochs as done; 0 stands for the evaluation before the first step."""
-        self.epoch, self.batch, self.stale = self.epoch + epochs, 0, self.stale + 1
-
-    def take_score(self, score: float) -> None:
-        """Keep the score of an evaluation if it is the best so far."""
-        if score > self.best_score:
-            self.best_score, self.best_step, self.best_epoch, self.stale = score, self.step, self.epoch, 0
 
 
 class TrainingState:
@@ -113,21 +72,26 @@ class TrainingState:
         return {checkpoints.POSITION: asdict(self.position), checkpoints.SCALER: self.scaler.state_dict()}
 
     def load(self, found: Checkpoint) -> None:
-        """Restore every part, torch's random states included, from a checkpoint of `tensors` and `values`."""
-        self.model.load_checkpoint_state(found.part(checkpoints.MODEL))
-        _restore(self.optimiser, found.part(checkpoints.OPTIMISER))
-        self.loss.schedule.load_state_dict(found.part(checkpoints.SCHEDULE))
-        load_loss_state(self.loss, found.part(checkpoints.LOSS))
-        moments = found.part(checkpoints.PAIRS)
-        self.moments = PairMoments.from_state({name: tensor.numpy() for name, tensor in moments.items()})
-        weights = found.tensors.get(checkpoints.PAIR_WEIGHTS)
-        if weights is not None:
-            self.pair_weights = weights.to(self.device)
-        self.scaler.load_state_dict(found.state[checkpoints.SCALER])
-        torch.set_rng_state(found.tensors[checkpoints.RANDOM_CPU])
-        if self.device.type == "cuda" and checkpoints.RANDOM_CUDA in found.tensors:
-            torch.cuda.set_rng_state(found.tensors[checkpoints.RANDOM_CUDA], self.device)
-        self.position = Position(**found.state[checkpoints.POSITION])
+        """Restore every part, torch's random states included, from a checkpoint of `tensors` and `values`.
+
+        Raises:
+            CheckpointError: its tensors are not those of this model, loss or data.
+        """
+        with found.fitting():
+            self.model.load_checkpoint_state(found.part(checkpoints.MODEL))
+            _restore(self.optimiser, found.part(checkpoints.OPTIMISER))
+            self.loss.schedule.load_state_dict(found.part(checkpoints.SCHEDULE))
+            load_loss_state(self.loss, found.part(checkpoints.LOSS))
+            moments = found.part(checkpoints.PAIRS)
+            self.moments = PairMoments.from_state({name: tensor.numpy() for name, tensor in moments.items()})
+            weights = found.tensors.get(checkpoints.PAIR_WEIGHTS)
+            if weights is not None:
+                self.pair_weights = weights.to(self.device)
+            self.scaler.load_state_dict(found.state[checkpoints.SCALER])
+            torch.set_rng_state(found.tensors[checkpoints.RANDOM_CPU])
+            if self.device.type == "cuda" and checkpoints.RANDOM_CUDA in found.tensors:
+                torch.cuda.set_rng_state(found.tensors[checkpoints.RANDOM_CUDA], self.device)
+        self.position = found.position
 
 
 class Saver:
@@ -187,9 +151,7 @@ class Saver:
         Raises:
             CheckpointError: checkpoints are there and none is whole.
         """
-        found = checkpoints.newest_checkpoint(
-            self.folder, say, lambda state: not state[checkpoints.POSITION].get("nonfinite")
-        )
+        found = checkpoints.newest_checkpoint(self.folder, say, lambda position: not position.nonfinite)
         if found is None:
             return False
         self.state.load(found)

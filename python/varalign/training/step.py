@@ -15,14 +15,13 @@ from varalign.inputs.parts import Parts
 from varalign.inputs.sources import ImageInputs, Rows
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.options.config import TrainConfig
+from varalign.runs.metrics import FIGURES
 from varalign.training.feature_mixup import FeatureMixup
 from varalign.training.losses import show_step
 from varalign.training.optimiser import rate_factor, set_learning_rate
 from varalign.training.state import TrainingState
 from varalign.training.step_guard import StepGuard
 from varalign.training.step_texts import StepTexts
-
-FIGURES = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
 
 
 @dataclass

@@ -32,12 +32,13 @@ from varalign.runs.checkpoint import newest_checkpoint
 from varalign.runs.errors import RunFailed
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import MetricsLog
+from varalign.runs.position import Position
 from varalign.runs.quarantine import Quarantine
 from varalign.runs.reporter import ProgressReporter
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.fusion import Fusion
 from varalign.training.pair_weights import moment_weights
-from varalign.training.state import Position, Saver, TrainingState
+from varalign.training.state import Saver, TrainingState
 from varalign.training.step import StepRecord, TrainingStep, fetched
 
 FLUSH_EVERY = 20

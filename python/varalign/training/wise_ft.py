@@ -10,7 +10,7 @@ from torch import Tensor
 from varalign.aligner.evaluate import assess
 from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.parts import Parts
-from varalign.runs.checkpoint import MODEL, POSITION, START_STEP, WISE_FT, load_checkpoint, named, save_checkpoint
+from varalign.runs.checkpoint import MODEL, START_STEP, WISE_FT, load_checkpoint, named, save_checkpoint
 from varalign.runs.folder import RunFolder
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -48,7 +48,7 @@ def go_part_of_the_way(parts: Parts, run: RunFolder, say: Callable[[str], None])
     best = load_checkpoint(folder / "best")
     if WISE_FT in best.state:
         return float(best.state[WISE_FT])
-    before = float(best.state[POSITION]["best_score"])
+    before = best.position.best_score
     share, score = 1.0, before
     end = best.part(MODEL)
     if best.step != START_STEP:
