@@ -99,7 +99,14 @@ BAD: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
     "id too large": ({"text_image_ids": np.full(T, IMAGES)}, r"text_image_ids\[0\] is 6, wanted 0 to 5 .* 14 are not"),
     "id negative": ({"text_image_ids": np.array([0] * 13 + [-1])}, r"text_image_ids\[13\] is -1, wanted 0 to 5"),
     "split unknown": ({"split": np.array([0, 0, 3, 0, 0, 0])}, r"split\[2\] is 3, wanted -1 to 2"),
-    "not finite": ({"text_features": NAN}, "text_features row 3 is not finite .NaN or infinity.; 2 rows are not"),
+    "too large for float32": (
+        {"image_features": np.full((IMAGES, 3), 1e39)},
+        "image_features row 0 is not finite in float32 .*; 6 rows are not",
+    ),
+    "not finite": (
+        {"text_features": NAN},
+        "text_features row 3 is not finite in float32 .NaN, infinity or above 3.4e38.; 2 rows are not",
+    ),
     "image without text": (
         {"text_image_ids": np.array([0] * 13 + [1])},
         "image row 2 is in a split and has no text; 3 such",

@@ -10,6 +10,7 @@ import pytest
 import torch
 import varalign
 from torch import Tensor, nn
+from varalign.cli import main
 from varalign.options.config import TrainConfig
 from varalign.runs.folder import RunFolder
 from varalign.schedules import build_schedule
@@ -151,3 +152,21 @@ def test_a_second_streak_stops_and_says_what_to_do(features_file: Path, tmp_path
     config = config_for(features_file, tmp_path / "run", epochs=9, lr=1e37, max_nonfinite=4)
     with pytest.raises(Diverged, match=r"steps in a row .* after going back once with a lower rate: lower --lr$"):
         varalign.train(config, say=lambda _: None)
+
+
+def test_a_run_without_one_sound_step_fails(
+    features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, lambda call: True)
+    words = f"train --features {features_file} --start random --batch-size 24 --epochs 1 --device cpu --max-nonfinite 9"
+    assert main([*words.split(), "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert "none of the 5 steps was made" in error and "lower --lr" in error
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 1  # a finished run is asked again
+
+
+def test_a_run_with_one_sound_step_is_done(
+    features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, lambda call: call != 2)
+    varalign.train(config_for(features_file, tmp_path / "run", epochs=1), say=lambda _: None)

@@ -71,28 +71,33 @@ def load_features(path: Path | str) -> FeatureSet:
     """
     path = Path(path)
     tensors = _read_tensors(path)
-    images, texts = tensors["image_features"], tensors["text_features"]
+    raw_images = tensors["image_features"]
+    with np.errstate(over="ignore"):
+        images, texts = (np.ascontiguousarray(tensors[f"{side}_features"], np.float32) for side in ("image", "text"))
     owner, split = tensors["text_image_ids"], tensors["split"]
     for name, other in (("text_image_ids", texts), ("split", images), ("image_ids", images)):
         if name in tensors and tensors[name].shape != other.shape[:1]:
             raise DataError(f"{path}: {name} has shape {tensors[name].shape}, wanted ({len(other)},)")
     _check_range(path, "text_image_ids", owner, 0, len(images) - 1, f"rows of the {len(images):,} images")
     _check_range(path, "split", split, -1, 2, "0 train, 1 dev, 2 test, -1 none")
-    for name in ("image_features", "text_features"):
-        bad = np.flatnonzero(~np.isfinite(tensors[name]).all(axis=1))
+    for name, values in (("image_features", images), ("text_features", texts)):
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
-            raise DataError(f"{path}: {name} row {bad[0]} is not finite (NaN or infinity); {len(bad):,} rows are not")
+            raise DataError(
+                f"{path}: {name} row {bad[0]} is not finite in float32 (NaN, infinity or above 3.4e38); "
+                f"{len(bad):,} rows are not"
+            )
     bare = np.flatnonzero((split >= 0) & (np.bincount(owner, minlength=len(images)) == 0))
     if len(bare):
         raise DataError(
             f"{path}: image row {bare[0]} is in a split and has no text; {len(bare):,} such rows: give them split -1"
         )
     split = split.astype(np.int8)
-    image_ids = _canonical(tensors["image_ids"]) if "image_ids" in tensors else _canonical(_row_bytes(images))
+    image_ids = _canonical(tensors["image_ids"]) if "image_ids" in tensors else _canonical(_row_bytes(raw_images))
     notes = separate_twins(split, image_ids)
     return FeatureSet(
-        np.ascontiguousarray(images, dtype=np.float32),
-        np.ascontiguousarray(texts, dtype=np.float32),
+        images,
+        texts,
         owner.astype(np.int64),
         split,
         image_ids,

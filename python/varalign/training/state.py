@@ -50,6 +50,11 @@ class TrainingState:
         self.pair_weights = None if pair_weights is None else pair_weights.to(self.device)
         self.position = Position()
 
+    def has_stepped(self) -> bool:
+        """Whether the optimiser has made a step, or has nothing to train."""
+        steps = [float(values["step"]) for values in self.optimiser.state.values()]  # the host waits for the GPU here
+        return any(steps) or not any(p.requires_grad for group in self.optimiser.param_groups for p in group["params"])
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, by their names in the file."""
         moments = {name: torch.from_numpy(np.asarray(values)) for name, values in self.moments.state().items()}

@@ -46,7 +46,7 @@ LOWER_RATE = 0.1  # times the learning rate, after going back; there is only one
 
 
 class Diverged(RunFailed):
-    """Losses or gradients are not finite for many steps in a row, at a lower rate too; the message says what to do."""
+    """Losses or gradients are not finite for many steps in a row, or for all; the message says what to do."""
 
 
 class _Streak(Exception):
@@ -118,7 +118,7 @@ class Trainer:
             Where the run ended; `checkpoints/best` holds the best weights.
 
         Raises:
-            Diverged: loss or gradient stay not finite.
+            Diverged: loss or gradient stay not finite, or were so in every step.
             TooManyBadImages: more than `max_bad` cannot be read.
             Interrupted: a signal came; a checkpoint of this moment is there.
             RunFailed: the disk refused a file of the run; checkpoints written before are whole.
@@ -129,6 +129,7 @@ class Trainer:
                 while True:
                     try:
                         self._train()
+                        self._check_steps()
                         return self.position
                     except _Streak:
                         self._go_back()
@@ -153,6 +154,17 @@ class Trainer:
                 self.position.count_epochs(1)
                 if self.saver.is_due():
                     self._save()
+
+    def _check_steps(self) -> None:
+        if self.position.step and not self.state.has_stepped():
+            raise Diverged(
+                f"none of the {self.position.step} steps was made, because the loss or its gradient was not finite in "
+                f"any of them: nothing was learnt; {self._mend()}"
+            )
+
+    def _mend(self) -> str:
+        half = pick_precision(self.config.precision, self.parts.device) != torch.float32
+        return f"lower --lr{' or set --precision fp32' if half else ''}"
 
     def _is_stale(self) -> bool:
         """Whether dev has not improved for `patience` epochs, asked right after an evaluation."""
@@ -211,11 +223,7 @@ class Trainer:
         before = self.position
         streak = f"loss or gradient is not finite, {before.nonfinite} steps in a row up to step {before.step}"
         if before.gone_back:
-            half = pick_precision(self.config.precision, self.parts.device) != torch.float32
-            raise Diverged(
-                f"{streak}, after going back once with a lower rate: lower --lr"
-                f"{' or set --precision fp32' if half else ''}"
-            )
+            raise Diverged(f"{streak}, after going back once with a lower rate: {self._mend()}")
         if not self.saver.go_back(self.reporter.remark):
             raise Diverged(f"{streak}, and there is no checkpoint from before to go back to")
         position = self.position
