@@ -243,6 +243,23 @@ def test_a_finished_run_resumes_to_the_same_result(features_file: Path, image_fo
     assert runs.resume(tmp_path / "run", {}, say=quiet).test == first.test
 
 
+def test_resuming_says_where_threads_differ(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    config = config_for("features", features_file, image_folder, tmp_path / "run", epochs=1)
+    varalign.train(config, say=quiet)
+    threads, said = torch.get_num_threads(), []
+    assert RunFolder.open(tmp_path / "run").config()["machine"]["torch_threads"] == threads
+    try:
+        torch.set_num_threads(threads + 1)
+        runs.resume(tmp_path / "run", {}, say=said.append)
+    finally:
+        torch.set_num_threads(threads)
+    told = [line for line in said if "torch_threads" in line]
+    assert told and f"torch_threads was {threads} and is {threads + 1} (OMP_NUM_THREADS={threads} sets" in told[0]
+    said.clear()
+    runs.resume(tmp_path / "run", {}, say=said.append)
+    assert not any("torch_threads" in line for line in said)
+
+
 def test_noise_swaps_training_pairs_only(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
     clean = varalign.train(config_for("features", features_file, image_folder, tmp_path / "a", epochs=8), say=quiet)
     noisy = varalign.train(

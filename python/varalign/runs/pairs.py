@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 from varalign.data.datasets import ImageCaptions
 from varalign.data.features import FeatureSet
 from varalign.data.files import write_atomically
+from varalign.runs.csv_table import csv_table
 
 
 def write_pairs(
@@ -31,13 +30,11 @@ def write_pairs(
     """
     names = data.image_names
     texts = None if isinstance(data, FeatureSet) else data.captions
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["caption_row", "image_row", "image", *columns, *([] if texts is None else ["caption"])])
+    header = ["caption_row", "image_row", "image", *columns, *([] if texts is None else ["caption"])]
+    lines = []
     for row in captions[np.argsort(columns["weight"][captions], kind="stable")].tolist():
         image = int(data.caption_owner[row])
         figures = [f"{values[row]:.4f}" for values in columns.values()]
-        writer.writerow(
-            [row, image, "" if names is None else names[image], *figures, *([] if texts is None else [texts[row]])]
-        )
-    write_atomically(path, out.getvalue().encode("utf-8", "surrogateescape"))
+        name, text = "" if names is None else names[image], [] if texts is None else [texts[row]]
+        lines.append([row, image, name, *figures, *text])
+    write_atomically(path, csv_table(header, lines))

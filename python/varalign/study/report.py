@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from varalign.runs.folder import json_text
+from varalign.runs.csv_table import csv_table
+from varalign.runs.json_text import json_text
 from varalign.study.grid import Condition, Pack
 from varalign.study.inference import METRICS, holm, interval, paired_differences, recalls
 from varalign.study.pictures import draw_study
@@ -193,11 +192,7 @@ def _baseline(study: Study, axes: Row, baseline: Mapping[str, Any]) -> Mapping[s
 def csv_text(rows: Sequence[Row]) -> str:
     """Rows as CSV, one header for all of them."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_table(names, [[row.get(name, "") for name in names] for row in rows]).decode()
 
 
 def table(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:

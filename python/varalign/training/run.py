@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,11 +148,7 @@ def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True)
                         "images": len(data.split),
                         "texts": len(data.caption_owner),
                     },
-                    "machine": {
-                        "python": platform.python_version(),
-                        "torch": torch.__version__,
-                        "device": str(device),
-                    },
+                    "machine": _machine(device),
                 }
             )
             return _finish(parts, run, start, session)
@@ -171,6 +167,25 @@ def check(config: TrainConfig, device: torch.device) -> None:
     pick_precision(config.precision, device)
     new_loss(config, None)
     check_tensorboard(config)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What changes the last digits of sums; the number of torch's threads is set by OMP_NUM_THREADS."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": str(device),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of the machine is not as it was when a run began, as a remark; empty where all is."""
+    names = ("torch", "device", "torch_threads")
+    changed = [name for name in names if name in then and then[name] != now[name]]
+    told = ", ".join(f"{name} was {then[name]} and is {now[name]}" for name in changed)
+    hint = f" (OMP_NUM_THREADS={then['torch_threads']} sets the threads)" if "torch_threads" in changed else ""
+    return f"{told}{hint}: the last digits may differ from those of a run that was never stopped" if changed else ""
 
 
 def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, progress: bool = True) -> TrainResult:
@@ -196,6 +211,9 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, pro
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
             )
         device = pick_device(config.device)
+        changed = _differences(saved.get("machine", {}), _machine(device))
+        if changed:
+            say(changed)
         start = None
         if step_folders(run.checkpoints):
             torch.manual_seed(config.seed)
