@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.options.layers import known_options, read_config_file, resolve
-from varalign.runs.folder import RunFolder
+from varalign.options.layers import known_options, read_config_file, replace_removed, resolve
 
 
 def test_a_later_layer_goes_over_an_earlier_one() -> None:
@@ -59,7 +58,7 @@ def test_a_removed_value_of_an_old_file_is_replaced_with_a_remark(tmp_path: Path
     remarks: list[str] = []
     assert read_config_file(own, remarks.append) == {"decoded_cache": "disk", "seed": 3}
     assert remarks == ["--decoded-cache device was removed; disk is used instead"]
-    assert RunFolder(tmp_path).options() == {"decoded_cache": "disk", "seed": 3}
+    assert replace_removed({"decoded_cache": "device"}) == {"decoded_cache": "disk"}
     with pytest.raises(ConfigError, match="--decoded-cache 'device' is not known: it takes off, disk$"):
         resolve([{"decoded_cache": "device"}])
 

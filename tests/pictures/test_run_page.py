@@ -39,10 +39,14 @@ def test_a_whole_run_is_one_page(tmp_path):
     (run / "pictures").mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(run / "pictures" / "tsne.png")
     Image.new("RGB", (8, 8), "blue").save(run / "pictures" / "tsne_perplexity_5.png")
-    RunFolder(run).write_config({"note": "</pre><script>alert(1)</script>", "epochs": 3})
+    model = {"embedding_dim": 4, "head": "linear", "frozen": {}, "image_feature_dim": 3, "text_feature_dim": 2}
+    model |= {"image_encoder": None, "text_encoder": None}
+    config = {"options": {}, "model": model, "data": {"fingerprint": "0"}, "note": "</pre><script>alert(1)</script>"}
+    RunFolder(run).write_config(config)
     line = {
         "kind": "step",
         "step": 0,
+        "epoch": 1,
         "loss_i2t": 1.0,
         "loss_t2i": 1.0,
         "w_i2t": 0.5,

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from varalign.runs import checkpoint as checkpoints
 from varalign.runs.checkpoint import CheckpointError
+from varalign.runs.position import Position
 
 TENSORS = {"model.weight": torch.arange(6.0).reshape(2, 3), "random.cpu": torch.get_rng_state()}
 
 
 def save(folder: Path, step: int) -> Path:
-    return checkpoints.save_checkpoint(folder, step, TENSORS, {"progress": {"step": step}})
+    return checkpoints.save_checkpoint(folder, step, TENSORS, {"progress": asdict(Position(step=step)), "scaler": {}})
 
 
 def test_round_trip(tmp_path: Path) -> None:
     found = checkpoints.load_checkpoint(save(tmp_path, 3))
-    assert found.state["step"] == 3 and found.state["progress"] == {"step": 3}
+    assert found.step == 3 and found.position == Position(step=3) and found.epochs == 0
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
     assert list(found.part("model")) == ["weight"]
 

@@ -17,7 +17,9 @@ from varalign.runs.metrics import MetricsLog
 
 def made(path: Path) -> RunFolder:
     run = RunFolder.create(path)
-    run.write_config({"options": {}})
+    model = {"embedding_dim": 4, "head": "linear", "frozen": {}, "image_feature_dim": 3, "text_feature_dim": 2}
+    model |= {"image_encoder": None, "text_encoder": None}
+    run.write_config({"options": {}, "model": model, "data": {"fingerprint": "0"}})
     run.checkpoints.mkdir()
     return run
 
@@ -60,7 +62,9 @@ def test_newest_is_the_one_started_last(tmp_path: Path) -> None:
 def test_metrics_are_json_lines_and_cut_at_a_step(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     log = MetricsLog(run.metrics)
-    log.write({"kind": "step", "step": step, "loss": float("nan") if step == 2 else 1.5} for step in (1, 2, 3))
+    log.write(
+        {"kind": "step", "step": step, "epoch": 1, "loss": float("nan") if step == 2 else 1.5} for step in (1, 2, 3)
+    )
     log.close()
     with open(run.metrics, "ab") as file:
         file.write(b'{"kind": "step", "st')  # cut short by a crash
@@ -71,7 +75,7 @@ def test_metrics_are_json_lines_and_cut_at_a_step(tmp_path: Path) -> None:
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
-    run.metrics.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    run.metrics.write_text('{"kind": "step", "step": 1, "epoch": 1}\nnonsense\n')
     with pytest.raises(RunError, match=r"metrics\.jsonl line 2"):
         run.read_metrics()
 

@@ -171,8 +171,8 @@ class Aligner:
         """
         assert self.run is not None
         found = load_checkpoint(self.run.checkpoints / checkpoint)
-        self.model.load_checkpoint_state(found.part("model"))
-        self._weights = str(found.state["sha256"])
+        found.fill(self.model)
+        self._weights = found.checksum
         done = [line["epoch"] for line in self.run.read_metrics() if line.get("kind") == "eval"]
         self.epochs = max(done, default=0)
 

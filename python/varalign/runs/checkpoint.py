@@ -29,6 +29,7 @@ from torch import Tensor
 
 from varalign.data.errors import DataError
 from varalign.data.files import open_user_file, remove_folder, sync_folder, write_atomically
+from varalign.encoders.dual_encoder import DualEncoder
 from varalign.runs.errors import RunError
 from varalign.runs.position import POSITION_SCHEMA, Position
 from varalign.runs.schema import FORMAT, format_number, number, record, text, whole
@@ -94,6 +95,11 @@ class Checkpoint:
     def checksum(self) -> str:
         """Hexadecimal sha256 of the tensors' file: the same checksum, the same weights."""
         return str(self.state["sha256"])
+
+    def fill(self, model: DualEncoder) -> None:
+        """Load the weights into `model`; CheckpointError where it is another one."""
+        with self.fitting():
+            model.load_checkpoint_state(self.part(MODEL))
 
     @contextmanager
     def fitting(self) -> Iterator[None]:

@@ -83,7 +83,7 @@ class TrainingState:
             CheckpointError: its tensors are not those of this model, loss or data.
         """
         with found.fitting():
-            self.model.load_checkpoint_state(found.part(checkpoints.MODEL))
+            found.fill(self.model)
             _restore(self.optimiser, found.part(checkpoints.OPTIMISER))
             self.loss.schedule.load_state_dict(found.part(checkpoints.SCHEDULE))
             load_loss_state(self.loss, found.part(checkpoints.LOSS))
