@@ -182,8 +182,8 @@ def run_pack(pack: Pack, bench: Bench, replayed: Mapping[str, Sequence[float]]) 
 
     Returns:
         A cell's result each: `dev` (mean of the six recalls at the best evaluation), `epochs`, `best_epoch`, `options`
-        (what the recipe filled in), `finite`, and for runs `ranks_i2t`, `ranks_t2i` (one character a test query),
-        `w_i2t` (every step's).
+        (what the recipe filled in), `finite`, and for runs those of `rank_results` on
+        the test split and `w_i2t` (every step's).
     """
     with torch.random.fork_rng(devices=[]):
         runs = [make_run(cell, bench, replayed.get(cell.replays)) for cell in pack.cells]
@@ -200,7 +200,7 @@ def run_pack(pack: Pack, bench: Bench, replayed: Mapping[str, Sequence[float]]) 
                 results[place] = result
         for place, (cell, run) in enumerate(zip(pack.cells, runs, strict=True)):
             if cell.kind == "run":
-                results[place] |= measure(run.model, bench.test)
+                results[place] |= rank_results(*embed(run.model, bench.test), bench.test.owner.cpu().numpy())
             else:
                 del results[place]["w_i2t"]
     return results
@@ -215,7 +215,7 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
     best = [_Best(fusion=_fusion(run, bench.dev)) for run in runs]
     losses: list[Tensor] = []
     weights: list[Tensor] = []
-    _look(runs, best, bench.dev, 0)
+    _evaluate(runs, best, bench.dev, 0)
     for epoch in range(first.epochs):
         for batch in zip(*(run.batches[epoch] for run in runs), strict=True):
             rows = np.stack(batch)
@@ -234,7 +234,7 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
             losses.append(loss)
             weights.append(weight[:, 0])
         if epoch + 1 in first.evaluated_epochs:
-            _look(runs, best, bench.dev, epoch + 1)
+            _evaluate(runs, best, bench.dev, epoch + 1)
     finite = torch.stack(losses).isfinite().all(0).tolist()
     recorded = torch.stack(weights, dim=1).cpu().double().numpy().round(6).tolist()
     for run, found in zip(runs, best, strict=True):
@@ -266,11 +266,11 @@ class _Best:
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _look(runs: Sequence[Run], best: Sequence[_Best], dev: Split, epoch: int) -> None:
+def _evaluate(runs: Sequence[Run], best: Sequence[_Best], dev: Split, epoch: int) -> None:
     for run, found in zip(runs, best, strict=True):
         if found.fusion is not None:
             found.fusion.choose(trained=epoch > 0)
-        score = dev_score(run.model, dev)
+        score = dev_recall(run.model, dev)
         if score > found.score:
             found.score, found.epoch = score, epoch
             found.state = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
@@ -315,7 +315,7 @@ def embed(model: DualEncoder, split: Split) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def dev_score(model: DualEncoder, split: Split) -> float:
+def dev_recall(model: DualEncoder, split: Split) -> float:
     """Mean of Recall@1/5/10 both ways, in float32; 0 where an embedding is not finite."""
     u, v = embed(model, split)
     if not bool(u.isfinite().all() and v.isfinite().all()):
@@ -323,11 +323,16 @@ def dev_score(model: DualEncoder, split: Split) -> float:
     return mean_recall(recalls(*matrix_ranks(u @ v.T, split.owner)))
 
 
-def measure(model: DualEncoder, split: Split) -> dict[str, str]:
-    """Ranks of every query of a split, one character each: images in order, captions grouped by image."""
-    u, v = embed(model, split)
-    i2t, t2i = ranks(u, v, split.owner)
-    return {"ranks_i2t": rank_text(i2t), "ranks_t2i": rank_text(t2i)}
+def rank_results(images: Tensor, texts: Tensor, owner: Rows) -> dict[str, Any]:
+    """`ranks_i2t` and `ranks_t2i`, one character a query, and `captions`, how many each image has.
+
+    Args:
+        images: (I, D) unit vectors. texts: (T, D), grouped by image.
+        owner: (T,) rows of the images.
+    """
+    i2t, t2i = ranks(images, texts, owner)
+    counts = np.bincount(owner, minlength=len(images)).tolist()
+    return {"ranks_i2t": rank_text(i2t), "ranks_t2i": rank_text(t2i), "captions": counts}
 
 
 def rank_text(found: Rows) -> str:

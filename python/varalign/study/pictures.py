@@ -5,18 +5,23 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from varalign.data.noise import NOISE_KINDS, parse_noise
+from varalign.pictures.style import new_figure, save_figure
 from varalign.study.inference import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 COLOURS = ("#2f5d9b", "#c8553d", "#3f7d4e", "#8a5fa8", "#c89b2b", "#4c9aa6", "#8d6e63", "#6b7280")
 MARKS = "os^Dv<>P"
 STYLES = ("-", "--", ":", "-.")
-# What every picture has a place for; the other columns of a row are further axes.
+# Columns that every picture shows in a fixed way; the other columns of a row are further axes of the study.
 PLACED = {"schedule", "fraction", "noise", "seed", "seeds", *METRICS, *(f"{metric}_half_width" for metric in METRICS)}
 
 
@@ -29,13 +34,13 @@ def draw_study(folder: Path, summary: Sequence[Row], results: Sequence[tuple[Row
         results: axes and results of the cells that are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = [weights_over_steps(folder / "weights.png", results)]
+    drawn = [_weights_over_steps(folder / "weights.png", results)]
     noises = list(dict.fromkeys(row["noise"] for row in summary))
     fractions = sorted({row["fraction"] for row in summary})
     if len(fractions) > 1:
-        drawn.append(_lines(folder / "recall_by_fraction.png", summary, "fraction", "noise", noises))
+        drawn.append(_recall_lines(folder / "recall_by_fraction.png", summary, "fraction", "noise", noises))
     if len(noises) > 1:
-        drawn.append(_lines(folder / "recall_by_noise.png", summary, "noise", "fraction", fractions))
+        drawn.append(_recall_lines(folder / "recall_by_noise.png", summary, "noise", "fraction", fractions))
     return drawn
 
 
@@ -47,83 +52,84 @@ def _damage(noise: str) -> tuple[str, float]:
 
 
 def _rest(row: Row) -> str:
-    """The values of the axes that are neither drawn along, nor panels, nor schedules: a start, a loss."""
+    """The values of the further axes, such as a start or a loss."""
     return " ".join(str(value) for name, value in row.items() if name not in PLACED)
 
 
-def _lines(out: Path, summary: Sequence[Row], along: str, apart: str, panels: Sequence[Any]) -> Path:
-    """Mean R@1 along one axis of the study, one panel a value of the other, one line a setting of all further axes."""
-    from matplotlib.figure import Figure
+def _panels(count: int, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of some panels side by side."""
+    figure = new_figure(5.2 * count, height, 130)
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
 
-    figure = Figure(figsize=(5.2 * len(panels), 4.6), dpi=130, layout="constrained", facecolor="white")
-    shown = figure.subplots(1, len(panels), squeeze=False)[0]
+
+def _recall_lines(out: Path, summary: Sequence[Row], along: str, apart: str, values: Sequence[Any]) -> Path:
+    """Mean R@1 along one axis of the study, one panel a value of the other, one line a setting of all further axes."""
+    figure, panels = _panels(len(values), 4.6)
     names = list(dict.fromkeys((row["schedule"], _rest(row)) for row in summary))
-    settings = list(dict.fromkeys(setting for _, setting in names))
-    schedules = list(dict.fromkeys(schedule for schedule, _ in names))
-    # Damage of one kind (or of the same kinds together) is a line; what is undamaged is where every such line begins.
+    # Noise of one kind (or of the same kinds together) is a line; every such line begins at the undamaged rows.
     by_noise = along == "noise"
     kinds = list(dict.fromkeys(_damage(row["noise"])[0] for row in summary)) if by_noise else [""]
     kinds = [kind for kind in kinds if kind] or [""]
-
-    def where(row: Row) -> float:
-        return float(_damage(row["noise"])[1] if by_noise else row[along])
-
-    for axes, panel in zip(shown, panels, strict=True):
+    for panel, value in zip(panels, values, strict=True):
         for (schedule, setting), kind in itertools.product(names, kinds):
             rows = [
                 row
                 for row in summary
-                if (row["schedule"], _rest(row), row[apart]) == (schedule, setting, panel)
+                if (row["schedule"], _rest(row), row[apart]) == (schedule, setting, value)
                 and (not by_noise or _damage(row["noise"])[0] in ("", kind))
             ]
-            if not rows:
-                continue
-            rows.sort(key=where)
-            place = schedules.index(schedule)
-            x = np.array([where(row) for row in rows])
-            half = np.array([row["mean_recall@1_half_width"] or np.nan for row in rows])
-            # Lines lie on top of one another: each a little aside, so that their intervals can be told apart.
-            aside = (place - len(schedules) / 2) * 0.012
-            x = x + aside * 0.3 if by_noise else x * (1 + aside)
-            axes.errorbar(
-                x,
-                [100 * row["mean_recall@1"] for row in rows],
-                yerr=100 * half,
-                color=COLOURS[place % len(COLOURS)],
-                linestyle=STYLES[settings.index(setting) % len(STYLES)],
-                marker=MARKS[place % len(MARKS)],
-                markersize=4,
-                linewidth=1.3,
-                capsize=2,
-                label=" ".join(word for word in (schedule, setting, kind if len(kinds) > 1 else "") if word),
-            )
-        if along == "fraction":
-            axes.set_xscale("log")
-            axes.set_xlabel("per cent of the training images")
-        else:
-            axes.set_xlabel("share damaged")
-        axes.set_ylabel("mean of i2t and t2i R@1, %")
-        axes.set_title(f"{apart} {panel:g} %" if isinstance(panel, float) else f"{apart}: {panel}", loc="left")
-        axes.grid(color="#e6e9ee", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-    shown[0].legend(frameon=False, fontsize=7)
-    figure.savefig(out)
-    return out
+            if rows:
+                label = " ".join(word for word in (schedule, setting, kind if len(kinds) > 1 else "") if word)
+                _recall_line(panel, rows, by_noise, names, label)
+        if not by_noise:
+            panel.set_xscale("log")
+        panel.set_xlabel("share damaged" if by_noise else "per cent of the training images")
+        panel.set_ylabel("mean of i2t and t2i R@1, %")
+        panel.set_title(f"{apart} {value:g} %" if isinstance(value, float) else f"{apart}: {value}", loc="left")
+        panel.grid(color="#e6e9ee", linewidth=0.8)
+    panels[0].legend(frameon=False, fontsize=7)
+    return save_figure(figure, out)
 
 
-def weights_over_steps(out: Path, results: Sequence[tuple[Row, Mapping[str, Any]]]) -> Path:
+def _recall_line(
+    panel: Axes, rows: Sequence[Row], by_noise: bool, names: Sequence[tuple[str, str]], label: str
+) -> None:
+    """One line with its intervals: colour and mark by the schedule, style by the setting of the further axes."""
+    place = list(dict.fromkeys(schedule for schedule, _ in names)).index(rows[0]["schedule"])
+    style = list(dict.fromkeys(setting for _, setting in names)).index(_rest(rows[0]))
+    points = sorted(
+        ((_damage(row["noise"])[1] if by_noise else row["fraction"], row) for row in rows), key=lambda p: p[0]
+    )
+    x = np.array([where for where, _ in points])
+    # Each schedule's line is moved a little sideways, so that intervals of lines that coincide can be told apart.
+    aside = (place - len({schedule for schedule, _ in names}) / 2) * 0.012
+    panel.errorbar(
+        x + aside * 0.3 if by_noise else x * (1 + aside),
+        [100 * row["mean_recall@1"] for _, row in points],
+        yerr=100 * np.array([row["mean_recall@1_half_width"] or np.nan for _, row in points]),
+        color=COLOURS[place % len(COLOURS)],
+        linestyle=STYLES[style % len(STYLES)],
+        marker=MARKS[place % len(MARKS)],
+        markersize=4,
+        linewidth=1.3,
+        capsize=2,
+        label=label,
+    )
+
+
+def _weights_over_steps(out: Path, results: Sequence[tuple[Row, Mapping[str, Any]]]) -> Path:
     """w_i2t over the run, one panel a fraction, each line a run of its first seed; w_t2i is the rest.
 
     A schedule has a colour, a start or loss a line style; runs on damaged pairs are drawn fainter.
     """
-    from matplotlib.figure import Figure
-
     fractions = sorted({axes["fraction"] for axes, _ in results})
     schedules = [s for s in dict.fromkeys(axes["schedule"] for axes, _ in results) if s not in ("random", "replay")]
     settings = list(dict.fromkeys(_rest(axes) for axes, _ in results))
-    figure = Figure(figsize=(5.2 * len(fractions), 3.8), dpi=130, layout="constrained", facecolor="white")
-    shown = figure.subplots(1, len(fractions), squeeze=False)[0]
-    for panel, fraction in zip(shown, fractions, strict=True):
+    figure, panels = _panels(len(fractions), 3.8)
+    for panel, fraction in zip(panels, fractions, strict=True):
         labelled: set[str] = set()
         first = min(axes["seed"] for axes, _ in results if axes["fraction"] == fraction)
         for axes, result in results:
@@ -146,7 +152,5 @@ def weights_over_steps(out: Path, results: Sequence[tuple[Row, Mapping[str, Any]
         panel.set_title(f"{fraction:g} % of the images", loc="left")
         panel.set_xlabel("share of the run")
         panel.set_ylabel("weight of image → text")
-        panel.spines[["top", "right"]].set_visible(False)
-    shown[0].legend(frameon=False, fontsize=7)
-    figure.savefig(out)
-    return out
+    panels[0].legend(frameon=False, fontsize=7)
+    return save_figure(figure, out)

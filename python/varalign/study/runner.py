@@ -21,6 +21,7 @@ from varalign.inputs.open_data import checked
 from varalign.options.device import pick_device
 from varalign.options.fields import OPTIONS
 from varalign.runs.folder import RunFailed, RunFolder, to_stderr
+from varalign.runs.progress import duration
 from varalign.study import singles
 from varalign.study.check_cells import check_cells
 from varalign.study.grid import Condition, Pack, conditions
@@ -30,22 +31,12 @@ from varalign.study.spec import FIXED, TUNED, UNDIRECTED, Study, at_fraction
 from varalign.study.store import Store
 
 Say = Callable[[str], None]
-# What a batched product knows about; with any other option beside its default a run goes through the ordinary trainer.
+# Options that batched training follows; a run with any other option set goes through the ordinary trainer.
 BATCHED = {
-    *("start", "ridge", "text_ridge", "power", "map_lr", "embedding_dim", "head", "hidden_dim", "dropout", "schedule"),
-    *("schedule_floor", "schedule_beta", "schedule_gamma", "fixed_weight", "epochs", "batch_size", "lr"),
-    *(
-        "weight_decay",
-        "input_noise",
-        "captions_per_step",
-        "warmup",
-        "lr_schedule",
-        "clip_grad",
-        "noise",
-        "seed",
-        "pair_weighting",
-        "members",
-    ),
+    *("start", "ridge", "text_ridge", "power", "map_lr", "embedding_dim", "head", "hidden_dim", "members", "dropout"),
+    *("schedule", "schedule_floor", "schedule_beta", "schedule_gamma", "fixed_weight", "epochs", "batch_size", "lr"),
+    *("weight_decay", "input_noise", "captions_per_step", "warmup", "lr_schedule", "clip_grad", "noise", "seed"),
+    "pair_weighting",
 }
 _worker: Worker | None = None
 
@@ -191,7 +182,7 @@ def _drive(tracks: Sequence[Track], store: Store, executor: Executor, workers: i
             pace.setdefault(track.condition.axes["fraction"], []).append(seconds / len(pack.cells))
             done = sum(one.done() for one in tracks)
             rest = sum(one.left() * _seconds(pace, one.condition.axes["fraction"]) for one in tracks) / workers
-            say(f"[{done}/{total}] {_label(pack)}  {seconds:.1f} s; {_duration(rest)} left")
+            say(f"[{done}/{total}] {_label(pack)}  {seconds:.1f} s; {duration(rest)} left")
 
 
 def _seconds(pace: Mapping[float, Sequence[float]], fraction: float) -> float:
@@ -209,16 +200,6 @@ def _label(pack: Pack) -> str:
     return f"{', '.join(values)}: {what}"
 
 
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 5400
-        else f"{seconds / 60:.0f} min"
-        if seconds >= 90
-        else f"{seconds:.0f} s"
-    )
-
-
 @dataclasses.dataclass
 class Worker:
     """What a process needs to run packs."""
@@ -234,8 +215,6 @@ class Worker:
         replayed = {cell.replays: self.store.result(cell.replays)["w_i2t"] for cell in pack.cells if cell.replays}
         if self.bench is not None and batches(self.study, pack.cells[0].axes):
             results = run_pack(pack, self.bench, replayed)
-            captions = np.bincount(self.bench.test.owner.cpu().numpy(), minlength=len(self.bench.test.images)).tolist()
-            results = [{**result, "captions": captions} if "ranks_i2t" in result else result for result in results]
         else:
             results = [
                 singles.run_cell(cell, name, self.study, self.store.folder, self.device)

@@ -12,11 +12,10 @@ import numpy as np
 from varalign.aligner.evaluate import embed_split, owners
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import load_features
-from varalign.evaluation.retrieval import mean_recall, ranks
-from varalign.inputs.parts import Parts
+from varalign.evaluation.retrieval import mean_recall
 from varalign.runs.folder import RunFolder
 from varalign.study.grid import Cell
-from varalign.study.packs import REPORTED, cell_config, rank_text
+from varalign.study.packs import REPORTED, cell_config, rank_results
 from varalign.study.spec import Study, StudyError
 from varalign.training.run import resume, train
 
@@ -50,7 +49,7 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
         device: where it trains.
 
     Returns:
-        As `run_pack` gives it, with `captions`. Checkpoints are deleted once it is measured; metrics and report stay.
+        As `run_pack` gives it. Checkpoints are deleted once it is measured; metrics and report stay.
     """
     place = folder / "runs" / name
     kind, source = study.source
@@ -83,16 +82,9 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
         "finite": True,
     }
     if cell.kind == "run":
-        result |= test_ranks(trained.aligner.parts, options["batch_size"])
+        parts = trained.aligner.parts
+        images, rows, texts, captions = embed_split(parts, parts.data.rows("test"), options["batch_size"])
+        result |= rank_results(images, texts, owners(parts.data, captions, rows))
         result["w_i2t"] = [round(line["w_i2t"], 6) for line in lines if line["kind"] == "step"]
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return result
-
-
-def test_ranks(parts: Parts, batch_size: int) -> dict[str, Any]:
-    """`ranks_i2t` and `ranks_t2i` (one character a test query) and `captions` (of each image) of a trained model."""
-    images, rows, texts, captions = embed_split(parts, parts.data.rows("test"), batch_size)
-    owner = owners(parts.data, captions, rows)
-    i2t, t2i = ranks(images, texts, owner)
-    counts = np.bincount(owner, minlength=len(rows)).tolist()
-    return {"ranks_i2t": rank_text(i2t), "ranks_t2i": rank_text(t2i), "captions": counts}
