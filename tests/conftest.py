@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import bert_folder, clip_config, clip_folder, nothing_local  # noqa: F401  (fixtures)
 from PIL import Image
 from varalign.data.features import FeatureSet, save_features
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# The fixtures of small checkpoints have a file of their own; tests are no package, so it is read by its path.
-_spec = importlib.util.spec_from_file_location("varalign_test_checkpoints", ROOT / "tests" / "checkpoints.py")
-assert _spec is not None and _spec.loader is not None
-_checkpoints = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = _checkpoints
-_spec.loader.exec_module(_checkpoints)
-bert_folder = _checkpoints.bert_folder
-clip_config = _checkpoints.clip_config
-clip_folder = _checkpoints.clip_folder
-nothing_local = _checkpoints.nothing_local
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,28 @@
-"""The floors of the house: what may import what, read from the source."""
+"""The rules of the house, read from the source: what may import what, no circles, no long files."""
 
 from __future__ import annotations
 
-import ast
-import graphlib
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from house import (
+    PACKAGE,
+    ROOT,
+    circles,
+    import_graph,
+    imports_of,
+    lines_of,
+    modules,
+    python_files,
+    rust_files,
+    rust_graph,
+)
 from varalign.data.sample import write_sample
 
-PACKAGE = Path(__file__).resolve().parent.parent / "python" / "varalign"
 FLOORS = [
     {"cli"},
     {"study"},
@@ -26,61 +37,69 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = ("transformers", "open_clip", "matplotlib", "sklearn", "timm")
+LONGEST_FILE = 450
+MOST_TRAINING_FILES = 15
+# The distribution that brings a module, where the names differ.
+BROUGHT_BY = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
 
 
-def modules() -> dict[str, Path]:
-    """Every module of the package by dotted name, but for the package's own face."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        if parts[-1] == "__init__":
-            parts = parts[:-1]
-        if parts and parts[-1] != "__main__":
-            found[".".join(("varalign", *parts))] = path
-    return found
-
-
-def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
-    """The modules that a file imports; `from a import b` is a.b where that is one; `if TYPE_CHECKING` is left out."""
-    tree = ast.parse(path.read_text())
-    nodes = tree.body if top_level else list(ast.walk(tree))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(node)
-    }
-    found = set()
-    for node in nodes:
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{path}: relative import"
-            for alias in node.names:
-                inner = PACKAGE.parent.joinpath(*node.module.split("."), alias.name)
-                is_module = inner.with_suffix(".py").exists() or inner.is_dir()
-                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
-    return found
+def rooms() -> dict[str, str]:
+    """The room of each module; the package's face and `python -m varalign` are in none."""
+    return {name: name.split(".")[1] for name in modules() if name not in ("varalign", "varalign.__main__")}
 
 
 def test_a_room_imports_only_from_floors_below_or_its_own() -> None:
-    for name, path in modules().items():
-        room = name.split(".")[1]
-        for target in imports_of(path):
+    paths = modules()
+    for name, room in rooms().items():
+        for target in imports_of(paths[name]):
             if target.startswith("varalign.") and (other := target.split(".")[1]) in FLOOR_OF:
                 assert FLOOR_OF[other] >= FLOOR_OF[room], f"{name} imports {target} from a floor above"
 
 
 def test_every_room_has_a_floor() -> None:
-    assert {name.split(".")[1] for name in modules()} <= set(FLOOR_OF)
+    assert set(rooms().values()) <= set(FLOOR_OF)
 
 
-def test_no_two_rooms_import_each_other_in_a_circle() -> None:
-    known = modules()
-    graph = {name: {target for target in imports_of(path) if target in known} for name, path in known.items()}
-    graphlib.TopologicalSorter(graph).prepare()
+def test_no_import_circle() -> None:
+    assert circles(import_graph()) == []
+
+
+@pytest.mark.xfail(reason="four groups of files use each other", strict=False)
+def test_no_two_rust_files_use_each_other() -> None:
+    assert circles(rust_graph()) == []
+
+
+def test_the_searches_find_what_they_should() -> None:
+    """A pair, a ring and a loop are circles; a parent that only declares its child is in none."""
+    assert circles({"a": {"b"}, "b": {"a", "c"}, "c": {"d"}, "d": set()}) == [["a", "b"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"d"}}) == [["a", "b", "c"], ["d"]]
+    graph = rust_graph()
+    assert "crate::error" in graph["crate::image::decode"]
+    assert graph["crate"] == set(), "lib.rs declares its modules and uses none"
+
+
+@pytest.mark.xfail(reason="three files are longer", strict=False)
+def test_no_file_of_the_product_is_long() -> None:
+    long = {path.relative_to(ROOT).as_posix(): lines_of(path) for path in (*python_files(), *rust_files())}
+    assert {path: lines for path, lines in long.items() if lines > LONGEST_FILE} == {}
+
+
+def test_training_is_no_crowd() -> None:
+    assert len(list((PACKAGE / "training").glob("*.py"))) <= MOST_TRAINING_FILES
+
+
+@pytest.mark.xfail(reason="some names stand twice", strict=False)
+def test_no_two_files_have_one_name() -> None:
+    stems = Counter(path.stem for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
+    assert [stem for stem, times in stems.items() if times > 1] == []
+
+
+def test_every_library_that_is_used_is_declared() -> None:
+    words = re.findall(r'"([\w-]+)>=', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = {word.lower().replace("_", "-") for word in words}
+    used = {target.split(".")[0] for path in modules().values() for target in imports_of(path)}
+    others = used - set(sys.stdlib_module_names) - {"varalign"}
+    assert {BROUGHT_BY.get(name, name).lower().replace("_", "-") for name in others} - declared == set()
 
 
 @pytest.mark.parametrize("library", HEAVY)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from varalign.encoders.hub import download_url, hub_file, hub_folder
 from varalign.encoders.specs import WeightsUnavailable
 
@@ -57,7 +57,9 @@ def hub(nothing_local: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     thread.start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    for place in (constants, file_download):  # huggingface_hub before 1.0 keeps a copy in the second
+        monkeypatch.setattr(place, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     yield address
     server.shutdown()
     thread.join()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from varalign import __version__
+from varalign._core import __version__
 from varalign.options.fields import OPTIONS
 from varalign.study.spec import FIRST_TUNE_SEED, FIXED, TUNED, Study, at_fraction
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from varalign import __version__
+from varalign._core import __version__
 from varalign.aligner.aligner import Aligner
 from varalign.inputs.assemble import assemble
 from varalign.inputs.models import saved_model
