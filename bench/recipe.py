@@ -50,7 +50,7 @@ def ran(options: dict[str, Any], kept: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(**options, out=str(Path(folder) / "run"), keep=1)
             parts = varalign.train(config, say=lambda _: None, progress=False).aligner.parts
-            kept.write_text(json.dumps(test_ranks(parts, 256)))
+            kept.write_text(json.dumps(test_ranks(parts)))
     found: dict[str, Any] = json.loads(kept.read_text())
     return found
 

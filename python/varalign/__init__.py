@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from varalign._core import __version__
 
 if TYPE_CHECKING:
-    from varalign.aligner.aligner import Aligner, load
+    from varalign.aligner.aligner import Aligner
+    from varalign.aligner.load import load
     from varalign.losses.contrastive import ContrastiveLoss, contrastive
     from varalign.options.config import TrainConfig
     from varalign.schedules import LossSchedule, build_schedule
@@ -36,7 +37,7 @@ _HOMES = {
     "TrainConfig": "varalign.options.config",
     "build_schedule": "varalign.schedules",
     "contrastive": "varalign.losses.contrastive",
-    "load": "varalign.aligner.aligner",
+    "load": "varalign.aligner.load",
     "train": "varalign.training.run",
 }
 

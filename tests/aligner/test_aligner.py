@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import varalign
 from safetensors.numpy import load_file
+from varalign.aligner.evaluate import embed_split
 from varalign.cli import main
 from varalign.data.errors import DataError
+from varalign.encoders import saved
 from varalign.options.config import TrainConfig
 
 
@@ -126,6 +132,89 @@ def test_what_a_model_of_features_cannot_do(features_file: Path, tmp_path: Path)
     with pytest.raises(DataError, match="no image encoder"):
         model.embed_images(["a.jpg"])
     assert model.visualize([3], out=tmp_path / "pictures")
+
+
+def test_a_text_query_builds_no_image_tower_and_looks_at_no_image(
+    run: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = varalign.load(run, device="cpu").search_images("a red square on blue", top=3)
+    looked: list[str] = []
+    built: list[str] = []
+    stat, encoder = os.stat, saved.image_encoder_from_config
+
+    def counted(path: Any, *rest: Any, **options: Any) -> os.stat_result:
+        looked.append(str(path))
+        return stat(path, *rest, **options)
+
+    monkeypatch.setattr(os, "stat", counted)
+    monkeypatch.setattr(saved, "image_encoder_from_config", lambda *_, **__: built.append("image") or encoder(*_, **__))
+    model = varalign.load(run, device="cpu")
+    assert model.search_images("a red square on blue", top=3) == first
+    assert model.search_images("a red square on blue", top=1) == first[:1]
+    assert not built and "model" not in vars(model) and "parts" not in vars(model)
+    assert str(image_folder / "Images") in looked and sum(path.endswith(".jpg") for path in looked) == 4, (
+        "the hits alone"
+    )
+    assert model.search_captions(image_folder / "Images" / "000.jpg") and built == ["image"]
+
+
+def test_a_gallery_is_made_anew_where_captions_or_images_changed(image_folder: Path, run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(image_folder, data)
+    kept = run / "search" / "test.safetensors"
+
+    def made() -> bool:
+        before = kept.read_bytes() if kept.exists() else b""
+        varalign.load(run, data=data, device="cpu").search_images("red", split="test", top=10)
+        return kept.read_bytes() != before
+
+    assert made() and not made()
+    name = (data / "Flickr_8k.testImages.txt").read_text().split()[0]
+    captions = (data / "captions.txt").read_text().replace(f"{name},on ", f"{name},here on ")
+    (data / "captions.txt").write_text(captions)
+    assert made() and not made()
+    (data / "Images" / "new.jpg").write_bytes((data / "Images" / "000.jpg").read_bytes())
+    (data / "Images" / "new.jpg").replace(data / "Images" / name)
+    assert made() and not made()
+    (data / "Images" / name).write_bytes((data / "Images" / "001.jpg").read_bytes())
+    assert made() and not made(), "an image that is shown was overwritten in place"
+
+
+def test_queries_and_galleries_are_embedded_in_one_arithmetic(
+    run: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text of the data, embedded as a query, is its own embedding in the gallery to the bit, in bfloat16 too."""
+    for precision in ("fp32", "bf16"):
+        model = varalign.load(run, device="cpu")
+        model.config = dataclasses.replace(model.config, precision=precision)
+        found = embed_split(model.parts, model.rows("test"))
+        data = model.parts.data
+        captions = [data.captions[row] for row in found.captions.tolist()]
+        queries = model.embed_texts(captions)
+        assert np.array_equal(queries, found.texts.numpy())
+        files = [data.image_paths[row] for row in found.rows.tolist()]
+        assert np.allclose(model.embed_images(files), found.images.numpy(), atol=1e-6 if precision == "fp32" else 0.02)
+
+
+def test_epochs_are_those_of_the_checkpoint(run: Path) -> None:
+    steps = sorted((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name[5:]))
+    epochs = [varalign.load(run, checkpoint=path.name, device="cpu").epochs for path in steps]
+    assert epochs == sorted(epochs) and epochs[0] < epochs[-1] == 4
+    assert varalign.load(run, checkpoint="last", device="cpu").epochs == 4
+
+
+def test_copies_of_an_image_are_not_counted_as_unreadable(run: Path, image_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(image_folder, data)
+    one, other, bad = (data / "Flickr_8k.testImages.txt").read_text().split()[:3]
+    (data / "Images" / other).write_bytes((data / "Images" / one).read_bytes())
+    found = varalign.load(run, data=data, device="cpu").evaluate("test")
+    assert found["images"] == 9 and found["texts"] == 20 and "unreadable" not in found
+    (data / "Images" / bad).write_bytes(b"no image")
+    model = varalign.load(run, data=data, device="cpu")
+    model.config = dataclasses.replace(model.config, max_bad=0.5)
+    found = model.evaluate("test")
+    assert found["images"] == 8 and found["unreadable"] == 1
 
 
 def test_a_file_that_is_no_image_is_named(run: Path, tmp_path: Path) -> None:

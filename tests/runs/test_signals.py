@@ -56,8 +56,8 @@ PLACES = {
     "first step": (TrainingStep, "__call__", 0, 1),
     "a step": (TrainingStep, "__call__", 6, 7),
     "last step of an epoch": (TrainingStep, "__call__", 9, 10),
-    "evaluation before training": (trainers, "assess", 0, 0),
-    "evaluation": (trainers, "assess", 2, 10),
+    "evaluation before training": (trainers, "evaluate", 0, 0),
+    "evaluation": (trainers, "evaluate", 2, 10),
     "saving": (state.checkpoints, "save_checkpoint", 1, 5),
 }
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import varalign
-from varalign.aligner.evaluate import positions_of
 from varalign.data.errors import DataError
 from varalign.evaluation.retrieval import RECALL_KEYS
 from varalign.inputs.assemble import open_sources
@@ -270,7 +269,3 @@ def test_noise_swaps_training_pairs_only(features_file: Path, image_folder: Path
     assert noisy.test["t2i_recall@5"] < clean.test["t2i_recall@5"]
     with pytest.raises(DataError, match="neither words nor pixels"):
         varalign.train(config_for("features", features_file, image_folder, tmp_path / "c", noise="blur=0.5"), say=quiet)
-
-
-def test_positions() -> None:
-    assert positions_of(np.array([7, 3, 7]), np.array([9, 7, 3])).tolist() == [1, 2, 1]

@@ -52,7 +52,7 @@ def test_the_best_share_on_dev_becomes_the_best_checkpoint(
         tried.append(wise_ft.SHARES[len(tried)])
         return {f"{d}_recall@{k}": 2.0 - abs(tried[-1] - 0.3) for d in ("i2t", "t2i") for k in (1, 5, 10)}
 
-    monkeypatch.setattr(wise_ft, "assess", found)
+    monkeypatch.setattr(wise_ft, "evaluate", found)
     said: list[str] = []
     result = varalign.train(config, say=said.append)
     assert tried == list(wise_ft.SHARES) and any("wise-ft: 0.3 of the way" in line for line in said)

@@ -111,9 +111,9 @@ def load(arguments: argparse.Namespace) -> Any:
     if path is None:
         path = RunFolder.newest().path
         to_stderr(f"run: {path} (the newest)")
-    from varalign.aligner import aligner
+    from varalign.aligner import load as loading
 
-    return aligner.load(path, checkpoint=arguments.checkpoint, data=arguments.data, **places(arguments))
+    return loading.load(path, checkpoint=arguments.checkpoint, data=arguments.data, **places(arguments))
 
 
 def answer(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.cli.arguments import add_json, add_run, add_split, answer, load
+from varalign.data.errors import DataError
 
 
 def add(commands: Any) -> None:
@@ -24,6 +25,11 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, and print what it holds."""
+    if arguments.features and arguments.split != "all":
+        raise DataError("--features writes all splits into one file, as `train --features` wants: leave out --split")
     model = load(arguments)
-    written = model.write_embeddings(arguments.out, split=arguments.split, features=arguments.features)
+    if arguments.features:
+        written = model.write_features(arguments.out)
+    else:
+        written = model.write_embeddings(arguments.out, split=arguments.split)
     return answer(arguments, written, [f"{arguments.out}: {written['images']} images, {written['texts']} texts"])

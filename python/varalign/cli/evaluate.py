@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         if arguments.run is not None or arguments.data is None:
             raise DataError("--zero-shot SPEC takes --data DIR and no RUN")
-        from varalign.aligner.aligner import zero_shot
+        from varalign.aligner.load import zero_shot
 
         model = zero_shot(arguments.zero_shot, arguments.data, seed=arguments.seed or 0, **places(arguments))
     result = model.evaluate(arguments.split, noise=arguments.noise)

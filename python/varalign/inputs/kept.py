@@ -26,6 +26,7 @@ def kept_arrays(
     make: Callable[[], Arrays],
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    fresh: bool = False,
     say: Say = lambda line: None,
 ) -> Arrays:
     """The arrays that a file keeps under a key, or made now and kept there in place of what it held.
@@ -38,9 +39,10 @@ def kept_arrays(
         key: of everything that the arrays depend on.
         make: makes them.
         shapes: float32 arrays that must be there, with their shapes.
+        fresh: make them in any case.
         say: called with a line on what went wrong.
     """
-    found = _read(path, key, shapes or {})
+    found = "" if fresh else _read(path, key, shapes or {})
     if isinstance(found, dict):
         return found
     if found:

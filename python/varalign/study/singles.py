@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from varalign.aligner.evaluate import embed_split, owners
+from varalign.aligner.evaluate import embed_split
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import load_features
 from varalign.evaluation.retrieval import mean_recall
@@ -83,8 +83,8 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
     }
     if cell.kind == "run":
         parts = trained.aligner.parts
-        images, rows, texts, captions = embed_split(parts, parts.data.rows("test"), options["batch_size"])
-        result |= rank_results(images, texts, owners(parts.data, captions, rows))
+        found = embed_split(parts, parts.data.rows("test"))
+        result |= rank_results(found.images, found.texts, found.owner)
         result["w_i2t"] = [round(line["w_i2t"], 6) for line in lines if line["kind"] == "step"]
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return result

@@ -14,6 +14,7 @@ import torch
 
 from varalign._core import __version__
 from varalign.aligner.aligner import Aligner
+from varalign.aligner.load import trained
 from varalign.inputs.assemble import assemble
 from varalign.inputs.models import saved_model
 from varalign.inputs.open_data import open_data
@@ -263,8 +264,7 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
         with session.stop.at_once():
             if config.wise_ft:
                 go_part_of_the_way(parts, run, say)
-            aligner = Aligner(parts.model, config, name=parts.name, run=run, parts=parts)
-            aligner.load_weights("best")
+            aligner = trained(parts, run)
             test, chance = aligner.evaluate("test"), aligner.chance("test")
             Quarantine(run.quarantine).add(parts.bad_images())
             write_report(run, [{"model": parts.name, "epochs": position.epoch, **test}, chance])

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varalign.aligner.evaluate import assess
+from varalign.aligner.evaluate import evaluate
 from varalign.data.sampler import epoch_batches
 from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.live import LiveImages
@@ -246,7 +246,7 @@ class Trainer:
             with self._stop.at_once():
                 if self._fusion is not None:
                     self._fusion.choose(trained=position.step > 0)
-                result = assess(self.parts, "dev", batch_size=self.config.batch_size)
+                result = evaluate(self.parts, "dev")
         except Interrupted:
             self._leave()  # from before the evaluation, which a resumed run makes
         position.count_epochs(epochs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from varalign.aligner.evaluate import assess
+from varalign.aligner.evaluate import evaluate
 from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.parts import Parts
 from varalign.runs.checkpoint import MODEL, START_STEP, WISE_FT, load_checkpoint, named, save_checkpoint
@@ -55,7 +55,7 @@ def go_part_of_the_way(parts: Parts, run: RunFolder, say: Callable[[str], None])
         start = load_checkpoint(folder / f"step-{START_STEP}").part(MODEL)
         for tried in SHARES:
             parts.model.load_checkpoint_state(interpolated(start, end, tried))
-            found = mean_recall(assess(parts, "dev", batch_size=parts.config.batch_size))
+            found = mean_recall(evaluate(parts, "dev"))
             if found > score:
                 share, score = tried, found
         if share < 1.0:

@@ -1,0 +1,80 @@
+"""Embeddings, and the towers' features, as files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save as save_arrays
+
+from varalign.aligner.evaluate import embed_split
+from varalign.data.datasets import ImageCaptions
+from varalign.data.errors import DataError
+from varalign.data.features import FeatureSet, check_names_file, save_features
+from varalign.data.files import write_atomically
+from varalign.inputs.parts import Parts
+from varalign.inputs.sources import Rows
+from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows, gathered
+
+
+def write_embeddings(parts: Parts, rows: Rows, file: Path) -> dict[str, Any]:
+    """Write embeddings of these images and their captions with ids, and the images' names beside them.
+
+    Returns:
+        What was written: `file`, `images`, `texts`.
+
+    Raises:
+        DataError: `file` ends neither in `.safetensors` nor in `.npz`.
+    """
+    if file.suffix not in {".safetensors", ".npz"}:
+        raise DataError(f"--out {file}: wanted a name ending in .safetensors or .npz")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    found = embed_split(parts, rows)
+    arrays = {
+        "image_embeddings": found.images.cpu().numpy(),
+        "text_embeddings": found.texts.cpu().numpy(),
+        "image_rows": found.rows,
+        "text_rows": found.captions,
+        "text_image_ids": found.owner,
+        "split": parts.data.split[found.rows],
+    }
+    if file.suffix == ".npz":
+        packed = io.BytesIO()
+        np.savez(packed, **arrays)  # type: ignore[arg-type]
+        write_atomically(file, packed.getvalue())
+    else:
+        write_atomically(file, save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
+    names = parts.data.image_names
+    if names is not None:
+        text = "".join(f"{names[row]}\n" for row in found.rows.tolist())
+        write_atomically(file.with_suffix(".images.txt"), text.encode("utf-8", "surrogateescape"))
+    return {"file": str(file), "images": len(found.rows), "texts": len(found.captions)}
+
+
+def write_features(parts: Parts, file: Path) -> dict[str, Any]:
+    """Write the towers' outputs, before the heads, of all images and captions as a features file.
+
+    Returns:
+        What was written: `file`, `images`, `texts`, `unreadable`.
+
+    Raises:
+        DataError: `file` does not end in `.safetensors`, or the data are features already.
+    """
+    if file.suffix != ".safetensors":
+        raise DataError(f"--out {file}: wanted a name ending in .safetensors")
+    data, towers = parts.data, parts.towers
+    if not isinstance(data, ImageCaptions):
+        raise DataError(f"{parts.name}: trained on a features file already: {parts.config.features}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    check_names_file(file, data.image_names)  # before minutes of embedding
+    images, captions = (np.arange(count, dtype=np.int64) for count in (len(data.split), len(data.captions)))
+    found = encoded_rows(parts, "image", images, parts.config.batch_size)
+    x, unreadable = gathered(found, len(images), towers.image_feature_dim)
+    y, _ = gathered(encoded_rows(parts, "text", captions, TEXT_BATCH), len(captions), towers.text_feature_dim)
+    split = data.split.copy()
+    split[unreadable] = -1
+    whole = FeatureSet(x.numpy(), y.numpy(), data.caption_owner, split, data.image_ids, data.image_names)
+    save_features(file, whole, dtype="float32")
+    return {"file": str(file), "images": len(split), "texts": len(captions), "unreadable": len(unreadable)}

@@ -1,0 +1,111 @@
+"""What `search` looks through: a run's data, embedded once and kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varalign.aligner.evaluate import embed_split
+from varalign.data.datasets import ImageCaptions
+from varalign.data.files import cache_key
+from varalign.data.images import IMAGE_SUFFIXES
+from varalign.inputs.kept import kept_arrays
+from varalign.inputs.parts import Parts
+from varalign.inputs.sources import Rows
+from varalign.options.config import TrainConfig
+
+_DATA_OPTIONS = ("data", "seed", "skip_missing", "dataset_size", "captions_per_image")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Embedded images and captions.
+
+    Attributes:
+        images: (I, D) unit vectors. texts: (T, D) unit vectors.
+        image_labels: (I,) image name and first caption. text_labels: (T,) image name and caption.
+        files: (I,) image files. file_states: (I,) what `_file_state` gave when they were embedded.
+    """
+
+    images: NDArray[np.float32]
+    texts: NDArray[np.float32]
+    image_labels: list[tuple[str, str]]
+    text_labels: list[tuple[str, str]]
+    files: list[str]
+    file_states: list[list[int]]
+
+    def changed(self, rows: Iterable[int]) -> bool:
+        """Whether one of these images is another file now than when it was embedded."""
+        return any(_file_state(self.files[row]) != self.file_states[row] for row in rows)
+
+
+def open_gallery(
+    file: Path, config: TrainConfig, weights: str, open_parts: Callable[[], tuple[Parts, Rows]], *, fresh: bool = False
+) -> Gallery:
+    """The gallery that a file keeps, or made now and kept there.
+
+    It is made anew where the weights, captions, splits or the list of images have changed. Image files are not looked
+    at, which takes longer than the search: `Gallery.changed` is asked about those that are shown.
+
+    Args:
+        file: a safetensors file.
+        config: the options that name the data.
+        weights: checksum of the weights.
+        open_parts: opens model and data; gives the image rows too.
+        fresh: make it in any case.
+    """
+
+    def arrays() -> dict[str, NDArray[Any]]:
+        parts, rows = open_parts()
+        data = parts.data
+        assert isinstance(data, ImageCaptions)
+        states = {row: _file_state(str(data.image_paths[row])) for row in rows.tolist()}
+        found = embed_split(parts, rows)
+        names, owner, first = data.image_names, data.caption_owner, data.first_captions(found.rows)
+        labels = {
+            "images": [(names[row], data.captions[caption]) for row, caption in zip(found.rows, first, strict=True)],
+            "texts": [(names[owner[caption]], data.captions[caption]) for caption in found.captions],
+            "files": [str(data.image_paths[row]) for row in found.rows],
+            "states": [states[row] for row in found.rows.tolist()],
+        }
+        return {
+            "images": found.images.cpu().numpy(),
+            "texts": found.texts.cpu().numpy(),
+            "labels": np.frombuffer(json.dumps(labels).encode(), np.uint8),
+        }
+
+    options = [getattr(config, name) for name in _DATA_OPTIONS]
+    found = kept_arrays(file, cache_key(weights, options, _folder_state(Path(str(config.data)))), arrays, fresh=fresh)
+    labels = json.loads(found["labels"].tobytes())
+    return Gallery(found["images"], found["texts"], *(labels[name] for name in ("images", "texts", "files", "states")))
+
+
+def _file_state(file: str) -> list[int]:
+    """Changes whenever the file is written or replaced, whatever its name, size and time of modification are."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return []
+    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _folder_state(folder: Path) -> list[tuple[object, ...]]:
+    """Changes with every file of a data folder that is no image, and with the list of its images."""
+    state: list[tuple[object, ...]] = []
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        found = os.stat(place)
+        if (found.st_dev, found.st_ino) in seen:  # a link to a folder that was met
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        others = [os.path.join(place, name) for name in files if Path(name).suffix.lower() not in IMAGE_SUFFIXES]
+        state += [(path, *_file_state(path)) for path in (place, *others)]
+    return sorted(state, key=str)

@@ -1,0 +1,124 @@
+"""Trained models: of a run folder, of a run that has just ended, or CLIP as it was published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from varalign.aligner.aligner import Aligner
+from varalign.encoders.build import build_image_encoder, build_text_encoder
+from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
+from varalign.encoders.head_shape import HeadShape
+from varalign.encoders.specs import SIDES, Side, SpecError, WeightsUnavailable
+from varalign.encoders.towers import Towers
+from varalign.inputs.models import saved_model
+from varalign.inputs.parts import Parts
+from varalign.options.config import TrainConfig
+from varalign.options.device import pick_device
+from varalign.options.recipe import fill
+from varalign.runs.checkpoint import Checkpoint, load_checkpoint
+from varalign.runs.folder import RunFolder
+
+
+def load(
+    run: Path | str,
+    *,
+    checkpoint: str = "best",
+    data: Path | str | None = None,
+    skip_missing: bool = False,
+    device: str | None = None,
+    threads: int = 0,
+    cache: str | None = None,
+) -> Aligner:
+    """Open a trained run. Its model and its data are opened when they are first needed.
+
+    Args:
+        run: the run folder.
+        checkpoint: `best`, `last` or `step-N`.
+        data: another data folder (or features file) than the run's own.
+        skip_missing: leave out captions that name a missing image.
+        device: as `--device`.
+        threads: threads that decode images; 0 takes all cores.
+        cache: folder of cached tower features.
+
+    Noise that the run was trained with is not in the data of the opened run.
+
+    Raises:
+        RunError: no such run or checkpoint, or a damaged one.
+    """
+    folder = RunFolder.open(Path(run))
+    options = folder.options()
+    options |= {"noise": None, "skip_missing": skip_missing or options.get("skip_missing", False)}
+    options |= {"device": device, "threads": threads, "cache": cache or options.get("cache")}
+    if data is not None:
+        place = "features" if options.get("features") else "data"
+        options |= {place: str(data), "dataset_size": None, "captions_per_image": None}
+    config = TrainConfig(**options).validate()
+    found = load_checkpoint(folder.checkpoints / checkpoint)
+    build = partial(_build, folder, found, pick_device(device))
+    name = str(folder.config().get("name", folder.path.name))
+    return Aligner(build, config, name=name, run=folder, checkpoint=found)
+
+
+def _build(run: RunFolder, checkpoint: Checkpoint, device: torch.device, sides: Sequence[Side]) -> DualEncoder:
+    model = saved_model(run, sides).to(device)
+    checkpoint.fill(model)
+    return model.eval()
+
+
+def trained(parts: Parts, run: RunFolder) -> Aligner:
+    """The model of a run that has just ended, with its best weights."""
+    best = load_checkpoint(run.checkpoints / "best")
+    best.fill(parts.model)
+    model = parts.model.eval()
+    return Aligner(lambda sides: model, parts.config, name=parts.name, run=run, checkpoint=best, parts=parts)
+
+
+def zero_shot(
+    spec: str,
+    data: Path | str,
+    *,
+    seed: int = 0,
+    skip_missing: bool = False,
+    device: str | None = None,
+    threads: int = 0,
+    cache: str | None = None,
+) -> Aligner:
+    """CLIP as it was published: its own two towers, without training.
+
+    Args:
+        spec: `clip:MODEL@WEIGHTS`, for both towers.
+        data: a data folder.
+        seed: of the split, where the data bring none: the seed of the run to compare with.
+        skip_missing, device, threads, cache: as for `load`.
+
+    Raises:
+        SpecError: another kind of encoder.
+        WeightsUnavailable: the weights are neither here nor in reach.
+    """
+    if not spec.startswith("clip:"):
+        raise SpecError(f"--zero-shot {spec!r}: takes CLIP, whose towers share a space: clip:MODEL@WEIGHTS")
+    config = TrainConfig(
+        data=str(data),
+        image_encoder=spec,
+        text_encoder=spec,
+        start="random",
+        seed=seed,
+        skip_missing=skip_missing,
+        device=device,
+        threads=threads,
+        cache=cache,
+    ).validate()
+    try:
+        towers = Towers(build_image_encoder(spec), build_text_encoder(spec))
+    except WeightsUnavailable as absent:  # the message names the options of `train`
+        raise WeightsUnavailable(str(absent).replace("--image-encoder", "--zero-shot")) from None
+    # its scale is at the clamp, 100, in every checkpoint that was trained to the end
+    model = DualEncoder(towers, HeadShape(towers.image_feature_dim, "identity"), logit_scale=MAX_LOGIT_SCALE)
+    for side in SIDES:
+        model.freeze(side)
+    model.to(pick_device(device)).eval()
+    return Aligner(lambda sides: model, fill(config, 1), name=f"zero-shot {spec}")
