@@ -15,12 +15,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from varalign import _core
+from varalign.data.files import file_digest
 
 MAX_PIXELS: int = _core.MAX_PIXELS
 """Width times height above which a file is refused before it is decoded (Pillow's bound)."""
@@ -70,6 +73,12 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@lru_cache(maxsize=1)
+def decoder_key() -> str:
+    """Hex SHA-256 of the compiled core: the part of a cache's key that says which code decoded and resized."""
+    return file_digest(Path(_core.__file__)).hex()
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:

@@ -62,7 +62,7 @@ class ImagePipeline:
         files = as_files(paths)
         if decoded is not None:
             decoded.check(preprocess, augment, len(files))
-        kept = None if decoded is None else decoded.core()
+        kept = None if decoded is None else decoded.kept
         self._pipeline = _core.ImagePipeline(files, preparation, threads, prefetch, dtype == "uint8", kept)
 
     def batches(self, order: Sequence[NDArray[np.int64]], *, epoch: int = 0) -> Generator[ImageBatch, None, None]:
