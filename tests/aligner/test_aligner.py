@@ -110,11 +110,6 @@ def test_eval_visualize_embed_and_search_by_command(
     assert "the text is empty" in capsys.readouterr().err
     assert main(["search", str(run), "--image", "nowhere.jpg"]) == 2
     assert capsys.readouterr().err.count("nowhere.jpg") == 1
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "image_names.txt").write_text("b.jpg\n")
-    assert main(["embed", str(run), "--features", "--out", str(tmp_path / "other" / "f.safetensors")]) == 2
-    assert "image_names.txt" in capsys.readouterr().err
-    assert (tmp_path / "other" / "image_names.txt").read_text() == "b.jpg\n"
     assert main(["visualize", str(run), "--seed", "-1"]) == 2
     assert "seed is -1" in capsys.readouterr().err
     assert main(["search", str(run), "--image", str(image_folder / "Images" / "000.jpg"), "--top", "3"]) == 0

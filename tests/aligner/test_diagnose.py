@@ -134,7 +134,7 @@ def test_features_with_their_folder_show_its_pictures_and_captions(image_folder:
                 data.captions[i] for i in data.caption_rows([data.image_names.index(row["image"])])
             ]
     assert found.page.read_text().count("data:image/jpeg") == 5
-    (tmp_path / "image_names.txt").write_text("".join(f"x{row}.jpg\n" for row in range(80)))
+    (tmp_path / "features.names.jsonl").write_text("".join(f'"x{row}.jpg"\n' for row in range(80)))
     with pytest.raises(DataError, match=r"80 of its images are not there: x0\.jpg"):
         diagnose(features=file, data=image_folder, out=tmp_path / "out", say=quiet)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from varalign.data.errors import DataError
@@ -46,15 +50,18 @@ def test_reading(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_what_is_saved_is_read_back(tmp_path: Path, dtype: str) -> None:
     features = load_features(written(tmp_path, image_ids=np.array([0, 1, 2, 3, 0, 5])))
-    named = FeatureSet(**{**vars(features), "image_names": [f"é {i}.jpg" for i in range(IMAGES)]})
+    odd = ["é", "\u2028", "\x85", "\n", '"', "\udcff"]  # the last is a byte of a name that is not UTF-8
+    names, texts = [f"{odd[i]} {i}.jpg" for i in range(IMAGES)], [f"text\u2029 {i}" for i in range(T)]
+    named = FeatureSet(**{**vars(features), "image_names": names, "texts": texts})
     path = tmp_path / "new" / "features.safetensors"
     path.parent.mkdir()
     save_features(path, named, dtype=dtype)  # type: ignore[arg-type]
     again = load_features(path)
     for name in ("image_features", "text_features", "text_image_ids", "split", "image_ids"):
         assert np.array_equal(getattr(again, name), getattr(features, name)), name
-    assert again.image_names == named.image_names
-    assert sorted(p.name for p in path.parent.iterdir()) == ["features.safetensors", "image_names.txt"]
+    assert (again.image_names, again.texts) == (names, texts)
+    beside = ["features.names.jsonl", "features.safetensors", "features.texts.jsonl"]
+    assert sorted(p.name for p in path.parent.iterdir()) == beside
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -99,13 +106,13 @@ BAD: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
     "id too large": ({"text_image_ids": np.full(T, IMAGES)}, r"text_image_ids\[0\] is 6, wanted 0 to 5 .* 14 are not"),
     "id negative": ({"text_image_ids": np.array([0] * 13 + [-1])}, r"text_image_ids\[13\] is -1, wanted 0 to 5"),
     "split unknown": ({"split": np.array([0, 0, 3, 0, 0, 0])}, r"split\[2\] is 3, wanted -1 to 2"),
-    "too large for float32": (
-        {"image_features": np.full((IMAGES, 3), 1e39)},
-        "image_features row 0 is not finite in float32 .*; 6 rows are not",
-    ),
     "not finite": (
         {"text_features": NAN},
-        "text_features row 3 is not finite in float32 .NaN, infinity or above 3.4e38.; 2 rows are not",
+        "text_features row 3 is not finite in float32 .*; 2 rows are not",
+    ),
+    "too large for float32": (
+        {"image_features": np.array([[1e39] * DX] * IMAGES)},
+        "image_features row 0 is not finite in float32 .*; 6 rows are not",
     ),
     "image without text": (
         {"text_image_ids": np.array([0] * 13 + [1])},
@@ -149,11 +156,70 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
             load_features(path)
 
 
-def test_names_must_fit(tmp_path: Path) -> None:
+def test_names_and_texts_must_fit(tmp_path: Path) -> None:
     path = written(tmp_path)
-    (tmp_path / "image_names.txt").write_text("a.jpg\nb.jpg\n")
-    with pytest.raises(DataError, match=r"image_names\.txt: 2 names for 6 images"):
+    names = tmp_path / "features.names.jsonl"
+    for text, message in [
+        ('"a.jpg"\n"b.jpg"\n', "2 lines for 6 images; wanted one each"),
+        ('"a.jpg"\n3\n', "line 2: wanted a JSON string such as"),
+        ("a.jpg\n", "line 1: wanted a JSON string"),
+        ("[" * 100_000, "line 1: wanted a JSON string"),
+        ("", "line 1: wanted a JSON string"),
+    ]:
+        names.write_text(text)
+        with pytest.raises(DataError, match=message):
+            load_features(path)
+    names.unlink()
+    (tmp_path / "features.texts.jsonl").write_text('"one"\n')
+    with pytest.raises(DataError, match="1 lines for 14 texts"):
         load_features(path)
+
+
+def test_names_of_older_files_are_read_where_they_fit(tmp_path: Path) -> None:
+    path, old = written(tmp_path), tmp_path / "image_names.txt"
+    old.write_bytes("a.jpg\nb\u2028.jpg\nc\x85.jpg\nd.jpg\ne.jpg\nf.jpg\n".encode())
+    assert load_features(path).image_names == ["a.jpg", "b\u2028.jpg", "c\x85.jpg", "d.jpg", "e.jpg", "f.jpg"]
+    (tmp_path / "features.names.jsonl").write_text("".join(f'"{i}"\n' for i in range(IMAGES)))
+    assert load_features(path).image_names == [str(i) for i in range(IMAGES)]
+    (tmp_path / "features.names.jsonl").unlink()
+    old.write_text("a.jpg\nb.jpg\n")
+    features = load_features(path)
+    assert features.image_names is None
+    assert features.notes == [f"{old}: not read, it has 2 names for 6 images"]
+
+
+def test_a_features_file_that_is_written_anew_leaves_no_old_names(tmp_path: Path) -> None:
+    features = load_features(written(tmp_path))
+    path = tmp_path / "new.safetensors"
+    save_features(path, replace(features, image_names=[str(i) for i in range(IMAGES)]))
+    save_features(path, features)
+    assert load_features(path).image_names is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.safetensors"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(DataError, match="not a file but a (folder|named pipe)"):
+        load_features(path)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_damage_gives_features_or_a_data_error(tmp_path: Path, data: st.DataObject) -> None:
+    whole = bytearray(written(tmp_path).read_bytes())
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, header - 1) | st.integers(0, len(whole) - 1))
+        whole[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'0129"{}[],:-'))
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)) | st.just(len(whole)))])
+    try:
+        found = load_features(path)
+    except DataError as error:
+        assert str(path) in str(error)
+    else:
+        assert np.isfinite(found.image_features).all() and found.text_image_ids.max() < len(found.split)
 
 
 def test_values_that_do_not_fit_are_not_saved(tmp_path: Path) -> None:

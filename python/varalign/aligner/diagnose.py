@@ -281,7 +281,7 @@ def matched(features: FeatureSet, folder: ImageCaptions, place: Path) -> ImageCa
         what = (
             f"{len(absent):,} of its images are not there: {first_three(absent)}"
             if absent
-            else f"{len(features.split):,} images, the folder has {len(names):,}, and no image_names.txt says which"
+            else f"{len(features.split):,} images, the folder has {len(names):,}, and no file of names says which"
         )
         raise DataError(f"--data {place} is not what the features file was made of: {what}")
     rows = np.array([row_of[name] for name in names], np.int64)

@@ -12,7 +12,7 @@ from safetensors.numpy import save as save_arrays
 from varalign.aligner.evaluate import embed_split
 from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError
-from varalign.data.features import FeatureSet, check_names_file, save_features
+from varalign.data.features import FeatureSet, save_features, write_strings
 from varalign.data.files import write_atomically
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
@@ -48,8 +48,7 @@ def write_embeddings(parts: Parts, rows: Rows, file: Path) -> dict[str, Any]:
         write_atomically(file, save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
     names = parts.data.image_names
     if names is not None:
-        text = "".join(f"{names[row]}\n" for row in found.rows.tolist())
-        write_atomically(file.with_suffix(".images.txt"), text.encode("utf-8", "surrogateescape"))
+        write_strings(file.with_suffix(".names.jsonl"), [names[row] for row in found.rows.tolist()])
     return {"file": str(file), "images": len(found.rows), "texts": len(found.captions)}
 
 
@@ -68,13 +67,13 @@ def write_features(parts: Parts, file: Path) -> dict[str, Any]:
     if not isinstance(data, ImageCaptions):
         raise DataError(f"{parts.name}: trained on a features file already: {parts.config.features}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    check_names_file(file, data.image_names)  # before minutes of embedding
     images, captions = (np.arange(count, dtype=np.int64) for count in (len(data.split), len(data.captions)))
     found = encoded_rows(parts, "image", images, parts.config.batch_size)
     x, unreadable = gathered(found, len(images), towers.image_feature_dim)
     y, _ = gathered(encoded_rows(parts, "text", captions, TEXT_BATCH), len(captions), towers.text_feature_dim)
     split = data.split.copy()
     split[unreadable] = -1
-    whole = FeatureSet(x.numpy(), y.numpy(), data.caption_owner, split, data.image_ids, data.image_names)
+    names, texts = data.image_names, data.captions
+    whole = FeatureSet(x.numpy(), y.numpy(), data.caption_owner, split, data.image_ids, names, texts=texts)
     save_features(file, whole, dtype="float32")
     return {"file": str(file), "images": len(split), "texts": len(captions), "unreadable": len(unreadable)}

@@ -2,12 +2,16 @@
 
 Tensors: `image_features` (I, Dx) and `text_features` (T, Dy), float16, float32 or float64; `text_image_ids` (T,), the
 row of each text's image; `split` (I,) 0 train, 1 dev, 2 test, -1 none; optionally `image_ids` (I,), equal for copies of
-one image. Optionally `image_names.txt` beside it, one name a row. Nothing is read by pickle.
+one image. Beside STEM.safetensors, each optional: `STEM.names.jsonl` and `STEM.texts.jsonl`, the images' names and the
+texts, one JSON string a line in the order of the rows. Older files have `image_names.txt`, a name a line, for the whole
+folder: it is read where it has as many lines as there are images. Nothing is read by pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +20,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.errors import DataError, first_three
-from varalign.data.files import read_bytes, write_atomically
+from varalign.data.caption_file import split_lines
+from varalign.data.errors import DataError, first_three, shown
+from varalign.data.files import open_user_file, read_bytes, write_atomically
 from varalign.data.index import CaptionIndex
 from varalign.data.splits import limit_training, separate_twins
 
-NAMES_FILE = "image_names.txt"
+OLD_NAMES_FILE = "image_names.txt"
 _FLOATS = ("F16", "F32", "F64")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
 
@@ -32,6 +37,7 @@ class FeatureSet(CaptionIndex):
 
     image_features: (I, Dx) float32. text_features: (T, Dy) float32. text_image_ids: (T,) int64 image rows. split: (I,)
     int8. image_ids: (I,) int64, equal for copies of one image; an id is never in two splits. image_names: (I,) or None.
+    texts: (T,) or None.
     """
 
     image_features: NDArray[np.float32]
@@ -41,6 +47,7 @@ class FeatureSet(CaptionIndex):
     image_ids: NDArray[np.int64]
     image_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    texts: list[str] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,44 +77,55 @@ def load_features(path: Path | str) -> FeatureSet:
     shapes, ids out of range, values that are not finite, and images in a split that have no text.
     """
     path = Path(path)
-    tensors = _read_tensors(path)
-    raw_images = tensors["image_features"]
-    with np.errstate(over="ignore"):
-        images, texts = (np.ascontiguousarray(tensors[f"{side}_features"], np.float32) for side in ("image", "text"))
+    try:
+        return _checked(path, _read_tensors(path))
+    except MemoryError:
+        raise DataError(f"{path}: too large for the memory that is free") from None
+
+
+def _checked(path: Path, tensors: dict[str, NDArray[Any]]) -> FeatureSet:
+    images, texts = tensors["image_features"], tensors["text_features"]
     owner, split = tensors["text_image_ids"], tensors["split"]
     for name, other in (("text_image_ids", texts), ("split", images), ("image_ids", images)):
         if name in tensors and tensors[name].shape != other.shape[:1]:
             raise DataError(f"{path}: {name} has shape {tensors[name].shape}, wanted ({len(other)},)")
     _check_range(path, "text_image_ids", owner, 0, len(images) - 1, f"rows of the {len(images):,} images")
     _check_range(path, "split", split, -1, 2, "0 train, 1 dev, 2 test, -1 none")
-    for name, values in (("image_features", images), ("text_features", texts)):
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(bad):
-            raise DataError(
-                f"{path}: {name} row {bad[0]} is not finite in float32 (NaN, infinity or above 3.4e38); "
-                f"{len(bad):,} rows are not"
-            )
     bare = np.flatnonzero((split >= 0) & (np.bincount(owner, minlength=len(images)) == 0))
     if len(bare):
         raise DataError(
             f"{path}: image row {bare[0]} is in a split and has no text; {len(bare):,} such rows: give them split -1"
         )
     split = split.astype(np.int8)
-    image_ids = _canonical(tensors["image_ids"]) if "image_ids" in tensors else _canonical(_row_bytes(raw_images))
+    image_ids = _canonical(tensors["image_ids"]) if "image_ids" in tensors else _canonical(_row_bytes(images))
     notes = separate_twins(split, image_ids)
+    names = read_strings(_beside(path, "names"), len(images), "images")
     return FeatureSet(
-        images,
-        texts,
-        owner.astype(np.int64),
-        split,
-        image_ids,
-        _read_names(path.parent / NAMES_FILE, len(images)),
-        notes,
+        _finite(path, "image_features", images),
+        _finite(path, "text_features", texts),
+        text_image_ids=owner.astype(np.int64),
+        split=split,
+        image_ids=image_ids,
+        image_names=_old_names(path.parent / OLD_NAMES_FILE, len(images), notes) if names is None else names,
+        notes=notes,
+        texts=read_strings(_beside(path, "texts"), len(texts), "texts"),
     )
 
 
+def _finite(path: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(values, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(cast).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"{path}: {name} row {bad[0]} is not finite in float32 (NaN, infinity or above 3.4e38); {len(bad):,} rows "
+            "are not"
+        )
+    return cast
+
+
 def save_features(path: Path | str, features: FeatureSet, dtype: Literal["float16", "float32"] = "float16") -> None:
-    """Write a features file, and `image_names.txt` beside it where there are names; both whole or not at all.
+    """Write a features file and the files of its names and texts, where it has them; each whole or not at all.
 
     Raises ValueError where a value does not fit the dtype, OSError where the file cannot be written.
     """
@@ -127,30 +145,63 @@ def save_features(path: Path | str, features: FeatureSet, dtype: Literal["float1
     tensors["split"] = features.split.astype(np.int8)
     tensors["image_ids"] = features.image_ids.astype(np.int64)
     write_atomically(path, save(tensors, metadata={"format": "varalign features", "version": "1"}))
-    if features.image_names is not None:
-        text = "".join(f"{name}\n" for name in features.image_names)
-        write_atomically(path.parent / NAMES_FILE, text.encode("utf-8", "surrogateescape"))
+    for what, strings in (("names", features.image_names), ("texts", features.texts)):
+        if strings is None:
+            _beside(path, what).unlink(missing_ok=True)  # of the file that was there before
+        else:
+            write_strings(_beside(path, what), strings)
 
 
-def check_names_file(path: Path, image_names: list[str]) -> None:
-    """Refuse to write features beside an `image_names.txt` that names other images: it belongs to another file.
-
-    Raises DataError naming it.
-    """
-    names = path.parent / NAMES_FILE
-    if names.is_file() and _decode_names(names) != image_names:
-        raise DataError(f"{names}: names the images of another features file; write to another folder by --out")
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.stem}.{what}.jsonl")
 
 
-def _decode_names(path: Path) -> list[str]:
-    return read_bytes(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff").splitlines()
+def write_strings(path: Path, strings: Iterable[str]) -> None:
+    """Write one JSON string a line, in ASCII: names may hold any line end and bytes that are not UTF-8."""
+    write_atomically(path, "".join(f"{json.dumps(string)}\n" for string in strings).encode())
+
+
+def read_strings(path: Path, count: int, what: str) -> list[str] | None:
+    """The JSON strings of a file, one a line; None where it is absent, DataError where they are not `count` strings."""
+    if not path.is_file():
+        return None
+    strings: list[str] = []
+    for number, line in enumerate(read_bytes(path).removesuffix(b"\n").split(b"\n"), 1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, str):
+            raise DataError(f'{path} line {number}: wanted a JSON string such as "a.jpg", got {shown(repr(line))}')
+        strings.append(value)
+    if len(strings) != count:
+        raise DataError(
+            f"{path}: {len(strings):,} lines for {count:,} {what}; wanted one each, in the order of the rows"
+        )
+    return strings
+
+
+def _old_names(path: Path, count: int, notes: list[str]) -> list[str] | None:
+    if not path.is_file():
+        return None
+    text = read_bytes(path).decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    names = split_lines(text.removesuffix("\n"))
+    if len(names) != count:
+        notes.append(f"{path}: not read, it has {len(names):,} names for {count:,} images")
+        return None
+    return names
 
 
 def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
-        raise DataError(f"{path}: no such features file; 'varalign embed --features' writes one")
+    try:
+        with open_user_file(path) as file:
+            start = file.read(8)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such features file; 'varalign embed --features' writes one") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     wanted = {
         "image_features": (_FLOATS, 2),
         "text_features": (_FLOATS, 2),
@@ -160,8 +211,8 @@ def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     optional = {"image_ids": (_INTEGERS, 1)}
     tensors = {}
     try:
-        with safe_open(str(path), framework="numpy") as file:
-            there = set(file.keys())
+        with safe_open(str(path), framework="numpy") as tensors_of:
+            there = set(tensors_of.keys())
             absent = [name for name in wanted if name not in there]
             if absent:
                 raise DataError(
@@ -170,15 +221,14 @@ def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
             for name, (dtypes, dimensions) in {**wanted, **optional}.items():
                 if name not in there:
                     continue
-                part = file.get_slice(name)
+                part = tensors_of.get_slice(name)
                 shape = tuple(part.get_shape())
                 if part.get_dtype() not in dtypes:
                     raise DataError(f"{path}: {name} has dtype {part.get_dtype()}, wanted one of {', '.join(dtypes)}")
                 if len(shape) != dimensions or 0 in shape:
                     raise DataError(f"{path}: {name} has shape {shape}, wanted {dimensions} dimensions, none of them 0")
-                tensors[name] = file.get_tensor(name)
+                tensors[name] = tensors_of.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        start = _first_bytes(path)
         pickled = start[:2] == b"PK" or start[:1] == b"\x80"
         mend = (
             "it looks like a PyTorch file: 'varalign convert' makes a safetensors file of it"
@@ -187,14 +237,6 @@ def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
         )
         raise DataError(f"{path}: not a whole safetensors file ({error}); {mend}") from None
     return tensors
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(8)
-    except OSError:
-        return b""
 
 
 def _check_range(path: Path, name: str, values: NDArray[Any], low: int, high: int, what: str) -> None:
@@ -214,14 +256,3 @@ def _canonical(values: NDArray[Any]) -> NDArray[np.int64]:
     """(I,) int64: for each entry the index of the first entry that is equal to it."""
     first: dict[Any, int] = {}
     return np.array([first.setdefault(value, row) for row, value in enumerate(values.tolist())], dtype=np.int64)
-
-
-def _read_names(path: Path, count: int) -> list[str] | None:
-    if not path.is_file():
-        return None
-    names = _decode_names(path)
-    if len(names) != count:
-        raise DataError(
-            f"{path}: {len(names):,} names for {count:,} images; wanted one a line, in the order of the rows"
-        )
-    return names
