@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from varalign.data.dataset_check import Report, check_dataset
 from varalign.data.sample import write_sample
@@ -12,7 +15,7 @@ from varalign.data.sample import write_sample
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_sample(tmp_path / "data", images=40, size=32)
+    write_sample(tmp_path / "data", images=120, size=32)
     return tmp_path / "data"
 
 
@@ -28,8 +31,8 @@ def image(folder: Path, number: int) -> Path:
 def test_a_good_folder(folder: Path) -> None:
     report = check_dataset(folder)
     assert not report.faults
-    assert (report.images, report.captions) == (40, 200)
-    assert report.splits == {"train": 20, "dev": 10, "test": 10, "none": 0}
+    assert (report.images, report.captions) == (120, 600)
+    assert report.splits == {"train": 60, "dev": 30, "test": 30, "none": 0}
     assert report.captions_per_image == {"least": 5, "mean": 5.0, "most": 5}
     assert report.lines()[-1] == "fit for training"
     assert "missing images: none" in report.lines()
@@ -77,7 +80,7 @@ def test_missing_images_are_a_fault(folder: Path) -> None:
     assert len(report.missing) == 15
     assert "'scene_00000.jpg' (line 2)" in report.missing
     assert "15 captions name images not in" in report.problems[0]
-    assert report.images == 37, "the rest is looked at all the same"
+    assert report.images == 117, "the rest is looked at all the same"
     assert report.lines()[-1] == "training would fail"
     assert "  and 5 more" in report.lines()
 
@@ -85,7 +88,7 @@ def test_missing_images_are_a_fault(folder: Path) -> None:
 def test_empty_captions_are_a_fault(folder: Path) -> None:
     add_captions(folder, "scene_00000.jpg,")
     assert check_dataset(folder).problems == [
-        "1 captions are empty: captions.txt line 202; write them, remove the lines, or pass "
+        "1 captions are empty: captions.txt line 602; write them, remove the lines, or pass "
         "--skip-missing to leave them out"
     ]
 
@@ -96,8 +99,52 @@ def test_unreadable_images_are_a_fault_above_the_limit(folder: Path) -> None:
     report = check_dataset(folder)
     assert list(report.unreadable) == ["scene_00004.jpg", "scene_00005.jpg"]
     assert all(report.unreadable.values())
-    assert report.problems == ["2 of 40 images are unreadable, more than --max-bad 0.01: mend or remove them"]
+    assert report.problems == ["2 of 120 images are unreadable, more than --max-bad 0.01: mend or remove them"]
     assert not check_dataset(folder, max_bad=0.05).faults
+
+
+def test_what_is_too_little_to_learn_from_is_not_called_fit(tmp_path: Path) -> None:
+    write_sample(tmp_path, images=12, size=32)
+    report = check_dataset(tmp_path)
+    assert not report.faults
+    assert report.few == [
+        "6 train images, wanted at least 50",
+        "3 dev images, wanted at least 11",
+        "3 test images, wanted at least 11",
+    ]
+    assert "too few: 3 dev images, wanted at least 11" in report.lines()
+    assert report.lines()[-1] == (
+        "training would run, but its figures would say nothing; wanted at least 50 train, 11 dev, 11 test images"
+    )
+
+
+@pytest.mark.parametrize(
+    ("caption", "short"),
+    [
+        ("一只红狗在雪地里奔跑", False),
+        ("远处有两只鸟", False),
+        ("หมาวิ่งบนหาดทราย", False),
+        ("犬が走る", False),
+        ("狗", True),
+        ("собака", True),
+        ("dog", True),
+    ],
+)
+def test_captions_without_spaces_are_not_short_for_that(folder: Path, caption: str, short: bool) -> None:
+    add_captions(folder, f"scene_00000.jpg,{caption}")
+    assert len(check_dataset(folder).suspicious) == short
+
+
+def test_file_handles_that_ran_out_are_no_fault_of_an_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("varalign.data.files.open_user_file", refuse)
+    monkeypatch.setattr("varalign.data.captions.read_bytes", lambda path, limit: path.read_bytes())
+    monkeypatch.setattr("varalign.data.splits.read_bytes", Path.read_bytes)
+    monkeypatch.setattr("varalign.data.datasets.identical_files", lambda images: np.arange(len(images)))
+    with pytest.raises(OSError, match="open files"):
+        check_dataset(folder)
 
 
 def test_an_empty_split_is_a_fault(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,72 @@ def test_names_match_in_either_unicode_form(tmp_path: Path) -> None:
         dataset = load_dataset(folder)
         assert dataset.image_names == [*NAMES[:3], on_disk]
         assert dataset.caption_rows([3]).tolist() == [6, 7, 8]
+
+
+def renamed(folder: Path, new: Callable[[str], str]) -> Path:
+    """The folder with other names in its captions file than on disk."""
+    text = (folder / "captions.txt").read_text()
+    for name in NAMES:
+        text = text.replace(f"\n{name},", f"\n{new(name)},")
+    (folder / "captions.txt").write_text(text)
+    return folder
+
+
+def test_names_in_another_case_are_found_with_a_note(tmp_path: Path) -> None:
+    dataset = load_dataset(renamed(lay_out(tmp_path, NAMES), str.upper))
+    assert dataset.image_names == NAMES
+    assert dataset.notes[0] == (
+        "captions.txt: 20 image names are in another case than their files: "
+        "'0.JPG' is '0.jpg', '1.JPG' is '1.jpg', '2.JPG' is '2.jpg' and 17 more"
+    )
+    for split, names in (("train", NAMES[2:]), ("dev", NAMES[:1]), ("test", NAMES[1:2])):
+        lines = "".join(f"{name.upper()}\n" for name in names)
+        (tmp_path / f"Flickr_8k.{split}Images.txt").write_text(lines)
+    assert [len(load_dataset(tmp_path).rows(split)) for split in ("train", "dev", "test")] == [18, 1, 1]
+
+
+def test_a_name_that_fits_two_files_in_another_case_is_missing(tmp_path: Path) -> None:
+    lay_out(tmp_path, NAMES)
+    for name in ("x.jpg", "X.jpg"):
+        (tmp_path / "Images" / name).write_bytes(image_bytes(50))
+    if len(list((tmp_path / "Images").iterdir())) < 22:
+        pytest.skip("this file system does not tell upper and lower case apart")
+    with (tmp_path / "captions.txt").open("a") as file:
+        file.write("x.JPG,A caption .\n")
+    with pytest.raises(DataError, match="names an image not in .*'x.JPG'"):
+        load_dataset(tmp_path)
+
+
+def test_names_with_backslashes_and_the_folder_before_them(tmp_path: Path) -> None:
+    dataset = load_dataset(renamed(lay_out(tmp_path, NAMES), lambda name: f"Images\\{name}"))
+    assert dataset.image_names == [f"Images/{name}" for name in NAMES]
+    assert dataset.image_paths[3] == tmp_path / "Images" / "3.jpg"
+
+
+def test_companions_that_macos_writes_are_no_images(tmp_path: Path) -> None:
+    lay_out(tmp_path, NAMES)
+    for name in NAMES:
+        (tmp_path / "Images" / f"._{name}").write_bytes(b"\0\5\x16\7")
+    dataset = load_dataset(tmp_path)
+    assert dataset.image_names == NAMES and not any("no caption" in note for note in dataset.notes)
+
+
+CASES = [
+    "csv_space_before_quote",
+    "csv_20_line_quoted_caption",
+    "csv_backslash_names",
+    "flickr30k_results_bars",
+    "chinese_captions_called_a_word_or_less",
+    "names_in_other_case",
+    "appledouble",
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cases_from_bug_reports(shared_data: Path, case: str) -> None:
+    dataset = load_dataset(shared_data / "cases" / case)
+    assert (len(dataset.image_names), len(dataset.captions)) == (4, 4)
+    assert not any('"' in caption or "|" in caption or caption[0].isdigit() for caption in dataset.captions)
 
 
 def test_subfolders_may_be_named(tmp_path: Path) -> None:

@@ -51,7 +51,12 @@ def open_user_file(path: Path | str) -> BinaryIO:
 
 
 def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Read a user's file of at most `limit` bytes; DataError where it cannot be read or is no regular file."""
+    """Read a user's file of at most `limit` bytes.
+
+    Raises:
+        DataError: it cannot be read, or is no regular file.
+        OSError: the system has no more file handles, which says nothing of the file.
+    """
     try:
         with open_user_file(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -59,6 +64,8 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
                 raise DataError(f"{path}: {size:,} bytes, more than the {limit:,} that are read; split the file")
             return file.read(size)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError:
         raise DataError(f"{path}: too large for the memory that is free") from None
