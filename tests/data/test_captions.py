@@ -330,17 +330,48 @@ def test_what_csv_writes_is_read_back(
     assert pairs(path) == rows
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=300) | st.text('a.jpg,;"\t#0\r\n{}[]:é', max_size=120).map(str.encode))
-def test_any_bytes_give_captions_or_a_data_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.mktemp("any") / "captions.txt"
-    path.write_bytes(data)
-    try:
-        found = pairs(path)
-    except DataError:
-        return
-    assert found
-    assert all(name and caption for name, caption in found)
+SEPARATORS = [*'\n\r,"|;\t\0\u2028\x85 ', "\r\n", ", ", '""', '" ', "| 0| ", "#0\t"]
+JSON_PIECES = [
+    '{"images":',
+    "[",
+    '{"filename":"a.jpg","sentences":[{"raw":"x"}]}',
+    "]}",
+    "}",
+    '"annotations":[',
+    "1e400",
+    "NaN",
+    '"\\ud800"',
+]
+JSON_PIECES += ['{"id": 1, "file_name": "a.jpg"}', '{"image_id": 1, "caption": "x"}', "9" * 40, "[" * 2000]
+TEXTS = ["a.jpg", "b.PNG", "image,caption\n", "image| number| comment\n", "A dog .", "\ufeff", "é狗", "x" * 9000]
+PIECES = st.sampled_from([*SEPARATORS, *JSON_PIECES, *TEXTS])
+FILES = (
+    st.binary(max_size=300)
+    | st.lists(PIECES, max_size=25).map(lambda pieces: "".join(pieces).encode())
+    | st.tuples(
+        st.sampled_from(list(GOOD.values())), st.integers(0, 400), st.integers(0, 9), st.binary(max_size=4)
+    ).map(lambda t: t[0][: t[1]] + t[3] + t[0][t[1] + t[2] :])
+)
+
+
+@pytest.mark.parametrize("examples", [200, pytest.param(30_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["captions.txt", "dataset.json"])
+def test_any_bytes_give_captions_or_a_data_error(tmp_path: Path, name: str, examples: int) -> None:
+    path = tmp_path / name
+
+    @settings(max_examples=examples, deadline=None)
+    @given(FILES, st.booleans())
+    def reads(data: bytes, skip_empty: bool) -> None:
+        path.write_bytes(data)
+        try:
+            found = read_captions(path, skip_empty=skip_empty)
+        except DataError as error:
+            assert str(path) in str(error)
+            return
+        assert len(found.image_names) == len(found.captions) == len(found.lines)
+        assert all(caption and "\n" not in caption for caption in found.captions)
+
+    reads()
 
 
 def test_all_of_flickr8k(shared_data: Path) -> None:

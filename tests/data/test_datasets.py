@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError
 from varalign.data.image_folder import ImageFile, identical_files
@@ -180,6 +183,63 @@ def test_cases_from_bug_reports(shared_data: Path, case: str) -> None:
     dataset = load_dataset(shared_data / "cases" / case)
     assert (len(dataset.image_names), len(dataset.captions)) == (4, 4)
     assert not any('"' in caption or "|" in caption or caption[0].isdigit() for caption in dataset.captions)
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=pytest.mark.long)])
+def test_any_folder_gives_a_data_set_or_a_data_error(tmp_path: Path, examples: int) -> None:
+    """Names, captions and lists of every kind, in every file that is looked for."""
+    lay_out(tmp_path, NAMES[:6])
+    (tmp_path / "captions.txt").unlink()
+    (tmp_path / "Images" / "sub").mkdir()
+    (tmp_path / "Images" / "é 狗.jpg").write_bytes(image_bytes(60))
+    odd = [
+        "",
+        ".",
+        "..",
+        "/",
+        "a" * 300,
+        "sub",
+        "sub/x.jpg",
+        "nul\0",
+        "\u2028",
+        "../0.jpg",
+        "C:\\0.jpg",
+        "0.jpg/x",
+        "\x7f",
+    ]
+    names = st.sampled_from([*NAMES[:7], "Images\\1.jpg", "2.JPG", "e\u0301 狗.jpg", "é 狗.jpg", *odd]) | st.text(
+        max_size=8
+    )
+    splits = st.sampled_from(["train", "val", "test", "restval", "spare", ""])
+    rows = st.lists(st.tuples(names, st.text(max_size=12), splits), max_size=12)
+
+    def karpathy(rows: list[tuple[str, str, str]]) -> str:
+        images = [{"filename": name, "split": split, "sentences": [{"raw": text}]} for name, text, split in rows]
+        return json.dumps({"images": images})
+
+    forms: dict[str, Callable[[list[tuple[str, str, str]]], str]] = {
+        "captions.txt": lambda rows: "\n".join(f"{name},{text}" for name, text, _ in rows),
+        "captions.csv": lambda rows: "image,caption\n" + "\n".join(f'"{name}", "{text}"' for name, text, _ in rows),
+        "Flickr8k.token.txt": lambda rows: "\n".join(f"{name}#0\t{text}" for name, text, _ in rows),
+        "dataset.json": karpathy,
+        "results.csv": lambda rows: "image| comment\n" + "\n".join(f"{name}| {text}" for name, text, _ in rows),
+    }
+
+    @settings(max_examples=examples, deadline=None)
+    @given(rows, st.sampled_from([*forms]), st.none() | st.lists(names, max_size=6), st.booleans())
+    def loads(rows: list[tuple[str, str, str]], form: str, listed: list[str] | None, skip: bool) -> None:
+        lists = [tmp_path / f"Flickr_8k.{split}Images.txt" for split in ("train", "dev", "test")]
+        for place in [tmp_path / name for name in forms] + lists:
+            place.unlink(missing_ok=True)
+        (tmp_path / form).write_text(forms[form](rows), encoding="utf-8", errors="surrogatepass", newline="")
+        for number, place in enumerate(lists if listed is not None else []):
+            place.write_text("\n".join(listed[number::3]), encoding="utf-8", errors="surrogatepass", newline="")
+        with contextlib.suppress(DataError):
+            dataset = load_dataset(tmp_path, skip_missing=skip)
+            assert all(path.is_file() for path in dataset.image_paths)
+            assert (np.diff(dataset.caption_offsets) > 0).all()
+
+    loads()
 
 
 def test_subfolders_may_be_named(tmp_path: Path) -> None:

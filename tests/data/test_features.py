@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -204,22 +204,34 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
         load_features(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_any_damage_gives_features_or_a_data_error(tmp_path: Path, data: st.DataObject) -> None:
-    whole = bytearray(written(tmp_path).read_bytes())
+@pytest.mark.parametrize("examples", [200, pytest.param(30_000, marks=pytest.mark.long)])
+def test_any_damage_gives_features_or_a_data_error(tmp_path: Path, examples: int) -> None:
+    whole = written(tmp_path).read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
-    for _ in range(data.draw(st.integers(1, 6))):
-        place = data.draw(st.integers(0, header - 1) | st.integers(0, len(whole) - 1))
-        whole[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'0129"{}[],:-'))
     path = tmp_path / "damaged.safetensors"
-    path.write_bytes(whole[: data.draw(st.integers(0, len(whole)) | st.just(len(whole)))])
-    try:
-        found = load_features(path)
-    except DataError as error:
-        assert str(path) in str(error)
-    else:
-        assert np.isfinite(found.image_features).all() and found.text_image_ids.max() < len(found.split)
+    names = st.none() | st.binary(max_size=60) | st.just(b'"a"\n' * IMAGES)
+
+    @settings(max_examples=examples, deadline=None)
+    @given(st.data(), names, names)
+    def reads(data: st.DataObject, names: bytes | None, old_names: bytes | None) -> None:
+        damaged = bytearray(whole)
+        for _ in range(data.draw(st.integers(0, 6))):
+            place = data.draw(st.integers(0, header - 1) | st.integers(0, len(whole) - 1))
+            damaged[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'0129"{}[],:-'))
+        path.write_bytes(damaged[: data.draw(st.integers(0, len(whole)) | st.just(len(whole)))])
+        for place, content in ((tmp_path / "damaged.names.jsonl", names), (tmp_path / "image_names.txt", old_names)):
+            place.unlink(missing_ok=True)
+            if content is not None:
+                place.write_bytes(content)
+        try:
+            found = load_features(path)
+        except DataError as error:
+            assert str(tmp_path) in str(error)
+        else:
+            assert np.isfinite(found.image_features).all() and found.text_image_ids.max() < len(found.split)
+            assert found.image_names is None or len(found.image_names) == len(found.split)
+
+    reads()
 
 
 def test_values_that_do_not_fit_are_not_saved(tmp_path: Path) -> None:
