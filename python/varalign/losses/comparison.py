@@ -12,6 +12,7 @@ from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.means import mean_over_queries
 from varalign.losses.objective import Batch, Objective
+from varalign.losses.step_calls import StepCalls
 
 if TYPE_CHECKING:
     from varalign.schedules import LossSchedule
@@ -30,7 +31,9 @@ class ComparisonLoss(nn.Module):
     def __init__(self, objective: Objective, schedule: LossSchedule) -> None:
         super().__init__()
         self.objective, self.schedule = objective, schedule
-        self._context: dict[str, Any] = {}
+        self._context: dict[str, Any] = {}  # for the next call
+        self._shown: dict[str, Any] = {}  # of the last call
+        self._calls = StepCalls()
 
     def see(
         self,
@@ -55,23 +58,27 @@ class ComparisonLoss(nn.Module):
         *,
         image_weights: Tensor | None = None,
         text_weights: Tensor | None = None,
+        step: int | None = None,
     ) -> ContrastiveOutput:
         """The step's loss; arguments and result as in `ContrastiveLoss`."""
+        if self.training:
+            self._calls.begin(step)
         with torch.no_grad():
             _, _, stats_i2t, stats_t2i = contrastive(
                 image_embeddings, text_embeddings, logit_scale, image_ids, text_image_ids
             )
         ids, text_ids = prepared_ids(image_embeddings, text_embeddings, image_ids, text_image_ids, None)
         scale = torch.as_tensor(logit_scale, dtype=image_embeddings.dtype, device=image_embeddings.device)
-        context, self._context = self._context, {}
-        batch = Batch(image_embeddings, text_embeddings, scale, ids[:, None] == text_ids[None], **context)
-        values_i2t, values_t2i, added = self.objective(batch)
+        if not self._calls.recomputing:  # which is of the call that was shown last
+            self._shown, self._context = self._context, {}
+        batch = Batch(image_embeddings, text_embeddings, scale, ids[:, None] == text_ids[None], **self._shown)
+        values_i2t, values_t2i, added = self._calls.values(self.objective, batch)
         loss_i2t = mean_over_queries(values_i2t, stats_i2t, image_weights)
         loss_t2i = mean_over_queries(values_t2i, stats_t2i, text_weights)
         losses = torch.stack([loss_i2t, loss_t2i])
         if self.schedule.by_gradients:
             losses = gradient_norms(losses, (image_embeddings, text_embeddings))
-        weights = self.schedule(stats_i2t, stats_t2i, losses=losses)
+        weights = self._calls.weights(self.schedule, stats_i2t, stats_t2i, losses)
         loss = weights[0] * loss_i2t + weights[1] * loss_t2i
         if added is not None:
             loss = loss + added

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,9 @@ from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, ga
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.means import direction_losses
 from varalign.losses.operator import choose_backend, contrastive_forward
+from varalign.losses.step_calls import StepCalls
+from varalign.schedules import LossSchedule, build_schedule
 from varalign.schedules.direction_stats import DirectionStats
-
-if TYPE_CHECKING:
-    from varalign.schedules import LossSchedule
 
 DUPLICATES = ("positive", "ignore")
 
@@ -188,8 +187,9 @@ class ContrastiveLoss(nn.Module):
     Works in any training loop: `loss(image_embeddings, text_embeddings, logit_scale).loss.backward()`. The schedule's
     state is in `state_dict`.
 
-    On a GPU a small batch's time is its launches (26 for both passes, `bench/launches.py`) and Python's between them.
-    The host never waits for the device, so that the step can be captured, and both go; batches are then of one size::
+    On a GPU a small batch's time is that of its kernel launches (26 for both passes, `bench/launches.py`) and Python.
+    The host never waits for the device, so a step can be captured as a CUDA graph, which avoids both; all batches must
+    then have one size::
 
         fast = torch.compile(lambda *batch: loss(*batch).loss, mode="reduce-overhead")
 
@@ -214,13 +214,12 @@ class ContrastiveLoss(nn.Module):
         group: Any = None,
     ) -> None:
         super().__init__()
-        from varalign.schedules import build_schedule  # which needs this room's statistics: at the top, a circle
-
         _check_duplicates(duplicates)
         self.schedule = build_schedule(schedule) if isinstance(schedule, str) else schedule
         self.duplicates = duplicates
         self.cache_bytes = cache_bytes
         self.group = group
+        self._calls = StepCalls()
 
     def extra_repr(self) -> str:
         return f"duplicates={self.duplicates!r}"
@@ -236,6 +235,7 @@ class ContrastiveLoss(nn.Module):
         image_weights: Tensor | None = None,
         text_weights: Tensor | None = None,
         members: int = 1,
+        step: int | None = None,
     ) -> ContrastiveOutput:
         """The step's loss; arguments as in `contrastive`.
 
@@ -246,7 +246,11 @@ class ContrastiveLoss(nn.Module):
             text_weights: (N,) the same for the texts.
             members: how many spaces of their own lie side by side in the embeddings (an ensemble's): (B, K * D), of
                 length 1 together. Each is aligned by itself; values and statistics are means over them.
+            step: the number of the optimiser step that the call is part of, under gradient accumulation: the schedule
+                then advances once a step, from the statistics of all its calls. None: every call is a step.
         """
+        if self.training:
+            self._calls.begin(step)
         problem = _Problem.of(
             image_embeddings,
             text_embeddings,
@@ -279,7 +283,7 @@ class ContrastiveLoss(nn.Module):
         seen = losses
         if self.schedule.by_gradients:
             seen = gradient_norms(losses, (image_embeddings, text_embeddings), group=self.group)
-        weights = self.schedule(all_i2t, all_t2i, losses=seen)
+        weights = self._calls.weights(self.schedule, all_i2t, all_t2i, seen)
         loss_i2t, loss_t2i = losses.unbind(0)
         return ContrastiveOutput((weights * losses).sum(), loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)
 

@@ -30,8 +30,8 @@ def direction_losses(
         backend: of the losses: "triton" does it in one launch, and one backward.
 
     Returns:
-        losses (2,); with "triton" the means (3, 2) that `DirectionStats.means` takes apart, else None: who asks for a
-        mean pays for it.
+        losses (2,); with "triton" the means (3, 2) that `DirectionStats.means` takes apart, else None: `DirectionStats`
+        computes them where they are asked for.
     """
     n = values.shape[0] - m
     # torch.compile makes one kernel of the plain operations and of what stands around them.

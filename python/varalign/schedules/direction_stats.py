@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,3 +94,18 @@ class DirectionStats:
         """The inverse of `stacked`; the tensors are views of `table`."""
         columns = dict(zip(STATISTICS, table.unbind(0), strict=True))
         return cls(**columns, candidates=candidates, logit_scale=logit_scale, means=means)
+
+    @classmethod
+    def joined(cls, parts: Sequence[DirectionStats]) -> DirectionStats:
+        """The statistics of all queries of several batches, with the mean number of candidates."""
+        if len(parts) == 1:
+            return parts[0]
+        counts = [len(part.lse) for part in parts]
+        candidates = round(sum(part.candidates * n for part, n in zip(parts, counts, strict=True)) / sum(counts))
+        means = None
+        if all(part.means is not None for part in parts):
+            weighted = [part.means * (n / sum(counts)) for part, n in zip(parts, counts, strict=True)]  # type: ignore[operator]
+            means = torch.stack(weighted).sum(0)
+        return cls.from_stacked(
+            torch.cat([part.stacked() for part in parts], 1), candidates, parts[-1].logit_scale, means
+        )

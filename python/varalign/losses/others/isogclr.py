@@ -18,24 +18,23 @@ class ISogCLR(Objective):
     Args:
         images, captions: as in `SogCLR`.
         strength: ρ, above 0: the larger, the lower the temperatures.
-        gamma: as in `SogCLR`.
-        rate: step of the temperatures, on the moving average (0.9) of their gradient.
+
+    γ is `GAMMA`, as in `SogCLR`. A temperature moves by `RATE` times the moving average (0.9) of its gradient.
 
     Source: Qiu et al. 2023.
     """
 
     LOW, HIGH, FIRST = 0.01, 1.0, 0.07
+    GAMMA, RATE = 0.8, 0.01
 
     strength_range = (0.0, 100.0)
     lowest_excluded = True
 
-    def __init__(
-        self, images: int, captions: int, strength: float = 6.0, gamma: float = 0.8, rate: float = 0.01
-    ) -> None:
+    def __init__(self, images: int, captions: int, strength: float = 6.0) -> None:
         super().__init__()
-        self.rho, self.gamma, self.rate = strength, gamma, rate
+        self.rho = strength
         for side, count in (("image", images), ("text", captions)):
-            self.register_buffer(f"{side}_average", torch.zeros(count))
+            self.register_buffer(f"{side}_log_average", torch.full((count,), -torch.inf))
             self.register_buffer(f"{side}_temperature", torch.full((count,), self.FIRST))
             self.register_buffer(f"{side}_slope", torch.zeros(count))
 
@@ -49,16 +48,15 @@ class ISogCLR(Objective):
         temperatures, slopes = getattr(self, f"{side}_temperature"), getattr(self, f"{side}_slope")
         temperature = temperatures[rows].to(s.dtype)
         away = s - positive_mean(s, positive)[:, None]
-        each, count = (away.detach() / temperature[:, None]).exp() * ~positive, (~positive).sum(1).clamp_min(1)
-        average = moved(getattr(self, f"{side}_average"), rows, each.sum(1) / count, self.gamma, self.training)
-        weight = each / (count * average.clamp_min(1e-30))[:, None]
-        pull = (weight * away).sum(1)
-        value = temperature * (average.clamp_min(1e-30).log() + self.rho)
+        kept = getattr(self, f"{side}_log_average")
+        average, weights = moved(kept, rows, away.detach() / temperature[:, None], positive, self.GAMMA, self.training)
+        pull = (weights * away).sum(1)
+        value = temperature * (average + self.rho)
         if self.training:
-            slope = average.clamp_min(1e-30).log() + self.rho - pull.detach() / temperature
+            slope = average + self.rho - pull.detach() / temperature
             slope = 0.9 * slopes[rows] + 0.1 * slope.to(slopes.dtype).nan_to_num()
             slopes[rows] = slope
-            temperatures[rows] = (temperatures[rows] - self.rate * slope).clamp(self.LOW, self.HIGH)
+            temperatures[rows] = (temperatures[rows] - self.RATE * slope).clamp(self.LOW, self.HIGH)
         return counted(value + pull - pull.detach(), positive)
 
 
