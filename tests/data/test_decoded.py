@@ -256,9 +256,9 @@ def test_a_cache_of_other_settings_is_refused(paths: list[Path], tmp_path: Path)
     small, large = Preprocess(size=16), Preprocess(size=24)
     cache = decoded_cache(paths, small, tmp_path, augment=None)
     for preprocess, augment in ((large, None), (small, Augment()), (replace(small, interpolation="bilinear"), None)):
-        with pytest.raises(ValueError, match="was made for finished squares of 16"):
+        with pytest.raises(ValueError, match=r"was made for \(16, .*\) and 6 files, but"):
             ImagePipeline(paths, preprocess, augment=augment, decoded=cache)
-    with pytest.raises(ValueError, match=f"a data set of {len(paths)} files, not of 1"):
+    with pytest.raises(ValueError, match="and 6 files, but .* and 1 files are wanted"):
         ImagePipeline(paths[:1], small, decoded=cache)
     with pytest.raises(ValueError, match=r"rows must be from 0 to \d+, got -1"):
         decoded_cache(paths, small, tmp_path, augment=None, rows=np.array([-1]))

@@ -1,6 +1,6 @@
 """Injects the noise that `varalign.data.noise` describes into a data set: wrong pairs, damaged words, damaged pixels.
 
-What happens to a word or an image depends on (seed, epoch, row) and on nothing else: not on the batch, not on order.
+The damage to a word or an image depends on (seed, epoch, row) alone, not on the batch or the order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A data set of images with captions, read from a folder as people have it."""
+"""A data set of images with captions, read from a folder in one of the layouts that people have."""
 
 from __future__ import annotations
 

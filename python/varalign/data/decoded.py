@@ -46,7 +46,7 @@ _CHUNK = 64
 """Pictures decoded between two writes: what is held in memory."""
 
 Say = Callable[[str], None]
-MadeFor = tuple[int, str, str, str]
+Settings = tuple[int, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,22 @@ class DecodedCache:
     """Pictures on disk, by row of the data set; made by `decoded_cache`.
 
     path: the file. index: (I, 5) int64: offset, width and height as kept, width and height of the file's picture; zeros
-    where the row is not kept. kept: the open file, as the Rust core reads it. made_for: what `made_for` gives.
+    where the row is not kept. kept: the open file, as the Rust core reads it. settings: what `_settings` gives.
     """
 
     path: Path
     index: NDArray[np.int64]
     kept: _core.KeptImages
-    made_for: MadeFor
+    settings: Settings
 
     def check(self, preprocess: Preprocess, augment: Augment | None, rows: int) -> None:
         """ValueError unless the cache was made for these settings, and for a data set of so many rows."""
-        wanted = made_for(preprocess, augment)
-        if self.made_for != wanted:
-            raise ValueError(f"{self.path} was made for {_named(self.made_for)}, and {_named(wanted)} is wanted here")
-        if rows != len(self.index):
-            raise ValueError(f"{self.path} was made for a data set of {len(self.index)} files, not of {rows}")
+        wanted = (*_settings(preprocess, augment), rows)
+        if (*self.settings, len(self.index)) != wanted:
+            raise ValueError(
+                f"{self.path} was made for {self.settings} and {len(self.index)} files, but {wanted[:-1]} and {rows} "
+                "files are wanted here (size, interpolation, decode, crops or how squares are cut)"
+            )
 
     def __len__(self) -> int:
         """How many pictures are kept."""
@@ -99,13 +100,14 @@ def decoded_cache(
     wanted = np.arange(len(files)) if rows is None else np.unique(rows)
     if len(wanted) and not 0 <= wanted[0] <= wanted[-1] < len(files):
         raise ValueError(f"rows must be from 0 to {len(files) - 1}, got {wanted[0]} to {wanted[-1]}")
+    settings = _settings(preprocess, augment)
     chosen = [files[row] for row in wanted.tolist()]
     before = content_key(chosen)
     key = cache_key(
-        FORMAT, decoder_key(), *made_for(preprocess, augment), MARGIN, len(files), wanted.tolist(), before
+        FORMAT, decoder_key(), *settings, MARGIN, len(files), wanted.tolist(), before
     )  # mean and deviation come after the cache
     path = folder / f"decoded-{key[:32]}.pixels"
-    found = _opened(path, key, len(files), made_for(preprocess, augment))
+    found = _opened(path, key, len(files), settings)
     if isinstance(found, DecodedCache):
         say(f"decoded cache: {len(found)} images from {path}")
         return found
@@ -113,7 +115,7 @@ def decoded_cache(
         say(f"decoded cache: {found}; made anew")
     folder.mkdir(parents=True, exist_ok=True)
     write_parts_atomically(path, _parts(chosen, wanted, len(files), key, preprocess, augment, threads, say))
-    made = _opened(path, key, len(files), made_for(preprocess, augment))
+    made = _opened(path, key, len(files), settings)
     if content_key(chosen) != before:
         path.unlink(missing_ok=True)
         raise OSError(f"the images changed while they were decoded for {path}")
@@ -168,19 +170,13 @@ def _decode(
     return [(picture, full) for picture, full, _ in made]
 
 
-def made_for(preprocess: Preprocess, augment: Augment | None) -> MadeFor:
-    """What a cache must have been made for: size, interpolation, decoder, and "crops" or how squares were cut."""
+def _settings(preprocess: Preprocess, augment: Augment | None) -> Settings:
+    """What a cache is made for: size, interpolation, decode, and "crops" or how squares are cut."""
     shape = "crops" if augment is not None else preprocess.resize
     return preprocess.size, preprocess.interpolation, preprocess.decode, shape
 
 
-def _named(kind: MadeFor) -> str:
-    size, interpolation, decode, shape = kind
-    what = "random crops" if shape == "crops" else "finished squares"
-    return f"{what} of {size} ({interpolation}, resize={shape!r}, decode={decode!r})"
-
-
-def _opened(path: Path, key: str, count: int, kind: MadeFor) -> DecodedCache | str:
+def _opened(path: Path, key: str, count: int, settings: Settings) -> DecodedCache | str:
     """The cache, checked and open; or what is wrong with it, empty where there is none."""
     try:
         with open_user_file(path) as file:
@@ -190,7 +186,7 @@ def _opened(path: Path, key: str, count: int, kind: MadeFor) -> DecodedCache | s
             # Opened by the number of the open file, so that the core reads the very file that was checked. On Windows
             # a file that is open cannot be exchanged.
             place = os.fspath(path) if os.name == "nt" else f"/dev/fd/{file.fileno()}"
-            return DecodedCache(path, index, _core.KeptImages(place, [tuple(row) for row in index.tolist()]), kind)
+            return DecodedCache(path, index, _core.KeptImages(place, [tuple(row) for row in index.tolist()]), settings)
     except FileNotFoundError:
         return ""
     except (OSError, ValueError, OverflowError) as error:

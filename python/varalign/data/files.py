@@ -212,19 +212,6 @@ def _digest_or_absent(path: Path) -> bytes:
         return b"absent".ljust(32)
 
 
-def file_states(paths: list[Path]) -> str:
-    """A digest of size and time of change of every file: what tells that an image was exchanged, or is gone."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            state = os.stat(path)
-        except OSError:  # whoever reads it says so
-            digest.update(b"absent")
-            continue
-        digest.update(state.st_size.to_bytes(8, "little") + state.st_mtime_ns.to_bytes(12, "little", signed=True))
-    return digest.hexdigest()
-
-
 def _write_all(handle: int, data: bytes | memoryview) -> None:
     left = memoryview(data).cast("B")
     while len(left):

@@ -1,4 +1,4 @@
-"""The rows that a data set of images with captions and a file of their features have in common."""
+"""Rows of images and captions, and which belong together: the same for data sets and for features files."""
 
 from __future__ import annotations
 

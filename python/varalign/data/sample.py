@@ -1,8 +1,8 @@
 """The built-in data set: drawn scenes with five captions each, in Flickr8k's layout, for a first run on any machine.
 
-A scene is one to four large things (a colour, a shape, a size) somewhere in one of six places. Its captions name
-colours, shapes, counts, relations and the place in different words, so that they tell most scenes from each other. No
-two images have the same scene. Everything is drawn from a seed: a seed gives the same bytes with one version of Pillow.
+A scene is one to four large things (a colour, a shape, a size) in one of six places. Its captions name colours, shapes,
+counts, relations and the place in different words: most captions fit one scene only. No two images have the same scene.
+Everything is drawn from a seed: a seed gives the same bytes with one version of Pillow.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
+from varalign.data.files import read_bytes
 from varalign.data.scenes import Scene, caption_scene, draw_scene, imagine_scene
 from varalign.data.splits import LISTS
 
 SAMPLE_IMAGES = 2400
 SAMPLE_PIXELS = 128
 SAMPLE_SIZE = 64
-"""The side in pixels to which training on the sample may shrink the images and still tell the scenes apart."""
+"""Image size for training on the sample: scenes can still be told apart at this side in pixels."""
 
 MARK = "sample.json"
 _VERSION = 1
@@ -73,7 +74,7 @@ def sample_scenes(images: int, seed: int) -> Iterator[tuple[str, Scene, list[str
 
 def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
     try:
-        mark = json.loads((folder / MARK).read_bytes())
+        mark = json.loads(read_bytes(folder / MARK))
         found = {key: mark.get(key) for key in wanted}
         digest = mark.get("sha256")
     except (OSError, ValueError, AttributeError):
@@ -87,7 +88,7 @@ def _refuse_another(folder: Path, wanted: dict[str, Any]) -> None:
         raise DataError(f"{folder}: holds another built-in sample: {differing}; name a new folder, or remove this one")
     try:
         whole = _digest(folder, wanted["images"]) == digest
-    except OSError:
+    except DataError:
         whole = False
     if not whole:
         raise DataError(f"{folder}: holds the built-in sample with files changed or missing; remove it to have it anew")
@@ -133,6 +134,6 @@ def _write_text(path: Path, lines: list[str]) -> None:
 def _digest(folder: Path, images: int) -> str:
     digest = hashlib.sha256()
     for name in ("captions.txt", *LISTS.values(), *(f"Images/scene_{number:05d}.jpg" for number in range(images))):
-        data = (folder / name).read_bytes()
+        data = read_bytes(folder / name)
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
     return digest.hexdigest()

@@ -17,7 +17,7 @@ def epoch_batches(
     """Shuffle image rows and cut them into batches, none of which holds an image twice.
 
     rows: image rows, each once. image_ids: (I,) ids of all images of the data set, equal for copies of one image; a
-    copy waits for the next batch that has none of its id. The order depends on (seed, epoch) and the set of rows only.
+    copy of an image already in the batch is moved to a later batch. The order depends on seed, epoch and set of rows.
     Returns batches of `batch_size` rows. The last incomplete batch is left out unless it is the only one.
     """
     if batch_size < 1:
@@ -61,7 +61,7 @@ def draw_captions(
 
 
 def _apart(order: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Cut `order` into batches in which an id occurs once; a row that has to wait comes first in a later batch."""
+    """Cut `order` into batches in which an id occurs once; a row whose id is in the batch moves to the next one."""
     coming = deque(zip(order.tolist(), ids.tolist(), strict=True))
     waiting: deque[tuple[int, int]] = deque()
     batches = []

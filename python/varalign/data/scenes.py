@@ -1,4 +1,4 @@
-"""The scenes of the built-in data set: what is in them, how they are told in words, and how they are drawn."""
+"""The scenes of the built-in data set: their contents, their captions and their drawings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an image shows.
+    """Contents of an image.
 
     kind: "one" thing at `where` (a name of WHERE); `count` of the "same" thing; a "pair", the first thing left of
     (`where` "right") or above (`where` "bottom") the second; three in a "row" from left to right.

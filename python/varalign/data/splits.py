@@ -6,9 +6,9 @@ folder or in Flickr8k_text/), where an image in no list gets none; else a split 
 a captions file has no test split (COCO's), half of its dev images, drawn by the seed, are the test split.
 
 The drawn split gives a tenth of the images each to dev and test, at least 1 and at most 5,000, and needs 3 different
-images. Images are put in an order by a hash of seed and name, so the split depends on nothing but the seed and the set
-of images. Byte-identical files count as one image: they are drawn together, and where lists put them into different
-splits the copies in the less careful split (train before dev before test) are taken out of it.
+images. Images are ordered by a hash of seed and name, so the split depends on the seed and the set of images alone.
+Byte-identical files count as one image: they are drawn together. Where lists put copies into different splits, test
+keeps its copies, dev those that are not in test, train those that are in neither.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def limit_training(split: NDArray[np.int8], names: list[str], size: int, seed: i
 
 
 def separate_twins(split: NDArray[np.int8], image_ids: NDArray[np.int64], names: list[str] | None = None) -> list[str]:
-    """Take images out of a split (in place, to -1) where one with the same id is in a more careful one.
+    """Set the split of copies to -1, in place: test keeps its copies, then dev. Returns the notes that say so.
 
-    Returns the notes that say so. More careful: dev than train, test than both.
+    image_ids: (I,) equal for copies. names: (I,) for the notes; rows stand for them where there are none.
     """
     highest = np.full(int(image_ids.max(initial=-1)) + 1, -1, dtype=np.int8)
     np.maximum.at(highest, image_ids, split)

@@ -1,7 +1,4 @@
-"""Words left out of captions at random while training, so that no caption is learnt by heart.
-
-B captions, L tokens.
-"""
+"""Leaves words out of captions at random in training, against overfitting. B captions, L tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ def drop_words(
         lengths: (B,) tokens with both marks, at least 2.
         rows: (B,) rows of the data set, what the draws depend on.
         rate: chance of a token to be left out, within [0, 1).
-        pad_id: fills what becomes free.
+        pad_id: fills the places at the end that become free.
         seed, epoch: of the draws.
 
     Returns:
