@@ -114,6 +114,80 @@ def test_what_is_refused(bert_folder: Path, tmp_path: Path) -> None:
         build(f"bert:{folder}")
 
 
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+VIT: dict[str, Any] = {**SMALL, "image_size": 16, "patch_size": 8}
+MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+
+
+def other_model(kind: str) -> Any:
+    """A small model of another family, as transformers saves it."""
+    import transformers as t
+
+    if kind == "RobertaModel":
+        return t.RobertaModel(t.RobertaConfig(vocab_size=30, **SMALL))
+    if kind == "MPNetModel":
+        return t.MPNetModel(t.MPNetConfig(vocab_size=13, **SMALL))
+    if kind == "T5Model":
+        return t.T5Model(t.T5Config(vocab_size=13, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2))
+    if kind == "ViTModel":
+        return t.ViTModel(t.ViTConfig(**VIT))
+    both = t.ViTConfig(**VIT), t.BertConfig(vocab_size=13, **SMALL)
+    config = t.VisionTextDualEncoderConfig.from_vision_text_configs(*both, projection_dim=8)
+    return t.VisionTextDualEncoderModel(config)
+
+
+@pytest.mark.parametrize("load_weights", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "files", "reason"),
+    [
+        ("RobertaModel", {"tokenizer.json": '{"model": {"type": "BPE"}}'}, "its tokenizer is not BERT's WordPiece"),
+        ("MPNetModel", {"vocab.txt": "<s>\n<pad>\n</s>\n[UNK]\na\n"}, "its tokenizer is not BERT's WordPiece"),
+        ("T5Model", {"vocab.txt": "\n".join(MARKS)}, "holds a T5Model, which is no encoder of texts by itself"),
+        ("ViTModel", {"vocab.txt": "\n".join(MARKS)}, "holds a ViTModel, which is no encoder of texts by itself"),
+        ("VisionTextDualEncoderModel", {"vocab.txt": "\n".join(MARKS)}, "no encoder of texts by itself"),
+    ],
+)
+def test_folders_of_other_models_are_refused(
+    tmp_path: Path, kind: str, files: dict[str, str], reason: str, load_weights: bool
+) -> None:
+    other_model(kind).save_pretrained(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SpecError, match=reason):
+        build(f"bert:{tmp_path}", load_weights=load_weights)
+
+
+@pytest.mark.parametrize("load_weights", [True, False])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"text"),
+        ("config.json", b"[1]"),
+        ("config.json", b"[" * 100_000),
+        ("config.json", b"{}"),
+        ("config.json", b'{"model_type": "none"}'),
+        ("config.json", b'{"model_type": "bert", "hidden_size": "a"}'),
+        ("config.json", b'{"model_type": "bert", "hidden_size": -3}'),
+        ("vocab.txt", b"\xff\xfe"),
+        ("vocab.txt", b""),
+        ("tokenizer.json", b"[" * 100_000),
+        ("tokenizer.json", b'{"model": [1]}'),
+        ("tokenizer_config.json", b"[1]"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": 1}}'),
+        ("tokenizer_config.json", b'{"cls_token": {"x": 1}}'),
+        ("special_tokens_map.json", b"\x00"),
+    ],
+)
+def test_damaged_files_of_a_folder_end_in_a_sentence(
+    bert_folder: Path, tmp_path: Path, name: str, content: bytes, load_weights: bool
+) -> None:
+    folder = tmp_path / "bert"
+    shutil.copytree(bert_folder, folder)
+    (folder / name).write_bytes(content)
+    with pytest.raises((SpecError, WeightsError), match="bert"):
+        build(f"bert:{folder}", load_weights=load_weights)
+
+
 def test_missing_tensors_are_not_filled_with_random_ones(bert_folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -134,6 +208,15 @@ def test_a_malicious_pickle_in_the_folder_is_not_run(bert_folder: Path, tmp_path
     with pytest.raises(WeightsError):
         build(f"bert:{folder}")
     assert not made.exists()
+
+
+def test_a_pickle_in_the_folder_that_would_end_the_process_is_refused(bert_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "deep"
+    shutil.copytree(bert_folder, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"Nu.")
+    with pytest.raises(WeightsError, match="nested more than 500 deep"):
+        build(f"bert:{folder}")
 
 
 def test_a_hub_name_with_no_hub_in_reach(nothing_local: Path) -> None:

@@ -276,3 +276,35 @@ def put_into_cache(cache: Path, repo: str, weights: Path) -> None:
     snapshot = folder / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / weights.name).write_bytes(weights.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (b"text", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "lacks embed_dim, vision_cfg or text_cfg"),
+        ({"embed_dim": "x"}, "embed_dim 'x', but it must be a number from 1 on"),
+        ({"vision_cfg": [1]}, "lacks embed_dim, vision_cfg or text_cfg"),
+        ({"vision_cfg": {"width": "a"}}, "open_clip cannot build a model of its config"),
+        ({"vision_cfg": {"patch_size": 0}}, "open_clip cannot build a model of its config"),
+        ({"vision_cfg": {"timm_model_name": "none"}}, "open_clip cannot build a model of its config"),
+        ({"vision_cfg": {"image_size": "big"}}, "its preprocessing cannot be used"),
+        ({"preprocess_cfg": {"mean": [1]}}, "its preprocessing cannot be used"),
+        ({"preprocess_cfg": {"std": [0, 0, 0]}}, "its preprocessing cannot be used"),
+        ({"preprocess_cfg": {"resize_mode": [1]}}, "resized in a way varalign has not"),
+    ],
+)
+def test_damaged_configs_of_a_folder_end_in_a_sentence(clip_folder, changes, reason) -> None:  # type: ignore[no-untyped-def]
+    folder, _ = clip_folder()
+    file = folder / "open_clip_config.json"
+    if isinstance(changes, bytes):
+        file.write_bytes(changes)
+    else:
+        config = json.loads(file.read_text())
+        for part, values in changes.items():
+            place = config if part == "preprocess_cfg" else config["model_cfg"]
+            place[part] = {**place[part], **values} if isinstance(values, dict) else values
+        file.write_text(json.dumps(config))
+    with pytest.raises(SpecError, match=reason):
+        build_image_encoder(f"clip:x@{folder}")

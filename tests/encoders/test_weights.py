@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 from varalign.encoders.specs import SpecError
@@ -107,3 +111,55 @@ def test_load_exactly_says_what_does_not_fit(tmp_path: Path) -> None:
     assert "1 missing (bias); 1 unknown (other); 1 of another shape (weight (3, 3) instead of (2, 3))" in message
     load_exactly(layer, {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, tmp_path / "w.pt", "spec")
     assert torch.equal(layer.weight, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_nested_too_deep_is_refused(tmp_path: Path, zipped: bool) -> None:
+    """The hash of a tuple in a tuple, a million times, would overflow the stack and end the process."""
+    path, pickled = tmp_path / "w.pt", b"\x80\x02}(" + b")" + b"\x85" * 1_000_000 + b"Nu\xff"
+    if zipped:
+        torch.save(STATE, tmp_path / "good.pt")
+        with zipfile.ZipFile(tmp_path / "good.pt") as good, zipfile.ZipFile(path, "w") as bad:
+            for name in good.namelist():
+                bad.writestr(name, pickled if name.endswith("data.pkl") else good.read(name))
+    else:
+        path.write_bytes(pickled)
+    with pytest.raises(WeightsError, match="nested more than 500 deep"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_scripts_save_is_not_deep(tmp_path: Path, zipped: bool) -> None:
+    layer = nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    many = {f"w{number}": torch.ones(1) for number in range(3000)}
+    content = {"model": {**layer.state_dict(), **many}, "optimizer": optimiser.state_dict(), "args": [1, (2, {"a": 3})]}
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    assert len(read_state_dict(tmp_path / "w.pt")) == 3002
+
+
+def test_tensors_without_bytes_of_their_own_are_refused(tmp_path: Path) -> None:
+    for tensor in (torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.ones(1).expand(1 << 40)):
+        torch.save({"a": tensor}, tmp_path / "w.pt")
+        with pytest.raises(WeightsError, match="has more elements than the file stores"):
+            read_state_dict(tmp_path / "w.pt")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
+    name=st.sampled_from(["zip.pt", "legacy.pt", "w.safetensors"]),
+)
+def test_damaged_files_are_read_or_refused(tmp_path: Path, edits: list[tuple[float, int]], name: str) -> None:
+    if name == "w.safetensors":
+        save_file(STATE, tmp_path / name)
+    else:
+        torch.save(STATE, tmp_path / name, _use_new_zipfile_serialization=name == "zip.pt")
+    changed = bytearray((tmp_path / name).read_bytes())
+    for place, value in edits:
+        changed[int(place * len(changed))] = value
+    (tmp_path / name).write_bytes(changed)
+    with suppress(WeightsError):
+        assert sum(t.numel() * t.itemsize for t in read_state_dict(tmp_path / name).values()) <= 8 * len(changed)

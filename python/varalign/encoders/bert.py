@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varalign.data.tokenizers import bert_tokenizer
+from varalign.data.tokenizers import Tokenizer, bert_tokenizer
 from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, known_blocks, masked_mean, plain, token_mask
 from varalign.encoders.hub import hub_folder
 from varalign.encoders.specs import EncoderSpec, SpecError, looks_like_path
-from varalign.encoders.weights import WeightsError
+from varalign.encoders.weights import WeightsError, check_pickle, first_line
 
 POOLINGS = ("mean", "cls")
 MAX_LENGTH = 64
@@ -57,22 +57,20 @@ class BertEncoder(TextEncoder):
             raise SpecError(f"'{spec}' pools by {' or '.join(POOLINGS)}, not by '{options.pooling}'")
         tokenizer = options.tokenizer
         if options.architecture is not None and not options.load_weights and tokenizer is not None:
-            self.model = _random_model(options.architecture["config"])
+            self.model = _random_model(options.architecture["config"], spec)
         else:
             folder = _find_folder(spec)
-            self.model = _read_model(folder, spec) if options.load_weights else _random_model(_config_of(folder))
+            self.model = _read_model(folder, spec) if options.load_weights else _random_model(_config_of(folder), spec)
             if tokenizer is None:
-                positions = getattr(self.model.config, "max_position_embeddings", None) or MAX_LENGTH
-                tokenizer = bert_tokenizer(folder, max_length=min(options.max_length or MAX_LENGTH, positions))
+                tokenizer = _read_tokenizer(folder, spec, self.model, options.max_length)
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # trained for BERT's next-sentence task, unused here
         self.model.eval()
-        rows = self.model.get_input_embeddings().num_embeddings
+        rows, self.feature_dim = _sizes(self.model, spec)
         if tokenizer.vocabulary_size > rows:
             raise SpecError(f"'{spec}': the tokenizer makes {tokenizer.vocabulary_size} tokens, the model knows {rows}")
         self.tokenizer = tokenizer
         self.pooling = options.pooling
-        self.feature_dim = int(self.model.config.hidden_size)
         self.spec = str(spec.with_absolute_path())
         self.has_source = True
 
@@ -128,24 +126,58 @@ def _find_folder(spec: EncoderSpec) -> Path:
     )
 
 
+def _read_tokenizer(folder: Path, spec: EncoderSpec, model: Any, max_length: int | None) -> Tokenizer:
+    positions = getattr(model.config, "max_position_embeddings", None) or MAX_LENGTH
+    try:
+        return bert_tokenizer(folder, max_length=min(max_length or MAX_LENGTH, positions))
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
+        raise SpecError(
+            f"'{spec}': its tokenizer is not BERT's WordPiece, or damaged ({error}); name the folder of a model with a "
+            "BERT tokenizer"
+        ) from error
+
+
+def _sizes(model: Any, spec: EncoderSpec) -> tuple[int, int]:
+    """Rows of the word embedding and width of the states.
+
+    Raises:
+        SpecError: the model is not one tower for texts.
+    """
+    try:
+        rows, width = int(model.get_input_embeddings().num_embeddings), int(model.config.hidden_size)
+        alone = not model.config.is_encoder_decoder
+    except (NotImplementedError, AttributeError, TypeError, ValueError):
+        alone = False
+    if not alone:
+        raise SpecError(
+            f"'{spec}': it holds a {type(model).__name__}, which is no encoder of texts by itself; name the folder of "
+            "a BERT model"
+        )
+    return rows, width
+
+
 def _config_of(folder: Path) -> Mapping[str, Any]:
     from transformers import AutoConfig
 
-    config: Mapping[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    try:
+        config: Mapping[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    except Exception as error:
+        raise WeightsError(f"{folder / 'config.json'}: transformers cannot read it: {first_line(error)}") from error
     return config
 
 
 def _read_model(folder: Path, spec: EncoderSpec) -> Any:
     from transformers import AutoModel
 
+    for file in folder.glob("*.bin"):
+        check_pickle(file)
     try:
         # Local files only, so that nothing is looked up; pickles are read by transformers with weights_only.
         model, report = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except Exception as error:  # each file format of transformers raises errors of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise WeightsError(f"'{spec}': transformers cannot load {folder}: {reason}") from error
+        raise WeightsError(f"'{spec}': transformers cannot load {folder}: {first_line(error)}") from error
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise WeightsError(
@@ -154,8 +186,11 @@ def _read_model(folder: Path, spec: EncoderSpec) -> Any:
     return model.to(torch.float32)
 
 
-def _random_model(config: Mapping[str, Any]) -> Any:
+def _random_model(config: Mapping[str, Any], spec: EncoderSpec) -> Any:
     from transformers import AutoConfig, AutoModel
 
     values = dict(config)
-    return AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values)).to(torch.float32)
+    try:
+        return AutoModel.from_config(AutoConfig.for_model(values.pop("model_type"), **values)).to(torch.float32)
+    except Exception as error:  # each model of transformers raises errors of its own
+        raise WeightsError(f"'{spec}': transformers cannot build a model of its config: {first_line(error)}") from error

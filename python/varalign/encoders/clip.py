@@ -23,7 +23,7 @@ from varalign.encoders.base import (
 )
 from varalign.encoders.clip_source import find_clip
 from varalign.encoders.specs import EncoderSpec, SpecError
-from varalign.encoders.weights import WeightsError, load_exactly, read_state_dict
+from varalign.encoders.weights import WeightsError, first_line, load_exactly, read_state_dict
 
 # The half that is not wanted is built as small as open_clip allows, and dropped.
 SMALL_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
@@ -56,7 +56,7 @@ class ClipImageEncoder(ImageEncoder):
         if options.image_size is not None and options.image_size != preprocess.size:
             config["image_size"] = options.image_size
             preprocess = replace(preprocess, size=options.image_size)
-        model = _build(embed_dim, quick_gelu, config, SMALL_TEXT)
+        model = _build(spec, embed_dim, quick_gelu, config, SMALL_TEXT)
         if checkpoint is not None:
             _load(model, "visual", checkpoint, str(spec))
         self.visual = model.visual
@@ -124,7 +124,7 @@ class ClipTextEncoder(TextEncoder):
             raise SpecError(
                 f"'{spec}': its text tower is not CLIP's own ({', '.join(other)}); use another text encoder"
             )
-        model = _build(embed_dim, quick_gelu, SMALL_VISION, config)
+        model = _build(spec, embed_dim, quick_gelu, SMALL_VISION, config)
         if checkpoint is not None:
             _load(model, "text", checkpoint, str(spec))
         self.text = model.text
@@ -184,11 +184,16 @@ class ClipTextEncoder(TextEncoder):
         )
 
 
-def _build(embed_dim: int, quick_gelu: bool, vision_cfg: Mapping[str, Any], text_cfg: Mapping[str, Any]) -> Any:
+def _build(
+    spec: EncoderSpec, embed_dim: int, quick_gelu: bool, vision_cfg: Mapping[str, Any], text_cfg: Mapping[str, Any]
+) -> Any:
     """open_clip's model with its text tower as a module of its own (`text`), as CustomTextCLIP has it."""
     import open_clip
 
-    return open_clip.CustomTextCLIP(embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu=quick_gelu).eval()
+    try:
+        return open_clip.CustomTextCLIP(embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu=quick_gelu).eval()
+    except Exception as error:  # a config made by others leads open_clip and torch to errors of many types
+        raise SpecError(f"'{spec}': open_clip cannot build a model of its config: {first_line(error)}") from error
 
 
 def _load(model: Any, part: str, checkpoint: Any, spec: str) -> None:

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from varalign.data.images import Preprocess
+from varalign.data.files import read_bytes
+from varalign.data.images import Preprocess, prepare
 from varalign.encoders.base import plain
 from varalign.encoders.hub import LOGGER, download_url, hub_file
 from varalign.encoders.specs import EncoderSpec, SpecError
@@ -104,10 +105,14 @@ def _from_folder(spec: EncoderSpec, folder: Path, load_weights: bool) -> ClipSou
     if not config_file.is_file():
         transformers = " (its config.json is transformers' format, another one)" * (folder / "config.json").is_file()
         raise SpecError(f"'{spec}': folder {folder} has no {CONFIG_NAME}, which says what the model is{transformers}")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    model = config.get("model_cfg", config)
-    if not isinstance(model, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model.keys():
-        raise SpecError(f"'{spec}': {config_file} lacks embed_dim, vision_cfg or text_cfg")
+    try:
+        config = json.loads(read_bytes(config_file))
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"'{spec}': {config_file} is not JSON: {error}") from error
+    model = config.get("model_cfg", config) if isinstance(config, dict) else None
+    parts = ("embed_dim", "vision_cfg", "text_cfg")
+    if not isinstance(model, dict) or not all(isinstance(model.get(part), dict) for part in parts[1:]):
+        raise SpecError(f"'{spec}': {config_file} lacks {parts[0]}, {parts[1]} or {parts[2]}")
     named = open_clip.get_model_config(spec.name)
     if named is not None:
         _same_architecture(spec, named, model, config_file)
@@ -118,7 +123,7 @@ def _from_folder(spec: EncoderSpec, folder: Path, load_weights: bool) -> ClipSou
         spec,
         model,
         bool(model.get("quick_gelu")),
-        config.get("preprocess_cfg", {}),
+        config["preprocess_cfg"] if isinstance(config.get("preprocess_cfg"), dict) else {},
         checkpoint if load_weights else None,
     )
 
@@ -183,7 +188,7 @@ def _source(
     size = vision.get("image_size", open_clip.CLIPVisionCfg.image_size)
     return ClipSource(
         spec=str(spec),
-        embed_dim=int(model["embed_dim"]),
+        embed_dim=_dimensions(model, spec),
         quick_gelu=quick,
         vision_cfg=vision,
         text_cfg=text,
@@ -192,19 +197,31 @@ def _source(
     )
 
 
+def _dimensions(model: Mapping[str, Any], spec: EncoderSpec) -> int:
+    found = model.get("embed_dim")
+    if not isinstance(found, int) or found < 1:
+        raise SpecError(f"'{spec}': the config of its model has embed_dim {found!r}, but it must be a number from 1 on")
+    return found
+
+
 def _preprocess(spec: EncoderSpec, size: Any, values: Mapping[str, Any]) -> Preprocess:
     import open_clip
 
     modes: dict[str, Literal["crop", "squash"]] = {"shortest": "crop", "squash": "squash"}
     resize = modes.get(str(values.get("resize_mode", "shortest")))
     interpolation = values.get("interpolation", "bicubic")
-    if isinstance(size, (list, tuple)):
-        size = size[0] if len(set(size)) == 1 else None
+    if isinstance(size, list | tuple):
+        size = size[0] if len(set(map(str, size))) == 1 else None
     if resize is None or size is None or interpolation not in ("bicubic", "bilinear"):
         raise SpecError(f"'{spec}': its images are not square, or resized in a way varalign has not: {dict(values)}")
-    mean = tuple(values.get("mean") or open_clip.OPENAI_DATASET_MEAN)
-    std = tuple(values.get("std") or open_clip.OPENAI_DATASET_STD)
-    return Preprocess(size=int(size), mean=mean, std=std, interpolation=interpolation, resize=resize)
+    try:
+        mean = tuple(values.get("mean") or open_clip.OPENAI_DATASET_MEAN)
+        std = tuple(values.get("std") or open_clip.OPENAI_DATASET_STD)
+        found = Preprocess(size=int(size), mean=mean, std=std, interpolation=interpolation, resize=resize)
+        prepare(found)  # checks sizes and numbers
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SpecError(f"'{spec}': its preprocessing cannot be used: {error}") from error
+    return found
 
 
 def _changed(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,12 @@ def convert(source: Path | str, target: Path | str) -> Conversion:
     state = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        save_file(state, temporary, metadata=metadata)
+        try:
+            save_file(state, temporary, metadata=metadata)
+        except OSError:
+            raise
+        except Exception as error:  # SafetensorError, which is no OSError, also where the disk is full; odd names
+            raise WeightsError(f"{target}: cannot be written: {error}") from error
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -93,8 +98,15 @@ def _read(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         metadata |= safetensors_metadata(source)
     if all(key in state for key in OPENAI_KEYS):
         # Only OpenAI's archives, and state dicts taken from them, carry these; their models are all QuickGELU.
-        sizes = {key: str(int(state.pop(key))) for key in OPENAI_KEYS}
+        sizes = {key: _number(state.pop(key), key, source) for key in OPENAI_KEYS}
         metadata |= {"source": "openai", "quick_gelu": "true", **sizes}
     if not state:
         raise WeightsError(f"{source} holds no tensors")
     return state, metadata
+
+
+def _number(tensor: Tensor, name: str, source: Path) -> str:
+    try:
+        return str(int(tensor))
+    except (ValueError, RuntimeError, OverflowError) as error:
+        raise WeightsError(f"{source}: {name} is no whole number, as OpenAI's archives have it: {error}") from error

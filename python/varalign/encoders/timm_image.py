@@ -59,8 +59,8 @@ class TimmImageEncoder(ImageEncoder):
             given |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": _state(spec, config)}}
         try:
             self.net = timm.create_model(spec.name, **given)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
+        except Exception as error:  # each model of timm raises errors of its own
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise WeightsError(f"'{spec}': timm cannot build it with these weights or this size: {reason}") from error
         self.net.pretrained_cfg.pop("state_dict", None)
         self.net.reset_classifier(0)

@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from varalign.encoders.pickle_depth import nests_deeper
 from varalign.encoders.specs import SpecError
+
+MOST_NESTING = 500
+COPIES = 8
+"""Most bytes of tensors, in sizes of the file that holds them: weights that are tied are copied."""
 
 
 class WeightsError(ValueError):
@@ -38,11 +43,17 @@ def named_file(text: str, spec: str) -> Path:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive: a zip with `code/` or `constants.pkl`, as torch.jit saves it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
+    names = [entry.filename.partition("/")[2] for entry in _entries(path)]
     return any(name == "constants.pkl" or name.startswith("code/") for name in names)
+
+
+def _entries(path: Path) -> list[zipfile.ZipInfo]:
+    """The entries of a zip archive; none of a file that is none, or a damaged one, which its reader reports."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.infolist()
+    except Exception:  # zipfile raises errors of many types on damaged archives
+        return []
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -70,22 +81,35 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise WeightsError(f"{path} holds no tensors")
+    _check_sizes(state, path)
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
+
+
+def _check_sizes(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that have more elements than are stored for them: a view of 16 bytes can claim gigabytes."""
+    left = COPIES * path.stat().st_size
+    for name, tensor in state.items():
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        size = tensor.numel() * tensor.itemsize
+        left -= size
+        if not plain or size > tensor.untyped_storage().nbytes() or left < 0:
+            shape = tuple(tensor.shape)
+            raise WeightsError(f"{path}: {name[:200]!r} {shape} has more elements than the file stores; refused")
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
     """The metadata strings of a safetensors file; empty for other files."""
     if path.suffix != ".safetensors":
         return {}
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
+    except Exception as error:
+        raise WeightsError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: Path, spec: str) -> None:
@@ -113,27 +137,39 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: Path, s
 
 
 def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
+    except Exception as error:  # safetensors raises errors of several types on damaged files
+        raise WeightsError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+
+
+def check_pickle(path: Path) -> None:
+    """Refuse a file of torch.save that makes more work than its size allows, or ends the process.
+
+    Raises:
+        WeightsError: compressed entries, which may be gigabytes of zeros, or a pickle that is nested too deep.
+    """
+    if sum(entry.file_size for entry in _entries(path)) > path.stat().st_size:
+        raise WeightsError(f"{path}: its entries are compressed, or overlap, which torch.save never writes; refused")
+    if nests_deeper(path, MOST_NESTING):
+        raise WeightsError(f"{path}: its pickle is nested more than {MOST_NESTING} deep; refused")
 
 
 def _read_pickle(path: Path) -> Any:
     if not _is_pickle(path):
         raise WeightsError(f"{path} is not a weights file: neither safetensors nor a file of torch.save")
+    check_pickle(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds Python objects besides tensors, which would have to be run; refused. Save its state dict "
-            f"(names and tensors) as safetensors where you trust it ({_first_line(error)})"
+            f"(names and tensors) as safetensors where you trust it ({first_line(error)})"
         ) from error
-    except Exception as error:  # on bytes that are no pickle torch's unpickler raises whatever they lead it to
-        raise WeightsError(f"{path} is not a whole weights file of torch's: {_first_line(error)}") from error
+    except Exception as error:  # torch's unpickler raises errors of any type on bytes that are no pickle
+        raise WeightsError(f"{path} is not a whole weights file of torch's: {first_line(error)}") from error
 
 
 def _is_pickle(path: Path) -> bool:
@@ -143,6 +179,7 @@ def _is_pickle(path: Path) -> bool:
     return start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error of another library, for a message."""
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else type(error).__name__
