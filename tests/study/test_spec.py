@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from varalign.study.grid import conditions
 from varalign.study.spec import StudyError, at_fraction, make_study, read_study
 
 GOOD: dict[str, Any] = {"features": "f.safetensors", "axes": {"schedule": ["entropy"], "fraction": [10, 100]}}
@@ -57,6 +60,13 @@ def test_values_by_fraction() -> None:
         ({"axes": {"noise": ["swap=0.1"]}}, "axes.noise: --noise: wanted kinds"),
         ({"axes": {"seed": -1}}, "axes.seed: wanted a count"),
         ({"axes": {"seed": {"x": 3}}}, "axes.seed: 'x' is no fraction"),
+        ({"axes": {"seed": {"nan": 3}}}, "axes.seed: 'nan' is no fraction"),
+        ({"axes": {"seed": {}}}, "axes.seed: wanted a value for at least one fraction"),
+        ({"axes": {"seed": {"10": {"100": 3}}}}, "axes.seed: wanted a count"),
+        ({"axes": {"seed": 10**12}}, "axes.seed: wanted a count"),
+        ({"axes": {"schedule": [3]}}, "axes.schedule: unknown schedule 3"),
+        ({"options": {"lr": {}}}, "options.lr: wanted a value for at least one fraction"),
+        ({"tune": [{"lr": {}}]}, r"tune\[0\].lr: wanted a value for at least one fraction"),
         ({"axes": {"lr": ["fast"]}}, "axes.lr: --lr takes a number"),
         ({"options": {"epoch": 3}}, "options: unknown option 'epoch'; did you mean 'epochs'"),
         ({"options": {"epochs": 0}}, "options.epochs: --epochs is 0"),
@@ -72,6 +82,26 @@ def test_values_by_fraction() -> None:
 def test_an_error_names_the_key(change: dict[str, Any], message: str) -> None:
     with pytest.raises(StudyError, match=message):
         make_study({**GOOD, **change})
+
+
+PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+KEYS = st.sampled_from(("lr", "schedule", "fraction", "noise", "seed", "start", "loss", "fixed_weight", "10", "x"))
+VALUES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
+
+
+@given(st.dictionaries(st.sampled_from(["axes", "options", "tune", "tune_seeds", "baseline", "data"]), VALUES))
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_file_holds_it_is_a_study_or_an_error_that_names_the_key(values: dict[str, Any]) -> None:
+    try:
+        study = make_study({"features": "f.safetensors", **values})
+    except StudyError as error:
+        assert str(error).startswith("study: ")
+        return
+    for condition in conditions(study, "", lambda _: True):
+        assert len(list(condition.possible())) > 0
+        assert study.seeds_at(condition.axes["fraction"])
 
 
 def test_a_file_with_options_over_it(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from varalign.options.layers import known_options, read_values
 TUNED = "fixed-tuned"
 FIXED = ("fixed", TUNED)
 CONTROLS = (*FIXED, "random", "replay")
-UNDIRECTED = "siglip"  # the loss that no schedule can weigh: see varalign/losses/others/comparison.py
+UNDIRECTED = "siglip"  # the loss that no schedule can weigh: see varalign/losses/others/siglip.py
 AXES = ("start", "schedule", "loss", "pair_weighting", "fraction", "noise", "seed")
 FIRST_TUNE_SEED = 1_000_000
 WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -285,8 +285,10 @@ def _check_option(name: str, value: Any, place: str) -> None:
 
 def _seeds(given: Any, place: str) -> Any:
     if isinstance(given, dict):
-        return {_fraction_key(key, place): _seeds(value, f"{place}.{key}") for key, value in given.items()}
-    if type(given) is int and given > 0:
+        by_fraction = _by_fraction(given, place)
+        # A mapping within a mapping is refused as what is no list of seeds.
+        return {f: _seeds([value] if isinstance(value, dict) else value, place) for f, value in by_fraction}
+    if type(given) is int and 0 < given < FIRST_TUNE_SEED:
         return list(range(given))
     whole = isinstance(given, list) and all(type(seed) is int and 0 <= seed < FIRST_TUNE_SEED for seed in given)
     if not whole or not given or len(set(given)) < len(given):
@@ -303,7 +305,7 @@ def _options(given: Any, place: str) -> dict[str, Any]:
     for key, value in given.items():
         name = _known(key, place)
         if isinstance(value, dict):
-            options[name] = {_fraction_key(f, f"{place}.{key}"): v for f, v in value.items()}
+            options[name] = dict(_by_fraction(value, f"{place}.{key}"))
             for one in options[name].values():
                 _check_option(name, one, f"{place}.{key}")
         else:
@@ -323,9 +325,7 @@ def _tune_stage(given: Mapping[str, Any], axes: Mapping[str, tuple[Any, ...]], p
         name = _known(key, place)
         if name in axes:
             raise StudyError(f"{place}.{key}: an axis is not tuned; one value of it says what the table is for")
-        by_fraction = (
-            {_fraction_key(f, f"{place}.{key}"): v for f, v in values.items()} if isinstance(values, dict) else None
-        )
+        by_fraction = dict(_by_fraction(values, f"{place}.{key}")) if isinstance(values, dict) else None
         for one in by_fraction.values() if by_fraction is not None else [values]:
             if not isinstance(one, list) or not one:
                 raise StudyError(f"{place}.{key}: wanted a list of values to try, got {one!r}")
@@ -346,11 +346,20 @@ def _known(key: str, place: str) -> str:
         raise StudyError(str(error)) from None
 
 
-def _fraction_key(key: Any, place: str) -> float:
-    try:
-        return float(key)
-    except (TypeError, ValueError):
-        raise StudyError(f"{place}: {key!r} is no fraction in per cent") from None
+def _by_fraction(given: Mapping[Any, Any], place: str) -> list[tuple[float, Any]]:
+    """Values with the fractions that they are for."""
+    found = []
+    for key, value in given.items():
+        try:
+            fraction = float(key)
+        except (TypeError, ValueError):
+            fraction = 0.0
+        if not 0 < fraction <= 100:
+            raise StudyError(f"{place}: {key!r} is no fraction in per cent")
+        found.append((fraction, value))
+    if not found:
+        raise StudyError(f"{place}: wanted a value for at least one fraction, got none")
+    return found
 
 
 def _baselines(given: Any, axes: Mapping[str, tuple[Any, ...]], place: str) -> tuple[Mapping[str, Any], ...]:

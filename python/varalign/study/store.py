@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
-from varalign.data.files import write_atomically
+from varalign.data.files import read_bytes, write_atomically
 from varalign.runs.folder import json_text
 from varalign.study.grid import Pack
 
@@ -44,9 +44,13 @@ class Store:
         if name not in self._read:
             path = self._path(name)
             try:
-                self._read[name] = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path}: not a whole result ({error}); delete it, and the cell is run again") from None
+                found = json.loads(read_bytes(path))
+                problem = _problem(found)
+            except (ValueError, RecursionError) as error:
+                problem = str(error)
+            if problem:
+                raise DataError(f"{path}: not a whole result ({problem}); delete it, and the cell is run again")
+            self._read[name] = found
         return self._read[name]
 
     def write(self, pack: Pack, results: Sequence[Mapping[str, Any]], seconds: float) -> None:
@@ -72,3 +76,26 @@ class Store:
 
     def _path(self, name: str) -> Path:
         return self.cells / f"{name}.json"
+
+
+def _problem(result: Any) -> str:
+    """What is wrong with a cell's result, or ""."""
+    if not isinstance(result, dict):
+        return "no JSON object"
+    kinds = {"dev": float, "epochs": int, "best_epoch": int, "options": dict, "finite": bool}
+    if result.get("kind") != "tune":
+        kinds |= {"ranks_i2t": str, "ranks_t2i": str, "captions": list, "w_i2t": list}
+    for name, kind in kinds.items():
+        value = result.get(name)
+        if not isinstance(value, kind) and not (kind is float and type(value) is int):
+            return f"{name}: wanted {kind.__name__}, found {type(value).__name__}"
+    if result.get("kind") == "tune":
+        return ""
+    captions, weights = result["captions"], result["w_i2t"]
+    if not captions or not all(type(count) is int and count >= 0 for count in captions) or not sum(captions):
+        return "captions: wanted the number of each image's captions"
+    if (len(result["ranks_i2t"]), len(result["ranks_t2i"])) != (len(captions), sum(captions)):
+        return "ranks: wanted one character a query"
+    if not all(isinstance(weight, (int, float)) and 0 <= weight <= 1 for weight in weights):
+        return "w_i2t: wanted weights from 0 to 1"
+    return ""
