@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from commands import make_commands, prepare, wrong
 from harness import FileCalls, Job, differences, result, run
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+Kept = dict[str, "bytes | str | None"]  # what lies in a folder: files, links, folders
 
 
 def refuse(job: Job, folder: Path) -> dict[str, Any]:
@@ -23,7 +25,8 @@ def refuse(job: Job, folder: Path) -> dict[str, Any]:
     whole_at = folder / "whole"
     assert run(job.train(whole_at), folder / "log") == 0, (folder / "log").read_text()
     whole = result(whole_at)
-    code = run(job.train(out), folder / "log", _forking(out, report, folder / "child.log", whole))
+    before = _forking(out, report, folder / "child.log", lambda *ended: _verdict(*ended, out, whole))
+    code = run(job.train(out), folder / "log", before)
     assert code == 0, (folder / "log").read_text()
     rows = [line.split("\t") for line in report.read_text().splitlines()]
     found = Counter(row[0] for row in rows)
@@ -40,7 +43,39 @@ def refuse(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def _forking(out: Path, report: Path, log: Path, whole: dict[str, Any]) -> Callable[[], None]:
+def refuse_commands(folder: Path) -> dict[str, Any]:
+    """The same for every command that writes: a named error and nothing half-written, or done without that file."""
+    folder.mkdir()
+    found, failures, calls = Counter[str](), [], 0
+    listed = make_commands(folder)
+    for command in listed:
+        out, report = prepare(command, folder), folder / "report"
+        report.write_text("")
+
+        def verdict(code: int, said: str, kept: Kept, out: Path = out) -> tuple[str, str]:
+            fault = wrong(code, said, out)
+            return ("wrong", fault) if fault else ("stopped" if code else "went on", "")
+
+        before = _forking(out, report, folder / "child.log", verdict)
+        code = run(command.argv(out), folder / "log", before)
+        assert code == 0, (command.name, (folder / "log").read_text())
+        rows = [line.split("\t") for line in report.read_text().splitlines()]
+        calls += len(rows) // len(ERRORS)
+        found.update(row[0] for row in rows)
+        failures += [f"{command.name}: {' '.join(row)}" for row in rows if row[0] == "wrong"][:3]
+    return {
+        "commands": len(listed),
+        "calls": calls,
+        "errors a call": len(ERRORS),
+        "stopped, naming the path, nothing half-written": found["stopped"],
+        "went on without that file": found["went on"],
+        "failures": failures,
+    }
+
+
+def _forking(
+    out: Path, report: Path, log: Path, verdict: Callable[[int, str, Kept], tuple[str, str]]
+) -> Callable[[], None]:
     """In a forked process: before each file call, a child for each error, in which this one call fails."""
 
     def before() -> None:
@@ -69,7 +104,7 @@ def _forking(out: Path, report: Path, log: Path, whole: dict[str, Any]) -> Calla
                     child = os.fork()
                     if child:
                         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-                        kind, detail = _verdict(code, log.read_text(), out, kept, whole)
+                        kind, detail = verdict(code, log.read_text(), kept)
                         row = [kind, "save" if saving else "run", name, path.removeprefix(str(out)), str(number)]
                         with open(report, "a") as file:
                             file.write("\t".join([*row, detail]) + "\n")
@@ -94,9 +129,7 @@ def _redirect(log: Path) -> None:
     os.dup2(handle, 2)
 
 
-def _verdict(
-    code: int, said: str, out: Path, kept: dict[str, bytes | str | None], whole: dict[str, Any]
-) -> tuple[str, str]:
+def _verdict(code: int, said: str, kept: Kept, out: Path, whole: dict[str, Any]) -> tuple[str, str]:
     from varalign.runs.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
 
     if code == 0:  # what failed was not needed; then the end must be the right one
@@ -117,16 +150,16 @@ def _verdict(
     return "stopped", ""
 
 
-def _contents(root: Path) -> dict[str, bytes | str | None]:
+def _contents(root: Path) -> Kept:
     """Files with their bytes, links with their targets, folders; nothing where there is no such folder."""
-    found: dict[str, bytes | str | None] = {}
+    found: Kept = {}
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         found[name] = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
     return found
 
 
-def _link(root: Path, kept: dict[str, bytes | str | None], keep: Path) -> None:
+def _link(root: Path, kept: Kept, keep: Path) -> None:
     """Give every file a second name, so that it is there itself again, and not a copy, where the run has it open."""
     shutil.rmtree(keep, ignore_errors=True)
     keep.mkdir()
@@ -135,7 +168,7 @@ def _link(root: Path, kept: dict[str, bytes | str | None], keep: Path) -> None:
             os.link(root / name, keep / str(number))
 
 
-def _restore(root: Path, kept: dict[str, bytes | str | None], keep: Path) -> None:
+def _restore(root: Path, kept: Kept, keep: Path) -> None:
     """Bring a folder back; what is still there stays the same file or folder, as the run may have it open."""
     for name in sorted(_contents(root).keys() - kept.keys(), reverse=True):
         path = root / name

@@ -8,6 +8,7 @@ Everything is drawn from a seed: a seed gives the same bytes with one version of
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -117,7 +118,9 @@ def _write_files(folder: Path, images: int, seed: int, size: int) -> None:
     for name, scene, captions in sample_scenes(images, seed):
         jitter = random.Random(f"varalign sample {_VERSION} {seed} {name} drawing")
         picture = draw_scene(scene, size, jitter)
-        picture.save(folder / "Images" / name, "JPEG", quality=90, subsampling=0)
+        encoded = io.BytesIO()  # where Pillow writes to a file itself, it does not say that the disk is full
+        picture.save(encoded, "JPEG", quality=90, subsampling=0)
+        (folder / "Images" / name).write_bytes(encoded.getvalue())
         names.append(name)
         lines += [f'{name},"{caption}"' if "," in caption else f"{name},{caption}" for caption in captions]
     _write_text(folder / "captions.txt", lines)

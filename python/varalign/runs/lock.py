@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from varalign.data.files import naming
 from varalign.runs.errors import RunError
 
 LOCK = ".lock"
@@ -27,19 +28,20 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # no advisory locks on this system
         yield
         return
-    with open(folder / LOCK, "a+") as file:
+    path = folder / LOCK
+    with open(path, "a+b", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read().decode(errors="replace").strip() or "unknown"
             raise RunError(f"{folder}: in use by process {holder}; wait for it or name another --out") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         for temporary in folder.glob(".*.tmp"):  # left by a process that died while it wrote
             temporary.unlink(missing_ok=True)
         try:
             yield
         finally:
-            file.truncate(0)  # the next holder's number is not there until it has written it
+            file.truncate(0)  # so that nobody reads this number before the next holder has written its own
