@@ -28,7 +28,8 @@ from varalign.inputs.tower_loop import embedded_files, embedded_texts
 from varalign.options.config import TrainConfig
 from varalign.pictures.tsne import check_perplexities, choose_pairs, draw_tsne
 from varalign.runs.checkpoint import Checkpoint
-from varalign.runs.folder import RunFolder, to_stderr
+from varalign.runs.folder import RunFolder
+from varalign.runs.progress import to_stderr
 
 
 class Aligner:

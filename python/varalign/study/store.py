@@ -9,7 +9,7 @@ from typing import Any
 
 from varalign.data.errors import DataError
 from varalign.data.files import read_bytes, write_atomically
-from varalign.runs.folder import json_text
+from varalign.runs.json_text import json_text
 from varalign.study.grid import Pack
 
 

@@ -17,7 +17,8 @@ from varalign.losses.contrastive import ContrastiveLoss
 from varalign.losses.others import build_objective
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.runs.folder import RunFolder, read_metric_lines
+from varalign.runs.folder import RunFolder
+from varalign.runs.metrics import read_metrics
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.training.step_texts import StepTexts
 
@@ -51,7 +52,7 @@ def new_schedule(config: TrainConfig) -> LossSchedule:
     """
     replay = None
     if config.replay_run is not None:
-        lines = read_metric_lines(RunFolder.open(Path(config.replay_run)).metrics)
+        lines = read_metrics(RunFolder.open(Path(config.replay_run)).metrics)
         steps = [line.get("w_i2t") for line in lines if line.get("kind") == "step"]
         replay = [float(weight) for weight in steps if isinstance(weight, float)]
         if not replay or len(replay) < len(steps):

@@ -169,13 +169,13 @@ def _closed_form_start(inputs: Inputs, pair_weights: Tensor | None) -> tuple[Par
         seconds=time.perf_counter() - started,
         text_ridge=found.text_ridge,
     )
-    settings = {"ridge": found.ridge, "text_ridge": found.text_ridge, "power": found.power}
+    settings: dict[str, Any] = {"ridge": found.ridge, "text_ridge": found.text_ridge, "power": found.power}
     config = replace(config, embedding_dim=found.dimensions, **settings)
     return inputs.with_model(model.to(inputs.device), config), choice
 
 
 def _shape(found: ClosedForm, config: TrainConfig) -> HeadShape:
-    rates = {"dropout": config.dropout, "input_noise": config.input_noise}
+    rates: dict[str, Any] = {"dropout": config.dropout, "input_noise": config.input_noise}
     if config.members:
         width = found.dimensions + config.members * MEMBER_DIM
         return HeadShape(width, "ensemble", config.hidden_dim, members=config.members, **rates)
