@@ -22,8 +22,7 @@ from varalign.options.device import pick_device
 from varalign.options.fields import OPTIONS
 from varalign.runs.errors import RunFailed
 from varalign.runs.folder import RunFolder
-from varalign.runs.progress import to_stderr
-from varalign.runs.progress import duration
+from varalign.runs.progress import duration, to_stderr
 from varalign.study import singles
 from varalign.study.check_cells import check_cells
 from varalign.study.grid import Condition, Pack, conditions
