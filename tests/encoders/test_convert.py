@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from varalign.data.errors import DataError
 from varalign.encoders.convert import convert
 from varalign.encoders.torchscript import read_torchscript
 from varalign.encoders.weights import WeightsError
@@ -142,8 +143,9 @@ def test_targets(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder"):
         convert(tmp_path / "in.pt", tmp_path / "none" / "out.safetensors")
     convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
-    with pytest.raises(WeightsError, match="is there already"):
+    with pytest.raises(DataError, match="is there already; name another file, or pass --overwrite"):
         convert(tmp_path / "in.pt", tmp_path / "out.safetensors")
+    convert(tmp_path / "in.pt", tmp_path / "out.safetensors", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt", "out.safetensors"]
 
 

@@ -93,6 +93,11 @@ def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=f"seed of {of} (default 0)")
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add `--overwrite`."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
+
+
 def add_json(parser: Any) -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help="print the result as one JSON value")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import answer
+from varalign.cli.arguments import add_overwrite, answer
 
 
 def add(commands: Any) -> None:
@@ -16,6 +16,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("source", metavar="IN", type=Path)
     parser.add_argument("target", metavar="OUT.safetensors", type=Path)
+    add_overwrite(parser)
     parser.set_defaults(handler=run)
 
 
@@ -23,4 +24,4 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert, and print what was written."""
     from varalign.encoders.convert import convert
 
-    return answer(arguments, None, [str(convert(arguments.source, arguments.target))])
+    return answer(arguments, None, [str(convert(arguments.source, arguments.target, overwrite=arguments.overwrite))])

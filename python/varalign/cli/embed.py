@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_json, add_run, add_split, answer, load
+from varalign.cli.arguments import add_json, add_overwrite, add_run, add_split, answer, load
 from varalign.data.errors import DataError
+from varalign.data.outputs import check_output_file
 
 
 def add(commands: Any) -> None:
@@ -19,6 +20,7 @@ def add(commands: Any) -> None:
         "--features", action="store_true", help="write the encoders' output as a features file for `train --features`"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, .safetensors or .npz")
+    add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(handler=run)
 
@@ -27,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file, and print what it holds."""
     if arguments.features and arguments.split != "all":
         raise DataError("--features writes all splits into one file, as `train --features` wants: leave out --split")
+    for ending in (arguments.out.suffix, ".names.jsonl", ".texts.jsonl"):
+        check_output_file(arguments.out.with_suffix(ending), overwrite=arguments.overwrite)
     model = load(arguments)
     if arguments.features:
         written = model.write_features(arguments.out)

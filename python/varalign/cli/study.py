@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_json, answer
+from varalign.cli.arguments import add_json, add_overwrite, answer
 from varalign.data.errors import DataError
+from varalign.data.outputs import check_output_folder
 from varalign.study.spec import AXES, CONTROLS, TUNED, Study, StudyError, make_study, read_study
 
 EPILOG = f"""axes: {", ".join(AXES)}, or any option of `varalign train`. The controls {", ".join(CONTROLS)} are added
@@ -49,6 +50,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (default cpu)", default="cpu")
     parser.add_argument("--report", action="store_true", help="run nothing; report the finished cells")
+    add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(handler=run)
 
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.workers < 0:
         raise DataError(f"--workers is {arguments.workers}, but must be at least 0")
     out = arguments.out or Path("studies") / (arguments.file.stem if arguments.file else "study")
+    check_output_folder(out, ("cells", "*"), overwrite=arguments.overwrite)
     from varalign.study.runner import run_study
 
     report = run_study(study, out, workers=arguments.workers, device=arguments.device, report_only=arguments.report)

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_json, add_run, add_seed, add_split, answer, load
+from varalign.cli.arguments import add_json, add_overwrite, add_run, add_seed, add_split, answer, load
+from varalign.data.outputs import check_output_folder
 
 
 def add(commands: Any) -> None:
@@ -22,12 +23,16 @@ def add(commands: Any) -> None:
     )
     add_seed(parser, "the choice of pairs and of t-SNE")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the pictures (default: RUN/pictures)")
+    add_overwrite(parser)
     add_json(parser)
     parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw, and print the files."""
+    model = load(arguments)
+    if arguments.out is not None and not (model.run and arguments.out.resolve() == model.run.pictures.resolve()):
+        check_output_folder(arguments.out, ("tsne*.png",), overwrite=arguments.overwrite)
     options = {name: getattr(arguments, name) for name in ("split", "pairs", "seed", "out")}
-    files = [str(file) for file in load(arguments).visualize(arguments.perplexities, **options)]
+    files = [str(file) for file in model.visualize(arguments.perplexities, **options)]
     return answer(arguments, files, files)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from varalign.data.outputs import check_output_file
 from varalign.encoders.torchscript import read_torchscript
 from varalign.encoders.weights import WeightsError, is_torchscript, read_state_dict, safetensors_metadata
 
@@ -40,7 +41,7 @@ class Conversion:
         return f"{self.target}: {self.tensors} tensors, {self.bytes / 1e6:.1f} MB, from {self.source}{activation}"
 
 
-def convert(source: Path | str, target: Path | str) -> Conversion:
+def convert(source: Path | str, target: Path | str, *, overwrite: bool = False) -> Conversion:
     """Write the tensors of a weights file as safetensors, dtypes kept.
 
     TorchScript archives (OpenAI's original CLIP files) are read without torch.jit, pickles with `weights_only=True`;
@@ -49,12 +50,13 @@ def convert(source: Path | str, target: Path | str) -> Conversion:
 
     Args:
         source: `.pt`, `.pth`, `.bin` or `.safetensors`.
-        target: a new `.safetensors` file; written under a temporary name, synced and renamed.
+        target: a `.safetensors` file; written under a temporary name, synced and renamed.
+        overwrite: replace a file that is there already.
 
     Raises:
         FileNotFoundError: no such source.
-        WeightsError: the source holds more than tensors, none, or is broken; or the target is there already or
-            has another suffix.
+        WeightsError: the source holds more than tensors, none, or is broken; or the target has another suffix.
+        DataError: the target is there already.
     """
     from safetensors.torch import save_file
 
@@ -63,8 +65,7 @@ def convert(source: Path | str, target: Path | str) -> Conversion:
         raise FileNotFoundError(f"no weights file {source}")
     if target.suffix != ".safetensors":
         raise WeightsError(f"the converted file is a .safetensors file, not {target.name}")
-    if target.exists():
-        raise WeightsError(f"{target} is there already; name another file, or remove it first")
+    check_output_file(target, overwrite=overwrite)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} into")
     state, metadata = _read(source)
