@@ -40,8 +40,8 @@ class SplitEmbeddings:
     def first_pairs(self) -> tuple[Tensor, Tensor]:
         """(P, D) images that have a caption, and (P, D) the first caption of each in file order."""
         first = first_of_each(self.owner)
-        places, first = torch.from_numpy(self.owner[first]), torch.from_numpy(first)
-        return self.images[places.to(self.images.device)], self.texts[first.to(self.texts.device)]
+        places = torch.from_numpy(self.owner[first]).to(self.images.device)
+        return self.images[places], self.texts[torch.from_numpy(first).to(self.texts.device)]
 
 
 def embed_split(parts: Parts, image_rows: Rows) -> SplitEmbeddings:

@@ -6,7 +6,7 @@ import pickletools
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 LEGACY_PICKLES = 5
 """Pickles in a file of torch.save that is no zip archive, before the tensors' bytes."""
@@ -32,6 +32,7 @@ def _deeper(pickled: bytes | BinaryIO, limit: int) -> bool:
     """The same of one pickle, by what each operation takes from the stack and puts there."""
     stack: list[int | None] = []  # depths; None for a mark
     memo: dict[int, int] = {}
+    argument: Any
     for operation, argument, _ in pickletools.genops(pickled):
         if operation.name == "MARK":
             stack.append(None)

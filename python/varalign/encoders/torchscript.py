@@ -164,6 +164,7 @@ class _Interpreter:
             del stack[start:]
             return items
 
+        argument: Any
         for operation, argument, _ in pickletools.genops(data):
             name = operation.name
             if name in _VALUES:

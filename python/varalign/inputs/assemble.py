@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,7 +96,7 @@ def _image_source(
 
 def _decoded(config: TrainConfig, data: ImageCaptions, live: LiveImages, say: Say) -> DecodedCache | None:
     folder, rows = _cache(config), data.rows("train")
-    settings = {"augment": live.augment, "rows": rows, "threads": config.threads, "say": say}
+    settings: dict[str, Any] = {"augment": live.augment, "rows": rows, "threads": config.threads, "say": say}
     try:
         return decoded_cache(live.paths, live.preprocess, folder, **settings)
     except OSError as error:  # the run can go on without its cache

@@ -130,9 +130,13 @@ def _draw(axes: Axes, layout: NDArray[np.float32], title: str, *, inches: float)
             list(np.stack([texts, images], axis=1)), colors=_FAINT, linewidths=0.09 * inches, alpha=0.2 + 0.3 * crowd
         )
     )
-    marks = {"s": inches**2 * (0.18 + 0.9 * crowd**2), "linewidths": 0.05 * inches, "edgecolors": "white"}
+    marks: dict[str, Any] = {
+        "s": inches**2 * (0.18 + 0.9 * crowd**2),
+        "linewidths": 0.05 * inches,
+        "edgecolors": "white",
+    }
     for name, points, colour in (("text", texts, BLUE), ("image", images, RED)):
-        axes.scatter(*points.T, c=colour, alpha=0.85, label=name, **marks)
+        axes.scatter(points[:, 0], points[:, 1], c=colour, alpha=0.85, label=name, **marks)
     low, high = layout.min(axis=0), layout.max(axis=0)
     reach = 0.53 * max(float((high - low).max()), 1e-6)
     middle = (low + high) / 2

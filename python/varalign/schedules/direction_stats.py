@@ -102,10 +102,10 @@ class DirectionStats:
             return parts[0]
         counts = [len(part.lse) for part in parts]
         candidates = round(sum(part.candidates * n for part, n in zip(parts, counts, strict=True)) / sum(counts))
+        known = [part.means for part in parts if part.means is not None]
         means = None
-        if all(part.means is not None for part in parts):
-            weighted = [part.means * (n / sum(counts)) for part, n in zip(parts, counts, strict=True)]  # type: ignore[operator]
-            means = torch.stack(weighted).sum(0)
+        if len(known) == len(parts):
+            means = torch.stack([mean * (n / sum(counts)) for mean, n in zip(known, counts, strict=True)]).sum(0)
         return cls.from_stacked(
             torch.cat([part.stacked() for part in parts], 1), candidates, parts[-1].logit_scale, means
         )
