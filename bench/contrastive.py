@@ -4,7 +4,7 @@ Peers: open_clip's ClipLoss; the same sharing one matrix of logits; both under t
 (checkpointed) in the backward pass. With `--peers FOLDER`, public memory-efficient kernels found there: packages that
 the script knows (cut_cross_entropy, inf_cl), and any `NAME.py` with a function `loss(images, texts, logit_scale)`
 giving the mean of both directions. A peer that cannot run, or computes something else, leaves a row that says why;
-running out of memory is a result. Ours without its statistics, and on a GPU each backward design, compiled, and
+running out of memory is a result. Ours without its statistics, and on a GPU compiled, and
 captured as CUDA graphs, are rows too. What ours and the eager peers launch on a GPU is counted everywhere
 (`launches.py`).
 
@@ -66,7 +66,6 @@ class Problem:
         return self.images, self.texts, self.scale
 
     def both(self, peer: Peer) -> tuple[Tensor, ...]:
-        peer.set_up()
         value = peer.loss(*self.inputs)
         return value.detach(), *torch.autograd.grad(value, self.inputs)
 
@@ -201,11 +200,9 @@ def contenders(problem: Problem, running: list[Peer], kind: str) -> list[Contend
         held: list[Tensor] = []
 
         def forward(peer: Peer = peer, held: list[Tensor] = held) -> None:
-            peer.set_up()
             held[:] = [peer.loss(*problem.inputs)]
 
         def backward(peer: Peer = peer, held: list[Tensor] = held) -> tuple[Tensor, ...]:
-            peer.set_up()
             value = held.pop()
             return value.detach(), *torch.autograd.grad(value, problem.inputs)
 

@@ -26,25 +26,18 @@ CACHE_BYTES = 256 << 20
 class Peer:
     """One way: `linear` in memory or holding a whole matrix; `fault` says why it is left out.
 
-    `design` is the backward pass of our kernels, "" for the default and for everybody else. `captured`: replays a CUDA
-    graph, whose memory is reserved before it runs.
+    `captured`: replays a CUDA graph, whose memory is reserved before it runs.
     """
 
     name: str
     loss: Loss
     linear: bool = False
-    design: str = ""
     fault: str = ""
     captured: bool = False
 
     @property
     def ours(self) -> bool:
         return self.name.startswith("varalign")
-
-    def set_up(self) -> None:
-        """Choose the design for the passes that follow."""
-        if (module := kernel()) is not None:
-            module.BACKWARD = self.design
 
 
 def ours(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -151,8 +144,6 @@ def peers(options: argparse.Namespace) -> dict[str, Peer]:
         Peer("varalign, statistics on", lambda u, v, a: operator_loss(u, v, a, True), True),
         Peer("varalign, statistics off", lambda u, v, a: operator_loss(u, v, a, False), True),
     ]
-    if torch.cuda.is_available() and kernel() is not None:
-        known += [Peer(f"varalign, backward {design}", ours, True, design) for design in ("blocks", "fused")]
     known += [
         Peer("open_clip ClipLoss", open_clip_loss),
         Peer("shared logits", shared_logits),

@@ -25,7 +25,7 @@ from varalign.kernels import passes as kernel
 from varalign.kernels import query_fields as f
 from varalign.kernels.launch_table import Launch
 
-TASKS = ("similarity", "gradient", "fused")
+TASKS = ("similarity", "gradient")
 
 
 def candidates(precision: str, *, dry_run: bool = False) -> Iterator[Launch]:
@@ -79,10 +79,7 @@ def tune(task: str, n: int, d: int, dtype: torch.dtype, *, dry_run: bool) -> tup
     def run() -> object:
         if task == "similarity":
             return kernel.tile_sums(u, v, scale, None, None)
-        backward = "fused" if task == "fused" else "blocks"
-        return kernel.tile_gradients(
-            u, v, scale, (table, norms, empty), terms, upstream, ignore=False, backward=backward
-        )
+        return kernel.tile_gradients(u, v, scale, (table, norms, empty), terms, upstream, ignore=False)
 
     plain = kernel._launch
     before = seconds(run)

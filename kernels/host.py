@@ -38,7 +38,7 @@ def product_options(embeddings: Tensor) -> dict[str, Any]:
 
 def multiply(total: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
     """total = left @ right, or with `add` total += left @ right, accumulated in the total's dtype."""
-    if left.dtype != total.dtype and left.is_cuda and wide_products():
+    if left.dtype != total.dtype and left.is_cuda and hasattr(torch.ops.aten.addmm, "dtype_out"):  # ROCm has none
         if add:
             torch.ops.aten.addmm.dtype_out(total, left, right, total.dtype, out=total)
         else:
@@ -49,11 +49,6 @@ def multiply(total: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
         total.addmm_(left, right)
     else:
         torch.mm(left, right, out=total)
-
-
-def wide_products() -> bool:
-    """Whether this torch multiplies 16 bits into 32."""
-    return INTERPRETED or hasattr(torch.ops.aten.addmm, "dtype_out")
 
 
 def capability(embeddings: Tensor) -> tuple[int, int]:

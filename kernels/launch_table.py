@@ -41,7 +41,7 @@ def install(lines: list[dict[str, Any]]) -> None:
     launch.cache_clear()
 
 
-PASSES = ("similarity", "positive", "gradient", "fused")
+PASSES = ("similarity", "positive", "gradient")
 
 
 @lru_cache(maxsize=256)
@@ -67,11 +67,8 @@ def launch(task: str, capability: tuple[int, int], precision: str, queries: int,
         return Launch(32, 32, min(depth, 32), 4, 2)
     if precision == "64":
         return Launch(32, 32, 16, 4, 1)
-    if precision == "ieee" and task != "fused":
+    if precision == "ieee":
         # No tensor cores: over 4 warps the accumulators and what the products need beside them spill.
-        return Launch(64, 64, min(depth, 32), 8, 2)
-    if task == "fused":
-        # The gradient's accumulator (block_m x up to 128 dimensions) lives beside the tile: over 4 warps it spills.
         return Launch(64, 64, min(depth, 32), 8, 2)
     # Data-centre Blackwell has its accumulators elsewhere, and the derivatives' terms take twice the registers.
     doubled = 2 if task == "gradient" and (10, 0) <= capability < (12, 0) else 1

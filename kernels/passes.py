@@ -4,11 +4,10 @@
 nothing), `tile_gradients` backward (3 units, 2 where the logits were kept). Every result is the same bit for bit from
 run to run.
 
-The default backward, "blocks", writes the derivatives by the logits a block at a time and lets cuBLAS multiply them
-into float32: 3 units. "fused" keeps them on the chip and pays for it by computing the logits again for every slice of
-the dimensions and for each side: 4 units up to D = 128, 2 + 2 D / 128 above (64 for 128 in 32 bits).
-Nothing here has been timed on a GPU: "blocks" is the default for its count of units, and because two of its three are
-plain matrix products at the library's own rate. `make bench-gpu` measures both.
+The backward pass writes the derivatives by the logits a block at a time and lets cuBLAS multiply them into float32: 3
+units, two of them plain matrix products at the library's own rate. Keeping the derivatives on the chip instead was
+tried and left out: the logits are then computed again for every slice of the dimensions and for each side, 4 units up
+to D = 128 and 2 + 2 D / 128 above. Nothing here has been timed on a GPU; `make bench-gpu` does that.
 
 A small batch's time is its launches, some 3 to 5 microseconds each: whatever is of the size of the batch is one kernel
 (`matching`, `queries`, `variances`), not a chain of operations. `bench/launches.py` counts them.
@@ -34,10 +33,6 @@ from varalign.kernels.matching import CODE, empty_table, match
 PARTIAL_BYTES = 64 << 20
 # Side of a block of derivatives, a whole matrix up to twice that: 8192^2 in 16 bits is 128 MiB.
 BLOCK = 4096
-
-BACKWARDS = ("blocks", "fused")
-# One of them, to compare them; empty: the default of `tile_gradients`.
-BACKWARD = ""
 
 # What the forward pass keeps for the backward pass: the table of `matching`, the norms that a 16-bit cache's unit comes
 # from (`variances.sums_of`), and the cache of the logits.
@@ -156,22 +151,17 @@ def tile_gradients(
     *,
     ignore: bool,
     wide_columns: bool = False,
-    backward: str = "",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `varalign.losses.reference.tile_gradients`; gradients come in the embeddings' dtype, rounded once.
-
-    Args:
-        backward: one of `BACKWARDS`; by default "blocks", or "fused" where this torch cannot multiply 16 bits into 32.
-    """
-    backward = backward or BACKWARD or ("blocks" if rows.dtype == wide_dtype(rows) or host.wide_products() else "fused")
+    """As `varalign.losses.reference.tile_gradients`; gradients come in the embeddings' dtype, rounded once."""
     # Upstream gradients of a mean are 1 / N: a probability below N / 10^7 times that would underflow in float16.
     gain = torch.linalg.vector_norm(upstream, torch.inf) if rows.dtype == torch.float16 else None
-    work = _fused if backward == "fused" else _blocks
     with on(rows.device):
-        return work(rows, columns, scale, kept, terms.contiguous(), upstream.contiguous(), gain, ignore, wide_columns)
+        return _gradients(
+            rows, columns, scale, kept, terms.contiguous(), upstream.contiguous(), gain, ignore, wide_columns
+        )
 
 
-def _blocks(
+def _gradients(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
@@ -211,47 +201,11 @@ def _blocks(
             host.multiply(total, g, v, add=left > 0)
             host.multiply(column_total[left : left + block], g.T, u, add=top > 0)
         slopes.append(_finish(total, u, scale, gain, row_gradient[top : top + block], slope=True))
-    column_gradient = _finished_columns(column_total, columns, scale, gain, wide_columns)
+    column_gradient = column_total
+    if not wide_columns and columns.dtype != wide:
+        column_gradient = torch.empty(columns.shape, dtype=columns.dtype, device=columns.device)
+    _finish(column_total, columns, scale, gain, column_gradient, slope=False)
     return row_gradient, column_gradient, (slopes[0] if len(slopes) == 1 else torch.cat(slopes)).sum()
-
-
-def _fused(
-    rows: Tensor,
-    columns: Tensor,
-    scale: Tensor,
-    kept: Kept,
-    terms: Tensor,
-    upstream: Tensor,
-    gain: Tensor | None,
-    ignore: bool,
-    wide_columns: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    totals = []
-    for u, v, first, other_first in ((rows, columns, 0, rows.shape[0]), (columns, rows, rows.shape[0], 0)):
-        config = _launch("fused", u, u.shape[0])
-        out = torch.empty(u.shape, dtype=wide_dtype(u), device=u.device)
-        # 32 bits at full precision: 128 dimensions of accumulator spill kilobytes.
-        slice_width = max(16, min(128 if u.dtype.itemsize == 2 else 64, triton.next_power_of_2(u.shape[1])))
-        grid = (triton.cdiv(u.shape[0], config.block_m), triton.cdiv(u.shape[1], slice_width))
-        tiles.fused_rows[grid](
-            u, v, scale, kept[0][CODE], terms, upstream, _or(gain, scale), out,
-            u.shape[0], v.shape[0], u.shape[1], *u.stride(), *v.stride(), first, other_first,
-            IGNORE=ignore, GAIN=gain is not None, BD=slice_width, **_options(config, u),
-        )  # fmt: skip
-        totals.append(out)
-    row_gradient = (
-        totals[0] if rows.dtype == totals[0].dtype else torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
-    )
-    slopes = _finish(totals[0], rows, scale, gain, row_gradient, slope=True)
-    return row_gradient, _finished_columns(totals[1], columns, scale, gain, wide_columns), slopes.sum()
-
-
-def _finished_columns(total: Tensor, columns: Tensor, scale: Tensor, gain: Tensor | None, wide_columns: bool) -> Tensor:
-    out = total
-    if not wide_columns and columns.dtype != total.dtype:
-        out = torch.empty(columns.shape, dtype=columns.dtype, device=columns.device)
-    _finish(total, columns, scale, gain, out, slope=False)
-    return out
 
 
 def _finish(

@@ -294,8 +294,7 @@ def gradient_block(
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
     GAIN: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Design (a): write the block height x width of derivatives at (row_begin, column_begin); matrix products
-    follow."""
+    """Write the block height x width of derivatives at (row_begin, column_begin); matrix products follow."""
     # Eight row blocks walk the columns together, so that their tiles of U and V are read from the cache.
     pid = tl.program_id(0)
     row_blocks = tl.cdiv(height, BM)
@@ -317,43 +316,3 @@ def gradient_block(
     written = out + row_block.to(tl.int64) * BM * width + column_block * BN
     place = tl.arange(0, BM)[:, None] * width + tl.arange(0, BN)[None, :]
     tl.store(written + place, g.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def fused_rows(
-    U, V, scale_ptr, codes, terms, upstream, gain_ptr, out,
-    M, N, D, stride_um, stride_ud, stride_vn, stride_vd, row_first, column_first,
-    IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, GAIN: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """Design (b): out (M, D) = derivatives @ V, the derivatives staying on the chip; the columns' turn swaps the roles.
-
-    Program (r, d): row block r, BD of the dimensions; the tile of derivatives is computed anew for each of the D / BD.
-    """
-    rows = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    row_mask = rows < M
-    dims = tl.program_id(1) * BD + tl.arange(0, BD)
-    scale = tl.load(scale_ptr)
-    gain = load_gain(gain_ptr, GAIN)
-    total = tl.zeros([BM, BD], dtype=WIDE)
-    for start in range(0, N, BN):
-        columns = start + tl.arange(0, BN).to(tl.int64)
-        column_mask = columns < N
-        g = _gradient_tile(
-            U, V, scale, codes, terms, upstream, gain, out, out,
-            rows, columns, row_mask, column_mask, 0, row_first, column_first, M + N, N, D,
-            stride_um, stride_ud, stride_vn, stride_vd,
-            IGNORE, WIDE, PRECISION, UPCAST, 0, 1, BM, BN, BK,
-        )  # fmt: skip
-        v = tl.load(
-            V + columns[:, None] * stride_vn + dims[None, :] * stride_vd,
-            mask=column_mask[:, None] & (dims < D)[None, :],
-            other=0.0,
-        )
-        g = g.to(v.dtype)
-        if UPCAST:
-            g = g.to(WIDE)
-            v = v.to(WIDE)
-        total = tl.dot(g, v, total, input_precision=PRECISION, out_dtype=WIDE)
-    offsets = rows[:, None] * D + dims[None, :]
-    tl.store(out + offsets, total, mask=row_mask[:, None] & (dims < D)[None, :])

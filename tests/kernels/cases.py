@@ -196,14 +196,6 @@ def test_blocks_of_every_kind(dtype: torch.dtype, cache_bytes: int) -> None:
     check(replace(BLOCKS, dtype=dtype, cache_bytes=cache_bytes, m=81, n=40, ids="groups of five", ignore=False))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("ignore", [False, True])
-def test_fused_backward(dtype: torch.dtype, ignore: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = kernel.tile_gradients
-    monkeypatch.setattr(kernel, "tile_gradients", lambda *a, **k: original(*a, **k, backward="fused"))
-    check(Case(37, 70, 140, 14.3, dtype, "shuffled", ignore, 0, True))
-
-
 def test_splits_of_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "_multiprocessors", lambda device: 3)
     check(Case(33, 250, 16, 14.3, torch.float32, "shuffled", False, 0, False))

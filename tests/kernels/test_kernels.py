@@ -51,7 +51,7 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
 def test_compiles_for_gpus_that_are_not_here() -> None:
     """To machine code for an H100, every kernel at its largest launch: it fits, and nothing spills in 16 bits."""
     rows = compiled("--quick", "--capabilities", "90")
-    assert {row["task"] for row in rows} >= {"similarity", "positive", "gradient", "fused", "merge", "quadratic"}
+    assert {row["task"] for row in rows} >= {"similarity", "positive", "gradient", "merge", "quadratic"}
     for row in rows:
         assert 0 <= row["shared"] <= row["shared_limit"] == 227 << 10, row
         assert not (row["dtype"] == "bf16" and row["spilled"]), row
