@@ -19,7 +19,7 @@ from varalign.encoders.build import (
     image_encoder_from_config,
     text_encoder_from_config,
 )
-from varalign.encoders.convert import convert
+from varalign.encoders.conversion import convert
 from varalign.encoders.specs import SpecError, WeightsUnavailable
 from varalign.encoders.weights import WeightsError
 

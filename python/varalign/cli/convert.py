@@ -22,6 +22,6 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, and print what was written."""
-    from varalign.encoders.convert import convert
+    from varalign.encoders.conversion import convert
 
     return answer(arguments, None, [str(convert(arguments.source, arguments.target, overwrite=arguments.overwrite))])

@@ -1,6 +1,6 @@
 """Where a `clip:` spec leads: architecture, activation, preprocessing and weights, by tag, file or folder.
 
-What each way records, and so what is taken from where:
+Where each setting comes from:
 
 - **A tag** (`openai`, `laion2b_s34b_b79k`, …): the architecture is open_clip's model of that name; QuickGELU, size,
   mean, deviation and interpolation are the tag's record.

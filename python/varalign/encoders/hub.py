@@ -22,7 +22,7 @@ TIMEOUT = 5.0
 """Seconds to wait for a hub's first answer."""
 ASK_AGAIN = 60.0
 """Seconds after which a hub that gave no answer is asked again."""
-_SILENT: dict[str, tuple[float, str]] = {}  # address → when it gave no answer, and how that reads
+_SILENT: dict[str, tuple[float, str]] = {}  # address → when it gave no answer, and the message
 
 
 def download_url(url: str, *, spec: str, instead: str) -> Path:
@@ -137,7 +137,7 @@ def _reach(repo: str, files: str, spec: str, instead: str) -> None:
     if _offline():
         raise _unavailable(repo, files, spec, instead, "HF_HUB_OFFLINE is set")
     asked, silence = _SILENT.get(constants.ENDPOINT, (0.0, ""))
-    if silence and time.monotonic() - asked < ASK_AGAIN:  # the second tower need not wait for the same silence
+    if silence and time.monotonic() - asked < ASK_AGAIN:  # the second tower does not wait for it again
         raise _unavailable(repo, files, spec, instead, silence)
     LOGGER.warning("downloading %s of %s from %s", files, repo, constants.ENDPOINT)
     try:
@@ -166,7 +166,7 @@ def _offline() -> bool:
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """urllib, which torch's download uses, has no other knob for how long a silent server is waited for."""
+    """Within it, how long urllib, which torch's download uses, waits for a server."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -102,9 +102,9 @@ class LiveImages:
         _ = self._decoded
 
     def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
-        """Training batches; an unreadable image is replaced by one that is in no place of its batch.
+        """Training batches; an unreadable image is replaced by one that is not in its batch.
 
-        The replacement is a function of (seed, epoch, row) and of what can be read, never of what happened before.
+        The replacement is a function of (seed, epoch, row) and of which images can be read, not of earlier batches.
         """
         pool = np.unique(np.concatenate(list(order))) if order else np.empty(0, np.int64)
         for batch in self._training.batches(order, epoch=epoch):

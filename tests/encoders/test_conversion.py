@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from varalign.data.errors import DataError
-from varalign.encoders.convert import convert
+from varalign.encoders.conversion import convert
 from varalign.encoders.torchscript import read_torchscript
 from varalign.encoders.weights import WeightsError
 
