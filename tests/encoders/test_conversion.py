@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -281,33 +282,35 @@ def good_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6),
-    where=st.sampled_from(["file", "data.pkl", "code"]),
-)
-def test_damaged_archives_are_read_or_refused(
-    good_archive: Path, tmp_path: Path, edits: list[tuple[float, int]], where: str
-) -> None:
-    """Any bytes: tensors no larger than the file, or one of our errors."""
+EDITS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6)
 
-    def damaged(data: bytes) -> bytes:
-        changed = bytearray(data)
-        for place, value in edits:
-            changed[int(place * len(changed))] = value
-        return bytes(changed)
 
-    path = tmp_path / "in.pt"
-    if where == "file":
-        path.write_bytes(damaged(good_archive.read_bytes()))
-    else:
-        with zipfile.ZipFile(good_archive) as good, zipfile.ZipFile(path, "w") as bad:
-            for name in good.namelist():
-                data = good.read(name)
-                bad.writestr(name, damaged(data) if f"/{where}" in name and data else data)
-    (tmp_path / "out.safetensors").unlink(missing_ok=True)
-    try:
-        done = convert(path, tmp_path / "out.safetensors")
-    except WeightsError:
-        return
-    assert done.bytes <= 8 * path.stat().st_size
+def edited(data: bytes, edits: list[tuple[float, int]]) -> bytes:
+    """The bytes with some replaced, each at a share of the length."""
+    changed = bytearray(data)
+    for place, value in edits if changed else ():
+        changed[int(place * len(changed))] = value
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("examples", [200, pytest.param(20_000, marks=pytest.mark.long)])
+def test_damaged_archives_are_read_or_refused(good_archive: Path, tmp_path: Path, examples: int) -> None:
+    """Any bytes: tensors no larger than the archive allows, or one of our errors."""
+    with zipfile.ZipFile(good_archive) as good:
+        entries = {name: good.read(name) for name in good.namelist()}
+    path, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
+
+    @settings(max_examples=examples, deadline=None)
+    @given(EDITS, st.sampled_from(["file", "/data.pkl", "/code"]))
+    def converts(edits: list[tuple[float, int]], where: str) -> None:
+        if where == "file":
+            path.write_bytes(edited(good_archive.read_bytes(), edits))
+        else:
+            with zipfile.ZipFile(path, "w") as bad:
+                for name, data in entries.items():
+                    bad.writestr(name, edited(data, edits) if where in name else data)
+        target.unlink(missing_ok=True)
+        with suppress(WeightsError):
+            assert convert(path, target).bytes <= 8 * path.stat().st_size
+
+    converts()
