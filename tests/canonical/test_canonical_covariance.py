@@ -69,6 +69,24 @@ def test_a_mean_of_a_thousand_deviations_keeps_its_digits(dtype):
     assert float((plain.double() - truth[:7, :7]).abs().max()) > 0.01
 
 
+def test_features_whose_squares_are_no_float32_keep_their_covariance():
+    x, y = pairs(50)
+    large = RunningCovariance(7, 4)
+    large.update((x * 1e25).float(), (y * 1e-3).float())
+    truth = slow((x * 1e25).float(), (y * 1e-3).float(), torch.ones(50, dtype=torch.float64))
+    scale = truth.diagonal().sqrt()
+    assert torch.allclose(joint(large) / scale / scale[:, None], truth / scale / scale[:, None], atol=1e-6)
+
+
+def test_integer_features_and_weights_are_numbers():
+    x, y = (t.mul(10).round() for t in pairs(30))
+    w = torch.arange(30) % 3
+    whole, plain = RunningCovariance(7, 4), RunningCovariance(7, 4)
+    whole.update(x.long(), y.long(), w)
+    plain.update(x, y, w.double())
+    assert torch.allclose(joint(whole), joint(plain), atol=1e-4)
+
+
 def test_weight_two_is_a_pair_given_twice_and_weight_nought_is_none():
     x, y = pairs(20)
     w = torch.tensor([2.0] * 5 + [0.0] * 5 + [1.0] * 10)

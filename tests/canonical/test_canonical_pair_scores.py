@@ -143,11 +143,13 @@ def test_copies_of_an_image_are_no_non_pairs(quick):
         (lambda x, y, ids: (x[:50], y, ids), r"rows of the 50 images \(0 to 49\), got 50"),
         (lambda x, y, ids: (x, y, ids, torch.arange(9)), "at least 10 different images with captions, got 9"),
         (lambda x, y, ids: (x, y, ids, torch.arange(0)), "got 0"),
+        (lambda x, y, ids: (x, y, ids, None, "image", torch.rand(100)), "image_ids: wanted 100 whole numbers"),
+        (lambda x, y, ids: (x, y, ids, None, "image", torch.arange(9)), "image_ids: wanted 100 whole numbers"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(change, message):
     x, y, ids, *rest = change(*made_up(100))
-    options = dict(zip(("rows", "by"), rest, strict=False))
+    options = dict(zip(("rows", "by", "image_ids"), rest, strict=False))
     with pytest.raises(ValueError, match=message):
         pair_scores(x, y, ids, **options)
 

@@ -285,6 +285,16 @@ def test_every_loss_trains_under_the_interface_of_the_contrastive_loss(name: str
     assert torch.equal(found.stats_t2i.lse, plain.stats_t2i.lse)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_embeddings_of_16_bits_are_computed_in_32(dtype: torch.dtype) -> None:
+    u, v = (x.to(dtype).requires_grad_() for x in made_up())
+    loss = ComparisonLoss(build_objective("dcl", images=0, captions=0), build_schedule("fixed"))
+    found = loss(u, v, torch.tensor([90.0]), IDS, TEXT_IDS)
+    found.loss.backward()
+    wide = loss(u.detach().float(), v.detach().float(), 90.0, IDS, TEXT_IDS)
+    assert found.loss.dtype == torch.float32 and torch.equal(found.loss, wide.loss) and u.grad.dtype == dtype
+
+
 def test_weights_take_a_query_out_and_ids_default_to_the_diagonal() -> None:
     u, v = (x.float() for x in made_up())
     loss = ComparisonLoss(build_objective("gce", images=0, captions=0), build_schedule("fixed"))

@@ -58,3 +58,5 @@ def test_what_has_no_best_scale_is_refused() -> None:
         least_loss(u, v[:3])
     with pytest.raises(ValueError, match="NaN"):
         best_logit_scale(u * math.nan, v)
+    with pytest.raises(ValueError, match="infinity"):
+        best_logit_scale(torch.full_like(u, math.inf), v)

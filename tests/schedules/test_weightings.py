@@ -83,6 +83,23 @@ def test_state_goes_on_nan_changes_nothing_and_eval_keeps_nothing(name: str) -> 
         whole(STATS, STATS)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (DWA, {"period": 0}),
+        (DWA, {"temperature": 0.0}),
+        (FAMO, {"rate": math.nan}),
+        (FAMO, {"decay": -1.0}),
+        (IMTL, {"rate": math.inf}),
+        (Uncertainty, {"rate": -0.1}),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind: type[Weighting], options: dict[str, float]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        kind(**options)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_loss_trains_under_them(name: str) -> None:
     u = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()

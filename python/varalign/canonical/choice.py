@@ -125,7 +125,7 @@ def negative_loss(image_embeddings: Tensor, text_embeddings: Tensor, text_image_
         The figure, 0 for fewer than two captioned images.
     """
     ids, order = torch.sort(text_image_ids, stable=True)
-    first = order[torch.cat([ids.new_ones(1, dtype=torch.bool), ids[1:] != ids[:-1]])]
+    first = order[ids.diff(prepend=ids.new_full((1,), -1)) != 0]
     if len(first) < 2:
         return 0.0
     return -least_loss(image_embeddings[text_image_ids[first]], text_embeddings[first])

@@ -26,7 +26,8 @@ class RunningCovariance:
         dy: number of text features.
         device: where the sums live and the products run; features are moved there.
 
-    Block products are float64 for float64 features and float32 otherwise; sums are always float64.
+    Block products are float64 for float64 features, or where float32 overflows, and float32 otherwise; sums are always
+    float64.
 
     Raises:
         ValueError: for dimensions below 1.
@@ -71,7 +72,7 @@ class RunningCovariance:
                 f"got {tuple(image_features.shape)} and {tuple(text_features.shape)}"
             )
         if weights is not None:
-            weights = torch.as_tensor(weights)
+            weights = torch.as_tensor(weights).detach()
             if weights.shape != (n,):
                 raise ValueError(f"wanted one weight a pair, ({n},), got {tuple(weights.shape)}")
             require_finite(weights[:, None], "weights", self.pairs)
@@ -101,14 +102,15 @@ class RunningCovariance:
         x, y = x.double(), y.double()
         if weights is None:
             count, mean_x, mean_y = float(len(x)), x.mean(0), y.mean(0)
-            x, y = (x - mean_x).to(dtype), (y - mean_y).to(dtype)
+            x, y = x - mean_x, y - mean_y
         else:
             count = float(weights.sum())
             mean_x, mean_y = weights @ x / count, weights @ y / count
             root = weights.sqrt()[:, None]
-            x, y = ((x - mean_x) * root).to(dtype), ((y - mean_y) * root).to(dtype)
-        with exact_products():
-            scatters = (x.T @ x).double(), (y.T @ y).double(), (x.T @ y).double()
+            x, y = (x - mean_x) * root, (y - mean_y) * root
+        scatters = _scatters(x.to(dtype), y.to(dtype))
+        if dtype == torch.float32 and not all(bool(part.isfinite().all()) for part in scatters):
+            dtype, scatters = torch.float64, _scatters(x, y)  # features so large that their squares are no float32
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         self._merge(count, mean_x, mean_y, *scatters)
 
@@ -151,6 +153,11 @@ class RunningCovariance:
     def cov_xy(self) -> Tensor:
         """Covariance of image features (rows) with text features (columns), (dx, dy) float64."""
         return self._scatter_xy / (self.count or 1.0)
+
+
+def _scatters(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with exact_products():
+        return (x.T @ x).double(), (y.T @ y).double(), (x.T @ y).double()
 
 
 def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:

@@ -101,7 +101,11 @@ def pair_scores(
     ids = check_owners(text_image_ids, len(x), len(y))
     rows = torch.unique(ids) if rows is None else torch.unique(torch.as_tensor(rows).long())
     rows = rows[torch.isin(rows, ids)]
-    groups = torch.arange(len(x)) if image_ids is None else torch.as_tensor(image_ids).long()
+    groups = torch.arange(len(x)) if image_ids is None else torch.as_tensor(image_ids)
+    if groups.shape != (len(x),) or groups.is_floating_point():
+        raise ValueError(
+            f"image_ids: wanted {len(x)} whole numbers, one an image, got {groups.dtype} {tuple(groups.shape)}"
+        )
     groups = torch.unique(groups[rows], return_inverse=True)[1]
     if by not in ("image", "pair", "auto"):
         raise ValueError(f'by: wanted "image", "pair" or "auto", got {by!r}')

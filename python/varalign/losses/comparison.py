@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared_ids
+from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared, prepared_ids
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.means import mean_over_queries
 from varalign.losses.objective import Batch, Objective
@@ -68,10 +68,11 @@ class ComparisonLoss(nn.Module):
                 image_embeddings, text_embeddings, logit_scale, image_ids, text_image_ids
             )
         ids, text_ids = prepared_ids(image_embeddings, text_embeddings, image_ids, text_image_ids, None)
-        scale = torch.as_tensor(logit_scale, dtype=image_embeddings.dtype, device=image_embeddings.device)
+        images, texts, scale = prepared(image_embeddings, text_embeddings, logit_scale)
+        images, texts = images.to(scale.dtype), texts.to(scale.dtype)  # 16 bits lose a loss's digits in the logits
         if not self._calls.recomputing:  # which is of the call that was shown last
             self._shown, self._context = self._context, {}
-        batch = Batch(image_embeddings, text_embeddings, scale, ids[:, None] == text_ids[None], **self._shown)
+        batch = Batch(images, texts, scale, ids[:, None] == text_ids[None], **self._shown)
         values_i2t, values_t2i, added = self._calls.values(self.objective, batch)
         loss_i2t = mean_over_queries(values_i2t, stats_i2t, image_weights)
         loss_t2i = mean_over_queries(values_t2i, stats_t2i, text_weights)

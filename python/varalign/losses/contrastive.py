@@ -117,7 +117,7 @@ class _Problem:
         group: Any,
     ) -> _Problem:
         _check_duplicates(duplicates)
-        images, texts, scale = _prepared(image_embeddings, text_embeddings, logit_scale)
+        images, texts, scale = prepared(image_embeddings, text_embeddings, logit_scale)
         ids: tuple[Tensor | None, Tensor | None] = (None, None)
         # Without any, image i and text i are a pair, which the passes know without ids; ranks must tell theirs apart.
         if group is not None or image_ids is not None or text_image_ids is not None:
@@ -288,7 +288,7 @@ class ContrastiveLoss(nn.Module):
         return ContrastiveOutput((weights * losses).sum(), loss_i2t, loss_t2i, weights, stats_i2t, stats_t2i)
 
 
-def _prepared(
+def prepared(
     image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings of one dtype and the logit scale as a () tensor of the losses' dtype; an error says what is wrong."""
@@ -318,8 +318,8 @@ def _prepared(
             raise ValueError(f"logit_scale must be one number, not of shape {tuple(logit_scale.shape)}")
         scale = logit_scale.reshape(()).to(image_embeddings.device, wide)
     else:
-        if not logit_scale > 0:
-            raise ValueError(f"logit_scale must be above 0, not {logit_scale}")
+        if not 0 < logit_scale < math.inf:
+            raise ValueError(f"logit_scale must be above 0 and finite, not {logit_scale}")
         scale = torch.full((), float(logit_scale), dtype=wide, device=image_embeddings.device)
     return image_embeddings.to(dtype), text_embeddings.to(dtype), scale
 

@@ -49,7 +49,7 @@ def best_logit_scale(
         batch_size: pairs a batch, as in training; the last incomplete batch counts unless it is a single pair.
 
     Raises:
-        ValueError: for fewer than two pairs, shapes that differ, or a NaN.
+        ValueError: for fewer than two pairs, shapes that differ, or a NaN or infinity.
     """
     return _best_scale(_blocks(image_embeddings.double(), text_embeddings.double(), batch_size), high, 1e-6)
 
@@ -72,8 +72,8 @@ def _blocks(images: Tensor, texts: Tensor, batch_size: int) -> list[Tensor]:
         )
     parts = [slice(start, start + batch_size) for start in range(0, count - 1, batch_size)]
     blocks = [images[part] @ texts[part].T for part in parts]
-    if any(bool(block.isnan().any()) for block in blocks):
-        raise ValueError("the embeddings hold NaN: no logit scale fits them")
+    if not all(bool(block.isfinite().all()) for block in blocks):
+        raise ValueError("the embeddings hold NaN or infinity: no logit scale fits them")
     return blocks
 
 

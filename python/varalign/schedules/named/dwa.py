@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from varalign.schedules.loss_schedule import SMALLEST_LOSS, Weighting
+from varalign.schedules.loss_schedule import SMALLEST_LOSS, Weighting, check
 
 
 class DWA(Weighting):
@@ -24,6 +26,8 @@ class DWA(Weighting):
 
     def __init__(self, period: int = 50, temperature: float = 2.0) -> None:
         super().__init__()
+        check("period", period, period >= 1, "at least 1")
+        check("temperature", temperature, 0 < temperature < math.inf, "above 0")
         self.period, self.temperature = period, temperature
         self.register_buffer("sums", torch.zeros(2))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from varalign.schedules.loss_schedule import SMALLEST_LOSS, Weighting
+from varalign.schedules.loss_schedule import SMALLEST_LOSS, Weighting, check
 
 
 class FAMO(Weighting):
@@ -25,6 +27,8 @@ class FAMO(Weighting):
 
     def __init__(self, rate: float = 0.025, decay: float = 0.001) -> None:
         super().__init__()
+        check("rate", rate, 0 <= rate < math.inf, "0 or more")
+        check("decay", decay, 0 <= decay < math.inf, "0 or more")
         self.rate, self.decay = rate, decay
         self.register_buffer("logits", torch.zeros(2))
         self.register_buffer("before", torch.zeros(2))  # 0: no step yet

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from varalign.schedules.loss_schedule import Weighting
+from varalign.schedules.loss_schedule import Weighting, check
 
 
 class Uncertainty(Weighting):
@@ -21,6 +23,7 @@ class Uncertainty(Weighting):
 
     def __init__(self, rate: float = 0.025) -> None:
         super().__init__()
+        check("rate", rate, 0 <= rate < math.inf, "0 or more")
         self.rate = rate
         self.register_buffer("log_variance", torch.zeros(2))
 
