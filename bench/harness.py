@@ -232,6 +232,11 @@ def judged(subject: str, what: str, value: float, target: float, packages: Itera
     return single(subject, what, value, "times", note=f"target {target:g}: {verdict}", packages=packages)
 
 
+def print_json(rows: Iterable[Row]) -> None:
+    """Print rows as one JSON list, as `--json` of every script does."""
+    print(json.dumps([asdict(row) for row in rows], indent=1))
+
+
 def table(rows: Sequence[Row]) -> str:
     """The rows of one subject as aligned text: by the wall, then by processor time."""
     name_width = max(len(row.contender) for row in rows)
@@ -275,7 +280,7 @@ def main(
     if rows and not arguments.json:
         print(f"{rows[0].machine}\n{', '.join(f'{name} {number}' for name, number in rows[0].versions.items())}")
     if arguments.json:
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        print_json(rows)
     wrong = [f"{row.subject}: {row.contender}" for row in rows if not row.agrees and not row.note]
     if wrong:
         print(f"{parser.prog}: error: results do not agree: {'; '.join(wrong)}", file=sys.stderr)

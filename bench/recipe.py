@@ -13,14 +13,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import varalign
+from harness import print_json, single
+from varalign.aligner.evaluate import embed_split
 from varalign.options.config import TrainConfig
 from varalign.study.inference import hits, interval, paired_differences
-from varalign.study.singles import test_ranks
+from varalign.study.packs import rank_results
 
 METRIC = "mean_recall@1"
 PLAIN = {"start": "random", "schedule": "fixed"}
@@ -50,7 +53,8 @@ def ran(options: dict[str, Any], kept: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             config = TrainConfig(**options, out=str(Path(folder) / "run"), keep=1)
             parts = varalign.train(config, say=lambda _: None, progress=False).aligner.parts
-            kept.write_text(json.dumps(test_ranks(parts)))
+            test = embed_split(parts, parts.data.rows("test"))
+            kept.write_text(json.dumps(rank_results(test.images, test.texts, test.owner)))
     found: dict[str, Any] = json.loads(kept.read_text())
     return found
 
@@ -67,6 +71,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--only", action="append", help="rows that hold this text; may be given several times")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {}
@@ -79,16 +84,22 @@ def main() -> None:
             kept = arguments.out / f"{arguments.images}-{arguments.noise or 'clean'}-{_slug(name)}-{said}-{seed}.json"
             found = ran({**usual, "dataset_size": arguments.images, **options}, kept)
             results.setdefault(name, []).append(found)
-            print(f"seed {seed}  {name:32}{100 * hits(found, METRIC)[0].sum():7.2f}", flush=True)
+            print(f"seed {seed}  {name:32}{100 * hits(found, METRIC)[0].sum():7.2f}", file=sys.stderr, flush=True)
     first = next(iter(results.values()))
+    subject = f"mean test R@1, {arguments.images} images, noise {arguments.noise or 'none'}, {arguments.seeds} seeds"
+    recipe, table = 0.0, []
     for name, runs in results.items():
         mean, half = interval([100 * float(hits(run, METRIC)[0].sum()) for run in runs])
-        line = f"{name:32}{mean:7.2f} ± {half:.2f}"
+        recipe = recipe or mean
+        note = f"± {half:.2f}"
         if runs is not first:
             (gain,) = paired_differences([(first, runs)], METRIC)
             low, high = 100 * gain["low"], 100 * gain["high"]
-            line += f"   the recipe's gain {100 * gain['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
-        print(line)
+            note += f"   the recipe's gain {100 * gain['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        table.append(single(subject, name, mean, "%", ratio=recipe / mean, note=note, packages=["torch", "numpy"]))
+        print(f"{name:32}{mean:7.2f} {note}", file=sys.stderr if arguments.json else sys.stdout)
+    if arguments.json:
+        print_json(table)
 
 
 if __name__ == "__main__":

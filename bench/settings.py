@@ -8,12 +8,12 @@ Fit, dev and test are drawn from the training images alone: the dev and test spl
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
 
 import torch
+from harness import print_json, single
 from torch import Tensor
 from varalign.canonical import Grid, RunningCovariance, choose_settings, mean_recall_at_1, negative_loss
 from varalign.canonical.maps import Whitening
@@ -67,16 +67,21 @@ def main() -> None:
             reached.append((mean_recall_at_1(u, v, test[2]), mean_recall(u, v, test[2])))
         print(f"seed {seed} done", file=sys.stderr)
     rows = [
-        {"images": options.images, "seeds": options.seeds, "grid": grid, "judge": judge}
-        | {"mean_r1": statistics.mean(r for r, _ in reached), "mean_recall": statistics.mean(m for _, m in reached)}
+        single(
+            f"{figure} on images held out, {options.images} images, {options.seeds} seeds",
+            f"{grid}, judged by {judge}",
+            100 * statistics.mean(both[place] for both in reached),
+            "%",
+            packages=["torch", "numpy"],
+        )
+        for place, figure in enumerate(("mean R@1", "mean R@1/5/10"))
         for (grid, judge), reached in found.items()
     ]
     if options.json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     for row in rows:
-        r1, recall = 100 * row["mean_r1"], 100 * row["mean_recall"]
-        print(f"{row['grid']:15} judged by {row['judge']:14} mean R@1 {r1:5.2f}  mean R@1/5/10 {recall:5.2f}")
+        print(f"{row.subject}: {row.contender:34} {row.value:5.2f}")
 
 
 if __name__ == "__main__":
