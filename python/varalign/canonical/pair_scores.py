@@ -24,6 +24,8 @@ SAMPLES = 200  # of the bootstrap
 FOLD_IMAGES = 1500  # images scored against each other at a time: bounds the (images, captions) matrix
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0)
 CHOICE_IMAGES = 2000  # images whose scores choose the ridge
+LEAST_IMAGES = 50  # with fewer, scores of noise reach those of pairs: a fold has too few non-pairs
+SIGNIFICANT = 3.5  # least `significance` of features that know something; noise reached 3.0 in 36 draws
 NULL_SAMPLE = 1 << 20  # non-pairs whose scores make the density of wrong pairs, a fold
 
 
@@ -41,6 +43,9 @@ class PairScores:
         pairs: captions scored.
         ridge: the one used.
         by: "image" or "pair".
+        images: different images scored.
+        significance: mean score of the n images after the first fit, in units of 1/√n: its deviation if the features
+            knew nothing of the pairs. Later fits weigh pairs by their scores, and then even noise scores above 0.
     """
 
     scores: Tensor
@@ -53,6 +58,14 @@ class PairScores:
     pairs: int
     ridge: float
     by: str
+    images: int
+    significance: float
+
+    @property
+    def abstains(self) -> str:
+        """Why the scores say nothing of the pairs; empty where they do."""
+        blind = self.significance < SIGNIFICANT
+        return too_few(self.images) or ("the features hardly tell pairs from pairs drawn at random" if blind else "")
 
 
 def pair_scores(
@@ -109,7 +122,8 @@ def pair_scores(
     groups = torch.unique(groups[rows], return_inverse=True)[1]
     if by not in ("image", "pair", "auto"):
         raise ValueError(f'by: wanted "image", "pair" or "auto", got {by!r}')
-    require_enough(len(torch.unique(groups)))
+    different = int(groups.max() if len(groups) else -1) + 1
+    require_enough(different)
     texts = torch.isin(ids, rows).nonzero()[:, 0]
     require_finite(x[rows], "image_features of the diagnosed images")
     require_finite(y[texts], "text_features of the diagnosed captions")
@@ -123,6 +137,8 @@ def pair_scores(
             ridge = max(RIDGES, key=scorer.separation)
         # Captions' own scores are left for the last round where no earlier one needs them.
         result = scorer.score(ridge, captions=by != "image" or number == ROUNDS - 1)
+        if number == 0:
+            significance = float(result.image.mean()) * math.sqrt(len(result.image))
         if by == "auto":
             mixture, probability = _fit(result, "pair", owner)
             by = "image" if wrong_together(1 - probability, owner) else "pair"
@@ -142,7 +158,16 @@ def pair_scores(
         pairs=len(texts),
         ridge=float(ridge),
         by=by,
+        images=different,
+        significance=significance,
     )
+
+
+def too_few(images: int) -> str:
+    """Why so few different images cannot be judged; empty where they are enough."""
+    if images >= LEAST_IMAGES:
+        return ""
+    return f"{images} different images are too few to judge pairs by: at least {LEAST_IMAGES} are needed"
 
 
 def require_enough(images: int) -> None:

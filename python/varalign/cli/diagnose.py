@@ -47,8 +47,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Diagnose, and print the estimate and the files."""
-    from varalign.aligner.diagnose import diagnose
+    from varalign.aligner.diagnosis.diagnosis import diagnose
+    from varalign.aligner.diagnosis.gather import Settings
 
-    found = diagnose(**{name: value for name, value in vars(arguments).items() if name not in ("handler", "json")})
+    found = diagnose(Settings(**{name: getattr(arguments, name) for name in Settings.__dataclass_fields__}))
     lines = [*found.lines(), f"{found.csv}: every pair with its scores, worst first", str(found.page)]
     return answer(arguments, found.as_dict(), lines)

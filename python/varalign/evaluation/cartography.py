@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 KINDS = ("learnt", "ambiguous", "probably wrong")
 UNSEEN = -1
 UNSTEADY = 0.2  # deviation over epochs above which a pair is ambiguous whatever its mean
+LEAST_PAIRS = 20
+SAMPLES = 100  # of the bootstrap
 SURE = 0.8  # posterior of the mixture from which a pair counts as learnt, or as wrong
 
 
@@ -23,10 +25,11 @@ class Cartography:
     """What the epochs say of each pair.
 
     Attributes:
-        kind: (T,) int8, index into `KINDS`; -1 where the pair was never seen.
+        kind: (T,) int8, index into `KINDS`; -1 where the pair was never seen, or no pair can be judged.
         probability_wrong: (T,) float64, posterior of the lower of two normals; NaN where never seen.
         wrong_share: the lower normal's share of the pairs seen; 0 where one normal explains them as well.
-        low, high: its 95 % interval by a bootstrap by image.
+        low, high: its 95 % interval.
+        abstains: why no pair can be judged; empty where pairs are.
     """
 
     kind: NDArray[np.int8]
@@ -34,6 +37,7 @@ class Cartography:
     wrong_share: float
     low: float
     high: float
+    abstains: str = ""
 
     def counts(self) -> dict[str, int]:
         """How many pairs are of each kind."""
@@ -41,19 +45,26 @@ class Cartography:
 
 
 def cartography(
-    mean: Floats, variance: Floats, owner: NDArray[np.int64], *, samples: int = 100, seed: int = 0
+    mean: Floats, variance: Floats, owner: NDArray[np.int64], *, chance: float, seed: int = 0
 ) -> Cartography:
     """Sort pairs by mean and variance of their positive probability over epochs.
 
     The log odds of the means are taken as two normals, of which the lower one holds the pairs that training could not
     learn; where one normal is as good (by the Bayesian information criterion) no pair is called wrong. A pair whose
-    probability moves by more than 0.2 (deviation over epochs), or of which the mixture is less than 80 % sure, is
-    ambiguous.
+    probability moves by more than 0.2 (deviation over epochs), of which the mixture is less than 80 % sure, or whose
+    probability is no more than twice that of chance, is ambiguous.
+
+    The interval of two normals is a bootstrap by image. Under one normal it reaches from 0 to the larger of 3 / images
+    (where none of n is seen, 3 / n is not excluded) and twice the share of pairs at no more than twice the chance: a
+    wrong pair has the chance's probability in the mean, so that at least every second one lies there (Markov).
+
+    No pair is judged where fewer than 20 were seen, or where the model tells pairs apart no better than chance: a mean
+    probability within three standard errors (by image) of the chance, or below its double.
 
     Args:
         mean, variance: (T,) of the positive probability over epochs, NaN for a pair never seen (`PairMoments`).
         owner: (T,) the image row of each caption: images are what the bootstrap draws.
-        samples: of the bootstrap.
+        chance: the positive probability that a model without any knowledge gives a pair, in the mean.
         seed: of the bootstrap.
 
     Raises:
@@ -66,29 +77,48 @@ def cartography(
     seen = np.isfinite(mean)
     if not seen.any():
         raise ValueError("no pair was seen in training: there is nothing to sort")
-    odds = _log_odds(mean[seen])
     kind = np.full(len(mean), UNSEEN, np.int8)
     posterior = np.full(len(mean), np.nan)
+    images, place = np.unique(owner[seen], return_inverse=True)
+    if reason := _blind(mean[seen], place, chance):
+        return Cartography(kind, posterior, np.nan, np.nan, np.nan, reason)
+    odds = _log_odds(mean[seen])
     start = _two_normals(odds)
     two = start is not None and _better_than_one(odds, start)
     if start is None or not two:
-        posterior[seen], share, low, high = 0.0, 0.0, 0.0, 0.0
+        posterior[seen], share, low = 0.0, 0.0, 0.0
+        high = min(1.0, max(3 / len(images), 2 * float((mean[seen] <= 2 * chance).mean())))
     else:
         posterior[seen], share = _posterior(odds, start), float(start[0])
-        images, place = np.unique(owner[seen], return_inverse=True)
         generator = np.random.default_rng(seed)
         shares = []
-        for _ in range(samples):
+        for _ in range(SAMPLES):
             weight = np.bincount(generator.integers(0, len(images), len(images)), minlength=len(images))[place]
             found = _two_normals(odds, weight.astype(np.float64), start)
             shares.append(share if found is None else float(found[0]))
-        low, high = (float(end) for end in np.quantile(shares, [0.025, 0.975])) if shares else (0.0, 1.0)
+        low, high = (float(end) for end in np.quantile(shares, [0.025, 0.975]))
     wrong = posterior >= SURE
     unsure = (posterior > 1 - SURE) & ~wrong
     kind[seen] = 0
     kind[wrong] = 2
+    unsure |= ~wrong & (np.nan_to_num(mean, nan=1.0) <= 2 * chance)
     kind[seen & (unsure | (np.sqrt(np.nan_to_num(variance)) > UNSTEADY))] = 1
     return Cartography(kind, posterior, share, min(low, share), max(high, share))
+
+
+def _blind(mean: Floats, place: NDArray[np.int64], chance: float) -> str:
+    """Why pairs of these mean probabilities cannot be judged; empty where they can. `place` is the image of each."""
+    if len(mean) < LEAST_PAIRS:
+        return f"training saw {len(mean)} pairs, too few to judge them by: at least {LEAST_PAIRS} are needed"
+    counts = np.bincount(place)
+    by_image = np.bincount(place, weights=mean) / counts
+    error = by_image.std() / np.sqrt(len(counts))
+    if mean.mean() < max(2 * chance, chance + 3 * error):
+        return (
+            f"the model hardly tells pairs apart: the mean probability of a pair is {mean.mean():.4f} over the epochs, "
+            f"{chance:.4f} by chance"
+        )
+    return ""
 
 
 def _log_odds(probability: Floats) -> Floats:

@@ -30,6 +30,7 @@ class PairVerdict:
         by: whether an image's captions were judged together ("image") or each by itself ("pair").
         wrong_share, low, high: estimated share of wrong pairs and its 95 % interval.
         ridge: of the closed form that scored them.
+        abstains: why every pair weighs 1; empty where the scores say something.
     """
 
     weights: Tensor
@@ -39,9 +40,12 @@ class PairVerdict:
     low: float
     high: float
     ridge: float
+    abstains: str = ""
 
     def line(self) -> str:
         """One line for people."""
+        if self.abstains:
+            return f"pair weights: every pair weighs 1: {self.abstains}"
         each = "image" if self.by == "image" else "caption"
         return (
             f"pair weights: {100 * self.wrong_share:.1f} % of the training pairs look wrong (95 % interval "
@@ -51,7 +55,7 @@ class PairVerdict:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {name: getattr(self, name) for name in ("by", "wrong_share", "low", "high", "ridge")}
+        return {name: getattr(self, name) for name in ("by", "wrong_share", "low", "high", "ridge", "abstains")}
 
 
 def score_pairs(inputs: Inputs, *, seed: int) -> PairVerdict:
@@ -79,10 +83,12 @@ def score_pairs(inputs: Inputs, *, seed: int) -> PairVerdict:
         raise ConfigError(f"--pair-weighting closed-form: {error}") from None
     count = len(inputs.data.caption_owner)
     weights = torch.ones(count)
-    weights[captions] = result.probability_right.float()
+    if not result.abstains:
+        weights[captions] = result.probability_right.float()
     scores = torch.full((count,), torch.nan, dtype=torch.float64)
     scores[captions] = result.scores
-    return PairVerdict(weights, scores, result.by, result.wrong_share, result.low, result.high, result.ridge)
+    shares = result.wrong_share, result.low, result.high
+    return PairVerdict(weights, scores, result.by, *shares, result.ridge, result.abstains)
 
 
 def moment_weights(moments: PairMoments, parts: Parts) -> Tensor:

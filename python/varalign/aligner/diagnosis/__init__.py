@@ -1,0 +1,1 @@
+"""`varalign diagnose`: which pairs are wrong. gather: the pairs; judge: their scores; write: the files."""

@@ -1,0 +1,157 @@
+"""`varalign diagnose`: what share of the pairs is wrong, which ones, and what would fit them better."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from varalign.aligner.diagnosis.gather import Bools, Say, Settings, Subject, gather
+from varalign.aligner.diagnosis.judge import Judgement, judge
+from varalign.aligner.diagnosis.write import write_page, write_table
+from varalign.data.errors import DataError
+from varalign.runs.progress import to_stderr
+
+UNKNOWN = 0.5
+"""Least width of the interval at which the share counts as not known."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        wrong_share, low, high: estimated share of wrong pairs and its 95 % interval; None where the judges abstain.
+        pairs, images: how many were looked at.
+        method: "closed-form" (from features, before training) or "moments" (from a run's epochs).
+        by: "image" where captions of an image are wrong together, else "pair".
+        csv, page: the files written.
+        average_precision: of the ranking against noise injected on purpose: keys `pair` and `image`, else empty.
+        kinds: pairs by kind over the epochs of a run, else empty.
+        seconds: wall time.
+        abstains: why the judges abstain; empty where they do not.
+        kinds_abstain: why there are no kinds although there is a run; else empty.
+    """
+
+    wrong_share: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+    images: int
+    method: str
+    by: str
+    csv: Path
+    page: Path
+    average_precision: dict[str, float]
+    kinds: dict[str, int]
+    seconds: float
+    abstains: str = ""
+    kinds_abstain: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON takes it."""
+        values = dict(vars(self)) | {"csv": str(self.csv), "page": str(self.page)}
+        precision = values.pop("average_precision")
+        return values | {f"average_precision_{name}": value for name, value in precision.items()}
+
+    def lines(self) -> list[str]:
+        """The result in sentences."""
+        counted = f"{self.pairs:,} pairs of {self.images:,} images"
+        if self.wrong_share is None or self.low is None or self.high is None:
+            return [f"{counted}: not judged ({self.method}): {self.abstains}"]
+        judged = "captions of an image are wrong together" if self.by == "image" else "caption by caption"
+        found = [
+            f"{counted}: {100 * self.wrong_share:.1f} % wrong "
+            f"(95 % interval {100 * self.low:.1f} to {100 * self.high:.1f}; {self.method}, {judged})"
+        ]
+        if self.high - self.low > UNKNOWN:
+            found.append("these features hardly tell right pairs from wrong ones: the share is not known")
+        if self.kinds:
+            kinds = ", ".join(f"{n:,} {name}" for name, n in self.kinds.items())
+            unseen = self.pairs - sum(self.kinds.values())
+            found.append(f"over the epochs: {kinds}" + (f", {unseen:,} never seen" if unseen > 0 else ""))
+        if self.kinds_abstain:
+            found.append(f"over the epochs: not judged: {self.kinds_abstain}")
+        if self.average_precision:
+            each = ", ".join(f"{value:.3f} by {name}" for name, value in self.average_precision.items())
+            found.append(f"average precision against the injected noise: {each}")
+        return found
+
+
+def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
+    """Estimate the share of wrong pairs, list all with scores, and write a page of the worst.
+
+    Raises:
+        DataError: settings or data that no diagnosis can be made of.
+        WeightsUnavailable: pretrained weights are neither here nor in reach.
+    """
+    started = time.perf_counter()
+    out = settings.out or (Path("diagnosis") if settings.run is None else settings.run / "diagnosis")
+    if out.exists() and not out.is_dir():
+        raise DataError(f"--out {out}: is a file; name a folder")
+    if settings.worst < 0:
+        raise DataError(f"--worst is {settings.worst}, but must be at least 0")
+    subject = gather(settings, say)
+    judgement = judge(subject, settings)
+    owner, order = subject.data.caption_owner, _worst_first(judgement)
+    diagnosis = Diagnosis(
+        wrong_share=judgement.share,
+        low=judgement.low,
+        high=judgement.high,
+        pairs=len(order),
+        images=len(np.unique(owner[order])),
+        method=judgement.method,
+        by=judgement.by,
+        csv=out / "pairs.csv",
+        page=out / "diagnosis.html",
+        average_precision=_precision(subject, judgement, order),
+        kinds={} if judgement.kinds is None else judgement.kinds.counts(),
+        seconds=0.0,
+        abstains=judgement.abstains,
+        kinds_abstain=judgement.kinds_abstain,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(diagnosis.csv, subject, judgement, order)
+    if judgement.by == "image":  # one pair of each image
+        order = order[np.sort(np.unique(owner[order], return_index=True)[1])]
+    write_page(diagnosis.page, subject, judgement, diagnosis.lines(), order[: settings.worst], seed=settings.seed)
+    return replace(diagnosis, seconds=round(time.perf_counter() - started, 2))
+
+
+def _worst_first(judgement: Judgement) -> NDArray[np.int64]:
+    """The caption rows that were judged."""
+    rows = np.flatnonzero(judgement.judged)
+    return rows if judgement.rank is None else rows[np.argsort(judgement.rank[rows], kind="stable")]
+
+
+def _precision(subject: Subject, judgement: Judgement, rows: NDArray[np.int64]) -> dict[str, float]:
+    wrong, rank, rows = subject.wrong, judgement.rank, np.sort(rows)
+    if wrong is None or rank is None or not 0 < wrong[rows].sum() < len(rows):
+        return {}
+    return average_precisions(wrong[rows], rank[rows], subject.data.caption_owner[rows])
+
+
+def average_precisions(wrong: Bools, rank: NDArray[np.float64], owner: NDArray[np.int64]) -> dict[str, float]:
+    """Average precision of a ranking against the truth, by pair and by image.
+
+    Args:
+        wrong: (n,) the truth. rank: (n,) lowest is the most suspicious. owner: (n,) the image of each.
+
+    Returns:
+        `pair`; and `image`, where an image's rank is the mean of its captions' and it is wrong if all of them are
+        (left out where no image is wholly wrong, or one is wrong in part).
+    """
+    from sklearn.metrics import average_precision_score
+
+    found = {"pair": float(average_precision_score(wrong, -rank))}
+    _, place = np.unique(owner, return_inverse=True)
+    counts = np.bincount(place)
+    bad = np.bincount(place, weights=wrong) / counts
+    if set(bad.tolist()) == {0.0, 1.0}:
+        means = np.bincount(place, weights=rank) / counts
+        found["image"] = float(average_precision_score(bad == 1.0, -means))
+    return found

@@ -1,0 +1,280 @@
+"""What is diagnosed: the pairs, their features where towers give any, and what a run's epochs say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from varalign.data.damage import damaged
+from varalign.data.datasets import ImageCaptions, load_dataset
+from varalign.data.errors import DataError, first_three
+from varalign.data.features import FeatureSet, load_features
+from varalign.data.noise import Noise, noisy_pairs, parse_noise
+from varalign.encoders.specs import parse_image_spec, parse_text_spec
+from varalign.encoders.towers import Towers
+from varalign.evaluation.pair_moments import PairMoments
+from varalign.inputs.assemble import open_sources
+from varalign.inputs.models import new_towers, saved_model
+from varalign.inputs.open_data import Data, open_data
+from varalign.inputs.sources import FeatureRows
+from varalign.options.config import TrainConfig
+from varalign.options.device import pick_device
+from varalign.options.recipe import fill
+from varalign.runs.checkpoint import PAIRS, load_checkpoint
+from varalign.runs.errors import RunError
+from varalign.runs.folder import RunFolder
+
+Say = Callable[[str], None]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is diagnosed, and how. One of `run`, `features` and `data` says what.
+
+    Attributes:
+        run: a run folder: its data, noise included, and what its epochs say of each pair.
+        features: a features file; with `data` too, that folder's pictures and captions are shown.
+        data: a data folder, whose features pretrained encoders make (cached on disk).
+        image_encoder, text_encoder: specs of those encoders; CLIP ViT-B/32 and BERT if None.
+        split: "train", "dev", "test", or "all": every image that has a caption.
+        by: whether the captions of an image are judged together; "auto" estimates it.
+        dataset_size: that many training images, as in training.
+        noise: wrong pairs injected on purpose (swap-images, swap-captions), to see whether they are found.
+        worst: pairs on the page.
+        seed: of folds, bootstrap, splits and noise.
+        out: folder of `pairs.csv` and `diagnosis.html`; `RUN/diagnosis`, or `diagnosis`, if None.
+        skip_missing, device, threads, cache: as in training.
+    """
+
+    run: Path | None = None
+    features: Path | None = None
+    data: Path | None = None
+    image_encoder: str | None = None
+    text_encoder: str | None = None
+    split: str = "train"
+    by: Literal["auto", "image", "pair"] = "auto"
+    dataset_size: int | None = None
+    noise: str | None = None
+    worst: int = 50
+    seed: int = 0
+    out: Path | None = None
+    skip_missing: bool = False
+    device: str | None = None
+    threads: int = 0
+    cache: str | None = None
+
+    def config(self, **options: Any) -> TrainConfig:
+        """The options of training under which data and features are opened."""
+        names = ("dataset_size", "seed", "noise", "skip_missing", "device", "threads", "cache")
+        return TrainConfig(**{name: getattr(self, name) for name in names}, **options).validate()
+
+
+@dataclass
+class Subject:
+    """What is diagnosed.
+
+    Attributes:
+        name: for the page's title.
+        data: the pairs as they are given, noise on purpose included.
+        wrong: (T,) True where noise made the pair wrong; None without noise.
+        shown: images and captions to show, if known; rows are those of `data`.
+        x, y: (I, dx), (T, dy) features; None where there are none before training.
+        moments: what a run saw of each pair.
+        chance: the positive probability that a model without any knowledge gives a pair of that run.
+        rows: (n,) the image rows asked for.
+    """
+
+    name: str
+    data: Data
+    wrong: Bools | None
+    shown: ImageCaptions | None = None
+    x: torch.Tensor | None = None
+    y: torch.Tensor | None = None
+    moments: PairMoments | None = None
+    chance: float = 0.0
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def image_name(self, row: int) -> str:
+        """The image's name, or its row where names are not known."""
+        names = self.data.image_names
+        return str(row) if names is None else names[row]
+
+
+def gather(settings: Settings, say: Say) -> Subject:
+    """Open what the settings name.
+
+    Raises:
+        DataError: settings or data that no diagnosis can be made of.
+        WeightsUnavailable: pretrained weights are neither here nor in reach.
+    """
+    encoders = settings.image_encoder or settings.text_encoder
+    if settings.run is not None:
+        if settings.features or encoders or settings.noise or settings.dataset_size or settings.data:
+            raise DataError(
+                "a RUN is diagnosed on its own data, noise and encoders: leave out --data, --features, --noise, "
+                "--dataset-size and the encoders"
+            )
+        subject = _of_run(RunFolder.open(settings.run), settings, say)
+    elif settings.features is not None:
+        if encoders:
+            raise DataError("--features holds the encoders' output already: leave out the encoders")
+        subject = _of_features(settings.features, settings, say)
+    elif settings.data is not None:
+        subject = _of_folder(settings.data, settings, say)
+    else:
+        raise DataError("name what to diagnose: RUN, --features FILE or --data DIR")
+    data = subject.data
+    rows = np.arange(len(data.split), dtype=np.int64) if settings.split == "all" else data.rows(settings.split)
+    subject.rows = rows[np.diff(data.caption_offsets)[rows] > 0]
+    if not len(subject.rows):
+        raise DataError(f"the {settings.split} split has no image with a caption; --split all takes every image")
+    return subject
+
+
+def _injected(data: Data, noise: Noise, seed: int) -> tuple[Data, Bools | None]:
+    """The data with wrong pairs, and (T,) which pairs those are; None without noise."""
+    wrong = noisy_pairs(data.caption_owner, data.rows("train"), noise, seed)[1] if noise.pairs else None
+    return damaged(data, noise, "train", seed), wrong
+
+
+def _pair_noise(text: str | None) -> Noise:
+    noise = parse_noise(text)
+    if noise.words or noise.pixels:
+        raise DataError(
+            f"--noise {noise}: wrong pairs are what is looked for, so only swap-images and swap-captions work"
+        )
+    return noise
+
+
+def _of_features(file: Path, settings: Settings, say: Say) -> Subject:
+    config = replace(settings, skip_missing=False).config(features=str(file))
+    noise = _pair_noise(config.noise)
+    data = load_features(file)
+    for note in data.notes:
+        say(note)
+    shown = None
+    if settings.data is not None:
+        folder = load_dataset(settings.data, seed=config.seed, skip_missing=settings.skip_missing)
+        shown = matched(data, folder, settings.data)
+    noisy, wrong = _injected(data.limited(config.dataset_size, config.seed), noise, config.seed)
+    return _with_features(Subject(file.name, noisy, wrong, shown))
+
+
+def _with_features(subject: Subject) -> Subject:
+    assert isinstance(subject.data, FeatureSet)
+    subject.x = torch.from_numpy(subject.data.image_features)
+    subject.y = torch.from_numpy(subject.data.text_features)
+    return subject
+
+
+def matched(features: FeatureSet, folder: ImageCaptions, place: Path) -> ImageCaptions:
+    """The folder's images and captions in the order of a features file.
+
+    Images are matched by name, or by row where the file brings no names; captions of an image by their order.
+
+    Raises:
+        DataError: an image is missing, or has another number of captions.
+    """
+    names = folder.image_names if features.image_names is None else features.image_names
+    row_of = {name: row for row, name in enumerate(folder.image_names)}
+    absent = [name for name in names if name not in row_of]
+    if absent or len(names) != len(features.split):
+        what = (
+            f"{len(absent):,} of its images are not there: {first_three(absent)}"
+            if absent
+            else f"{len(features.split):,} images, the folder has {len(names):,}, and no file of names says which"
+        )
+        raise DataError(f"--data {place} is not what the features file was made of: {what}")
+    rows = np.array([row_of[name] for name in names], np.int64)
+    counts = np.diff(features.caption_offsets)
+    theirs = np.diff(folder.caption_offsets)[rows]
+    if (counts != theirs).any():
+        row = int(np.flatnonzero(counts != theirs)[0])
+        raise DataError(
+            f"--data {place} is not what the features file was made of: {names[row]} has {theirs[row]} captions there "
+            f"and {counts[row]} in the file; {int((counts != theirs).sum()):,} images differ"
+        )
+    captions = [""] * len(features.caption_owner)
+    for mine, other in zip(features.captions_by_image.tolist(), folder.caption_rows(rows).tolist(), strict=True):
+        captions[mine] = folder.captions[other]
+    return replace(
+        folder,
+        image_names=list(names),
+        image_paths=[folder.image_paths[row] for row in rows.tolist()],
+        captions=captions,
+        caption_image_ids=features.caption_owner,
+        split=features.split,
+        image_ids=features.image_ids,
+        image_bytes=folder.image_bytes[rows],
+    )
+
+
+def _of_folder(folder: Path, settings: Settings, say: Say) -> Subject:
+    encoders = {"image_encoder": settings.image_encoder, "text_encoder": settings.text_encoder}
+    config = settings.config(data=str(folder), use_pretrained=True, freeze="both", augment=False, **encoders)
+    noise = _pair_noise(config.noise)
+    for option, spec in (("image", parse_image_spec(config.image_spec)), ("text", parse_text_spec(config.text_spec))):
+        if not spec.has_source:
+            raise DataError(
+                f"--{option}-encoder {spec}: random weights say nothing of the pairs; name a pretrained encoder, train "
+                "first and diagnose the RUN, or pass --features FILE"
+            )
+    size, skip = config.dataset_size, config.skip_missing
+    data = load_dataset(folder, seed=config.seed, skip_missing=skip, dataset_size=size)
+    for note in data.notes:
+        say(note)
+    noisy, wrong = _injected(data, noise, config.seed)
+    subject = Subject(folder.resolve().name, noisy, wrong, shown=data)
+    subject.x, subject.y = _tower_features(replace(config, noise=None), noisy, new_towers(config, noisy), say)
+    return subject
+
+
+def _tower_features(config: TrainConfig, data: Data, towers: Towers, say: Say) -> tuple[torch.Tensor, torch.Tensor]:
+    device = pick_device(config.device)
+    parts = open_sources(config, data, towers.to(device), device, say)
+    assert isinstance(parts.images, FeatureRows) and isinstance(parts.texts, FeatureRows)
+    bad = sorted(parts.images.unreadable)
+    if bad:
+        raise DataError(f"{len(bad):,} images cannot be read; `varalign data check {config.data}` names them")
+    return parts.images.matrix.cpu(), parts.texts.matrix.cpu()
+
+
+def _of_run(run: RunFolder, settings: Settings, say: Say) -> Subject:
+    options = run.options()
+    options |= {"device": settings.device, "threads": settings.threads, "cache": settings.cache or options.get("cache")}
+    config = TrainConfig(**options).validate()
+    clean, data = open_data(replace(config, noise=None), say)
+    noisy, wrong = _injected(data, parse_noise(config.noise), config.seed)
+    subject = Subject(run.path.resolve().name, noisy, wrong, shown=noisy if isinstance(noisy, ImageCaptions) else None)
+    try:
+        state = load_checkpoint(run.checkpoints / "last").part(PAIRS)
+        moments = PairMoments.from_state({name: tensor.numpy() for name, tensor in state.items()})
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{run.path}: its checkpoint has no statistics of the pairs: {error}") from None
+    if moments.n != len(noisy.caption_owner):
+        raise RunError(f"{run.path}: statistics of {moments.n:,} pairs, but its data have {len(noisy.caption_owner):,}")
+    subject.moments = moments if (moments.count > 0).any() else None
+    subject.chance = _chance(config, data)
+    if isinstance(noisy, FeatureSet):
+        return _with_features(subject)
+    model = saved_model(run)
+    if model.fully_frozen("image") and model.fully_frozen("text"):
+        subject.x, subject.y = _tower_features(replace(clean, augment=False), noisy, model, say)
+    return subject
+
+
+def _chance(config: TrainConfig, data: Data) -> float:
+    """Mean of both directions: a text among the images of its batch, an image among the texts of the other images."""
+    rows = data.rows("train")
+    config = fill(config, len(rows))
+    batch, texts = min(config.batch_size, len(rows)), 1.0
+    if config.captions_as == "each":
+        texts = float(np.minimum(np.diff(data.caption_offsets)[rows], config.captions_per_step).mean())
+    return (1 / batch + 1 / (texts * (batch - 1) + 1)) / 2
