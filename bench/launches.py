@@ -22,8 +22,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from varalign.kernels import host, matching, queries, tiles, variances, weighting
 from varalign.kernels import passes as kernel
-from varalign.losses import ContrastiveLoss, operator
-from varalign.losses.contrastive import contrastive
+from varalign.losses import operator
+from varalign.losses.contrastive import ContrastiveLoss, contrastive
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 MODULES = (tiles, queries, matching, variances, weighting)

@@ -163,16 +163,7 @@ def next_weights(
     weights = torch.empty(2, dtype=torch.float32, device=average.device)
     with on(average.device):
         schedule_step[(1,)](
-            *now,
-            average,
-            steps,
-            weights,
-            float(beta),
-            1 - beta,
-            float(floor),
-            1 - 2 * floor,
-            float(gamma),
-            LEARN=learn,
-            num_warps=1,
-        )
+            *now, average, steps, weights, float(beta), 1 - beta, float(floor), 1 - 2 * floor, float(gamma),
+            LEARN=learn, num_warps=1,
+        )  # fmt: skip
     return weights

@@ -22,7 +22,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 from varalign.kernels import matching  # noqa: E402
 from varalign.kernels import passes as kernel  # noqa: E402
 from varalign.kernels.query_fields import STATISTICS  # noqa: E402
-from varalign.losses import ContrastiveLoss  # noqa: E402
+from varalign.losses.contrastive import ContrastiveLoss  # noqa: E402
 from varalign.losses.operator import contrastive_forward  # noqa: E402
 
 

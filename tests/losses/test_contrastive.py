@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from varalign.kernels.query_fields import STATISTICS
-from varalign.losses import ContrastiveLoss, reference
-from varalign.losses.contrastive import contrastive
+from varalign.losses import reference
+from varalign.losses.contrastive import ContrastiveLoss, contrastive
 from varalign.losses.means import mean_over_queries
 from varalign.schedules import build_schedule
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from varalign.losses import ContrastiveLoss, ContrastiveOutput
+from varalign.losses.contrastive import ContrastiveLoss, ContrastiveOutput
 
 DIMENSIONS = 12
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import normalize
-from varalign.losses import ContrastiveLoss
 from varalign.losses.comparison import ComparisonLoss
+from varalign.losses.contrastive import ContrastiveLoss
 from varalign.losses.objective import Batch, infonce
 from varalign.losses.others import OTHERS, adversarial, build_objective
 from varalign.losses.others.adversarial import worst_change

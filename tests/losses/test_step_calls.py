@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
-from varalign.losses import ContrastiveLoss
 from varalign.losses.comparison import ComparisonLoss
+from varalign.losses.contrastive import ContrastiveLoss
 from varalign.losses.others import build_objective
 from varalign.schedules import SCHEDULES, build_schedule
 from varalign.schedules.direction_stats import DirectionStats

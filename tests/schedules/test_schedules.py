@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from varalign.losses import DirectionStats
 from varalign.schedules import SCHEDULES, build_schedule
+from varalign.schedules.direction_stats import DirectionStats
 
 
 def stats(variance: float = 0.1, spread: float = 1.0, entropy: float = 0.5, candidates: int = 8) -> DirectionStats:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from varalign.losses import ContrastiveLoss
+from varalign.losses.contrastive import ContrastiveLoss
 from varalign.schedules import build_schedule
 from varalign.schedules.direction_stats import DirectionStats
 from varalign.schedules.loss_schedule import Weighting

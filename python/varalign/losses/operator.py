@@ -128,11 +128,7 @@ def contrastive_backward(
 
 @contrastive_backward.register_fake
 def _(rows, columns, scale, *others):  # type: ignore[no-untyped-def]
-    return (
-        rows.new_empty(rows.shape),
-        columns.new_empty(columns.shape),
-        scale.new_empty((), device=rows.device),
-    )
+    return (rows.new_empty(rows.shape), columns.new_empty(columns.shape), scale.new_empty((), device=rows.device))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -170,16 +170,8 @@ def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
         StudyError: naming `place` and the key.
     """
     known = (
-        "features",
-        "data",
-        "options",
-        "axes",
-        "tune",
-        "tune_seeds",
-        "tune_each_noise",
-        "evaluations",
-        "runs_at_once",
-        "baseline",
+        *("features", "data", "options", "axes", "tune", "tune_seeds", "tune_each_noise"),
+        *("evaluations", "runs_at_once", "baseline"),
     )
     for key in values:
         if key not in known:
