@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -179,3 +181,23 @@ def test_two_runs_of_one_pipeline_side_by_side(paths: list[Path]) -> None:
     order = order_of(len(paths))
     for one, other in zip(pipeline.batches(order), pipeline.batches(order), strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+@needs_proc
+def test_file_handles_that_run_out_are_no_fault_of_an_image(paths: list[Path]) -> None:
+    code = (
+        "import os, resource, sys, numpy as np\n"
+        "from varalign.data.images import Preprocess, load_images\nfrom varalign.data.pipeline import ImagePipeline\n"
+        "paths, preprocess = sys.argv[1:], Preprocess(size=8)\n"
+        "limit = max(map(int, os.listdir('/proc/self/fd'))) + 1\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))\n"
+        "kept = []\n"
+        "while True:\n"
+        "    try:\n        kept.append(os.open('/dev/null', os.O_RDONLY))\n    except OSError:\n        break\n"
+        "for run in (lambda: load_images(paths, preprocess, threads=1),\n"
+        "            lambda: next(ImagePipeline(paths, preprocess, threads=1).batches([np.arange(len(paths))]))):\n"
+        "    try:\n        run()\n    except OSError as error:\n        assert 'ulimit' in str(error), error\n"
+        "    else:\n        raise SystemExit('no error')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

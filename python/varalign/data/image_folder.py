@@ -55,9 +55,6 @@ class Spellings:
             self._composed.setdefault(composed, name)
             self._folded[composed.casefold()] = None if composed.casefold() in self._folded else name
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._exact)
-
     def find(self, name: str) -> str | None:
         """The one of the names that is meant, as it is spelled there."""
         composed = _composed(name)

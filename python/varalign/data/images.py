@@ -12,6 +12,7 @@ work in all, about a second. Work is counted, not time, so the result does not d
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,7 +110,16 @@ def load_images(
     row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()
     check_dtype(dtype)
     out = np.empty((len(paths), 3, preprocess.size, preprocess.size), dtype=dtype)
-    return out, _core.load_images(as_files(paths), row_list, prepare(preprocess, augment, seed), out, epoch, threads)
+    errors = _core.load_images(as_files(paths), row_list, prepare(preprocess, augment, seed), out, epoch, threads)
+    refuse_exhaustion(errors)
+    return out, errors
+
+
+def refuse_exhaustion(errors: Sequence[tuple[int, str]]) -> None:
+    """OSError where files could not be opened for want of file handles, which says nothing of the images."""
+    for _, message in errors:
+        if f"(os error {errno.EMFILE})" in message or f"(os error {errno.ENFILE})" in message:
+            raise OSError(errno.EMFILE, f"{message}; raise the limit (ulimit -n), or pass fewer --threads")
 
 
 def as_files(paths: Sequence[AnyPath]) -> list[str]:

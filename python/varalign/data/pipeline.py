@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 
 from varalign import _core
 from varalign.data.decoded import DecodedCache
-from varalign.data.images import AnyPath, Augment, MemoryFormat, Pixels, Preprocess, as_files, check_dtype, prepare
+from varalign.data.images import (
+    AnyPath,
+    Augment,
+    MemoryFormat,
+    Pixels,
+    Preprocess,
+    as_files,
+    check_dtype,
+    prepare,
+    refuse_exhaustion,
+)
 
 
 @dataclass
@@ -78,6 +88,7 @@ class ImagePipeline:
         try:
             while (batch := run.next()) is not None:
                 rows, pixels, errors, wait = batch
+                refuse_exhaustion(errors)
                 if self._memory_format == "channels_last":
                     pixels = pixels.transpose(0, 3, 1, 2)
                 yield ImageBatch(rows, pixels, errors, wait)
