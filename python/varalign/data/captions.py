@@ -22,7 +22,7 @@ from varalign.data.captions_csv import CSV
 from varalign.data.captions_json import JSON
 from varalign.data.captions_token import TOKEN
 from varalign.data.errors import DataError, first_three, shown
-from varalign.data.files import MAX_FILE_BYTES, read_bytes
+from varalign.data.files import MAX_FILE_BYTES, read_bytes, readable
 
 FORMATS = (CSV, TOKEN, JSON, BARS)
 """In the order in which their files are looked for in a folder. A text is read by the last one that knows it: CSV knows
@@ -38,7 +38,7 @@ def read_captions(path: Path | str, *, skip_empty: bool = False) -> CaptionFile:
     Raises DataError for everything that cannot be read as said at the top of this module.
     """
     path = Path(path)
-    try:
+    with readable(path):
         text = _read_text(path)
         if not first_line(text):
             raise DataError(
@@ -46,8 +46,6 @@ def read_captions(path: Path | str, *, skip_empty: bool = False) -> CaptionFile:
             )
         form = next(form for form in reversed(FORMATS) if form.knows(path, text))
         return _without_empty(_without_known_slip(form.read(path, text)), skip_empty)
-    except MemoryError:
-        raise DataError(f"{path}: too large for the memory that is free") from None
 
 
 def _read_text(path: Path) -> str:

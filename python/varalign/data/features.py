@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from varalign.data.caption_file import split_lines
 from varalign.data.errors import DataError, first_three, shown
-from varalign.data.files import open_user_file, read_bytes, write_atomically
+from varalign.data.files import open_user_file, read_bytes, readable, write_atomically
 from varalign.data.index import CaptionIndex
 from varalign.data.splits import limit_training, separate_twins
 
@@ -77,10 +77,8 @@ def load_features(path: Path | str) -> FeatureSet:
     shapes, ids out of range, values that are not finite, and images in a split that have no text.
     """
     path = Path(path)
-    try:
+    with readable(path):
         return _checked(path, _read_tensors(path))
-    except MemoryError:
-        raise DataError(f"{path}: too large for the memory that is free") from None
 
 
 def _checked(path: Path, tensors: dict[str, NDArray[Any]]) -> FeatureSet:
@@ -200,8 +198,6 @@ def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
             start = file.read(8)
     except FileNotFoundError:
         raise DataError(f"{path}: no such features file; 'varalign embed --features' writes one") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     wanted = {
         "image_features": (_FLOATS, 2),
         "text_features": (_FLOATS, 2),

@@ -57,12 +57,18 @@ def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
         DataError: it cannot be read, or is no regular file.
         OSError: the system has no more file handles, which says nothing of the file.
     """
+    with readable(path), open_user_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise DataError(f"{path}: {size:,} bytes, more than the {limit:,} that are read; split the file")
+        return file.read(size)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what reading a file raises into a DataError, but not a lack of file handles: it says nothing of the file."""
     try:
-        with open_user_file(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > limit:
-                raise DataError(f"{path}: {size:,} bytes, more than the {limit:,} that are read; split the file")
-            return file.read(size)
+        yield
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             raise

@@ -12,9 +12,8 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.errors import DataError, shown
-from varalign.data.files import file_digest, open_user_file
+from varalign.data.files import file_digest, open_user_file, readable
 from varalign.data.images import IMAGE_SUFFIXES
 
 _TAIL = 512
@@ -164,19 +163,11 @@ def identical_files(images: list[ImageFile]) -> NDArray[np.int64]:
 
 
 def _read_tail(image: ImageFile) -> bytes:
-    with _naming(image.path), open_user_file(image.path) as file:
+    with readable(image.path), open_user_file(image.path) as file:
         file.seek(max(0, image.size - _TAIL))
         return file.read(_TAIL)
 
 
 def _digest(path: Path) -> bytes:
-    with _naming(path):
+    with readable(path):
         return file_digest(path)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
