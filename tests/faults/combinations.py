@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Inputs:
     """Small data and checkpoints, and the options of a run that takes them."""
 
     def __init__(self, folder: Path) -> None:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
         from checkpoints import write_bert, write_clip
 
         self.features = frozen_job(folder).words[1]
@@ -171,13 +173,13 @@ def words_of(options: dict[str, Any], out: Path) -> list[str]:
     return words
 
 
-def killed(folder: Path, count: int | None, seed: int) -> dict[str, Any]:
-    """Each run of the cover whole, and killed at a step and resumed; `count` of them, all if None."""
+def killed(folder: Path, count: int, seed: int) -> dict[str, Any]:
+    """Each run of the cover whole, and killed at a step and resumed; at most `count` of them, drawn by the seed."""
     folder.mkdir()
     inputs = Inputs(folder)
     chosen, pairs, impossible = cover(axes(), lambda choice: allowed(inputs, choice), seed)
     draw = random.Random(seed)
-    taken = chosen if count is None else draw.sample(chosen, min(count, len(chosen)))
+    taken = draw.sample(chosen, min(count, len(chosen)))
     same, failures = 0, []
     for choice in taken:
         options = {**inputs.options(choice), "cache": str(folder / "cache")}

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FIGURES = ("kills", "signals", "damage", "images", "caption_noise")
-FULL = {"kills": 100, "signals": 50, "damage": 1000, "images": 10_000, "caption_noise": 20_000}
+FIGURES = ("kills", "signals", "damage", "images", "caption_noise", "combinations")
+FULL = {"kills": 100, "signals": 50, "damage": 1000, "images": 10_000, "caption_noise": 20_000, "combinations": 1000}
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def main() -> int:
     for name in FIGURES:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
     parser.add_argument("--disk", action="store_true", help="one refused call after another")
+    parser.add_argument("--sizes", action="store_true", help="limits of file sizes in every command that writes")
     parser.add_argument("--captions", action="store_true", help="the table of captions files in hostile forms")
     parser.add_argument("--path", choices=["frozen", "scratch", "both"], default="both")
     parser.add_argument("--data", type=Path, help="folder of real pictures for --images")
@@ -35,8 +36,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     counts = {name: getattr(arguments, name) for name in FIGURES}
-    if not any(counts.values()) and not arguments.disk and not arguments.captions:
-        counts, arguments.disk, arguments.captions = FULL, True, True
+    if not any(counts.values()) and not arguments.disk and not arguments.captions and not arguments.sizes:
+        counts, arguments.disk, arguments.captions, arguments.sizes = FULL, True, True, True
 
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="varalign-faults-") as scratch:
@@ -49,7 +50,8 @@ def main() -> int:
             _tell(found, "captions", inputs.captions, folder / "c")
         if counts["caption_noise"]:
             _tell(found, "caption noise", inputs.caption_noise, folder / "n", counts["caption_noise"], arguments.seed)
-        if counts["kills"] or counts["signals"] or counts["damage"] or arguments.disk:
+        runs = ("kills", "signals", "damage", "combinations")
+        if any(counts[name] for name in runs) or arguments.disk or arguments.sizes:
             _runs(found, counts, arguments, folder)
     if arguments.json:
         print(json.dumps(found))
@@ -57,6 +59,8 @@ def main() -> int:
 
 
 def _runs(found: dict[str, Any], counts: dict[str, int | None], arguments: argparse.Namespace, folder: Path) -> None:
+    import combinations
+    import commands
     import disk
     import harness
     import kills
@@ -76,6 +80,11 @@ def _runs(found: dict[str, Any], counts: dict[str, int | None], arguments: argpa
             _tell(found, f"signals, {key}", kills.ask, job, folder / f"s-{key}", counts["signals"], arguments.seed)
     if arguments.disk:
         _tell(found, "disk", disk.refuse, jobs["frozen"], folder / "d")
+        _tell(found, "disk, every command", disk.refuse_commands, folder / "e")
+    if arguments.sizes:
+        _tell(found, "file sizes", commands.small_files, folder / "f")
+    if counts["combinations"]:
+        _tell(found, "combinations", combinations.killed, folder / "o", counts["combinations"], arguments.seed)
     if counts["damage"]:
         _tell(found, "damage", disk.damage, jobs["frozen"], folder / "g", counts["damage"], arguments.seed)
 
