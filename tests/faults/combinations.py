@@ -6,6 +6,7 @@ Every two values of two options that some allowed run has together are together 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -164,15 +165,6 @@ def _kill_at(step: int) -> Callable[[], None]:
     return before
 
 
-def words_of(options: dict[str, Any], out: Path) -> list[str]:
-    """The command line of a run."""
-    words = ["train", "--out", str(out)]
-    for name, value in options.items():
-        if value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return words
-
-
 def killed(folder: Path, count: int, seed: int) -> dict[str, Any]:
     """Each run of the cover whole, and killed at a step and resumed; at most `count` of them, drawn by the seed."""
     folder.mkdir()
@@ -183,15 +175,18 @@ def killed(folder: Path, count: int, seed: int) -> dict[str, Any]:
     same, failures = 0, []
     for choice in taken:
         options = {**inputs.options(choice), "cache": str(folder / "cache")}
+        file = folder / "options.json"  # which may hold options without effect
+        file.write_text(json.dumps({name: value for name, value in options.items() if value is not None}))
+        train = ["train", "--config", str(file), "--out"]
         whole, out, log = folder / "whole", folder / "run", folder / "log"
         for path in (whole, out):
             shutil.rmtree(path, ignore_errors=True)
         fault = ""
-        if run(words_of(options, whole), log):
+        if run([*train, str(whole)], log):
             fault = f"refused: {log.read_text().strip().splitlines()[-1]}"
         else:
             steps = result(whole)["last/progress"]["step"]
-            if run(words_of(options, out), log, _kill_at(draw.randrange(steps))) != -signal.SIGKILL:
+            if run([*train, str(out)], log, _kill_at(draw.randrange(steps))) != -signal.SIGKILL:
                 fault = "not killed"
             elif run(["train", "--resume", str(out)], log):
                 fault = f"not resumed: {log.read_text().strip().splitlines()[-1]}"
