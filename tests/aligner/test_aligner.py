@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import varalign
 from safetensors.numpy import load_file
 from varalign.aligner.evaluate import embed_split
@@ -189,6 +190,16 @@ def test_queries_and_galleries_are_embedded_in_one_arithmetic(
         assert np.array_equal(queries, found.texts.numpy())
         files = [data.image_paths[row] for row in found.rows.tolist()]
         assert np.allclose(model.embed_images(files), found.images.numpy(), atol=1e-6 if precision == "fp32" else 0.02)
+
+
+def test_a_collapsed_space_is_not_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = varalign.load(run, device="cpu")
+    with torch.no_grad():
+        for head in (model.model.image_head, model.model.text_head):
+            for parameter in head.parameters():
+                parameter.mul_(1e-9).add_(1.0)  # every output the same but for rounding
+    assert model.visualize([3], out=tmp_path / "pictures") == []
+    assert "are one point but for rounding" in capsys.readouterr().err and not (tmp_path / "pictures").exists()
 
 
 def test_epochs_are_those_of_the_checkpoint(run: Path) -> None:

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from varalign.pictures.tsne import choose_pairs, draw_tsne, layouts
+from varalign.pictures.tsne import Collapsed, choose_pairs, draw_tsne, layouts
 
 
 def pairs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -70,8 +70,13 @@ def test_embeddings_that_cannot_be_drawn(tmp_path):
     texts[3, 2] = np.inf
     with pytest.raises(ValueError, match=r"text embeddings: 1 of 12 rows hold NaN or infinity \(first: row 3\)"):
         draw_tsne(images, texts, [5], tmp_path)
-    with pytest.raises(ValueError, match="collapsed"):
-        draw_tsne(np.ones((12, 8)), np.ones((12, 8)), [5], tmp_path)
+    noise = np.random.default_rng(0).standard_normal((2, 12, 8))
+    apart = noise / np.linalg.norm(noise, axis=2, keepdims=True)
+    one = np.ones((12, 8)) / 8**0.5
+    for given, name in (((one, one), "image"), ((one + 1e-7 * noise[0], apart[1]), "image"), ((apart[0], one), "text")):
+        with pytest.raises(Collapsed, match=f"all {name} embeddings are one point"):
+            draw_tsne(*given, [5], tmp_path / "none")
+    assert not os.listdir(tmp_path)
 
 
 def test_choose_pairs():

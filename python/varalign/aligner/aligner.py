@@ -26,7 +26,7 @@ from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import embedded_files, embedded_texts
 from varalign.options.config import TrainConfig
-from varalign.pictures.tsne import check_perplexities, choose_pairs, draw_tsne
+from varalign.pictures.tsne import Collapsed, check_perplexities, choose_pairs, draw_tsne
 from varalign.runs.checkpoint import Checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.runs.progress import to_stderr
@@ -167,7 +167,7 @@ class Aligner:
             out: the folder; the run's `pictures` if None.
 
         Returns:
-            The files written.
+            The files written; none, with a line on standard error, where the encoders have collapsed.
 
         Raises:
             DataError: a perplexity that does not fit the number of points.
@@ -184,7 +184,11 @@ class Aligner:
         rows = rows[choose_pairs(len(rows), pairs, seed)]
         check_perplexities(perplexities, 2 * len(rows))  # before minutes of embedding
         images, texts = embed_split(self.parts, rows).first_pairs()
-        return draw_tsne(images.cpu().numpy(), texts.cpu().numpy(), perplexities, out, seed=seed)
+        try:
+            return draw_tsne(images.cpu().numpy(), texts.cpu().numpy(), perplexities, out, seed=seed)
+        except Collapsed as error:
+            to_stderr(str(error))
+            return []
 
     def write_embeddings(self, file: Path, *, split: str = "all") -> dict[str, Any]:
         """Write embeddings of a split, or of all images, with ids: see `export.write_embeddings`."""

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_json, add_option, add_places, add_seed, add_split, answer
+from varalign.cli.arguments import add_json, add_option, add_overwrite, add_places, add_seed, add_split, answer
 
 
 def add(commands: Any) -> None:
@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the files (default: RUN/diagnosis, or diagnosis)"
     )
+    add_overwrite(parser)
     add_places(parser)
     add_json(parser)
     parser.set_defaults(handler=run)

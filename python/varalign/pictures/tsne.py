@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 _FAINT = "#8a93a3"
 
 
+_ONE_POINT = 1e-3
+"""Spread of unit vectors, as a share of their length, below which their similarities differ by rounding only."""
+
+
+class Collapsed(DataError):
+    """Embeddings that differ by rounding only: a picture would show a cloud where there is one point."""
+
+
 def choose_pairs(n: int, limit: int = 1000, seed: int = 0) -> NDArray[np.int64]:
     """At most `limit` of n pairs, drawn by seed without repetition, in ascending order; all of them if they are few.
 
@@ -49,10 +57,12 @@ def _check_points(image_embeddings: Any, text_embeddings: Any) -> NDArray[np.flo
                 f"{name} embeddings: {len(bad)} of {len(rows)} rows hold NaN or infinity (first: row {bad[0]}); "
                 "the training has diverged, or the file is damaged"
             )
-    points = np.concatenate([images, texts])
-    if (points == points[0]).all():
-        raise DataError("all embeddings are one point: the encoders have collapsed and there is nothing to draw")
-    return points
+        away = float(np.square(rows - rows.mean(axis=0)).sum(axis=1).mean())
+        if len(rows) > 1 and away <= _ONE_POINT**2 * float(np.square(rows).sum(axis=1).mean()):
+            raise Collapsed(
+                f"all {name} embeddings are one point but for rounding: the encoder has collapsed; nothing is drawn"
+            )
+    return np.concatenate([images, texts])
 
 
 def check_seed(seed: int) -> None:
@@ -190,7 +200,8 @@ def draw_tsne(
         The files: one a perplexity in the order given, the sheet last.
 
     Raises:
-        DataError: shapes that differ, NaN or infinity, all points equal, a perplexity that does not fit.
+        Collapsed: all images, or all texts, are one point but for rounding.
+        DataError: shapes that differ, NaN or infinity, a perplexity that does not fit.
     """
     points = _check_points(image_embeddings, text_embeddings)
     wanted = check_perplexities(perplexities, len(points))

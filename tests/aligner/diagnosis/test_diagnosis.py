@@ -173,6 +173,11 @@ def test_a_file_in_the_way_and_a_folder_that_is_no_run(many: Path, tmp_path: Pat
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="is a file; name a folder"):
         diagnose(Settings(features=many, out=tmp_path / "file"), say=quiet)
+    (tmp_path / "file").unlink()
+    (tmp_path / "captions.txt").write_text("image,caption\n")
+    with pytest.raises(DataError, match=r"holds what this command did not write \(captions.txt\)"):
+        diagnose(Settings(features=many, out=tmp_path), say=quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.txt"]
     with pytest.raises(RunError, match="no such run folder"):
         diagnose(Settings(run=tmp_path / "nowhere"), say=quiet)
 

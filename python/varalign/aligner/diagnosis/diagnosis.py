@@ -14,6 +14,7 @@ from varalign.aligner.diagnosis.gather import Bools, Say, Settings, Subject, gat
 from varalign.aligner.diagnosis.judge import Judgement, judge
 from varalign.aligner.diagnosis.write import write_page, write_table
 from varalign.data.errors import DataError
+from varalign.data.outputs import check_output_folder
 from varalign.runs.progress import to_stderr
 
 UNKNOWN = 0.5
@@ -91,8 +92,7 @@ def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
     """
     started = time.perf_counter()
     out = settings.out or (Path("diagnosis") if settings.run is None else settings.run / "diagnosis")
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out}: is a file; name a folder")
+    check_output_folder(out, ("diagnosis.html", "pairs.csv"), overwrite=settings.overwrite)
     if settings.worst < 0:
         raise DataError(f"--worst is {settings.worst}, but must be at least 0")
     subject = gather(settings, say)

@@ -50,6 +50,7 @@ class Settings:
         worst: pairs on the page.
         seed: of folds, bootstrap, splits and noise.
         out: folder of `pairs.csv` and `diagnosis.html`; `RUN/diagnosis`, or `diagnosis`, if None.
+        overwrite: write into `out` whatever is there.
         skip_missing, device, threads, cache: as in training.
     """
 
@@ -65,6 +66,7 @@ class Settings:
     worst: int = 50
     seed: int = 0
     out: Path | None = None
+    overwrite: bool = False
     skip_missing: bool = False
     device: str | None = None
     threads: int = 0
