@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use _core::image::augment::Augment;
 use _core::image::decode::decode;
 use _core::image::geometry::Fit;
+use _core::image::kernel::Interpolation;
 use _core::image::load::{Buffers, Preparation};
 use _core::image::normalise::Normalisation;
-use _core::image::weights::Interpolation;
 use _core::image::Limits;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -45,7 +45,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let begin = Instant::now();
             match mode.as_str() {
                 "decode" => drop(std::hint::black_box(decode(&data, &preparation.limits)?)),
-                _ => preparation.load(path, round as u64, row as u64, &mut buffers, &mut planes)?,
+                _ => drop(preparation.load(
+                    path,
+                    round as u64,
+                    row as u64,
+                    &mut buffers,
+                    &mut planes,
+                )?),
             }
             *best = begin.elapsed().min(*best);
         }

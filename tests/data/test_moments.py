@@ -100,6 +100,15 @@ def test_merging_is_updating_with_both(a: np.ndarray, b: np.ndarray) -> None:
         assert (merged.min, merged.max) == (both.min(), both.max())
 
 
+def test_merging_with_itself_counts_everything_twice() -> None:
+    values = np.random.default_rng(5).random((100, 3))
+    moments, twice = moments_of(values, 3), moments_of(np.concatenate([values, values]), 3)
+    moments.merge(moments)
+    assert moments.count == 200
+    np.testing.assert_allclose(moments.mean, twice.mean, rtol=1e-15)
+    np.testing.assert_allclose(moments.variance(), twice.variance(), rtol=1e-13)
+
+
 def test_closed_forms() -> None:
     n = 10_001
     ramp = moments_of(np.arange(n, dtype=np.float64))

@@ -23,9 +23,9 @@ def add(commands: Any) -> None:
     stats.add_argument(
         "--images",
         type=int,
-        default=1000,
+        default=0,
         metavar="N",
-        help="training images decoded, drawn by seed; 0: all (default 1000)",
+        help="training images read, drawn by seed; 0: all (default)",
     )
     stats.add_argument("--size", type=int, default=224, metavar="S", help="side of the square of pixels (default 224)")
     stats.add_argument("--bert", type=Path, metavar="FOLDER", help="a BERT model's folder, for lengths in its tokens")

@@ -101,16 +101,19 @@ def load_images(
     rows: Sequence[int] | NDArray[np.int64] | None = None,
     threads: int = 0,
     dtype: Literal["float32", "uint8"] = "float32",
+    sizes: NDArray[np.int64] | None = None,
 ) -> tuple[Pixels, list[tuple[int, str]]]:
     """Load some images at once.
 
     rows: the row of the data set of each path, for `augment` (default 0, 1, 2, ...). threads: 0 means every core.
+    sizes: (B, 2) int64, gets the width and height of each file's upright picture, 0 and 0 where it failed.
     Returns pixels (B, 3, S, S) of `dtype`, and (position, message) of each file that failed, whose pixels are 0.
     """
     row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()
     check_dtype(dtype)
     out = np.empty((len(paths), 3, preprocess.size, preprocess.size), dtype=dtype)
-    errors = _core.load_images(as_files(paths), row_list, prepare(preprocess, augment, seed), out, epoch, threads)
+    preparation = prepare(preprocess, augment, seed)
+    errors = _core.load_images(as_files(paths), row_list, preparation, out, epoch, threads, sizes)
     refuse_exhaustion(errors)
     return out, errors
 

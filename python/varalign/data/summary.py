@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError
-from varalign.data.images import Preprocess, decode_image, load_images
+from varalign.data.images import Preprocess, load_images
 from varalign.data.index import SPLITS
 from varalign.data.moments import RunningMoments
 from varalign.data.tokenizers import Tokenizer, bert_tokenizer, clip_tokenizer, word_tokenizer
@@ -82,7 +82,7 @@ class Summary:
 def summarise(
     folder: Path | str,
     *,
-    images: int = 1000,
+    images: int = 0,
     size: int = 224,
     bert: Path | str | None = None,
     clip_length: int = 77,
@@ -93,7 +93,7 @@ def summarise(
 ) -> Summary:
     """Measure a data folder.
 
-    images: how many training images are decoded, drawn by `seed`; 0 for all. size: side of the square that pixels are
+    images: how many training images are read, drawn by `seed`; 0 for all. size: side of the square that pixels are
     taken from. bert: the folder of a BERT model, for lengths in its tokens; CLIP's need open_clip installed.
     clip_length, bert_length: what captions are cut to. threads: 0 means every core.
     Raises DataError for what the user can mend, as `load_dataset` does.
@@ -117,29 +117,27 @@ def _measure_images(summary: Summary, dataset: ImageCaptions, wanted: int, size:
     rows = dataset.rows("train")
     if wanted and wanted < len(rows):
         rows = np.sort(np.random.default_rng(seed).choice(rows, wanted, replace=False))
-    pixels = [RunningMoments() for _ in range(3)]
-    found: list[tuple[int, int]] = []
+    pixels = RunningMoments(3)
+    sizes = np.zeros((len(rows), 2), np.int64)
     plain = Preprocess(size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     for start in range(0, len(rows), IMAGES_AT_A_TIME):
-        paths = [dataset.image_paths[row] for row in rows[start : start + IMAGES_AT_A_TIME]]
-        levels, errors = load_images(paths, plain, threads=threads, dtype="uint8")
-        good = np.ones(len(paths), bool)
-        good[[position for position, _ in errors]] = False
-        for channel, moments in enumerate(pixels):
-            moments.update(levels[good, channel])
-        found += [decode_image(path.read_bytes()).shape[:2] for path, fine in zip(paths, good, strict=True) if fine]
-    if not found:
+        part = slice(start, start + IMAGES_AT_A_TIME)
+        paths = [dataset.image_paths[row] for row in rows[part]]
+        levels, _ = load_images(paths, plain, threads=threads, dtype="uint8", sizes=sizes[part])
+        pixels.update(levels[sizes[part, 0] > 0].transpose(0, 2, 3, 1), threads=threads)
+    found = sizes[sizes[:, 0] > 0]
+    if not len(found):
         raise DataError(
             f"{dataset.folder}: none of {len(rows):,} training images can be read; try `varalign data check`"
         )
     summary.pixels = {
-        "mean": [moments.mean / 255 for moments in pixels],
-        "std": [moments.std() / 255 for moments in pixels],
+        "mean": (pixels.mean / 255).tolist(),
+        "std": (pixels.std() / 255).tolist(),
         "size": size,
         "images": len(found),
         "unreadable": len(rows) - len(found),
     }
-    heights, widths = np.array(found).T
+    widths, heights = found.T
     for name, values in (("width", widths), ("height", heights), ("short_side", np.minimum(widths, heights))):
         summary.image_sizes[name] = _distribution(values)
 

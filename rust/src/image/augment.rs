@@ -23,8 +23,6 @@ use crate::error::{Error, Result};
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 const TRIES: u64 = 10;
-/// Numbers of [`Augment::drawn`].
-pub const DRAWN: usize = 11;
 const CHANGES: [Change; 3] = [Change::Brightness, Change::Contrast, Change::Saturation];
 /// Which of the three comes first, second and last.
 const ORDERS: [[usize; 3]; 6] = [
@@ -155,25 +153,6 @@ impl Augment {
             }
         }
         (self.fallback(width, height), flip)
-    }
-
-    /// All that is drawn for a row, side by side: left, top, width and height of the crop, 1 for a mirror, and for each
-    /// change of colours in its order which it is (its place in `Change`) and its factor (1: none).
-    pub fn drawn(
-        &self,
-        (width, height): (usize, usize),
-        seed: u64,
-        epoch: u64,
-        row: u64,
-    ) -> [f64; DRAWN] {
-        let (area, flip) = self.crop(width, height, seed, epoch, row);
-        let changes = self.colors(seed, epoch, row);
-        let [first, second, third] = changes.unwrap_or(CHANGES.map(|change| (change, 1.0)));
-        let of = |(change, factor): (Change, f32)| (f64::from(change as u8), f64::from(factor));
-        let ((a, x), (b, y), (c, z)) = (of(first), of(second), of(third));
-        let [left, top, w, h] =
-            [area.left, area.top, area.width, area.height].map(|value| value as f64);
-        [left, top, w, h, f64::from(u8::from(flip)), a, x, b, y, c, z]
     }
 
     /// The largest centred crop with a ratio within bounds.

@@ -89,7 +89,7 @@ pub fn decode_wanted(data: &[u8], limits: &Limits, choose: Choose<'_>) -> Result
             name_of_other(data)
         )));
     };
-    // The decoders do not panic on any input that we know; should one do so, it costs a sample and not the process.
+    // No input is known on which a decoder panics; if one does, the sample is lost and not the process.
     let stored =
         catch_unwind(AssertUnwindSafe(|| decoder(data, limits, choose))).unwrap_or_else(|_| {
             Err(damaged(

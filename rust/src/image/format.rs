@@ -1,10 +1,10 @@
-//! What the decoders of all formats share: what they are asked for, what they hand back, how they refuse.
+//! What the decoders of all formats share: request, result, errors and the check of a declared size.
 
 use super::geometry::Area;
 use super::{Limits, Rgb};
 use crate::error::{Error, Result};
 
-/// What a format's decoder hands back: the picture as stored, and the orientation that its metadata ask for.
+/// Result of a format's decoder: the picture as stored, and the orientation that its metadata ask for.
 pub(super) struct Stored {
     pub image: Rgb,
     pub orientation: u8,
@@ -12,12 +12,12 @@ pub(super) struct Stored {
     pub eighths: usize,
 }
 
-/// What of a picture is wanted. A decoder may do more; JPEG's does just that.
+/// What of a picture is wanted. Only JPEG's decoder leaves out the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Size in eighths: 8, or 4, 2 or 1 for a picture made smaller while it is decoded. Sides are rounded up.
     pub eighths: usize,
-    /// The part whose pixels matter, in pixels of the result; `None` for all of it. Other pixels may have any value.
+    /// The part that is needed, in pixels of the result; `None` for all of it. Pixels outside it are undefined.
     pub area: Option<Area>,
 }
 

@@ -1,6 +1,6 @@
 //! Geometry: what part of a picture is resized to what, and which pixels that needs (short side, centre crop, squash).
 
-use super::weights::Interpolation;
+use super::kernel::Interpolation;
 
 /// A rectangle of whole pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl From<Area> for Window {
     }
 }
 
-/// What becomes of a picture: `source` of it is resized to `resized`, of which the square at `left`, `top` is kept.
+/// How a picture becomes a sample: `source` of it is resized to `resized`, of which the square at `left`, `top` is kept.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Geometry {
     /// The part of the picture that is resized; pixels outside it have no influence.
@@ -54,7 +54,7 @@ pub struct Geometry {
     pub flip: bool,
 }
 
-/// How a whole picture comes to the square.
+/// How a whole picture is fitted to the square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
     /// Short side to the size, then the centre square (torchvision's `Resize` and `CenterCrop`).

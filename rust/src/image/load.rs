@@ -11,26 +11,27 @@ use super::decode::decode_wanted;
 use super::format::Wanted;
 use super::geometry::{Fit, Geometry};
 use super::kept::Kept;
+use super::kernel::Interpolation;
 use super::normalise::Normalisation;
-use super::resize::{pitch, resize, Layout, Scratch};
-use super::weights::Interpolation;
+use super::passes::{pitch, Layout, Scratch};
+use super::resize::resize;
 use super::{pool, Limits, Rgb};
 use crate::error::{Error, Result};
 
-/// Everything that decides the pixels of a sample, but for the file, the epoch and the row.
+/// All settings that a sample's pixels depend on, beside its file, the epoch and the row.
 #[derive(Clone, Debug)]
 pub struct Preparation {
     /// Side of the square.
     pub size: usize,
-    /// How a whole picture comes to the square; not used where `augment` draws a part.
+    /// How a whole picture is fitted to the square; not used where `augment` draws a part.
     pub fit: Fit,
     /// The kernel.
     pub interpolation: Interpolation,
-    /// Of float32 output.
+    /// How levels become float32.
     pub normalisation: Normalisation,
     /// Random resized crops, mirrors and colours.
     pub augment: Option<Augment>,
-    /// Of the augmentation.
+    /// Seed of the augmentation.
     pub seed: u64,
     /// Decode large JPEG files at a half, a quarter or an eighth of their size where that leaves a pixel for each one.
     pub fast: bool,
@@ -221,7 +222,8 @@ impl Preparation {
         }
     }
 
-    /// Makes the sample of a file; `out` is written only where that succeeds. The error names the file.
+    /// Makes the sample of a file, and returns the width and height of its picture; `out` is written only where that
+    /// succeeds. The error names the file.
     pub fn load<T: Element>(
         &self,
         path: &Path,
@@ -229,15 +231,15 @@ impl Preparation {
         row: u64,
         buffers: &mut Buffers,
         out: &mut [T],
-    ) -> Result<()> {
-        let (image, geometry, _) =
+    ) -> Result<(usize, usize)> {
+        let (image, geometry, full) =
             self.open(path, Some((self.size, self.size)), &|width, height| {
                 self.geometry(width, height, epoch, row)
             })?;
         let changes = self.colors(epoch, row);
         self.apply(&image, &geometry, changes.as_ref(), buffers, out);
         pool::give(image.pixels);
-        Ok(())
+        Ok(full)
     }
 
     /// The whole picture of a file with its short side at most `short`, never enlarged. The error names the file.

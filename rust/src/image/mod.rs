@@ -10,16 +10,18 @@ pub mod geometry;
 mod gif;
 mod jpeg;
 pub mod kept;
+pub mod kernel;
 pub mod load;
 pub mod normalise;
+mod passes;
 pub mod pipeline;
 mod png;
 mod pool;
-pub mod resize;
+mod resize;
 #[cfg(target_arch = "x86_64")]
 mod resize_v3;
 mod webp;
-pub mod weights;
+mod weights;
 
 /// An RGB image, eight bits a channel, rows from top to bottom, pixels packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub struct Rgb {
     pub pixels: Vec<u8>,
 }
 
-/// What a file may cost, checked against its header before anything of its size is allocated.
+/// Limits of a file, checked against its header before anything of its size is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Width times height. The default, 178,956,970, is the number at which Pillow refuses: 512 MiB of RGB.

@@ -11,7 +11,7 @@ pub struct Normalisation {
     formulas: [Option<Formula>; 3],
 }
 
-/// Two divisions as multiplications, each followed by one step that corrects the quotient by what it leaves (Markstein).
+/// Two divisions as multiplications, each followed by a step that corrects the quotient by its remainder (Markstein).
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Formula {
     mean: f32,
@@ -65,7 +65,7 @@ impl Normalisation {
                 inverse: 1.0 / std,
             };
             let mut levels = tables[channel].iter().zip(0_u8..);
-            // Without the instruction a fused product is a call.
+            // Without FMA instructions `mul_add` is a function call.
             let fused = cfg!(target_arch = "aarch64") || has_fused();
             (fused && levels.all(|(value, level)| value.to_bits() == formula.of(level).to_bits()))
                 .then_some(formula)

@@ -36,7 +36,7 @@ pub struct Job {
     pub preparation: Arc<Preparation>,
     /// Rows of each batch.
     pub order: Vec<Vec<i64>>,
-    /// Of the augmentation.
+    /// Epoch, for the augmentation.
     pub epoch: u64,
     /// Pictures that were decoded before; the others come from their files.
     pub kept: Option<Arc<Kept>>,
@@ -78,7 +78,10 @@ impl Job {
                 return Ok(());
             }
         }
-        preparation.load(&self.paths[row as usize], epoch, row, buffers, planes)
+        let path = &self.paths[row as usize];
+        preparation
+            .load(path, epoch, row, buffers, planes)
+            .map(|_| ())
     }
 }
 
@@ -90,29 +93,17 @@ pub fn thread_count(requested: usize) -> usize {
     }
 }
 
-/// Each path with its row of the data set.
-pub fn files<'a>(paths: &'a [PathBuf], rows: &[u64]) -> Result<Vec<(&'a Path, u64)>> {
-    if paths.len() != rows.len() {
-        return Err(Error::Value(format!(
-            "{} paths but {} rows; give one row a path",
-            paths.len(),
-            rows.len()
-        )));
-    }
-    let paths = paths.iter().map(PathBuf::as_path);
-    Ok(paths.zip(rows.iter().copied()).collect())
-}
-
 /// Makes the samples of `files` (path and row each) on `threads` threads; the caller's is one of them.
 ///
-/// `out` holds one after another; a file that fails leaves zeros, and its position and message are returned.
+/// `out` holds one after another; a file that fails leaves zeros. Returns the width and height of each picture, or what
+/// went wrong.
 pub fn load_all<T: Element>(
     files: &[(&Path, u64)],
     preparation: &Preparation,
     epoch: u64,
     threads: usize,
     out: &mut [T],
-) -> Result<Vec<(usize, String)>> {
+) -> Result<Vec<Result<(usize, usize)>>> {
     let elements = files.len() * preparation.elements();
     if out.len() != elements {
         return Err(Error::Value(format!(
@@ -121,34 +112,20 @@ pub fn load_all<T: Element>(
             out.len()
         )));
     }
-    let work = Mutex::new(
-        out.chunks_exact_mut(preparation.elements())
-            .zip(files)
-            .enumerate(),
-    );
-    let errors = Mutex::new(Vec::new());
-    let run = || {
-        let mut buffers = Buffers::default();
-        loop {
-            let next = lock(&work).next();
-            let Some((position, (planes, &(path, row)))) = next else {
-                return;
-            };
-            if let Err(error) = preparation.load(path, epoch, row, &mut buffers, planes) {
+    let work = files
+        .iter()
+        .zip(out.chunks_exact_mut(preparation.elements()));
+    Ok(on_threads(
+        work,
+        threads,
+        |(&(path, row), planes), buffers| {
+            let loaded = preparation.load(path, epoch, row, buffers, planes);
+            if loaded.is_err() {
                 planes.fill(T::default());
-                lock(&errors).push((position, error.to_string()));
             }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..thread_count(threads).min(files.len()) {
-            scope.spawn(run);
-        }
-        run();
-    });
-    let mut errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
-    errors.sort();
-    Ok(errors)
+            loaded
+        },
+    ))
 }
 
 /// The pictures of `paths` with their short sides at most `short`, on `threads` threads.
@@ -158,31 +135,43 @@ pub fn shrink_all(
     short: usize,
     threads: usize,
 ) -> Vec<Result<Shrunk>> {
-    let work = Mutex::new(paths.iter().enumerate());
-    let made = Mutex::new(Vec::with_capacity(paths.len()));
+    on_threads(paths.iter(), threads, |path, buffers| {
+        preparation.shrink(path, short, buffers)
+    })
+}
+
+/// What `make` makes of each item, in their order, on `threads` threads; the caller's is one of them.
+fn on_threads<I: Send, O: Send>(
+    items: impl ExactSizeIterator<Item = I> + Send,
+    threads: usize,
+    make: impl Fn(I, &mut Buffers) -> O + Sync,
+) -> Vec<O> {
+    let count = items.len();
+    let work = Mutex::new(items.enumerate());
+    let made = Mutex::new(Vec::with_capacity(count));
     let run = || {
         let mut buffers = Buffers::default();
         loop {
             let next = lock(&work).next();
-            let Some((position, path)) = next else {
+            let Some((position, item)) = next else {
                 return;
             };
-            let shrunk = preparation.shrink(path, short, &mut buffers);
-            lock(&made).push((position, shrunk));
+            let one = make(item, &mut buffers);
+            lock(&made).push((position, one));
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..thread_count(threads).min(paths.len()) {
+        for _ in 1..thread_count(threads).min(count) {
             scope.spawn(run);
         }
         run();
     });
     let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
     made.sort_by_key(|(position, _)| *position);
-    made.into_iter().map(|(_, shrunk)| shrunk).collect()
+    made.into_iter().map(|(_, one)| one).collect()
 }
 
-/// A lock that a panic elsewhere does not make unusable: what it guards is always whole.
+/// Locks; a lock poisoned by a panic is used all the same, as the data behind our locks are never half-written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -210,7 +199,7 @@ thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-/// A driver's life: batch after batch, as long as there is room for another.
+/// The loop of a driver: batch after batch, waiting while `prefetch` batches are ahead of the reader.
 fn drive<T: Element>(shared: &Shared<T>, job: &Job, pool: &rayon::ThreadPool, prefetch: usize) {
     loop {
         let number = {
@@ -289,7 +278,7 @@ pub struct Run<T: Element> {
     waited: Duration,
 }
 
-/// Ends a driver's turn, in a panic too.
+/// Counts a driver out when it ends, by a panic too.
 struct Turn<T>(Arc<Shared<T>>);
 
 impl<T> Drop for Turn<T> {

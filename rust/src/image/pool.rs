@@ -1,4 +1,4 @@
-//! Buffers that a thread uses again and again: fresh memory costs a page fault for each 4 KiB, a tenth of a decode.
+//! Buffers that a thread reuses: new memory costs a page fault for each 4 KiB, a tenth of the time of a decode.
 
 use std::cell::RefCell;
 
@@ -11,22 +11,22 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An empty buffer, with room where one was given back: the one in which the least is initialised.
+/// An empty buffer: of those given back, the one with the fewest initialised bytes.
 pub fn take_empty() -> Vec<u8> {
     let mut buffer = take_by(Vec::len);
     buffer.clear();
     buffer
 }
 
-/// A buffer of `length` bytes of any value: whoever takes it writes what it reads.
+/// A buffer of `length` bytes of undefined value: the caller writes what it reads.
 pub fn take(length: usize) -> Vec<u8> {
-    // The shortest that is long enough, else the longest: bytes past a buffer's end have to be set before they are used.
+    // The shortest that is long enough, else the longest: bytes added to a buffer must be set.
     let mut buffer = take_by(|buffer| match buffer.len() {
         enough if enough >= length => enough,
         short => usize::MAX - short,
     });
     if buffer.capacity() < length {
-        // Grown anew: nothing in it is worth copying.
+        // A new one: growing would copy bytes that nobody reads.
         return vec![0; length];
     }
     buffer.resize(length, 0);

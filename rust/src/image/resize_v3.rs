@@ -1,4 +1,4 @@
-//! The two passes of `resize.rs` in AVX2: two products and their sum an instruction, eight sums at a time.
+//! The two passes of `passes.rs` in AVX2: two products and their sum an instruction, eight sums at a time.
 //!
 //! `vpmaddwd` wants the two levels that one pair of weights meets side by side, in 16 bits. Across, eight rows are taken
 //! at a time, a lane each, and their pixels are laid out in pairs once (`Tile`); a pair of weights is then the same for
@@ -10,7 +10,7 @@ use std::arch::x86_64::__m256i;
 use pulp::cast;
 use pulp::x86::V3;
 
-use super::resize::{pitch, Layout, Passes, Scratch};
+use super::passes::{pitch, Layout, Passes, Scratch};
 use super::weights::Weights;
 
 /// Rows that a pass across works on at once.
@@ -33,7 +33,7 @@ pub fn run(
     });
 }
 
-/// A call of [`run`]; a closure would not be sure to be inlined where the instructions are allowed.
+/// A call of [`run`] as a struct: a closure might not be inlined into the code compiled for AVX2.
 struct Run<'a, 'b> {
     simd: V3,
     passes: &'a Passes<'b>,
@@ -67,7 +67,7 @@ impl pulp::NullaryFnOnce for Run<'_, '_> {
         } = scratch;
         let wide = (3 * pitch(across.count())).next_multiple_of(RUN);
         let (horizontal, vertical) = (Pairs::new(across), Pairs::new(down));
-        // Pairs of weights 0 reach past the last pixel that is used.
+        // Pairs of weights that are 0 may lie past the last pixel used.
         tile.resize((across.used.div_ceil(4) * 2 + horizontal.pairs) * 3, [0; 8]);
         if passes.down_first {
             let long = (across.used * 3).next_multiple_of(RUN);

@@ -1,50 +1,14 @@
-//! The resampling kernels and their weights along one axis, in fixed point of 16 bits.
+//! The weights of a resampling kernel along one axis, in fixed point of 16 bits.
 //!
 //! Pillow's weights have 22 bits after the point, too many for the instruction that multiplies and adds pairs of 16 bits.
 //! These have as many as fit, 14 at least: a level in a few hundred then rounds the other way than Pillow's, by one.
 
 use super::geometry::Stretch;
+use super::kernel::Interpolation;
 use crate::simd::vectorize;
 
 /// Bits after the point of a weight, at most: 32 less 8 of a level less 2 for the overshoot of the bicubic kernel.
 const MOST_BITS: u32 = 22;
-
-/// The resampling kernel, widened by the scale when making smaller (antialiasing).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interpolation {
-    /// Triangle of half-width 1.
-    Bilinear,
-    /// Keys' cubic with a = -0.5, half-width 2.
-    Bicubic,
-}
-
-impl Interpolation {
-    #[inline(always)]
-    pub(super) fn half_width(self) -> f64 {
-        match self {
-            Interpolation::Bilinear => 1.0,
-            Interpolation::Bicubic => 2.0,
-        }
-    }
-
-    #[inline(always)]
-    fn weight(self, x: f64) -> f64 {
-        let x = x.abs();
-        match self {
-            Interpolation::Bilinear => (1.0 - x).max(0.0),
-            Interpolation::Bicubic => {
-                const A: f64 = -0.5;
-                if x < 1.0 {
-                    ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-                } else if x < 2.0 {
-                    (((x - 5.0) * x + 8.0) * x - 4.0) * A
-                } else {
-                    0.0
-                }
-            }
-        }
-    }
-}
 
 /// The weights of one axis for a run of output positions.
 ///
@@ -74,7 +38,7 @@ impl Weights {
         kernel: Interpolation,
         mirrored: bool,
     ) -> Weights {
-        // For the rounding: without it each is a call.
+        // Without vector instructions every rounding is a function call.
         vectorize(
             #[inline(always)]
             || Weights::compute(from, to, first, count, kernel, mirrored),
@@ -110,7 +74,6 @@ impl Weights {
                 .fold(largest, |most, weight| most.max(weight.abs()));
         }
         let fits = |bits: &u32| largest * f64::from(1_u32 << bits) + 1.0 <= f64::from(i16::MAX);
-        // A weight is hardly more than 1.
         let bits = (0..=MOST_BITS).rev().find(fits).unwrap_or(0);
         let mut values = vec![0; count * taps];
         let mut begins: Vec<usize> = spans.iter().map(|span| even(span.0)).collect();
@@ -171,8 +134,8 @@ fn fill(
     }
 }
 
-/// To fixed point, rounding running sums rather than weights: the sum stays 1, so that one colour stays what it is, and
-/// what is lost of one weight is in the next, on a pixel that looks alike.
+/// To fixed point, rounding running sums rather than weights: the sum stays 1, so that areas of one colour keep it, and the
+/// rounding error of a weight is carried to the next, whose pixel is similar.
 #[inline(always)]
 fn round(exact: &[f64], bits: u32, out: &mut [i16]) {
     let scale = f64::from(1_u32 << bits);

@@ -4,27 +4,26 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use numpy::ndarray::Array2;
+use numpy::ndarray::aview1;
 use numpy::{
-    IntoPyArray, PyArray1, PyArray2, PyArray3, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2,
-    PyReadwriteArray4,
+    IntoPyArray, PyArray1, PyArray3, PyArrayMethods, PyReadwriteArray2, PyReadwriteArray4,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::error::Error;
-use crate::image::augment::{Augment, DRAWN};
+use crate::image::augment::Augment;
 use crate::image::decode::decode;
 use crate::image::geometry::Fit;
 use crate::image::kept::{Entry, Kept};
+use crate::image::kernel::Interpolation;
 use crate::image::load::{Element, Preparation, Shrunk};
 use crate::image::normalise::Normalisation;
 use crate::image::pipeline::{self, Batch, Job, Next, Run};
-use crate::image::weights::Interpolation;
 use crate::image::Limits;
 
-/// Between two looks at Python's signals while waiting.
+/// Longest wait before Python's signals are checked again.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Decodes one image to upright RGB.
@@ -51,7 +50,7 @@ fn limits(max_pixels: Option<u64>) -> Limits {
     }
 }
 
-/// Everything that decides a sample's pixels, but for its file, epoch and row.
+/// All settings that a sample's pixels depend on, beside its file, the epoch and the row.
 #[pyclass(frozen, module = "varalign._core", name = "ImagePreparation")]
 struct PyPreparation(Arc<Preparation>);
 
@@ -117,70 +116,6 @@ impl PyPreparation {
             limits,
         })))
     }
-
-    /// `(left, top, width, height, flip)` of the random crop of a picture.
-    fn crop(
-        &self,
-        width: usize,
-        height: usize,
-        epoch: u64,
-        row: u64,
-    ) -> PyResult<(usize, usize, usize, usize, bool)> {
-        let augment = self
-            .0
-            .augment
-            .ok_or_else(|| Error::Value("this preparation draws no crops".into()))?;
-        if width == 0 || height == 0 {
-            return Err(
-                Error::Value(format!("a picture of {width}x{height} has no pixels")).into(),
-            );
-        }
-        let (area, flip) = augment.crop(width, height, self.0.seed, epoch, row);
-        Ok((area.left, area.top, area.width, area.height, flip))
-    }
-
-    /// What is drawn for each row (`Augment::drawn`), given the widths and heights of the files' pictures: a row each.
-    fn draws<'py>(
-        &self,
-        py: Python<'py>,
-        sizes: PyReadonlyArray2<'_, i64>,
-        rows: PyReadonlyArray1<'_, i64>,
-        epoch: u64,
-    ) -> PyResult<Bound<'py, PyArray2<f64>>> {
-        let augment = self
-            .0
-            .augment
-            .ok_or_else(|| Error::Value("this preparation draws no crops".into()))?;
-        let (sizes, rows) = (sizes.as_array(), rows.as_array());
-        let wrong = sizes.ncols() != 2 || sizes.nrows() != rows.len();
-        if wrong || sizes.iter().any(|&side| side < 1) || rows.iter().any(|&row| row < 0) {
-            return Err(Error::Value(format!(
-                "draws takes a width and a height of at least 1 for each of {} rows from 0 on, got {:?}",
-                rows.len(),
-                sizes.shape()
-            ))
-            .into());
-        }
-        let seed = self.0.seed;
-        let drawn = rows.iter().zip(sizes.rows()).flat_map(|(&row, size)| {
-            augment.drawn(
-                (size[0] as usize, size[1] as usize),
-                seed,
-                epoch,
-                row as u64,
-            )
-        });
-        Array2::from_shape_vec((rows.len(), DRAWN), drawn.collect())
-            .map(|drawn| drawn.into_pyarray(py))
-            .map_err(|error| PyRuntimeError::new_err(error.to_string()))
-    }
-
-    /// Name and factor of each change of colours, in their order; none where none are drawn.
-    fn colors(&self, epoch: u64, row: u64) -> Vec<(String, f32)> {
-        let changes = self.0.colors(epoch, row);
-        let named = |(change, factor)| (format!("{change:?}").to_lowercase(), factor);
-        changes.into_iter().flatten().map(named).collect()
-    }
 }
 
 /// A caller's batch: four axes, normalised float32 or levels.
@@ -190,9 +125,11 @@ enum Samples<'py> {
     Levels(PyReadwriteArray4<'py, u8>),
 }
 
-/// Samples of some files at once, into `out`; position and message of each that failed.
+/// Samples of some files at once, into `out`, and the width and height of each picture into the rows of `sizes`; position
+/// and message of each that failed.
 #[pyfunction]
-#[pyo3(signature = (paths, rows, preparation, out, epoch=0, threads=0))]
+#[pyo3(signature = (paths, rows, preparation, out, epoch=0, threads=0, sizes=None))]
+#[allow(clippy::too_many_arguments)]
 fn load_images(
     py: Python<'_>,
     paths: Vec<PathBuf>,
@@ -201,9 +138,8 @@ fn load_images(
     out: Samples<'_>,
     epoch: u64,
     threads: usize,
+    sizes: Option<PyReadwriteArray2<'_, i64>>,
 ) -> PyResult<Vec<(usize, String)>> {
-    let preparation = &preparation.0;
-    let files = pipeline::files(&paths, &rows)?;
     fn load<T: Element + numpy::Element>(
         py: Python<'_>,
         files: &[(&Path, u64)],
@@ -211,14 +147,34 @@ fn load_images(
         mut out: PyReadwriteArray4<'_, T>,
         epoch: u64,
         threads: usize,
-    ) -> PyResult<Vec<(usize, String)>> {
+    ) -> PyResult<Vec<crate::error::Result<(usize, usize)>>> {
         let out = out.as_slice_mut()?;
         Ok(py.detach(|| pipeline::load_all(files, preparation, epoch, threads, out))?)
     }
-    match out {
-        Samples::Floats(out) => load(py, &files, preparation, out, epoch, threads),
-        Samples::Levels(out) => load(py, &files, preparation, out, epoch, threads),
+    if paths.len() != rows.len() {
+        return Err(Error::Value(format!(
+            "{} paths but {} rows; give one row a path",
+            paths.len(),
+            rows.len()
+        ))
+        .into());
     }
+    let files: Vec<_> = paths.iter().map(PathBuf::as_path).zip(rows).collect();
+    let preparation = &preparation.0;
+    let loaded = match out {
+        Samples::Floats(out) => load(py, &files, preparation, out, epoch, threads)?,
+        Samples::Levels(out) => load(py, &files, preparation, out, epoch, threads)?,
+    };
+    if let Some(mut sizes) = sizes {
+        for (mut place, found) in sizes.as_array_mut().outer_iter_mut().zip(&loaded) {
+            let (width, height) = *found.as_ref().unwrap_or(&(0, 0));
+            place.assign(&aview1(&[width as i64, height as i64]));
+        }
+    }
+    let failed = loaded.into_iter().enumerate();
+    Ok(failed
+        .filter_map(|(position, found)| Some((position, found.err()?.to_string())))
+        .collect())
 }
 
 fn to_array<T: Element + numpy::Element>(

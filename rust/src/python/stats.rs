@@ -1,33 +1,18 @@
 //! Bindings of `stats`: the accumulators, with contiguous NumPy arrays in and out.
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArrayDyn};
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 
 use crate::error::Error;
 use crate::image::pipeline::thread_count;
-use crate::stats::moments::{Column, RunningMoments};
-use crate::stats::pairs::{PairMoments, QUANTITIES};
-use crate::stats::quantiles::{Parts, RunningQuantiles};
+use crate::stats::moments::{Column, RunningMoments, Value};
 
-/// Calls the function, without the GIL, with the elements of a contiguous float32, float64 or uint8 array.
-macro_rules! with_values {
-    ($py:expr, $array:expr, |$values:ident| $work:expr) => {
-        if let Ok(array) = $array.extract::<PyReadonlyArrayDyn<'_, f32>>() {
-            let $values = array.as_slice()?;
-            Ok($py.detach(|| $work)?)
-        } else if let Ok(array) = $array.extract::<PyReadonlyArrayDyn<'_, f64>>() {
-            let $values = array.as_slice()?;
-            Ok($py.detach(|| $work)?)
-        } else if let Ok(array) = $array.extract::<PyReadonlyArrayDyn<'_, u8>>() {
-            let $values = array.as_slice()?;
-            Ok($py.detach(|| $work)?)
-        } else {
-            Err(PyTypeError::new_err(
-                "values must be a float32, float64 or uint8 array",
-            ))
-        }
-    };
+/// A contiguous array.
+#[derive(FromPyObject)]
+enum Values<'py> {
+    Single(PyReadonlyArrayDyn<'py, f32>),
+    Double(PyReadonlyArrayDyn<'py, f64>),
+    Bytes(PyReadonlyArrayDyn<'py, u8>),
 }
 
 /// Count, mean, variance, minimum and maximum by column.
@@ -103,177 +88,34 @@ impl PyMoments {
         )
     }
 
-    /// Adds a contiguous float32, float64 or uint8 array, rows of `columns` values.
+    /// Adds an array, rows of `columns` values.
     #[pyo3(signature = (values, threads=1))]
-    fn update(
-        &mut self,
-        py: Python<'_>,
-        values: &Bound<'_, PyAny>,
-        threads: usize,
-    ) -> PyResult<()> {
-        with_values!(py, values, |values| self
-            .0
-            .update(values, thread_count(threads)))
+    fn update(&mut self, py: Python<'_>, values: Values<'_>, threads: usize) -> PyResult<()> {
+        fn add<T: Value + numpy::Element>(
+            moments: &mut RunningMoments,
+            py: Python<'_>,
+            values: &PyReadonlyArrayDyn<'_, T>,
+            threads: usize,
+        ) -> PyResult<()> {
+            let values = values.as_slice()?;
+            Ok(py.detach(|| moments.update(values, thread_count(threads)))?)
+        }
+        match values {
+            Values::Single(values) => add(&mut self.0, py, &values, threads),
+            Values::Double(values) => add(&mut self.0, py, &values, threads),
+            Values::Bytes(values) => add(&mut self.0, py, &values, threads),
+        }
     }
 
-    fn merge(&mut self, other: PyRef<'_, PyMoments>) -> PyResult<()> {
-        Ok(self.0.merge(&other.0)?)
-    }
-}
-
-/// A t-digest of a stream.
-#[pyclass(module = "varalign._core", name = "Quantiles")]
-struct PyQuantiles(RunningQuantiles);
-
-/// The most centroids, their means and weights, the sum, least and greatest value.
-type QuantilesParts<'py> = (
-    usize,
-    Bound<'py, PyArray1<f64>>,
-    Bound<'py, PyArray1<f64>>,
-    f64,
-    f64,
-    f64,
-);
-
-#[pymethods]
-impl PyQuantiles {
-    #[new]
-    fn new(size: usize) -> PyResult<PyQuantiles> {
-        Ok(PyQuantiles(RunningQuantiles::new(size)?))
-    }
-
-    #[staticmethod]
-    fn from_parts(
-        size: usize,
-        means: PyReadonlyArray1<'_, f64>,
-        weights: PyReadonlyArray1<'_, f64>,
-        sum: f64,
-        min: f64,
-        max: f64,
-    ) -> PyResult<PyQuantiles> {
-        let (means, weights) = (means.as_array().to_vec(), weights.as_array().to_vec());
-        let parts = Parts {
-            means,
-            weights,
-            sum,
-            min,
-            max,
-        };
-        Ok(PyQuantiles(RunningQuantiles::from_parts(size, parts)?))
-    }
-
-    fn parts<'py>(&self, py: Python<'py>) -> QuantilesParts<'py> {
-        let parts = self.0.parts();
-        (
-            self.0.size(),
-            parts.means.into_pyarray(py),
-            parts.weights.into_pyarray(py),
-            parts.sum,
-            parts.min,
-            parts.max,
-        )
-    }
-
-    #[getter]
-    fn count(&self) -> u64 {
-        self.0.count()
-    }
-
-    fn quantiles<'py>(
-        &self,
-        py: Python<'py>,
-        q: PyReadonlyArray1<'_, f64>,
-    ) -> PyResult<Bound<'py, PyArray1<f64>>> {
-        Ok(self.0.quantiles(q.as_slice()?)?.into_pyarray(py))
-    }
-
-    /// Adds a contiguous float32, float64 or uint8 array.
-    #[pyo3(signature = (values, threads=1))]
-    fn update(
-        &mut self,
-        py: Python<'_>,
-        values: &Bound<'_, PyAny>,
-        threads: usize,
-    ) -> PyResult<()> {
-        with_values!(py, values, |values| self
-            .0
-            .update(values, thread_count(threads)))
-    }
-
-    fn merge(&mut self, other: PyRef<'_, PyQuantiles>) -> PyResult<()> {
-        Ok(self.0.merge(&other.0)?)
-    }
-}
-
-/// Moments of two quantities by pair.
-#[pyclass(module = "varalign._core", name = "PairMoments")]
-struct PyPairMoments(PairMoments);
-
-/// Counts, then means and sums of squared deviations of each quantity.
-type PairParts<'py> = (
-    Bound<'py, PyArray1<u64>>,
-    Vec<Bound<'py, PyArray1<f64>>>,
-    Vec<Bound<'py, PyArray1<f64>>>,
-);
-
-#[pymethods]
-impl PyPairMoments {
-    #[new]
-    fn new(pairs: usize) -> PyPairMoments {
-        PyPairMoments(PairMoments::new(pairs))
-    }
-
-    #[staticmethod]
-    fn from_parts(
-        counts: PyReadonlyArray1<'_, u64>,
-        means: [PyReadonlyArray1<'_, f64>; QUANTITIES],
-        m2s: [PyReadonlyArray1<'_, f64>; QUANTITIES],
-    ) -> PyResult<PyPairMoments> {
-        let vectors = |parts: [PyReadonlyArray1<'_, f64>; QUANTITIES]| {
-            parts.map(|part| part.as_array().to_vec())
-        };
-        let counts = counts.as_array().to_vec();
-        Ok(PyPairMoments(PairMoments::from_parts(
-            counts,
-            vectors(means),
-            vectors(m2s),
-        )?))
-    }
-
-    fn parts<'py>(&self, py: Python<'py>) -> PairParts<'py> {
-        let array = |values: &[f64]| values.to_vec().into_pyarray(py);
-        (
-            self.0.counts().to_vec().into_pyarray(py),
-            (0..QUANTITIES)
-                .map(|quantity| array(self.0.means(quantity)))
-                .collect(),
-            (0..QUANTITIES)
-                .map(|quantity| array(self.0.m2s(quantity)))
-                .collect(),
-        )
-    }
-
-    /// Adds observations: contiguous int64 indices (B,) and float64 values (B, 2).
-    fn update(
-        &mut self,
-        py: Python<'_>,
-        indices: PyReadonlyArray1<'_, i64>,
-        values: PyReadonlyArrayDyn<'_, f64>,
-    ) -> PyResult<()> {
-        let (indices, values) = (indices.as_slice()?, values.as_slice()?);
-        py.detach(|| self.0.update(indices, values))?;
-        Ok(())
-    }
-
-    fn merge(&mut self, other: PyRef<'_, PyPairMoments>) -> PyResult<()> {
-        Ok(self.0.merge(&other.0)?)
+    /// Adds all that `other` has seen, which may be `self`.
+    fn merge(slf: &Bound<'_, PyMoments>, other: &Bound<'_, PyMoments>) -> PyResult<()> {
+        let other = other.try_borrow()?.0.clone();
+        Ok(slf.try_borrow_mut()?.0.merge(&other)?)
     }
 }
 
 /// Adds this file's classes to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyMoments>()?;
-    module.add_class::<PyQuantiles>()?;
-    module.add_class::<PyPairMoments>()?;
     Ok(())
 }

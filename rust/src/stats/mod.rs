@@ -1,7 +1,3 @@
-//! Streaming statistics: moments of arrays that do not fit in memory, and of every training pair over the epochs.
+//! Streaming statistics: moments of arrays that do not fit in memory.
 
 pub mod moments;
-pub mod pairs;
-pub mod quantiles;
-mod sums;
-mod wide;

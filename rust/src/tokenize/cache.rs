@@ -1,4 +1,4 @@
-//! The word cache: what a word became the last time, so that it need not be taken apart again.
+//! The word cache: the token ids of words that were encoded before.
 //!
 //! A caption collection has few distinct words (Flickr8k: 9,000 in 480,000). A word of at most sixteen bytes that became at most
 //! three tokens, which is nearly every one, costs one probe of a table of 32-byte entries; others live in a hash

@@ -3,6 +3,7 @@
 mod bpe;
 mod cache;
 mod clean;
+mod merges;
 mod pool;
 mod row;
 mod scan;

@@ -91,7 +91,7 @@ impl<'a> Bits<'a> {
 
     /// Takes a code and the value behind it: `total` bits, 1 to 31, of which the last `size`, 0 to 15, are the value.
     ///
-    /// The window moves on without waiting for the value, which is what the next code waits for.
+    /// The window is shifted by `total` alone: the next lookup does not wait for the value.
     #[inline(always)]
     pub fn take_value(&mut self, total: u32, size: u32) -> i32 {
         let value = self.value(total, size);

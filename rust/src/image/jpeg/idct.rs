@@ -24,7 +24,7 @@ pub trait Transform: Copy {
     }
 }
 
-/// Whatever the compiler makes of plain loops.
+/// Plain loops, which the compiler vectorises where it can.
 #[derive(Clone, Copy)]
 pub struct Portable;
 

@@ -129,7 +129,7 @@ impl Transform for V3 {
 #[inline(always)]
 fn pass<const SHIFT: i32>(simd: V3, x: [__m256i; 8]) -> [__m256i; 8] {
     let (avx, avx2) = (simd.avx, simd.avx2);
-    // Macros, because closures are not sure to be inlined where the instructions are allowed.
+    // Macros, because closures might not be inlined into the code compiled for AVX2.
     macro_rules! add {
         ($a:expr, $b:expr) => {
             avx2._mm256_add_epi32($a, $b)

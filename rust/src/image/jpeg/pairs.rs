@@ -1,13 +1,14 @@
-//! Two coefficients at one look: steps, values and all.
+//! A table for decoding two coefficients with one lookup.
 //!
-//! What the next look waits for is the length of it all; the rest is stored as it stands in the table, without a branch.
+//! The next lookup depends on the total code length alone; positions and values are stored straight from the entry, without
+//! a branch.
 
 use super::bits::Bits;
-use super::huffman::{lay, Entry, Table};
+use super::codes::{lay, Codes, Entry};
 
-/// Bits looked at at once: two tables of 16 KiB stay in the first-level cache, or most of what is used of them.
+/// Bits of a lookup: the used part of two tables of 16 KiB stays in the first-level cache.
 const LOOK: u32 = 12;
-/// Mark of a code that ends the block, and of what the table does not hold.
+/// Marks of a code that ends the block, and of bits that the table has no entry for.
 const MARK: u32 = 1 << 17;
 const LONG: u32 = MARK | 63 << 11;
 
@@ -16,12 +17,12 @@ pub struct Pairs {
     look: Box<[u32; 1 << LOOK]>,
 }
 
-/// What one look found that lies in it whole: one coefficient or two, or the code that ends the block after one or none.
-/// From bit 0 on: the length of all codes and values (6 bits, as shifts take them), the steps of the first (5) and of
+/// Entry of the table: one coefficient or two that lie whole in the bits looked at, or the code that ends the block after
+/// one or none. From bit 0 on: the length of all codes and values (6 bits, as shifts take them), the steps of the first (5) and of
 /// both (6), the mark (1), the second value (6) and the first (8).
 ///
-/// Sixteen zeros count as a coefficient of 0; a second one that is not there, as a 0 at the place of the first. A first
-/// code that does not lie in the look whole, or whose value is large, is not held.
+/// Sixteen zeros count as a coefficient of 0. A missing second coefficient is a 0 at the place of the first. A first code
+/// that is longer than the bits looked at, or whose value is large, has no entry.
 #[derive(Clone, Copy)]
 pub struct Pair(u32);
 
@@ -93,7 +94,7 @@ impl Pair {
 
 impl Pairs {
     /// From the table of single codes.
-    pub fn new(table: &Table) -> Pairs {
+    pub fn new(table: &Codes) -> Pairs {
         let mut seconds = vec![0; 1 << LOOK];
         for known in 1..LOOK {
             let all = 1 << known..2 << known;

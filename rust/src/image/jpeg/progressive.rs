@@ -2,7 +2,7 @@
 
 use super::bits::Bits;
 use super::idct::Block;
-use super::scan::{Part, Scan, NATURAL};
+use super::part::{Part, Scan, NATURAL};
 
 /// One block of a scan.
 pub fn progressive_block(

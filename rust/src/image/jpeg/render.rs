@@ -1,10 +1,21 @@
 //! Component planes to RGB: libjpeg's "fancy" upsampling (triangle filter) and colour conversion, row by row.
 
-use super::{bad, Colors, Component};
+use super::error::bad;
+use super::frame::Component;
 use crate::error::Result;
 use crate::image::format::Wanted;
 use crate::image::geometry::Area;
 use crate::image::{pool, Rgb};
+
+/// The colour space of the stored samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Colors {
+    Grey,
+    YCbCr,
+    Rgb,
+    Cmyk,
+    Ycck,
+}
 
 /// How a component's rows come to full width and height.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,7 +30,7 @@ enum Upsampling {
     Repeat(usize, usize),
 }
 
-/// The wanted part of the picture from its planes; what is not wanted has any value.
+/// The wanted part of the picture from its planes; pixels outside it are undefined.
 #[inline(always)]
 pub fn render(
     components: &[Component],
@@ -232,6 +243,20 @@ fn inks_to_rgb(stored: [u8; 3], stored_black: u8) -> [u8; 3] {
         let product = u32::from(255 - ink) * light + 128;
         (light - (((product >> 8) + product) >> 8)) as u8
     })
+}
+
+/// libjpeg's rules: JFIF means YCbCr, Adobe's marker says which, else the component numbers may spell it.
+pub fn colors_of(components: &[Component], jfif: bool, adobe: Option<u8>) -> Colors {
+    let spelled = components.iter().map(|component| component.id).eq(*b"RGB");
+    match (components.len(), adobe) {
+        (1, _) => Colors::Grey,
+        (3, _) if jfif => Colors::YCbCr,
+        (3, Some(0)) => Colors::Rgb,
+        (3, None) if spelled => Colors::Rgb,
+        (3, _) => Colors::YCbCr,
+        (_, None | Some(0)) => Colors::Cmyk,
+        _ => Colors::Ycck,
+    }
 }
 
 #[cfg(test)]

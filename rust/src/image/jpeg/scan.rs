@@ -8,47 +8,24 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::bits::{unstuff, Bits};
+use super::error::bad;
+use super::frame::{Component, Frame};
 use super::huffman::Table;
 use super::idct::{Block, Transform};
-use super::pairs::Pairs;
+use super::part::{Part, Scan};
 use super::progressive::progressive_block;
 use super::sequential::{sequential_block, skipped_block};
-use super::skip::Skip;
-use super::{bad, Component, MAX_BLOCKS};
 use crate::error::Result;
 use crate::image::pool;
 
-/// From the order of the file to natural order. Runs that lead past the block end at the last coefficient.
-pub const NATURAL: [u8; 128] = {
-    let order: [u8; 64] = [
-        0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27,
-        20, 13, 6, 7, 14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
-        58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
-    ];
-    let mut padded = [63; 128];
-    let mut k = 0;
-    while k < 64 {
-        padded[k] = order[k];
-        k += 1;
-    }
-    padded
-};
+/// libjpeg's largest number of blocks in an interleaved unit.
+pub const MAX_BLOCKS: usize = 10;
 
-/// Blocks from which on passing over them saves more than the table for it costs.
+/// Minimum number of skipped blocks for which building the skip table pays off.
 const SKIPPED: usize = 200;
 
-/// Bytes of a scan from which on pairs save more than the table for them costs.
+/// Minimum number of bytes in a scan for which building the table of pairs pays off.
 const PAIRED: usize = 24 << 10;
-
-/// What a scan header says.
-pub struct Scan {
-    /// Component, and the numbers of its two tables.
-    pub components: Vec<(usize, usize, usize)>,
-    /// First and last coefficient.
-    pub band: (usize, usize),
-    /// Bit position before this scan and in it.
-    pub approximation: (u32, u32),
-}
 
 /// What scans share.
 pub struct Tables {
@@ -60,137 +37,186 @@ pub struct Tables {
     pub restart_interval: usize,
 }
 
-/// A component of a scan. `None` stands for a table that the scan does not need.
-pub struct Part<'t> {
-    pub index: usize,
-    pub dc: Option<&'t Table>,
-    pub ac: Option<&'t Table>,
-    /// Of a sequential scan with enough data.
-    pub pairs: Option<&'t Pairs>,
-    /// Of a sequential scan where coefficients are passed over: those after `depth`, and whole blocks.
-    pub skip: Option<&'t Skip>,
-    pub depth: usize,
-    pub prediction: i32,
-}
-
-/// Decodes the scan whose data begin at `data[at]`; returns the position of the marker (or the end) that
-/// follows, and whether the data sufficed.
+/// Decodes the scan whose data begin at `data[at]`; returns the position of the marker (or the end) that follows, and
+/// whether the data sufficed.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub fn decode_scan<T: Transform>(
     transform: T,
     data: &[u8],
-    mut at: usize,
+    at: usize,
     scan: &Scan,
     tables: &Tables,
-    components: &mut [Component],
-    progressive: bool,
-    units: (usize, usize),
+    frame: &mut Frame,
 ) -> Result<(usize, bool)> {
-    let mut parts = parts_of(scan, tables, progressive)?;
-    // A scan of one component has its blocks one by one, without those that fill up the last unit.
-    let (across, down) = match scan.components[..] {
-        [(only, ..)] => (components[only].blocks_across, components[only].blocks_down),
-        _ => units,
-    };
-    let single = scan.components.len() == 1;
-    if !progressive {
-        for part in &mut parts {
-            part.set_pairs(data.len() - at);
-            part.set_skip(&components[part.index]);
+    let Frame {
+        components,
+        progressive,
+        ..
+    } = frame;
+    let mut parts = parts_of(scan, tables, *progressive)?;
+    if !*progressive {
+        for (part, &(index, _, ac)) in parts.iter_mut().zip(&scan.components) {
+            set_tables(
+                part,
+                tables.ac[ac].as_deref(),
+                &components[index],
+                data.len() - at,
+            );
         }
     }
-    let interval = if tables.restart_interval == 0 {
-        usize::MAX
+    let mut coded = Coded::new(data, at, tables.restart_interval);
+    if *progressive {
+        progressive_units(&mut coded, &mut parts, scan, components);
     } else {
-        tables.restart_interval
-    };
-    let mut clean = pool::take_empty();
-    clean.reserve(data.len() - at + 8);
-    at += unstuff(&data[at..], &mut clean);
-    let mut bits = Bits::new(&clean);
-    let mut left = interval;
-    let mut restarts = 0_u8;
-    let mut skip = false;
-    let mut intact = true;
-    let mut end_of_band = 0_u32;
+        sequential_units(transform, &mut coded, &mut parts, scan, components)?;
+    }
+    pool::give(coded.clean);
+    Ok((coded.at, coded.intact))
+}
+
+/// The coded data of a scan, one restart interval after the other.
+struct Coded<'a> {
+    data: &'a [u8],
+    /// Where the data of the interval end.
+    at: usize,
+    /// The data of the interval without stuffing.
+    clean: Vec<u8>,
+    spare: Vec<u8>,
+    /// Units in an interval, and those that are left of this one.
+    interval: usize,
+    left: usize,
+    /// Number of the next restart marker.
+    next: u8,
+    /// The rest of the interval has no data.
+    lost: bool,
+    /// No unit so far lacked data.
+    intact: bool,
+}
+
+impl<'a> Coded<'a> {
+    fn new(data: &'a [u8], at: usize, interval: usize) -> Coded<'a> {
+        let mut clean = pool::take_empty();
+        clean.reserve(data.len() - at + 8);
+        let at = at + unstuff(&data[at..], &mut clean);
+        let interval = if interval == 0 { usize::MAX } else { interval };
+        Coded {
+            data,
+            at,
+            clean,
+            spare: Vec::new(),
+            interval,
+            left: interval,
+            next: 0,
+            lost: false,
+            intact: true,
+        }
+    }
+
+    /// Goes to the next interval: the data after its restart marker, none where the marker is missing.
+    fn restart(&mut self, parts: &mut [Part<'_>]) {
+        self.left = self.interval;
+        for part in parts {
+            part.prediction = 0;
+        }
+        let (position, found) = next_restart(self.data, self.at, self.next);
+        self.next = (self.next + 1) & 7;
+        self.at = position;
+        if found {
+            self.at += unstuff(&self.data[position..], &mut self.spare);
+            std::mem::swap(&mut self.clean, &mut self.spare);
+            self.lost = false;
+        } else {
+            self.clean.clear();
+            self.clean.extend_from_slice(&[0; 8]);
+        }
+    }
+}
+
+/// Decodes every unit of a progressive scan into stored coefficients.
+fn progressive_units(
+    coded: &mut Coded<'_>,
+    parts: &mut [Part<'_>],
+    scan: &Scan,
+    components: &mut [Component],
+) {
+    let mut bits = Bits::new(&coded.clean);
+    let mut end_of_band = 0;
+    for unit_y in 0..scan.units.1 {
+        for unit_x in 0..scan.units.0 {
+            if coded.left == 0 {
+                coded.restart(parts);
+                bits = Bits::new(&coded.clean);
+                end_of_band = 0;
+            }
+            if !coded.lost {
+                for part in parts.iter_mut() {
+                    let component = &mut components[part.index];
+                    let (h, v) = component.blocks_a_unit(scan.single());
+                    for (y, x) in places(h, v) {
+                        let block = component.block(unit_x * h + x, unit_y * v + y);
+                        progressive_block(&mut bits, part, scan, &mut end_of_band, block);
+                    }
+                }
+            }
+            coded.left -= 1;
+            coded.lost |= bits.overrun();
+            coded.intact &= !coded.lost;
+        }
+    }
+}
+
+/// Decodes every unit of a sequential scan to samples, as far as they are wanted.
+#[inline(always)]
+fn sequential_units<T: Transform>(
+    transform: T,
+    coded: &mut Coded<'_>,
+    parts: &mut [Part<'_>],
+    scan: &Scan,
+    components: &mut [Component],
+) -> Result<()> {
+    let mut bits = Bits::new(&coded.clean);
     // Of one unit, with the position of the last coefficient of each.
     let mut blocks: [Block; MAX_BLOCKS] = [[0; 64]; MAX_BLOCKS];
     let mut lasts = [0_usize; MAX_BLOCKS];
-    // Borrowed anew after each restart, as the bits borrow the buffer.
-    let mut spare = Vec::new();
-    let mut slots = if progressive {
-        Vec::new()
-    } else {
-        slots_of(&parts, components, single)
-    };
-    for unit_y in 0..down {
+    let mut slots = slots_of(parts, components, scan.single());
+    for unit_y in 0..scan.units.1 {
         for slot in &mut slots {
             slot.enter(unit_y, &components[parts[slot.part].index]);
         }
-        for unit_x in 0..across {
-            if left == 0 {
-                left = interval;
-                for part in &mut parts {
-                    part.prediction = 0;
-                }
-                end_of_band = 0;
-                let (position, found) = next_restart(data, at, restarts);
-                restarts = (restarts + 1) & 7;
-                at = position;
-                if found {
-                    at += unstuff(&data[at..], &mut spare);
-                    std::mem::swap(&mut clean, &mut spare);
-                    skip = false;
+        for unit_x in 0..scan.units.0 {
+            if coded.left == 0 {
+                coded.restart(parts);
+                bits = Bits::new(&coded.clean);
+            }
+            // All blocks of the unit are decoded before any is transformed: a wide load directly after narrow stores stalls
+            // (store forwarding fails).
+            for (index, slot) in slots.iter().enumerate() {
+                let part = &mut parts[slot.part];
+                let wanted = slot.wanted.contains(&unit_x);
+                if coded.lost {
+                    blocks[index] = [0; 64];
+                    lasts[index] = 0;
+                } else if wanted || part.skip.is_none() {
+                    blocks[index] = [0; 64];
+                    let depth = part.depth;
+                    lasts[index] = sequential_block(&mut bits, part, depth, &mut blocks[index])?;
                 } else {
-                    clean.clear();
-                    clean.extend_from_slice(&[0; 8]);
-                }
-                bits = Bits::new(&clean);
-            }
-            left -= 1;
-            if progressive {
-                if !skip {
-                    for part in &mut parts {
-                        let component = &mut components[part.index];
-                        let (h, v) = component.blocks_a_unit(single);
-                        for (y, x) in places(h, v) {
-                            let block = component.block(unit_x * h + x, unit_y * v + y);
-                            progressive_block(&mut bits, part, scan, &mut end_of_band, block);
-                        }
-                    }
-                }
-            } else {
-                // All blocks of the unit first: what was just written is slow to read in wider pieces.
-                for (index, slot) in slots.iter().enumerate() {
-                    let part = &mut parts[slot.part];
-                    let wanted = slot.wanted.contains(&unit_x);
-                    if skip {
-                        blocks[index] = [0; 64];
-                        lasts[index] = 0;
-                    } else if wanted || part.skip.is_none() {
-                        blocks[index] = [0; 64];
-                        let depth = part.depth;
-                        lasts[index] =
-                            sequential_block(&mut bits, part, depth, &mut blocks[index])?;
-                    } else {
-                        skipped_block(&mut bits, part)?;
-                    }
-                }
-                for (index, slot) in slots.iter().enumerate() {
-                    if slot.wanted.contains(&unit_x) {
-                        let component = &mut components[parts[slot.part].index];
-                        let at = slot.sample + unit_x * slot.pitch;
-                        component.put(transform, at, &blocks[index], lasts[index] == 0);
-                    }
+                    skipped_block(&mut bits, part)?;
                 }
             }
-            skip |= bits.overrun();
-            intact &= !skip;
+            for (index, slot) in slots.iter().enumerate() {
+                if slot.wanted.contains(&unit_x) {
+                    let component = &mut components[parts[slot.part].index];
+                    let at = slot.sample + unit_x * slot.pitch;
+                    component.put(transform, at, &blocks[index], lasts[index] == 0);
+                }
+            }
+            coded.left -= 1;
+            coded.lost |= bits.overrun();
+            coded.intact &= !coded.lost;
         }
     }
-    pool::give(clean);
-    Ok((at, intact))
+    Ok(())
 }
 
 /// A block of a unit.
@@ -237,32 +263,22 @@ impl Slot {
     }
 }
 
-impl<'t> Part<'t> {
-    /// Has codes looked up in pairs where that is worth the making of the table.
-    fn set_pairs(&mut self, bytes: usize) {
-        if let Some(ac) = self.ac {
-            if bytes >= PAIRED || ac.again() {
-                self.pairs = Some(ac.pairs());
-            }
-        }
+/// Gives a part of a sequential scan, of at most `bytes` bytes, the larger tables that pay off for it.
+fn set_tables<'t>(part: &mut Part<'t>, ac: Option<&'t Table>, component: &Component, bytes: usize) {
+    let Some(ac) = ac else { return };
+    if bytes >= PAIRED || ac.again() {
+        part.pairs = Some(ac.pairs());
     }
-
-    /// Has coefficients passed over where that is worth the making of the table.
-    fn set_skip(&mut self, component: &Component) {
-        let (columns, rows) = &component.wanted;
-        let wanted = columns.len() * rows.len();
-        let all = component.blocks.0 * component.blocks.1;
-        let skipped = if component.depth() < 63 {
-            all
-        } else {
-            all.saturating_sub(wanted)
-        };
-        if let Some(ac) = self.ac {
-            if skipped >= SKIPPED || (skipped > 0 && ac.again()) {
-                self.skip = Some(ac.skip());
-                self.depth = component.depth();
-            }
-        }
+    let (columns, rows) = &component.wanted;
+    let all = component.blocks.0 * component.blocks.1;
+    let skipped = if component.depth() < 63 {
+        all
+    } else {
+        all.saturating_sub(columns.len() * rows.len())
+    };
+    if skipped >= SKIPPED || (skipped > 0 && ac.again()) {
+        part.skip = Some(ac.skip());
+        part.depth = component.depth();
     }
 }
 
@@ -307,8 +323,8 @@ fn parts_of<'t>(scan: &Scan, tables: &'t Tables, progressive: bool) -> Result<Ve
             }
             Ok(Part {
                 index,
-                dc: dc_table,
-                ac: ac_table,
+                dc: dc_table.map(|table| &table.codes),
+                ac: ac_table.map(|table| &table.codes),
                 pairs: None,
                 skip: None,
                 depth: 63,

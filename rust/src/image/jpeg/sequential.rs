@@ -1,13 +1,13 @@
-//! Blocks of sequential scans: decoded as far as somebody reads them, passed over from there on.
+//! Blocks of sequential scans: coefficients are decoded up to the last one needed, the others are skipped.
 
-use super::bad;
 use super::bits::Bits;
+use super::error::bad;
 use super::idct::Block;
-use super::scan::{Part, NATURAL};
+use super::part::{Part, NATURAL};
 use crate::error::Result;
 
-/// Decodes a block as far as coefficient `depth` (in the order of the file) and passes over the others, which come to
-/// have any value; returns the position of the last coefficient, wanted or not.
+/// Decodes a block up to coefficient `depth` (in the order of the file) and skips the others, whose values are undefined;
+/// returns the position of the block's last coefficient.
 #[inline(always)]
 pub fn sequential_block(
     shared: &mut Bits<'_>,
@@ -23,7 +23,7 @@ pub fn sequential_block(
     'block: while last < depth {
         bits.refill();
         if let Some(pairs) = part.pairs {
-            // A look finds at most 12 bits, so that four go with a refill.
+            // A lookup takes at most 12 bits: one refill is enough for four.
             let (pair, first) = 'quick: loop {
                 for _ in 0..2 {
                     for _ in 0..2 {
@@ -32,7 +32,7 @@ pub fn sequential_block(
                         if next >= 63 {
                             break 'quick (pair, first);
                         }
-                        // The second value first: one that is not there has the place of the other.
+                        // The second value first: a missing one has the place of the first, which overwrites it.
                         block[usize::from(NATURAL[next & 127] & 63)] = pair.second();
                         block[usize::from(NATURAL[first & 127] & 63)] = pair.first();
                         bits.skip(pair.total());
@@ -45,7 +45,7 @@ pub fn sequential_block(
                 bits.refill();
             };
             if pair.ends() && first < 63 {
-                // Without a branch on whether there is a coefficient: nobody could predict it.
+                // No branch on whether there is a coefficient: it would often be mispredicted.
                 let place = &mut block[usize::from(NATURAL[first & 127] & 63)];
                 *place = if first > last { pair.first() } else { *place };
                 bits.skip(pair.total());
@@ -54,8 +54,8 @@ pub fn sequential_block(
             }
             bits.refill();
         }
-        // A code that is long or has a large value, or near the block's end, where that may come before the pair's.
-        // Without pairs, two of them: after one of at most 25 bits there are as many left as a code and its value take.
+        // One code: it is long, has a large value, or is near the block's end, which may come before the pair's.
+        // Without pairs, two codes: after one of at most 25 bits the window still holds a code and its value.
         for _ in 0..2 {
             let entry = ac.find(&bits);
             let value = bits.take_value(entry.total(), entry.size());
@@ -80,7 +80,7 @@ pub fn sequential_block(
     Ok(last)
 }
 
-/// Passes over a whole block: its first coefficient alone is decoded, as later ones are counted from it.
+/// Skips a whole block: its first coefficient alone is decoded, because the next block's is coded as a difference to it.
 #[inline(always)]
 pub fn skipped_block(shared: &mut Bits<'_>, part: &mut Part<'_>) -> Result<()> {
     let mut bits = *shared;
@@ -103,8 +103,7 @@ fn first(bits: &mut Bits<'_>, part: &mut Part<'_>) -> Result<i16> {
     Ok(part.prediction as i16)
 }
 
-/// Passes over the rest of a block whose coefficients up to `last`, below 63, were taken; returns the position of the
-/// last one.
+/// Skips the rest of a block whose coefficients up to `last`, below 63, are decoded; returns the position of the last one.
 #[inline(always)]
 fn pass_over(bits: &mut Bits<'_>, part: &Part<'_>, mut last: usize) -> usize {
     let (Some(ac), Some(skip)) = (part.ac, part.skip) else {
@@ -112,7 +111,7 @@ fn pass_over(bits: &mut Bits<'_>, part: &Part<'_>, mut last: usize) -> usize {
     };
     loop {
         bits.refill();
-        // A look finds at most 27 bits, so that two go with a refill.
+        // A lookup takes at most 27 bits: one refill is enough for two.
         for _ in 0..2 {
             let run = skip.look(bits);
             let next = last + run.steps();
@@ -125,7 +124,7 @@ fn pass_over(bits: &mut Bits<'_>, part: &Part<'_>, mut last: usize) -> usize {
                 bits.skip(run.total());
                 return end;
             }
-            // A code that is long, or near the block's end, where that may come before the run's.
+            // One code: it is long, or near the block's end, which may come before the run's.
             bits.refill();
             let entry = ac.find(bits);
             bits.skip(entry.total());
@@ -146,10 +145,11 @@ mod tests {
     use super::*;
     use crate::image::augment::mix;
     use crate::image::jpeg::huffman::Table;
+    use std::rc::Rc;
 
     /// Tables whose codes are of every length, with every symbol that makes a difference.
-    fn tables(seed: u64) -> (Table, Table) {
-        let dc = Table::new(
+    fn tables(seed: u64) -> (Rc<Table>, Rc<Table>) {
+        let dc = Table::kept(
             &[0, 2, 2, 2, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
             &[0, 1, 2, 3, 4, 5, 6, 7, 8],
             true,
@@ -168,7 +168,7 @@ mod tests {
                 (_, draw) => (((draw % 3) << 4) + 1 + draw / 64 % 4) as u8,
             })
             .collect();
-        (dc.unwrap(), Table::new(&counts, &symbols, false).unwrap())
+        (dc.unwrap(), Table::kept(&counts, &symbols, false).unwrap())
     }
 
     /// A block, one code after another.
@@ -199,8 +199,8 @@ mod tests {
             data.extend([0; 8]);
             let plain = Part {
                 index: 0,
-                dc: Some(&dc),
-                ac: Some(&ac),
+                dc: Some(&dc.codes),
+                ac: Some(&ac.codes),
                 pairs: Some(ac.pairs()),
                 skip: None,
                 depth: 63,

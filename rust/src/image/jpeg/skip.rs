@@ -1,21 +1,21 @@
-//! What several codes come to together: for coefficients that nobody reads, at two or three of them a look.
+//! A table for skipping coefficients that are not needed, two or three with one lookup.
 
 use super::bits::Bits;
-use super::huffman::{lay, Entry, Table};
+use super::codes::{lay, Codes, Entry};
 
-/// Bits looked at at once: two tables of 8 KiB stay in the first-level cache, beside those of single codes.
+/// Bits of a lookup: two tables of 8 KiB stay in the first-level cache, beside those of single codes.
 const LOOK: u32 = 12;
 /// Marks of the last code that ends the block, and of a first code that is longer than [`LOOK`].
 const END: u16 = 1 << 14;
 const LONG: u16 = 1 << 15;
 
-/// A table for passing over coefficients.
+/// A table for skipping coefficients.
 pub struct Skip {
     look: Box<[u16; 1 << LOOK]>,
 }
 
-/// What one look found, of all codes that lie in it whole (the value of the last may reach further): bits 0 to 5 the
-/// length of codes and values, bits 6 to 13 the coefficients that they step over, then the two marks.
+/// Entry of the table: all codes that lie whole in the bits looked at (the value of the last may reach further). Bits 0 to
+/// 5: length of codes and values; bits 6 to 13: coefficients that they step over; then the two marks.
 #[derive(Clone, Copy)]
 pub struct Run(u16);
 
@@ -27,7 +27,7 @@ impl Run {
         }
     }
 
-    /// Bits of codes and values: at most 27, as only the value of the last can reach past the look.
+    /// Bits of codes and values: at most 27, as only the last value can reach past the bits looked at.
     #[inline(always)]
     pub fn total(self) -> u32 {
         u32::from(self.0 & 63)
@@ -50,7 +50,7 @@ impl Run {
 
 impl Skip {
     /// From the table of single codes.
-    pub fn new(table: &Table) -> Skip {
+    pub fn new(table: &Codes) -> Skip {
         let mut runs = vec![0; 2 << LOOK];
         for known in 1..=LOOK {
             let (fewer, more) = runs.split_at_mut(1 << known);
