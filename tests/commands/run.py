@@ -2,9 +2,10 @@
 
     python run.py FOLDER < commands.json > results.json
 
-`commands.json` is a list of lists of words, or of ["exec", CODE] for Python code; `results.json` has
-[exit code, standard output, standard error] of each. The process that forks has imported everything and started no
-thread, so that a command costs its work and not its imports.
+`commands.json` is a list of lists of words, of ["exec", CODE] for Python code, or of ["signals", OUTPUT, WORDS…]: that
+command is sent SIGINT or SIGTERM at some of its file calls. `results.json` has [exit code, standard output, standard
+error] of each, and for signals a list of [signal, exit code, standard error, unfinished files]. The process that forks
+has imported everything and started no thread, so that a command costs its work and not its imports.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import json
 import os
 import pkgutil
 import shutil
+import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +88,7 @@ def warm() -> None:
     optim.AdamW([nn.Parameter()])  # which imports torch's compiler
 
 
-def run(words: list[str], place: Path) -> tuple[int, str, str]:
+def run(words: list[str], place: Path, before: Callable[[], object] | None = None) -> tuple[int, str, str]:
     """Run `varalign WORDS` in a forked process, in `place`; returns its exit code, output and error output."""
     said, error = place / ".stdout", place / ".stderr"
     process = os.fork()
@@ -98,6 +101,8 @@ def run(words: list[str], place: Path) -> tuple[int, str, str]:
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
             from varalign.cli import main
 
+            if before is not None:
+                before()
             code = exec(words[1], {}) or 0 if words[0] == "exec" else main(words)  # type: ignore[func-returns-value]
         except SystemExit as leave:
             code = int(leave.code or 0)
@@ -109,6 +114,48 @@ def run(words: list[str], place: Path) -> tuple[int, str, str]:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     return code, said.read_text(), error.read_text()
+
+
+def signalled(words: list[str], output: Path, place: Path) -> list[tuple[int, int, str, list[str]]]:
+    """Send a command a signal at its first, last and some other file call; what it then leaves under `output`."""
+    sys.path.insert(0, str(TESTS / "faults"))
+    from harness import FileCalls
+
+    log = place / ".calls"
+
+    def counted() -> None:
+        FileCalls(place, lambda number, *_: log.write_text(str(number))).install()
+
+    def at(call: int, signal_number: int) -> Callable[[], None]:
+        def hook(now: int, *_: str) -> None:
+            if now == call:
+                log.write_text("sent")
+                os.kill(os.getpid(), signal_number)
+
+        return FileCalls(place, hook).install
+
+    def clear() -> None:
+        for path in place.glob(f"{output.stem}*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    for _ in range(2):  # the first run fills caches that the others read
+        clear()
+        code, _, error = run(words, place, counted)
+        assert code == 0, (words, error)
+    last = int(log.read_text())
+    found = []
+    for number, call in enumerate(sorted({0, last // 3, 2 * last // 3, max(0, last - 1), last})):
+        clear()
+        signal_number = (signal.SIGINT, signal.SIGTERM)[number % 2]
+        log.write_text("")
+        code, _, error = run(words, place, at(call, signal_number))
+        if not log.read_text():  # this time the command made fewer calls
+            continue
+        left = [str(path.relative_to(place)) for path in place.rglob("*") if path.name.startswith(f".{output.name}")]
+        left += [str(path.relative_to(place)) for path in place.rglob("*.tmp")]
+        found.append((int(signal_number), code, error, left))
+    clear()
+    return found
 
 
 def main() -> int:
@@ -124,7 +171,10 @@ def main() -> int:
     results: list[Any] = []
     for words in commands:
         started = time.perf_counter()
-        results.append(run(words, place))
+        if words[0] == "signals":
+            results.append(signalled(words[2:], place / words[1], place))
+        else:
+            results.append(run(words, place))
         print(f"{time.perf_counter() - started:6.2f} s  {words[:4]}", file=sys.stderr)
     json.dump(results, sys.stdout)
     return 0
