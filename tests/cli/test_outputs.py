@@ -59,6 +59,18 @@ def test_visualize(run: Path, image_folder: Path, tmp_path: Path, capsys: pytest
     assert (tmp_path / "new" / "mine.png").read_text() == "mine"
 
 
+def test_diagnose(features_file: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["diagnose", "--features", str(features_file)]
+    before = sorted(os.listdir(image_folder))
+    assert "holds what this command did not write" in refused(capsys, *words, "--out", image_folder)
+    assert sorted(os.listdir(image_folder)) == before
+    (tmp_path / "pairs.csv").write_text("mine")
+    assert "(pairs.csv)" in refused(capsys, *words, "--out", tmp_path)
+    for more in (["--overwrite"], []):
+        assert main([*words, "--out", str(tmp_path), *more]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["diagnosis.html", "pairs.csv"]
+
+
 def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "in.pt")
     out = tmp_path / "out.safetensors"
