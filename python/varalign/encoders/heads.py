@@ -64,17 +64,9 @@ class NoisyHead(nn.Sequential):
         return projected
 
 
-def _noisy(make: Callable[[int, HeadShape], nn.Module]) -> Callable[[int, HeadShape], nn.Module]:
-    def made(feature_dim: int, shape: HeadShape) -> nn.Module:
-        head = make(feature_dim, shape)
-        return NoisyHead(head, feature_dim, shape.input_noise) if shape.input_noise else head
-
-    return made
-
-
 HEADS: dict[str, Callable[[int, HeadShape], nn.Module]] = {
-    "linear": _noisy(lambda feature_dim, shape: nn.Linear(feature_dim, shape.embedding_dim)),
-    "mlp": _noisy(MLPHead),
+    "linear": lambda feature_dim, shape: nn.Linear(feature_dim, shape.embedding_dim),
+    "mlp": MLPHead,
     "residual": ResidualHead,
     "ensemble": EnsembleHead,
     "identity": lambda feature_dim, shape: nn.Identity(),
@@ -91,7 +83,9 @@ def build_head(feature_dim: int, shape: HeadShape) -> nn.Module:
     """
     if shape.head not in HEADS:
         raise ValueError(f"unknown projection head '{shape.head}'; known: {', '.join(HEADS)}")
-    return HEADS[shape.head](feature_dim, shape)
+    head = HEADS[shape.head](feature_dim, shape)
+    noisy = shape.input_noise and shape.head in ("linear", "mlp")  # the others make their noise themselves
+    return NoisyHead(head, feature_dim, shape.input_noise) if noisy else head
 
 
 def closed_form_heads(

@@ -88,11 +88,6 @@ class EncoderKind:
     pretrained: bool = False
     check: Callable[[EncoderSpec, Side], None] | None = None
 
-    @property
-    def named(self) -> bool:
-        """Whether a name follows the kind."""
-        return ":" in self.forms[0]
-
 
 @functools.cache
 def clip_models() -> tuple[str, ...]:
@@ -172,13 +167,14 @@ def parse_spec(text: str, side: Side) -> EncoderSpec:
         kind, _, rest = text.strip().partition("@")
         colon, rest = "", f"@{rest}"
     row = next((row for row in KINDS if (row.name, row.side) == (kind, side)), None)
-    if row is None or row.named != bool(colon):
+    named = row is not None and ":" in row.forms[0]
+    if row is None or named != bool(colon):
         raise unknown
     takes_weights = any("@" in form for form in row.forms)
     # A kind without weights is named by a hub name or a folder, in which an `@` means nothing.
-    name, at, weights = rest.partition("@") if takes_weights or not row.named else (rest, "", "")
+    name, at, weights = rest.partition("@") if takes_weights or not named else (rest, "", "")
     spec = EncoderSpec(kind, name, weights if at else None)
-    if row.named != bool(name) or (at and not (weights and takes_weights)):
+    if named != bool(name) or (at and not (weights and takes_weights)):
         raise unknown
     if row.check is not None:
         row.check(spec, side)

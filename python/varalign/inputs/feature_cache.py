@@ -89,17 +89,9 @@ def text_rows(towers: Towers, source: LiveCaptions, captions: Sequence[str], fol
 
 
 def _kept(folder: Path, side: Side, key: str, make: Callable[[], Arrays], shape: tuple[int, int], say: Say) -> Arrays:
-    made = False
-
-    def noted() -> Arrays:
-        nonlocal made
-        made = True
-        return make()
-
-    found = kept_arrays(folder / f"{side}-{key}.safetensors", key, noted, shapes={"features": shape}, say=say)
-    if not made:
-        say(f"{side} features: {shape[0]} rows from the cache")
-    return found
+    path = folder / f"{side}-{key}.safetensors"
+    told = f"{side} features: {shape[0]} rows from the cache"
+    return kept_arrays(path, key, make, shapes={"features": shape}, told=told, say=say)
 
 
 def _progress(side: Side, count: int, size: int, say: Say) -> Callable[[int], None]:

@@ -27,6 +27,7 @@ def kept_arrays(
     *,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     fresh: bool = False,
+    told: str = "",
     say: Say = lambda line: None,
 ) -> Arrays:
     """The arrays that a file keeps under a key, or made now and kept there in place of what it held.
@@ -40,10 +41,13 @@ def kept_arrays(
         make: makes them.
         shapes: float32 arrays that must be there, with their shapes.
         fresh: make them in any case.
+        told: what to say where they come from the file.
         say: called with a line on what went wrong.
     """
     found = "" if fresh else _read(path, key, shapes or {})
     if isinstance(found, dict):
+        if told:
+            say(told)
         return found
     if found:
         say(f"{path}: {found}; made anew")

@@ -147,9 +147,7 @@ def _queries(
     encode: Callable[[T], Tensor],
     count: int,
 ) -> NDArray[np.float32]:
-    def arithmetic() -> AbstractContextManager[Any]:
-        return autocast(config.precision, model.log_logit_scale.device)
-
-    matrix, _ = gathered(run_tower(model, batches, encode, arithmetic), count, model.shape.embedding_dim)
-    found: NDArray[np.float32] = matrix.numpy()
-    return found
+    device = model.log_logit_scale.device
+    found = run_tower(model, batches, encode, lambda: autocast(config.precision, device))
+    matrix: NDArray[np.float32] = gathered(found, count, model.shape.embedding_dim)[0].numpy()
+    return matrix
