@@ -101,17 +101,9 @@ def zero_shot(
     """
     if not spec.startswith("clip:"):
         raise SpecError(f"--zero-shot {spec!r}: takes CLIP, whose towers share a space: clip:MODEL@WEIGHTS")
-    config = TrainConfig(
-        data=str(data),
-        image_encoder=spec,
-        text_encoder=spec,
-        start="random",
-        seed=seed,
-        skip_missing=skip_missing,
-        device=device,
-        threads=threads,
-        cache=cache,
-    ).validate()
+    encoders = {"image_encoder": spec, "text_encoder": spec, "start": "random"}
+    places = {"data": str(data), "seed": seed, "device": device, "threads": threads, "cache": cache}
+    config = TrainConfig(**encoders, **places, skip_missing=skip_missing).validate()  # type: ignore[arg-type]
     try:
         towers = Towers(build_image_encoder(spec), build_text_encoder(spec))
     except WeightsUnavailable as absent:  # the message names the options of `train`

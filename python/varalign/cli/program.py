@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from varalign.cli import convert, data, diagnose, embed, evaluate, search, study, train, visualize
+from varalign.cli import convert, data, diagnose, embed, search, study, train, visualize
+from varalign.cli import eval as evaluate
 from varalign.cli.errors import OutputError, exit_code, fail
 from varalign.data.terminal import print_lines
 from varalign.runs.signals import StopSignals
