@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 from varalign.pictures.run_page import Example, Found, write_report
-from varalign.runs.folder import RunError, RunFolder
+from varalign.runs.errors import RunError
+from varalign.runs.folder import RunFolder
 
 
 class Page(HTMLParser):

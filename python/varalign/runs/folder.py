@@ -20,15 +20,11 @@ from varalign.options.fields import OPTIONS
 from varalign.options.layers import replace_removed
 from varalign.options.recipe import RANDOM as ALWAYS_FILLED
 from varalign.runs import schema
-from varalign.runs.errors import RunError as RunError
-from varalign.runs.errors import RunFailed as RunFailed
-from varalign.runs.json_text import json_text as json_text
+from varalign.runs.errors import RunError
+from varalign.runs.json_text import json_text
 from varalign.runs.lock import LOCK, locked
-from varalign.runs.metrics import read_metrics as read_metrics
-from varalign.runs.progress import to_stderr as to_stderr
+from varalign.runs.metrics import read_metrics
 from varalign.runs.schema import FORMAT, format_number, number, or_null, record, whole
-
-read_metric_lines = read_metrics
 
 RUN_KIND = "varalign-run"
 CONFIG = "config.json"
@@ -65,10 +61,21 @@ class RunFolder:
 
     Args:
         path: the folder; use `create` for a new run and `open` for one that is there.
+
+    Attributes:
+        assets: folder of tokenizer and encoder files.
+        checkpoints, pictures: folders.
+        metrics: file of steps and evaluations.
+        pairs: table of the training pairs and their weights.
+        quarantine: list of the images that could not be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.assets, self.checkpoints, self.pictures = path / "assets", path / "checkpoints", path / "pictures"
+        self.metrics, self.pairs, self.quarantine = (
+            path / name for name in ("metrics.jsonl", "pairs.csv", "quarantine.jsonl")
+        )
 
     @classmethod
     def check_new(cls, path: Path) -> None:
@@ -178,36 +185,6 @@ class RunFolder:
         """Write `config.json`."""
         text = json_text({"kind": RUN_KIND, "format": FORMAT, **value}, indent=1) + "\n"
         write_atomically(self.path / CONFIG, text.encode())
-
-    @property
-    def assets(self) -> Path:
-        """Tokenizer and encoder files."""
-        return self.path / "assets"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def pairs(self) -> Path:
-        """Table of the training pairs and their weights."""
-        return self.path / "pairs.csv"
-
-    @property
-    def pictures(self) -> Path:
-        """Folder of pictures."""
-        return self.path / "pictures"
-
-    @property
-    def metrics(self) -> Path:
-        """The metrics file."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def quarantine(self) -> Path:
-        """The images that could not be read."""
-        return self.path / "quarantine.jsonl"
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, as `metrics.read_metrics` gives them."""
