@@ -1,5 +1,6 @@
 //! BMP through the `image` crate.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 
 use image::codecs::bmp::BmpDecoder;
@@ -12,7 +13,8 @@ use crate::error::Result;
 /// A BMP file: palettes, bit fields and run lengths as RGB, alpha dropped.
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
     let bad = |error: ImageError| damaged("BMP", error);
-    let decoder = BmpDecoder::new(Cursor::new(data)).map_err(bad)?;
+    let data = repaired(data);
+    let decoder = BmpDecoder::new(Cursor::new(&data[..])).map_err(bad)?;
     let (width, height) = decoder.dimensions();
     let (width, height) = (width as usize, height as usize);
     check_size("BMP", width, height, 7, limits)?;
@@ -42,4 +44,66 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
         orientation: 1,
         eighths: 8,
     })
+}
+
+/// The file as the decoder takes it, where its header is one that Pillow reads and the decoder refuses or trusts too far:
+/// a pixel offset of 0 or one that leaves out the palette, OS/2's header of 64 bytes, a last row without padding.
+fn repaired(data: &[u8]) -> Cow<'_, [u8]> {
+    let number = |at: usize, size: usize| {
+        let bytes = data.get(at..at + size).unwrap_or_default();
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |sum, &byte| sum << 8 | usize::from(byte))
+    };
+    let (mut offset, header) = (number(10, 4), number(14, 4));
+    let (bits, compression, padding) = match header {
+        12 => (number(24, 2), 0, 3),
+        40.. => (number(28, 2), number(30, 4), 4),
+        _ => return Cow::Borrowed(data),
+    };
+    let colors = match number(46, 4) {
+        used if header >= 40 && used > 0 => used,
+        _ => 1 << bits.min(16),
+    };
+    let palette = if bits <= 8 { padding * colors } else { 0 };
+    if offset == 0 || (offset == 14 + header && bits <= 8) {
+        // The masks of the colours stand behind a header that has no place for them.
+        let masks = if header == 40 && compression == 3 {
+            12
+        } else {
+            0
+        };
+        offset = 14 + header + masks + palette;
+    }
+    let (width, height) = match header {
+        12 => (number(18, 2), number(20, 2)),
+        _ => (
+            number(18, 4),
+            (number(22, 4) as u32 as i32).unsigned_abs() as usize,
+        ),
+    };
+    let row = width.saturating_mul(bits);
+    let whole = row.div_ceil(32).saturating_mul(4).saturating_mul(height);
+    let end = offset.saturating_add(whole);
+    let missing = end.saturating_sub(data.len());
+    let cut = compression == 0 && (1..=row.div_ceil(32) * 4 - row.div_ceil(8)).contains(&missing);
+    if !cut && header != 64 && offset == number(10, 4) {
+        return Cow::Borrowed(data);
+    }
+    let mut file = data.to_vec();
+    if cut {
+        file.resize(end, 0);
+    }
+    if header == 64 && file.len() > 78 && compression < 3 {
+        // A header of 40 bytes and the palette, before the whole file.
+        let behind = &file[78..(78 + palette).min(file.len())];
+        file = [&file[..54], behind, &file].concat();
+        offset += 54 + palette;
+        file[14] = 40;
+    }
+    if let Some(place) = file.get_mut(10..14) {
+        place.copy_from_slice(&(offset as u32).to_le_bytes());
+    }
+    Cow::Owned(file)
 }

@@ -2,51 +2,76 @@
 
 use super::Rgb;
 
-/// Orientation tag of the first directory of an EXIF block; 1 where it has none that makes sense.
+/// Orientation tag of the first directory of an EXIF block: 1 where its value is no orientation or the block is damaged,
+/// `None` where there is no such tag and an XMP packet may say it.
 ///
-/// `exif` is a TIFF structure, with or without `Exif\0\0` (once or more) before it.
+/// `exif` is a TIFF structure, with or without `Exif\0\0` (once or twice) before it. Entries are read as Pillow reads them:
+/// of any numeric type, the first value of several, up to the first entry whose data are not there.
 pub fn orientation(exif: &[u8]) -> Option<u8> {
     let mut tiff = exif;
-    while let Some(rest) = tiff.strip_prefix(b"Exif\0\0") {
-        tiff = rest;
+    for _ in 0..2 {
+        tiff = tiff.strip_prefix(b"Exif\0\0").unwrap_or(tiff);
     }
-    let little = match tiff.get(..4)? {
-        b"II\x2a\0" => true,
-        b"MM\0\x2a" => false,
-        _ => return None,
+    let little = match tiff {
+        [] => return None,
+        [b'I', b'I', 0x2a, 0, _, _, _, _, ..] | [b'I', b'I', 0, 0x2a, _, _, _, _, ..] => true,
+        [b'M', b'M', 0, 0x2a, _, _, _, _, ..] | [b'M', b'M', 0x2a, 0, _, _, _, _, ..] => false,
+        _ => return Some(1),
     };
-    let u16_at = |at: usize| {
-        let bytes: [u8; 2] = tiff.get(at..at.checked_add(2)?)?.try_into().ok()?;
+    let read = |at: usize, size: usize| {
+        let bytes = tiff.get(at..at.checked_add(size)?)?.iter();
+        let add = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
         Some(if little {
-            u16::from_le_bytes(bytes)
+            bytes.rev().fold(0, add)
         } else {
-            u16::from_be_bytes(bytes)
+            bytes.fold(0, add)
         })
     };
-    let u32_at = |at: usize| {
-        let bytes: [u8; 4] = tiff.get(at..at.checked_add(4)?)?.try_into().ok()?;
-        Some(if little {
-            u32::from_le_bytes(bytes)
-        } else {
-            u32::from_be_bytes(bytes)
-        })
-    };
-    let directory = u32_at(4)? as usize;
-    for entry in 0..u16_at(directory)? as usize {
+    let directory = read(4, 4)? as usize;
+    let mut total = 0;
+    for entry in 0..read(directory, 2)? as usize {
         let at = directory.checked_add(2 + 12 * entry)?;
-        if u16_at(at)? != 0x0112 {
+        let (tag, kind, count) = (read(at, 2)?, read(at + 2, 2)?, read(at + 4, 4)? as usize);
+        let inside = read(at + 8, 4)? as usize;
+        let unit = match kind {
+            1 | 2 | 6 | 7 => 1,
+            3 | 8 => 2,
+            4 | 9 | 11 | 13 => 4,
+            5 | 10 | 12 | 16 => 8,
+            _ => continue,
+        };
+        let size = count * unit;
+        let mut place = at + 8;
+        if size > 4 {
+            total += size;
+            if total > tiff.len() {
+                continue;
+            }
+            place = inside;
+            tiff.get(place..place.checked_add(size)?)?;
+        }
+        if tag != 0x0112 || size == 0 {
             continue;
         }
-        if u32_at(at + 4)? != 1 {
-            return None;
-        }
-        // SHORT and LONG, signed or not: the types that Pillow turns into a number.
-        let value = match u16_at(at + 2)? {
-            3 | 8 => u32::from(u16_at(at + 8)?),
-            4 | 9 => u32_at(at + 8)?,
-            _ => return None,
+        let bits = read(place, unit)?;
+        let (high, low) = (read(place, 4), read(place + unit / 2, 4));
+        let value = match kind {
+            3 | 4 | 13 | 16 => bits as f64,
+            6 => f64::from(bits as i8),
+            8 => f64::from(bits as i16),
+            9 => f64::from(bits as i32),
+            11 => f64::from(f32::from_bits(bits as u32)),
+            12 => f64::from_bits(bits),
+            5 => high? as f64 / low? as f64,
+            10 => f64::from(high? as i32) / f64::from(low? as i32),
+            // Bytes and text.
+            _ => 1.0,
         };
-        return u8::try_from(value).ok();
+        return Some(
+            (1..=8)
+                .find(|&known| f64::from(known) == value)
+                .unwrap_or(1),
+        );
     }
     None
 }
@@ -182,8 +207,9 @@ mod tests {
         let little = b"Exif\0\0II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0";
         let big = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0";
         assert_eq!((orientation(little), orientation(big)), (Some(6), Some(8)));
-        for length in 0..big.len() - 2 {
-            assert_eq!(orientation(&big[..length]), None);
+        for length in 0..big.len() {
+            let damaged = (1..8).contains(&length);
+            assert_eq!(orientation(&big[..length]), damaged.then_some(1));
         }
         assert_eq!(orientation(b"II\x2a\0\xff\xff\xff\xff\x01\0"), None);
     }

@@ -16,7 +16,8 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
     if let Some(bytes) = NonZeroU64::new(limits.max_memory) {
         options.set_memory_limit(MemoryLimit::Bytes(bytes));
     }
-    let mut decoder = options.read_info(data).map_err(bad)?;
+    let data = first_frame(data);
+    let mut decoder = options.read_info(&data[..]).map_err(bad)?;
     let screen = (decoder.width() as usize, decoder.height() as usize);
     if screen != (0, 0) {
         check_size("GIF", screen.0.max(1), screen.1.max(1), 4, limits)?;
@@ -70,4 +71,53 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
         orientation: 1,
         eighths: 8,
     })
+}
+
+/// The file from which Pillow would read the first frame: without extensions but the frame's graphic control, and without
+/// stray bytes between blocks; with a palette of grey levels where there is none.
+fn first_frame(data: &[u8]) -> Vec<u8> {
+    const HEADER: usize = 13;
+    let palette = |flags: u8| {
+        if flags & 128 != 0 {
+            6 << (flags & 7)
+        } else {
+            0
+        }
+    };
+    let global = data.get(10).map_or(0, |&flags| palette(flags));
+    let mut at = (HEADER + global).min(data.len());
+    let mut file = data[..at].to_vec();
+    let mut control = None;
+    while let Some(&kind) = data.get(at) {
+        match kind {
+            b';' => break,
+            b',' => {
+                let local = data.get(at + 9).map_or(0, |&flags| palette(flags));
+                if global == 0 && local == 0 {
+                    file[10] |= 0x87;
+                    file.extend((0..=255).flat_map(|level| [level; 3]));
+                }
+                if let Some(control) = control {
+                    file.extend([b'!', 0xf9, 4]);
+                    file.extend_from_slice(control);
+                    file.push(0);
+                }
+                file.extend_from_slice(&data[at..]);
+                return file;
+            }
+            b'!' => {
+                let (label, mut block) = (data.get(at + 1), at + 2);
+                if label == Some(&0xf9) && data.get(block).is_some_and(|&length| length >= 4) {
+                    control = data.get(block + 1..block + 5);
+                }
+                while let Some(&length @ 1..) = data.get(block) {
+                    block += 1 + usize::from(length);
+                }
+                at = block + 1;
+            }
+            _ => at += 1,
+        }
+    }
+    file.push(b';');
+    file
 }

@@ -1,17 +1,69 @@
 //! PNG through the `png` crate, with Pillow's conversions to RGB, but for 16-bit grey: its high byte is taken as that of
 //! 16-bit colour is, where Pillow (up to 13 at least) turns every level above 255 white.
 
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 
-use png::{BitDepth, ColorType, DecodeOptions, Decoder, Transformations};
+use png::{BitDepth, ColorType, DecodeOptions, Decoder, DecodingError, Transformations};
 
 use super::format::{check_size, damaged, Stored};
 use super::{exif, Limits, Rgb};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The first image of a PNG file, as stored.
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
-    let bad = |error: png::DecodingError| damaged("PNG", error);
+    if data.get(12..16) == Some(b"CgBI") {
+        return Err(damaged(
+            "PNG",
+            "written for iPhones (chunk CgBI), which is no standard PNG; export the picture again as PNG",
+        ));
+    }
+    // Pillow reads files without an end chunk.
+    match decode_closed(data, limits) {
+        Err(_) if !data.ends_with(&END[4..]) => decode_closed(&[data, &END].concat(), limits),
+        decoded => decoded,
+    }
+}
+
+/// The end chunk.
+const END: [u8; 12] = *b"\0\0\0\0IEND\xaeB\x60\x82";
+
+/// What is wrong with a file, in words.
+fn bad(error: DecodingError) -> Error {
+    let cut_short = "the file is cut short: it ends before the picture does";
+    match error {
+        DecodingError::IoError(source) if source.kind() == ErrorKind::UnexpectedEof => {
+            damaged("PNG", cut_short)
+        }
+        DecodingError::Format(what) => {
+            let said = what.to_string();
+            let chunk = said.split("type: ").nth(1).and_then(|rest| rest.get(..4));
+            match chunk {
+                _ if said.starts_with("Corrupt deflate stream") => {
+                    damaged("PNG", "damaged: the compressed data cannot be unpacked")
+                }
+                _ if said.starts_with("IDAT or fDAT chunk does not have enough data") => {
+                    damaged("PNG", cut_short)
+                }
+                Some(chunk) if said.starts_with("CRC error") => damaged(
+                    "PNG",
+                    format_args!("damaged: the checksum of chunk {chunk} is wrong"),
+                ),
+                Some(chunk) => damaged(
+                    "PNG",
+                    format_args!("damaged: chunk {chunk} is in a wrong place"),
+                ),
+                None => damaged(
+                    "PNG",
+                    format_args!("damaged: {}", said.trim_end_matches('.')),
+                ),
+            }
+        }
+        other => damaged("PNG", other),
+    }
+}
+
+/// A file that has its end chunk.
+fn decode_closed(data: &[u8], limits: &Limits) -> Result<Stored> {
     let mut options = DecodeOptions::default();
     // Colour profiles are not applied (Pillow does not either), and they may be bombs: not even inflated.
     options.set_ignore_iccp_chunk(true);
