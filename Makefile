@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Without it the one peer linear in memory is a plain loop over chunks, and target 1a cannot pass.
 PEERS ?=
 
-.PHONY: help build test lint bench bench-gpu bench-gpu-quick
+.PHONY: help build test test-long test-lowest lint bench bench-gpu bench-gpu-quick
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | sort
@@ -12,9 +12,16 @@ help:            ## this list
 build:           ## compile the extension and install varalign in place, with the tools for work on it
 	$(PYTHON) -m pip install -e '.[dev]'
 
+# Two processes of one thread each; `pytest` alone runs the same tests in one.
 test:            ## the Python tests and the Rust tests
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2
 	cargo test --release
+
+test-long:       ## the tests marked `long`: before a release, and after a change to what they test
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m long
+
+test-lowest:     ## tests with the oldest versions of the dependencies, in an environment made for it
+	PYTHON=$(PYTHON) .ci/lowest
 
 lint:            ## ruff, mypy, the extension's stubs, rustfmt, clippy
 	$(PYTHON) -m ruff check python kernels tests bench

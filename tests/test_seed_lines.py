@@ -44,7 +44,7 @@ def varalign(workplace: Path, command: str, line: str) -> subprocess.CompletedPr
     return subprocess.run(words, cwd=workplace, env=environment, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_custom_encoders_then_pictures(workplace: Path) -> None:
     trained = varalign(workplace, "train", "python main.py --use_pretrained False")
     assert trained.returncode == 0, trained.stderr[-3000:]

@@ -161,7 +161,6 @@ def test_what_cannot_be_read_is_the_fault(tmp_path: Path, folder: Path) -> None:
     assert report.lines()[-1] == "training would fail"
 
 
-@pytest.mark.slow
 def test_flickr8k(shared_data: Path) -> None:
     report = check_dataset(shared_data / "flickr8k_128")
     assert not report.faults
