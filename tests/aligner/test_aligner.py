@@ -72,8 +72,8 @@ def test_eval_visualize_embed_and_search_by_command(
     assert main(["embed", str(run), "--out", str(tmp_path / "a.safetensors")]) == 0
     stored = load_file(tmp_path / "a.safetensors")
     assert stored["image_embeddings"].shape == (80, 16) and stored["text_embeddings"].shape == (160, 16)
-    assert main(["embed", str(run), "--out", str(tmp_path / "a.npz"), "--split", "dev"]) == 0
-    assert np.load(tmp_path / "a.npz")["image_embeddings"].shape == (10, 16)
+    assert main(["embed", str(run), "--out", str(tmp_path / "b.npz"), "--split", "dev"]) == 0
+    assert np.load(tmp_path / "b.npz")["image_embeddings"].shape == (10, 16)
     assert main(["embed", str(run), "--features", "--out", str(tmp_path / "f.safetensors")]) == 0
     capsys.readouterr()
     assert (
