@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 from varalign.pictures.run_page import Example, Found, write_report
-from varalign.runs.errors import RunError
 from varalign.runs.folder import RunFolder
+from varalign.runs.run_errors import RunError
 
 
 class Page(HTMLParser):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from varalign.data.files import write_atomically
-from varalign.runs.errors import RunError
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import MetricsLog
+from varalign.runs.run_errors import RunError
 
 
 def made(path: Path) -> RunFolder:

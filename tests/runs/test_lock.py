@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from varalign.runs.errors import RunError
 from varalign.runs.lock import locked
+from varalign.runs.run_errors import RunError
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from varalign.runs.errors import RunError
+from varalign.runs.run_errors import RunError
 from varalign.runs.lock import locked
 
 folder, holds, log = Path(sys.argv[1]), int(sys.argv[2]), open(sys.argv[3], "a", buffering=1)

@@ -18,8 +18,8 @@ from varalign.data.features import FeatureSet, load_features, save_features
 from varalign.data.sampler import epoch_batches
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.runs.errors import RunError
 from varalign.runs.folder import RunFolder
+from varalign.runs.run_errors import RunError
 from varalign.study import packs
 from varalign.study.grid import Cell
 from varalign.study.runner import batches, run_study

@@ -20,8 +20,8 @@ from varalign.inputs.models import new_towers
 from varalign.inputs.open_data import open_data
 from varalign.options.config import TrainConfig
 from varalign.runs.checkpoint import load_checkpoint
-from varalign.runs.errors import RunError
 from varalign.runs.folder import RunFolder
+from varalign.runs.run_errors import RunError
 from varalign.training import run as runs
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.errors import OutputError
+from varalign.cli.exit_codes import OutputError
 from varalign.data.terminal import print_lines
 from varalign.options.fields import OPTIONS
 from varalign.options.recipe import described

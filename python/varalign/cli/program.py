@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from varalign.cli import convert, data, diagnose, embed, search, study, train, visualize
 from varalign.cli import eval as evaluate
-from varalign.cli.errors import OutputError, exit_code, fail
+from varalign.cli.exit_codes import OutputError, exit_code, fail
 from varalign.data.terminal import print_lines
 from varalign.runs.signals import StopSignals
 

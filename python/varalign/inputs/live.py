@@ -23,8 +23,8 @@ from varalign.data.tokenizers import Tokenizer
 from varalign.data.word_dropout import drop_words
 from varalign.encoders.towers import Towers
 from varalign.inputs.sources import ImageInputs, Rows, chunks
-from varalign.runs.errors import RunFailed
 from varalign.runs.quarantine import summary
+from varalign.runs.run_errors import RunFailed
 
 Kind = Literal["training", "plain"]
 

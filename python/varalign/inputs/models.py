@@ -17,8 +17,8 @@ from varalign.encoders.weights import WeightsError
 from varalign.inputs.open_data import Data
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.runs.errors import RunError
 from varalign.runs.folder import RunFolder
+from varalign.runs.run_errors import RunError
 
 
 def new_towers(config: TrainConfig, data: Data) -> Towers:

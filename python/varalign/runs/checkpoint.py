@@ -30,8 +30,8 @@ from torch import Tensor
 from varalign.data.errors import DataError
 from varalign.data.files import open_user_file, remove_folder, sync_folder, write_atomically
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.runs.errors import RunError
 from varalign.runs.position import POSITION_SCHEMA, Position
+from varalign.runs.run_errors import RunError
 from varalign.runs.schema import FORMAT, format_number, number, record, text, whole
 
 MODEL, OPTIMISER, SCHEDULE, LOSS = "model", "optimiser", "schedule", "loss"

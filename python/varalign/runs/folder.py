@@ -20,10 +20,10 @@ from varalign.options.fields import OPTIONS
 from varalign.options.layers import replace_removed
 from varalign.options.recipe import RANDOM as ALWAYS_FILLED
 from varalign.runs import schema
-from varalign.runs.errors import RunError
 from varalign.runs.json_text import json_text
 from varalign.runs.lock import LOCK, locked
 from varalign.runs.metrics import read_metrics
+from varalign.runs.run_errors import RunError
 from varalign.runs.schema import FORMAT, format_number, number, or_null, record, whole
 
 RUN_KIND = "varalign-run"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from varalign.data.files import naming
-from varalign.runs.errors import RunError
+from varalign.runs.run_errors import RunError
 
 LOCK = ".lock"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from varalign.data.errors import DataError
 from varalign.data.files import AppendedFile, open_user_file, write_atomically
-from varalign.runs.errors import RunError
 from varalign.runs.json_text import json_text
+from varalign.runs.run_errors import RunError
 from varalign.runs.schema import number, or_null, record, text, whole
 
 FIGURES = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")

@@ -20,9 +20,9 @@ from varalign.data.features import FeatureSet, load_features
 from varalign.inputs.open_data import checked
 from varalign.options.device import pick_device
 from varalign.options.fields import OPTIONS
-from varalign.runs.errors import RunFailed
 from varalign.runs.folder import RunFolder
 from varalign.runs.progress import duration, to_stderr
+from varalign.runs.run_errors import RunFailed
 from varalign.study import singles
 from varalign.study.check_cells import check_cells
 from varalign.study.grid import Condition, Pack, conditions

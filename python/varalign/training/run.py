@@ -24,12 +24,12 @@ from varalign.options.device import pick_device, pick_precision
 from varalign.options.recipe import fill, filled
 from varalign.pictures.run_page import write_report
 from varalign.runs.checkpoint import step_folders
-from varalign.runs.errors import RunError
 from varalign.runs.folder import RunFolder
 from varalign.runs.pairs import write_pairs
 from varalign.runs.progress import final_table, to_stderr
 from varalign.runs.quarantine import Quarantine, summary
 from varalign.runs.reporter import ProgressReporter, check_tensorboard
+from varalign.runs.run_errors import RunError
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
 from varalign.training.start import Beginning, begin

@@ -29,12 +29,12 @@ from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_precision
 from varalign.runs.checkpoint import newest_checkpoint
-from varalign.runs.errors import RunFailed
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import MetricsLog
 from varalign.runs.position import Position
 from varalign.runs.quarantine import Quarantine
 from varalign.runs.reporter import ProgressReporter
+from varalign.runs.run_errors import RunFailed
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.fusion import Fusion
 from varalign.training.pair_weights import moment_weights

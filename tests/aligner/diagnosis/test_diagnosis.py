@@ -16,7 +16,7 @@ from varalign.aligner.diagnosis.write import COLUMNS
 from varalign.cli import main
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, load_features, save_features
-from varalign.runs.errors import RunError
+from varalign.runs.run_errors import RunError
 
 
 def quiet(_: str) -> None:

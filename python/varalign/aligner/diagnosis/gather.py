@@ -27,8 +27,8 @@ from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device
 from varalign.options.recipe import fill
 from varalign.runs.checkpoint import PAIRS, load_checkpoint
-from varalign.runs.errors import RunError
 from varalign.runs.folder import RunFolder
+from varalign.runs.run_errors import RunError
 
 Say = Callable[[str], None]
 Bools = NDArray[np.bool_]

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from varalign.cli import main
-from varalign.cli.errors import exit_code
+from varalign.cli.exit_codes import exit_code
 from varalign.data.errors import DataError
-from varalign.runs.errors import RunFailed
+from varalign.runs.run_errors import RunFailed
 from varalign.runs.signals import Interrupted
 
 NO_LATIN = UnicodeEncodeError("ascii", "né.jpg", 1, 2, "ordinal not in range(128)")
