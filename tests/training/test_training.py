@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,9 @@ def quiet(_: str) -> None:
 
 
 def config_for(kind: str, features_file: Path, image_folder: Path, out: Path, **options: Any) -> TrainConfig:
-    place = {"features": str(features_file)} if kind == "features" else {"data": str(image_folder), "image_size": 32}
+    """Small heads on features, or towers from random weights on images; the image tower is a small one unless told."""
+    images = {"data": str(image_folder), "image_encoder": "timm:test_resnet", "image_size": 32}
+    place = {"features": str(features_file)} if kind == "features" else images
     return TrainConfig(**{**SMALL, **place, "out": str(out), "cache": str(out.parent / "cache"), **options})
 
 
@@ -49,7 +53,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 def test_a_run_writes_its_contract_and_learns(
     kind: str, features_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"epochs": 15, "start": "random"} if kind == "features" else {"epochs": 6}
+    options: dict[str, Any] = {"epochs": 15, "start": "random"}
+    if kind == "images":
+        options = {"epochs": 6, "image_encoder": None}  # the default encoders
     config = config_for(kind, features_file, image_folder, tmp_path / "run", **options)
     result = varalign.train(config, say=quiet)
     folder = RunFolder.open(tmp_path / "run")
@@ -126,26 +132,54 @@ def test_an_image_that_cannot_be_decoded_is_replaced_the_same_way_however_images
             torch.testing.assert_close(other.tensor, plain.tensor, rtol=0, atol=0)
 
 
+INTERRUPTED: dict[str, dict[str, Any]] = {
+    kind: {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance", **others}
+    for kind, others in {
+        "images": {"word_dropout": 0.2, "decoded_cache": "disk"},
+        "features": {"evaluations": 2},
+    }.items()
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    features_file: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[RunFolder, dict[str, float]]]:
+    """Gives the run folder and the test metrics of a run of a kind that nothing interrupted; it is trained once."""
+
+    @functools.cache
+    def whole(kind: str) -> tuple[RunFolder, dict[str, float]]:
+        out = tmp_path_factory.mktemp(kind) / "whole"
+        result = varalign.train(config_for(kind, features_file, image_folder, out, **INTERRUPTED[kind]), say=quiet)
+        return RunFolder.open(out), result.test
+
+    return whole
+
+
 @pytest.mark.parametrize("stop_at", [1, 5, 9])
 def test_an_interrupted_run_resumes_bit_for_bit(
-    kind: str, stop_at: int, features_file: Path, image_folder: Path, tmp_path: Path, killed_after: Any
+    kind: str,
+    stop_at: int,
+    features_file: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    killed_after: Any,
+    uninterrupted: Callable[[str], tuple[RunFolder, dict[str, float]]],
 ) -> None:
-    options: dict[str, Any] = {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance"}
-    options |= {"word_dropout": 0.2, "decoded_cache": "disk"} if kind == "images" else {"evaluations": 2}
-    whole = varalign.train(config_for(kind, features_file, image_folder, tmp_path / "whole", **options), say=quiet)
-
+    theirs, whole_test = uninterrupted(kind)
     with killed_after(stop_at):
-        varalign.train(config_for(kind, features_file, image_folder, tmp_path / "cut", **options), say=quiet)
+        config = config_for(kind, features_file, image_folder, tmp_path / "cut", **INTERRUPTED[kind])
+        varalign.train(config, say=quiet)
     torch.rand(7)  # another process has another random state
     resumed = runs.resume(tmp_path / "cut", {}, say=quiet)
 
-    ours, theirs = (RunFolder.open(tmp_path / name) for name in ("cut", "whole"))
+    ours = RunFolder.open(tmp_path / "cut")
     assert without_clock(ours.read_metrics()) == without_clock(theirs.read_metrics())
     a, b = (load_checkpoint(folder.checkpoints / "last") for folder in (ours, theirs))
     assert a.tensors.keys() == b.tensors.keys()
     for name, tensor in a.tensors.items():
         assert torch.equal(tensor, b.tensors[name]), name
-    assert a.state["progress"] == b.state["progress"] and resumed.test == whole.test
+    assert a.state["progress"] == b.state["progress"] and resumed.test == whole_test
 
 
 def test_thread_count_does_not_change_a_run(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
