@@ -60,7 +60,8 @@ class BertEncoder(TextEncoder):
             self.model = _random_model(options.architecture["config"], spec)
         else:
             folder = _find_folder(spec)
-            self.model = _read_model(folder, spec) if options.load_weights else _random_model(_config_of(folder), spec)
+            config = _config_of(folder)
+            self.model = _read_model(folder, spec) if options.load_weights else _random_model(config, spec)
             if tokenizer is None:
                 tokenizer = _read_tokenizer(folder, spec, self.model, options.max_length)
         if getattr(self.model, "pooler", None) is not None:
@@ -157,12 +158,16 @@ def _sizes(model: Any, spec: EncoderSpec) -> tuple[int, int]:
 
 
 def _config_of(folder: Path) -> Mapping[str, Any]:
-    from transformers import AutoConfig
+    """The config with its defaults; refused without `model_type`, which transformers may guess by the folder name."""
+    from transformers import AutoConfig, PretrainedConfig
 
     try:
-        config: Mapping[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+        named = "model_type" in PretrainedConfig.get_config_dict(folder, local_files_only=True)[0]
+        config: Mapping[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict() if named else {}
     except Exception as error:
         raise WeightsError(f"{folder / 'config.json'}: transformers cannot read it: {first_line(error)}") from error
+    if not named:
+        raise WeightsError(f"{folder / 'config.json'}: has no model_type, so it does not say which model this is")
     return config
 
 
