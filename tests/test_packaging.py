@@ -38,7 +38,7 @@ def test_sdist_to_wheel_to_another_place(tmp_path: Path) -> None:
     if shutil.which("cargo") is None:
         pytest.skip("no cargo on this machine")
     pytest.importorskip("maturin", reason="maturin is not installed: pip install 'varalign[test]'")
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target")}
+    environment = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target" / "packaging")}
     environment.pop("PYTHONPATH", None)
 
     run(sys.executable, "-m", "maturin", "sdist", "--out", str(tmp_path), cwd=ROOT, env=environment)
