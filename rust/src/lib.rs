@@ -4,7 +4,9 @@
 
 pub mod error;
 pub mod image;
+pub mod memory;
 mod python;
 mod simd;
 pub mod stats;
+pub mod threads;
 pub mod tokenize;

@@ -102,7 +102,7 @@ pub fn decode_wanted(data: &[u8], limits: &Limits, choose: Choose<'_>) -> Result
         orientation,
         eighths,
     } = stored;
-    Ok((exif::upright(image, orientation), eighths))
+    Ok((exif::upright(image, orientation)?, eighths))
 }
 
 #[cfg(test)]

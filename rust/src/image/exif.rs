@@ -1,6 +1,8 @@
 //! The orientation of a picture: read from EXIF or XMP as Pillow reads it, and applied to the pixels.
 
 use super::Rgb;
+use crate::error::Result;
+use crate::memory;
 
 /// Orientation tag of the first directory of an EXIF block: 1 where its value is no orientation or the block is damaged,
 /// `None` where there is no such tag and an XMP packet may say it.
@@ -96,9 +98,9 @@ pub fn xmp_orientation(xmp: &[u8]) -> Option<u8> {
 }
 
 /// Turns the stored picture upright: the eight orientations of EXIF, anything else leaves it as it is.
-pub fn upright(image: Rgb, orientation: u8) -> Rgb {
+pub fn upright(image: Rgb, orientation: u8) -> Result<Rgb> {
     let (width, height) = (image.width, image.height);
-    match orientation {
+    Ok(match orientation {
         2 | 3 => {
             let mut image = if orientation == 3 {
                 flip_rows(image)
@@ -116,7 +118,7 @@ pub fn upright(image: Rgb, orientation: u8) -> Rgb {
         5..=8 => {
             let reverse_x = orientation == 7 || orientation == 8;
             let reverse_y = orientation == 6 || orientation == 7;
-            let mut pixels = vec![0; image.pixels.len()];
+            let mut pixels: Vec<u8> = memory::zeros(image.pixels.len())?;
             // Tiles keep both sides in cache.
             const TILE: usize = 32;
             for top in (0..width).step_by(TILE) {
@@ -139,7 +141,7 @@ pub fn upright(image: Rgb, orientation: u8) -> Rgb {
             }
         }
         _ => image,
-    }
+    })
 }
 
 fn flip_rows(mut image: Rgb) -> Rgb {
@@ -191,7 +193,7 @@ mod tests {
             (2, b"cfbead"),
         ];
         for (index, (width, letters)) in expected.into_iter().enumerate() {
-            let out = upright(image(), index as u8 + 1);
+            let out = upright(image(), index as u8 + 1).unwrap();
             let got: Vec<u8> = out.pixels.chunks_exact(3).map(|pixel| pixel[0]).collect();
             assert_eq!(
                 (out.width, got.as_slice()),

@@ -84,5 +84,15 @@ pub(super) fn check_size(
     Ok(())
 }
 
+/// RGBA to RGB, in place.
+pub(super) fn without_alpha(mut pixels: Vec<u8>) -> Vec<u8> {
+    let count = pixels.len() / 4;
+    for index in 1..count {
+        pixels.copy_within(index * 4..index * 4 + 3, index * 3);
+    }
+    pixels.truncate(count * 3);
+    pixels
+}
+
 /// Bytes of one format to a picture; [`damaged`] says what is wrong with them.
 pub(super) type Decoder = fn(&[u8], &Limits, Choose<'_>) -> Result<Stored>;

@@ -7,6 +7,7 @@ use gif::{ColorOutput, DecodeOptions, MemoryLimit};
 use super::format::{check_size, damaged, Stored};
 use super::{Limits, Rgb};
 use crate::error::Result;
+use crate::memory;
 
 /// The first frame of a GIF file. Transparent pixels keep their palette colour, as alpha is dropped everywhere.
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
@@ -16,7 +17,7 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
     if let Some(bytes) = NonZeroU64::new(limits.max_memory) {
         options.set_memory_limit(MemoryLimit::Bytes(bytes));
     }
-    let data = first_frame(data);
+    let data = first_frame(data)?;
     let mut decoder = options.read_info(&data[..]).map_err(bad)?;
     let screen = (decoder.width() as usize, decoder.height() as usize);
     if screen != (0, 0) {
@@ -37,7 +38,7 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
     check_size("GIF", width, height, 4, limits)?;
 
     let local = frame.palette.clone();
-    let mut indices = vec![0; frame_width * frame_height];
+    let mut indices: Vec<u8> = memory::zeros(frame_width * frame_height)?;
     if !indices.is_empty() {
         decoder.read_into_buffer(&mut indices).map_err(bad)?;
     }
@@ -53,7 +54,10 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
         None => [index; 3],
     };
     let table: Vec<[u8; 3]> = (0..=255).map(color).collect();
-    let mut pixels: Vec<u8> = table[background as usize].repeat(width * height);
+    let mut pixels: Vec<u8> = memory::zeros(width * height * 3)?;
+    for pixel in pixels.chunks_exact_mut(3) {
+        pixel.copy_from_slice(&table[background as usize]);
+    }
     for (row, out) in indices
         .chunks_exact(frame_width.max(1))
         .zip(pixels.chunks_exact_mut(width * 3).skip(top))
@@ -75,7 +79,7 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
 
 /// The file from which Pillow would read the first frame: without extensions but the frame's graphic control, and without
 /// stray bytes between blocks; with a palette of grey levels where there is none.
-fn first_frame(data: &[u8]) -> Vec<u8> {
+fn first_frame(data: &[u8]) -> Result<Vec<u8>> {
     const HEADER: usize = 13;
     let palette = |flags: u8| {
         if flags & 128 != 0 {
@@ -86,7 +90,10 @@ fn first_frame(data: &[u8]) -> Vec<u8> {
     };
     let global = data.get(10).map_or(0, |&flags| palette(flags));
     let mut at = (HEADER + global).min(data.len());
-    let mut file = data[..at].to_vec();
+    let mut file = Vec::new();
+    // With a grey palette, the graphic control and an end.
+    memory::reserve(&mut file, data.len() + 768 + 8 + 1)?;
+    file.extend_from_slice(&data[..at]);
     let mut control = None;
     while let Some(&kind) = data.get(at) {
         match kind {
@@ -103,7 +110,7 @@ fn first_frame(data: &[u8]) -> Vec<u8> {
                     file.push(0);
                 }
                 file.extend_from_slice(&data[at..]);
-                return file;
+                return Ok(file);
             }
             b'!' => {
                 let (label, mut block) = (data.get(at + 1), at + 2);
@@ -119,5 +126,5 @@ fn first_frame(data: &[u8]) -> Vec<u8> {
         }
     }
     file.push(b';');
-    file
+    Ok(file)
 }

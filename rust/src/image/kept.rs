@@ -65,7 +65,7 @@ impl Kept {
     /// The rows `first..end` of a picture.
     pub fn rows(&self, entry: Entry, first: usize, end: usize) -> Result<Rgb> {
         let stride = entry.width * 3;
-        let mut pixels = pool::take((end - first) * stride);
+        let mut pixels = pool::take((end - first) * stride)?;
         let offset = entry.offset + (first * stride) as u64;
         read_at(&self.file, &mut pixels, offset).map_err(|source| Error::Read {
             path: self.path.clone(),

@@ -17,6 +17,7 @@ use super::passes::{pitch, Layout, Scratch};
 use super::resize::resize;
 use super::{pool, Limits, Rgb};
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// All settings that a sample's pixels depend on, beside its file, the epoch and the row.
 #[derive(Clone, Debug)]
@@ -42,7 +43,7 @@ pub struct Preparation {
 }
 
 /// A sample's element type: normalised float32 or levels.
-pub trait Element: Copy + Default + Send + 'static {
+pub trait Element: Copy + Default + Send + bytemuck::Zeroable + 'static {
     /// A level of the channel that the table is of.
     fn of(level: u8, table: &[f32; 256]) -> Self;
 
@@ -117,8 +118,8 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
             message,
         )));
     }
-    let mut data = pool::take_empty();
-    data.reserve(metadata.len() as usize + 1);
+    let mut data =
+        pool::take_empty(metadata.len() as usize + 1).map_err(|e| e.about(path.display()))?;
     let file = fs::File::open(path).map_err(failed)?;
     file.take(limits.max_memory)
         .read_to_end(&mut data)
@@ -156,7 +157,7 @@ impl Preparation {
         changes: Option<&Jitter>,
         buffers: &mut Buffers,
         out: &mut [T],
-    ) {
+    ) -> Result<()> {
         let (size, kernel) = (self.size, self.interpolation);
         let tables: [_; 3] = std::array::from_fn(|channel| self.normalisation.table(channel));
         let packed = |row: &[u8], out: &mut [T]| {
@@ -170,6 +171,7 @@ impl Preparation {
         if let Some(changes) = changes {
             // Contrast asks for the mean of the whole picture.
             rgb.clear();
+            memory::reserve(rgb, size * size * 3)?;
             let mut row = |_: usize, row: &[u8]| rgb.extend_from_slice(&row[..size * 3]);
             resize(
                 image,
@@ -179,10 +181,11 @@ impl Preparation {
                 Layout::Packed,
                 scratch,
                 &mut row,
-            );
+            )?;
             jitter(rgb, changes);
             if self.channels_last {
-                return packed(rgb, out);
+                packed(rgb, out);
+                return Ok(());
             }
             for (channel, plane) in out.chunks_exact_mut(size * size).enumerate() {
                 for (out, levels) in plane.iter_mut().zip(rgb.chunks_exact(3)) {
@@ -199,7 +202,7 @@ impl Preparation {
                 Layout::Packed,
                 scratch,
                 &mut row,
-            );
+            )?;
         } else {
             let mut row = |y: usize, row: &[u8]| {
                 let planes = out
@@ -218,8 +221,9 @@ impl Preparation {
                 Layout::Planes,
                 scratch,
                 &mut row,
-            );
+            )?;
         }
+        Ok(())
     }
 
     /// Makes the sample of a file, and returns the width and height of its picture; `out` is written only where that
@@ -237,7 +241,7 @@ impl Preparation {
                 self.geometry(width, height, epoch, row)
             })?;
         let changes = self.colors(epoch, row);
-        self.apply(&image, &geometry, changes.as_ref(), buffers, out);
+        self.apply(&image, &geometry, changes.as_ref(), buffers, out)?;
         pool::give(image.pixels);
         Ok(full)
     }
@@ -260,7 +264,8 @@ impl Preparation {
         if (image.width, image.height) == (width, height) {
             return Ok(Shrunk { image, full });
         }
-        let mut pixels = Vec::with_capacity(width * height * 3);
+        let mut pixels = Vec::new();
+        memory::reserve(&mut pixels, width * height * 3)?;
         let mut row = |_: usize, row: &[u8]| pixels.extend_from_slice(&row[..width * 3]);
         let (kernel, scratch) = (self.interpolation, &mut buffers.scratch);
         resize(
@@ -271,7 +276,7 @@ impl Preparation {
             Layout::Packed,
             scratch,
             &mut row,
-        );
+        )?;
         pool::give(image.pixels);
         let image = Rgb {
             width,
@@ -305,7 +310,7 @@ impl Preparation {
         source.top -= first as f64;
         let image = kept.rows(entry, first, end)?;
         let changes = self.colors(epoch, row);
-        self.apply(&image, &geometry, changes.as_ref(), buffers, out);
+        self.apply(&image, &geometry, changes.as_ref(), buffers, out)?;
         pool::give(image.pixels);
         Ok(true)
     }
@@ -337,11 +342,8 @@ impl Preparation {
             )));
             wanted
         };
-        let (image, _) =
-            decode_wanted(&data, &self.limits, &choose).map_err(|error| match error {
-                Error::Image(message) => Error::Image(format!("{}: {message}", path.display())),
-                other => other,
-            })?;
+        let (image, _) = decode_wanted(&data, &self.limits, &choose)
+            .map_err(|error| error.about(path.display()))?;
         pool::give(data);
         let found = (image.width, image.height);
         Ok(match chosen.get() {

@@ -1,5 +1,6 @@
 //! Images: bytes to RGB as Pillow has it, geometry and resampling, augmentation, batches made ahead.
 
+pub mod at_once;
 pub mod augment;
 mod bmp;
 pub mod color;

@@ -1,6 +1,8 @@
 //! The two passes of a resize in plain loops, and what they share with `resize_v3.rs`: layouts, buffers, inputs.
 
 use super::weights::Weights;
+use crate::error::Result;
+use crate::memory;
 
 /// How a row of the result lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +52,11 @@ pub struct Passes<'a> {
 }
 
 /// Plain loops, which the compiler vectorises where it can.
-pub fn portable(passes: &Passes<'_>, scratch: &mut Scratch, row: &mut dyn FnMut(usize, &[u8])) {
+pub fn portable(
+    passes: &Passes<'_>,
+    scratch: &mut Scratch,
+    row: &mut dyn FnMut(usize, &[u8]),
+) -> Result<()> {
     let Passes {
         source,
         stride,
@@ -62,16 +68,16 @@ pub fn portable(passes: &Passes<'_>, scratch: &mut Scratch, row: &mut dyn FnMut(
     let (width, count) = (across.count(), across.used * 3);
     let Scratch { between, lines, .. } = scratch;
     let long = 3 * pitch(width);
-    lines.resize(long, 0);
+    memory::resize(lines, long, 0)?;
     if passes.down_first {
-        between.resize(count, 0);
+        memory::resize(between, count, 0)?;
         for (y, (begin, weights)) in down.iter().enumerate() {
             down_row(&source[begin * stride..], *stride, weights, down, between);
             across_row(between, across, *layout, lines);
             row(y, lines);
         }
     } else {
-        between.resize(long * down.used, 0);
+        memory::resize(between, long * down.used, 0)?;
         for (source, out) in source.chunks(*stride).zip(between.chunks_exact_mut(long)) {
             across_row(&source[..count], across, *layout, out);
         }
@@ -80,6 +86,7 @@ pub fn portable(passes: &Passes<'_>, scratch: &mut Scratch, row: &mut dyn FnMut(
             row(y, lines);
         }
     }
+    Ok(())
 }
 
 fn to_level(sum: i32, bits: u32) -> u8 {

@@ -7,15 +7,17 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::kept::Kept;
-use super::load::{Buffers, Element, Preparation, Shrunk};
+use super::load::{Buffers, Element, Preparation};
 use crate::error::{Error, Result};
+use crate::memory;
+use crate::threads::thread_count;
 
 /// A finished batch.
 #[derive(Debug)]
@@ -85,98 +87,14 @@ impl Job {
     }
 }
 
-/// The number of threads for a request: 0 means every core.
-pub fn thread_count(requested: usize) -> usize {
-    match requested {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        other => other,
-    }
-}
-
-/// Makes the samples of `files` (path and row each) on `threads` threads; the caller's is one of them.
-///
-/// `out` holds one after another; a file that fails leaves zeros. Returns the width and height of each picture, or what
-/// went wrong.
-pub fn load_all<T: Element>(
-    files: &[(&Path, u64)],
-    preparation: &Preparation,
-    epoch: u64,
-    threads: usize,
-    out: &mut [T],
-) -> Result<Vec<Result<(usize, usize)>>> {
-    let elements = files.len() * preparation.elements();
-    if out.len() != elements {
-        return Err(Error::Value(format!(
-            "{} files need room for {elements} elements, got {}",
-            files.len(),
-            out.len()
-        )));
-    }
-    let work = files
-        .iter()
-        .zip(out.chunks_exact_mut(preparation.elements()));
-    Ok(on_threads(
-        work,
-        threads,
-        |(&(path, row), planes), buffers| {
-            let loaded = preparation.load(path, epoch, row, buffers, planes);
-            if loaded.is_err() {
-                planes.fill(T::default());
-            }
-            loaded
-        },
-    ))
-}
-
-/// The pictures of `paths` with their short sides at most `short`, on `threads` threads.
-pub fn shrink_all(
-    paths: &[PathBuf],
-    preparation: &Preparation,
-    short: usize,
-    threads: usize,
-) -> Vec<Result<Shrunk>> {
-    on_threads(paths.iter(), threads, |path, buffers| {
-        preparation.shrink(path, short, buffers)
-    })
-}
-
-/// What `make` makes of each item, in their order, on `threads` threads; the caller's is one of them.
-fn on_threads<I: Send, O: Send>(
-    items: impl ExactSizeIterator<Item = I> + Send,
-    threads: usize,
-    make: impl Fn(I, &mut Buffers) -> O + Sync,
-) -> Vec<O> {
-    let count = items.len();
-    let work = Mutex::new(items.enumerate());
-    let made = Mutex::new(Vec::with_capacity(count));
-    let run = || {
-        let mut buffers = Buffers::default();
-        loop {
-            let next = lock(&work).next();
-            let Some((position, item)) = next else {
-                return;
-            };
-            let one = make(item, &mut buffers);
-            lock(&made).push((position, one));
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..thread_count(threads).min(count) {
-            scope.spawn(run);
-        }
-        run();
-    });
-    let mut made = made.into_inner().unwrap_or_else(PoisonError::into_inner);
-    made.sort_by_key(|(position, _)| *position);
-    made.into_iter().map(|(_, one)| one).collect()
-}
-
 /// Locks; a lock poisoned by a panic is used all the same, as the data behind our locks are never half-written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct State<T> {
+    /// What ended the run.
+    failed: Option<Error>,
     /// Number of the next batch that a driver starts.
     next: usize,
     /// Batches that the reader has taken.
@@ -220,7 +138,15 @@ fn drive<T: Element>(shared: &Shared<T>, job: &Job, pool: &rayon::ThreadPool, pr
             state.next - 1
         };
         let batch = make(job, &job.order[number], pool, &shared.closed);
-        lock(&shared.state).ready.insert(number, batch);
+        let mut state = lock(&shared.state);
+        match batch {
+            Ok(batch) => drop(state.ready.insert(number, batch)),
+            Err(error) => {
+                state.failed.get_or_insert(error);
+                shared.closed.store(true, Ordering::Release);
+                shared.room.notify_all();
+            }
+        }
         shared.ready.notify_all();
     }
 }
@@ -230,9 +156,14 @@ fn make<T: Element>(
     rows: &[i64],
     pool: &rayon::ThreadPool,
     closed: &AtomicBool,
-) -> Batch<T> {
-    let elements = job.preparation.elements();
-    let mut pixels = vec![T::default(); rows.len() * elements];
+) -> Result<Batch<T>> {
+    let (elements, size) = (job.preparation.elements(), job.preparation.size);
+    let mut pixels: Vec<T> = memory::zeros(rows.len() * elements).map_err(|error| {
+        let count = rows.len();
+        error.about(format_args!(
+            "a batch of {count} images of {size} x {size} pixels; make batches smaller"
+        ))
+    })?;
     let errors = Mutex::new(Vec::new());
     pool.in_place_scope(|scope| {
         for (position, (planes, &row)) in pixels.chunks_exact_mut(elements).zip(rows).enumerate() {
@@ -244,18 +175,22 @@ fn make<T: Element>(
                 let loaded =
                     BUFFERS.with_borrow_mut(|buffers| job.load(row as u64, buffers, planes));
                 if let Err(error) = loaded {
-                    lock(errors).push((position, error.to_string()));
+                    lock(errors).push((position, error));
                 }
             });
         }
     });
     let mut errors = errors.into_inner().unwrap_or_else(PoisonError::into_inner);
-    errors.sort();
-    Batch {
+    errors.sort_unstable_by_key(|(position, _)| *position);
+    let of_picture = |(position, error): (usize, Error)| match error.is_exhaustion() {
+        true => Err(error),
+        false => Ok((position, error.to_string())),
+    };
+    Ok(Batch {
         rows: rows.to_vec(),
         pixels,
-        errors,
-    }
+        errors: errors.into_iter().map(of_picture).collect::<Result<_>>()?,
+    })
 }
 
 /// What [`Run::next`] found.
@@ -266,6 +201,8 @@ pub enum Next<T> {
     Waiting,
     /// All batches were taken, or the run was closed.
     End,
+    /// The process has run out of memory or of file handles.
+    Failed(Error),
 }
 
 /// Batches under way. Dropping it stops the threads and waits for them: at most one sample each.
@@ -300,7 +237,7 @@ impl<T: Element> Run<T> {
         let prefetch = prefetch.max(1);
         let mut workers = Vec::new();
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(thread_count(threads))
+            .num_threads(thread_count(threads)?)
             .thread_name(|index| format!("varalign-image-{index}"))
             .spawn_handler(|thread| {
                 // Kept, so that closing can wait for them: rayon itself lets its threads go.
@@ -317,6 +254,7 @@ impl<T: Element> Run<T> {
         let count = prefetch.min(2);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
+                failed: None,
                 next: 0,
                 taken: 0,
                 ready: BTreeMap::new(),
@@ -357,6 +295,9 @@ impl<T: Element> Run<T> {
         let mut state = lock(&self.shared.state);
         let next = loop {
             let number = state.taken;
+            if let Some(error) = state.failed.take() {
+                break Next::Failed(error);
+            }
             if number == self.batches || self.shared.closed.load(Ordering::Acquire) {
                 break Next::End;
             }

@@ -8,6 +8,7 @@ use png::{BitDepth, ColorType, DecodeOptions, Decoder, DecodingError, Transforma
 use super::format::{check_size, damaged, Stored};
 use super::{exif, Limits, Rgb};
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// The first image of a PNG file, as stored.
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
@@ -19,7 +20,9 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
     }
     // Pillow reads files without an end chunk.
     match decode_closed(data, limits) {
-        Err(_) if !data.ends_with(&END[4..]) => decode_closed(&[data, &END].concat(), limits),
+        Err(_) if !data.ends_with(&END[4..]) => {
+            decode_closed(&memory::concat(&[data, &END])?, limits)
+        }
         decoded => decoded,
     }
 }
@@ -87,7 +90,7 @@ fn decode_closed(data: &[u8], limits: &Limits) -> Result<Stored> {
     let size = reader
         .output_buffer_size()
         .ok_or_else(|| damaged("PNG", "too large for this machine"))?;
-    let mut samples = vec![0; size];
+    let mut samples: Vec<u8> = memory::zeros(size)?;
     let frame = reader.next_frame(&mut samples).map_err(bad)?;
     // Metadata may follow the pixels; what follows them in a damaged file does not make the pixels wrong.
     let _ = reader.finish();
@@ -99,7 +102,7 @@ fn decode_closed(data: &[u8], limits: &Limits) -> Result<Stored> {
         .map_or_else(|| raw_profile(info), exif::orientation);
     let orientation = orientation.or_else(|| xmp(info)).unwrap_or(1);
 
-    let mut pixels = vec![0; width * height * 3];
+    let mut pixels: Vec<u8> = memory::zeros(width * height * 3)?;
     let palette = info.palette.as_deref().unwrap_or(&[]);
     for (row, out) in samples
         .chunks_exact(frame.line_size)

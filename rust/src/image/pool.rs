@@ -2,6 +2,9 @@
 
 use std::cell::RefCell;
 
+use crate::error::Result;
+use crate::memory;
+
 /// Bytes that a thread keeps, at most; what is larger goes back to the system.
 const KEPT: usize = 64 << 20;
 /// Buffers that a thread keeps, at most.
@@ -11,15 +14,16 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An empty buffer: of those given back, the one with the fewest initialised bytes.
-pub fn take_empty() -> Vec<u8> {
+/// An empty buffer with room for `room` bytes: of those given back, the one with the fewest initialised bytes.
+pub fn take_empty(room: usize) -> Result<Vec<u8>> {
     let mut buffer = take_by(Vec::len);
     buffer.clear();
-    buffer
+    memory::reserve(&mut buffer, room)?;
+    Ok(buffer)
 }
 
 /// A buffer of `length` bytes of undefined value: the caller writes what it reads.
-pub fn take(length: usize) -> Vec<u8> {
+pub fn take(length: usize) -> Result<Vec<u8>> {
     // The shortest that is long enough, else the longest: bytes added to a buffer must be set.
     let mut buffer = take_by(|buffer| match buffer.len() {
         enough if enough >= length => enough,
@@ -27,10 +31,10 @@ pub fn take(length: usize) -> Vec<u8> {
     });
     if buffer.capacity() < length {
         // A new one: growing would copy bytes that nobody reads.
-        return vec![0; length];
+        return memory::zeros(length);
     }
     buffer.resize(length, 0);
-    buffer
+    Ok(buffer)
 }
 
 fn take_by(key: impl Fn(&Vec<u8>) -> usize) -> Vec<u8> {
@@ -57,14 +61,14 @@ mod tests {
 
     #[test]
     fn a_buffer_comes_back_and_has_the_length_asked_for() {
-        let mut buffer = take(1000);
+        let mut buffer = take(1000).unwrap();
         buffer.fill(7);
         let address = buffer.as_ptr();
         give(buffer);
-        let again = take(900);
+        let again = take(900).unwrap();
         assert_eq!((again.len(), again.as_ptr()), (900, address));
         give(vec![0; KEPT + 1]);
-        assert!(take(10).capacity() <= KEPT);
-        assert!(take_empty().is_empty());
+        assert!(take(10).unwrap().capacity() <= KEPT);
+        assert!(take_empty(5).unwrap().is_empty());
     }
 }

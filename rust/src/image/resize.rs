@@ -9,6 +9,7 @@ use super::kernel::Interpolation;
 use super::passes::{portable, Layout, Passes, Scratch};
 use super::weights::Weights;
 use super::Rgb;
+use crate::error::Result;
 
 /// Resizes and crops to `size` (columns, rows); `row` gets each row of the result in turn, in the layout asked for.
 ///
@@ -21,7 +22,7 @@ pub fn resize(
     layout: Layout,
     scratch: &mut Scratch,
     row: &mut dyn FnMut(usize, &[u8]),
-) {
+) -> Result<()> {
     let Geometry {
         source,
         resized,
@@ -30,8 +31,8 @@ pub fn resize(
         flip,
     } = *geometry;
     let (x, y) = geometry.stretches();
-    let across = Weights::new(x, resized.0, left, size.0, kernel, flip);
-    let down = Weights::new(y, resized.1, top, size.1, kernel, false);
+    let across = Weights::new(x, resized.0, left, size.0, kernel, flip)?;
+    let down = Weights::new(y, resized.1, top, size.1, kernel, false)?;
     // Pillow's choice since version 13 (found by experiment): down first for tall pictures.
     let shorter = source.height - resized.1 as f64;
     let narrower = source.width - resized.0 as f64;
@@ -48,7 +49,7 @@ pub fn resize(
     if let Some(simd) = pulp::x86::V3::try_new() {
         return super::resize_v3::run(simd, &passes, scratch, row);
     }
-    portable(&passes, scratch, row);
+    portable(&passes, scratch, row)
 }
 
 #[cfg(test)]
@@ -74,7 +75,8 @@ mod tests {
             Layout::Packed,
             &mut scratch,
             &mut row,
-        );
+        )
+        .unwrap();
         out
     }
 
@@ -125,8 +127,8 @@ mod tests {
             // Every part of the result, mirrored or not, in either order and layout.
             let (skip, flip) = (seed as usize % columns.min(rows), seed % 2 == 0);
             let kernel = [Interpolation::Bicubic, Interpolation::Bilinear][seed as usize / 3 % 2];
-            let across = Weights::new(x, columns, skip, columns - skip, kernel, flip);
-            let down = Weights::new(y, rows, skip, rows - skip, kernel, false);
+            let across = Weights::new(x, columns, skip, columns - skip, kernel, flip).unwrap();
+            let down = Weights::new(y, rows, skip, rows - skip, kernel, false).unwrap();
             let passes = Passes {
                 source: &pixels[(down.first * width + across.first) * 3..],
                 stride: width * 3,
@@ -148,9 +150,9 @@ mod tests {
                     }
                 };
                 if vector {
-                    crate::image::resize_v3::run(simd, &passes, &mut scratch, &mut row);
+                    crate::image::resize_v3::run(simd, &passes, &mut scratch, &mut row).unwrap();
                 } else {
-                    portable(&passes, &mut scratch, &mut row);
+                    portable(&passes, &mut scratch, &mut row).unwrap();
                 }
             }
             assert_eq!(results[0].len(), columns * (rows - skip) * 3);

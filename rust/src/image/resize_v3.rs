@@ -12,6 +12,8 @@ use pulp::x86::V3;
 
 use super::passes::{pitch, Layout, Passes, Scratch};
 use super::weights::Weights;
+use crate::error::Result;
+use crate::memory;
 
 /// Rows that a pass across works on at once.
 const ROWS: usize = 8;
@@ -24,13 +26,13 @@ pub fn run(
     passes: &Passes<'_>,
     scratch: &mut Scratch,
     row: &mut dyn FnMut(usize, &[u8]),
-) {
+) -> Result<()> {
     simd.vectorize(Run {
         simd,
         passes,
         scratch,
         row,
-    });
+    })
 }
 
 /// A call of [`run`] as a struct: a closure might not be inlined into the code compiled for AVX2.
@@ -42,10 +44,10 @@ struct Run<'a, 'b> {
 }
 
 impl pulp::NullaryFnOnce for Run<'_, '_> {
-    type Output = ();
+    type Output = Result<()>;
 
     #[inline(always)]
-    fn call(self) {
+    fn call(self) -> Result<()> {
         let Run {
             simd,
             passes,
@@ -66,13 +68,14 @@ impl pulp::NullaryFnOnce for Run<'_, '_> {
             lines,
         } = scratch;
         let wide = (3 * pitch(across.count())).next_multiple_of(RUN);
-        let (horizontal, vertical) = (Pairs::new(across), Pairs::new(down));
+        let (horizontal, vertical) = (Pairs::new(across)?, Pairs::new(down)?);
         // Pairs of weights that are 0 may lie past the last pixel used.
-        tile.resize((across.used.div_ceil(4) * 2 + horizontal.pairs) * 3, [0; 8]);
+        let long = (across.used.div_ceil(4) * 2 + horizontal.pairs) * 3;
+        memory::resize(tile, long, [0; 8])?;
         if passes.down_first {
             let long = (across.used * 3).next_multiple_of(RUN);
-            between.resize(long * ROWS, 0);
-            lines.resize(wide * ROWS, 0);
+            memory::resize(between, long * ROWS, 0)?;
+            memory::resize(lines, wide * ROWS, 0)?;
             let mut done = 0;
             for (begins, weights) in vertical.groups() {
                 let weights = weights.chunks_exact(vertical.pairs);
@@ -95,7 +98,7 @@ impl pulp::NullaryFnOnce for Run<'_, '_> {
         } else {
             let groups = down.used.div_ceil(ROWS);
             // Rows past the last meet weights of 0: they may be any.
-            between.resize((groups * ROWS + 2 * vertical.pairs) * wide, 0);
+            memory::resize(between, (groups * ROWS + 2 * vertical.pairs) * wide, 0)?;
             let groups = between.chunks_exact_mut(ROWS * wide).take(groups);
             for (first, out) in (0..).step_by(ROWS).zip(groups) {
                 let count = (down.used - first).min(ROWS);
@@ -110,7 +113,7 @@ impl pulp::NullaryFnOnce for Run<'_, '_> {
                 let mut pairs = Interleaved(pieces(out, 2 * wide));
                 across_rows(simd, tile, &horizontal, across.bits, *layout, &mut pairs);
             }
-            lines.resize(wide, 0);
+            memory::resize(lines, wide, 0)?;
             let weights = vertical.values.chunks_exact(vertical.pairs);
             for (y, (begin, weights)) in vertical.begins.iter().zip(weights).enumerate() {
                 down_interleaved(
@@ -123,6 +126,7 @@ impl pulp::NullaryFnOnce for Run<'_, '_> {
                 row(y, lines);
             }
         }
+        Ok(())
     }
 }
 
@@ -135,16 +139,22 @@ struct Pairs {
 }
 
 impl Pairs {
-    fn new(weights: &Weights) -> Pairs {
+    fn new(weights: &Weights) -> Result<Pairs> {
         let pair = |pair: &[i16]| i32::from(pair[1]) << 16 | i32::from(pair[0]) & 0xffff;
-        Pairs {
-            begins: weights.iter().map(|(begin, _)| begin / 2).collect(),
-            values: weights
-                .iter()
-                .flat_map(|(_, weights)| weights.chunks_exact(2).map(pair))
-                .collect(),
-            pairs: weights.taps / 2,
+        let pairs = weights.taps / 2;
+        let mut values = Vec::new();
+        memory::reserve(&mut values, weights.count() * pairs)?;
+        for (_, weights) in weights.iter() {
+            values.extend(weights.chunks_exact(2).map(pair));
         }
+        let mut begins = Vec::new();
+        memory::reserve(&mut begins, weights.count())?;
+        begins.extend(weights.iter().map(|(begin, _)| begin / 2));
+        Ok(Pairs {
+            begins,
+            values,
+            pairs,
+        })
     }
 
     /// Eight output positions at a time.

@@ -4,9 +4,10 @@ use std::io::Cursor;
 
 use image_webp::WebPDecoder;
 
-use super::format::{check_size, damaged, Stored};
+use super::format::{check_size, damaged, without_alpha, Stored};
 use super::{exif, Limits, Rgb};
 use crate::error::Result;
+use crate::memory;
 
 /// The first image of a WebP file, as stored.
 pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
@@ -34,17 +35,16 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
     let size = decoder
         .output_buffer_size()
         .ok_or_else(|| damaged("WebP", "too large for this machine"))?;
-    let mut pixels = vec![0; size];
+    // The crate allocates as much again and cannot be refused: see that there is room.
+    drop(memory::zeros::<u8>(3 * size)?);
+    let mut pixels: Vec<u8> = memory::zeros(size)?;
     if decoder.is_animated() {
         decoder.read_frame(&mut pixels).map_err(bad)?;
     } else {
         decoder.read_image(&mut pixels).map_err(bad)?;
     }
     if channels == 4 {
-        pixels = pixels
-            .chunks_exact(4)
-            .flat_map(|pixel| [pixel[0], pixel[1], pixel[2]])
-            .collect();
+        pixels = without_alpha(pixels);
     }
     let orientation = decoder
         .exif_metadata()

@@ -5,6 +5,8 @@
 
 use super::geometry::Stretch;
 use super::kernel::Interpolation;
+use crate::error::Result;
+use crate::memory;
 use crate::simd::vectorize;
 
 /// Bits after the point of a weight, at most: 32 less 8 of a level less 2 for the overshoot of the bicubic kernel.
@@ -37,7 +39,7 @@ impl Weights {
         count: usize,
         kernel: Interpolation,
         mirrored: bool,
-    ) -> Weights {
+    ) -> Result<Weights> {
         // Without vector instructions every rounding is a function call.
         vectorize(
             #[inline(always)]
@@ -53,17 +55,16 @@ impl Weights {
         count: usize,
         kernel: Interpolation,
         mirrored: bool,
-    ) -> Weights {
-        let spans: Vec<(usize, usize)> = (first..first + count)
-            .map(|index| from.span(to, index, kernel))
-            .collect();
+    ) -> Result<Weights> {
+        let indices = first..first + count;
+        let spans = memory::collect(indices.map(|index| from.span(to, index, kernel)))?;
         let start = spans.first().map_or(0, |span| span.0);
         let even = |begin: usize| (begin - start) & !1;
         let taps = spans
             .iter()
             .map(|&(begin, end)| (end - start - even(begin)).next_multiple_of(2));
         let taps = taps.max().unwrap_or(2);
-        let mut exact = vec![0.0; count * taps];
+        let mut exact: Vec<f64> = memory::zeros(count * taps)?;
         let mut largest = 0.0_f64;
         for ((index, &(begin, end)), exact) in spans.iter().enumerate().zip(exact.chunks_mut(taps))
         {
@@ -75,8 +76,8 @@ impl Weights {
         }
         let fits = |bits: &u32| largest * f64::from(1_u32 << bits) + 1.0 <= f64::from(i16::MAX);
         let bits = (0..=MOST_BITS).rev().find(fits).unwrap_or(0);
-        let mut values = vec![0; count * taps];
-        let mut begins: Vec<usize> = spans.iter().map(|span| even(span.0)).collect();
+        let mut values: Vec<i16> = memory::zeros(count * taps)?;
+        let mut begins = memory::collect(spans.iter().map(|span| even(span.0)))?;
         for (index, exact) in exact.chunks(taps).enumerate() {
             let place = if mirrored { count - 1 - index } else { index };
             round(exact, bits, &mut values[place * taps..][..taps]);
@@ -84,14 +85,14 @@ impl Weights {
         if mirrored {
             begins.reverse();
         }
-        Weights {
+        Ok(Weights {
             first: from.first() + start,
             used: spans.last().map_or(0, |span| span.1) - start,
             bits,
             taps,
             begins,
             values,
-        }
+        })
     }
 
     /// Where each output position begins, and its weights.
@@ -160,7 +161,7 @@ mod tests {
                     begin: 0.0,
                     length: f64::from(from),
                 };
-                let weights = Weights::new(whole, to, 0, to, kernel, false);
+                let weights = Weights::new(whole, to, 0, to, kernel, false).unwrap();
                 assert!(weights.bits >= 14 && weights.taps.is_multiple_of(2));
                 for (begin, values) in weights.iter() {
                     let sum: i32 = values.iter().map(|&weight| i32::from(weight)).sum();
@@ -169,7 +170,7 @@ mod tests {
                     let past = &values[values.len().min(weights.used - begin)..];
                     assert!(past.iter().all(|&weight| weight == 0));
                 }
-                let mirrored = Weights::new(whole, to, 0, to, kernel, true);
+                let mirrored = Weights::new(whole, to, 0, to, kernel, true).unwrap();
                 let mut reversed: Vec<_> = mirrored.iter().collect();
                 reversed.reverse();
                 assert!(weights.iter().eq(reversed));

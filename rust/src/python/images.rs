@@ -7,12 +7,15 @@ use std::time::Duration;
 use numpy::ndarray::aview1;
 use numpy::{
     IntoPyArray, PyArray1, PyArray3, PyArrayMethods, PyReadwriteArray2, PyReadwriteArray4,
+    PyUntypedArrayMethods,
 };
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::arguments::{elements_mut, natural};
 use crate::error::Error;
+use crate::image::at_once;
 use crate::image::augment::Augment;
 use crate::image::decode::decode;
 use crate::image::geometry::Fit;
@@ -20,8 +23,9 @@ use crate::image::kept::{Entry, Kept};
 use crate::image::kernel::Interpolation;
 use crate::image::load::{Element, Preparation, Shrunk};
 use crate::image::normalise::Normalisation;
-use crate::image::pipeline::{self, Batch, Job, Next, Run};
+use crate::image::pipeline::{Batch, Job, Next, Run};
 use crate::image::Limits;
+use crate::threads::thread_count;
 
 /// Longest wait before Python's signals are checked again.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -63,13 +67,13 @@ impl PyPreparation {
     #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None, fast=false, channels_last=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
-        size: usize,
+        size: i128,
         mean: [f32; 3],
         std: [f32; 3],
         interpolation: &str,
         resize: &str,
         augment: Option<AugmentArguments>,
-        seed: u64,
+        seed: i128,
         max_pixels: Option<u64>,
         fast: bool,
         channels_last: bool,
@@ -79,6 +83,7 @@ impl PyPreparation {
                 Error::Value(format!("size must be from 1 to 8192 pixels, got {size}")).into(),
             );
         }
+        let (size, seed) = (size as usize, natural("seed", seed)?);
         let interpolation = match interpolation {
             "bicubic" => Interpolation::Bicubic,
             "bilinear" => Interpolation::Bilinear,
@@ -133,11 +138,11 @@ enum Samples<'py> {
 fn load_images(
     py: Python<'_>,
     paths: Vec<PathBuf>,
-    rows: Vec<u64>,
+    rows: Vec<i64>,
     preparation: &PyPreparation,
     out: Samples<'_>,
-    epoch: u64,
-    threads: usize,
+    epoch: i128,
+    threads: i128,
     sizes: Option<PyReadwriteArray2<'_, i64>>,
 ) -> PyResult<Vec<(usize, String)>> {
     fn load<T: Element + numpy::Element>(
@@ -148,8 +153,8 @@ fn load_images(
         epoch: u64,
         threads: usize,
     ) -> PyResult<Vec<crate::error::Result<(usize, usize)>>> {
-        let out = out.as_slice_mut()?;
-        Ok(py.detach(|| pipeline::load_all(files, preparation, epoch, threads, out))?)
+        let out = elements_mut("out", &mut out)?;
+        Ok(py.detach(|| at_once::load_all(files, preparation, epoch, threads, out))?)
     }
     if paths.len() != rows.len() {
         return Err(Error::Value(format!(
@@ -159,6 +164,9 @@ fn load_images(
         ))
         .into());
     }
+    let rows = rows.into_iter().map(|row| natural("rows", row.into()));
+    let rows: Vec<u64> = rows.collect::<PyResult<_>>()?;
+    let (epoch, threads) = (natural("epoch", epoch)?, natural("threads", threads)?);
     let files: Vec<_> = paths.iter().map(PathBuf::as_path).zip(rows).collect();
     let preparation = &preparation.0;
     let loaded = match out {
@@ -166,6 +174,14 @@ fn load_images(
         Samples::Levels(out) => load(py, &files, preparation, out, epoch, threads)?,
     };
     if let Some(mut sizes) = sizes {
+        if sizes.shape() != [loaded.len(), 2] {
+            let message = format!(
+                "sizes must be of {} rows and 2 columns, got {:?}",
+                loaded.len(),
+                sizes.shape()
+            );
+            return Err(Error::Value(message).into());
+        }
         for (mut place, found) in sizes.as_array_mut().outer_iter_mut().zip(&loaded) {
             let (width, height) = *found.as_ref().unwrap_or(&(0, 0));
             place.assign(&aview1(&[width as i64, height as i64]));
@@ -201,15 +217,16 @@ type ShrunkPicture = (Option<Py<PyArray3<u8>>>, (usize, usize), Option<String>);
 fn shrink_images(
     py: Python<'_>,
     paths: Vec<PathBuf>,
-    short: usize,
+    short: i128,
     preparation: &PyPreparation,
-    threads: usize,
+    threads: i128,
 ) -> PyResult<Vec<ShrunkPicture>> {
+    let (short, threads): (usize, _) = (natural("short", short)?, natural("threads", threads)?);
     if short == 0 {
         return Err(Error::Value("short must be at least 1 pixel, got 0".into()).into());
     }
     let preparation = &preparation.0;
-    let made = py.detach(|| pipeline::shrink_all(&paths, preparation, short, threads));
+    let made = py.detach(|| at_once::shrink_all(&paths, preparation, short, threads))?;
     made.into_iter()
         .map(|shrunk| match shrunk {
             Ok(Shrunk { image, full }) => {
@@ -265,29 +282,31 @@ impl PyPipeline {
     fn new(
         paths: Vec<PathBuf>,
         preparation: &PyPreparation,
-        threads: usize,
-        prefetch: usize,
+        threads: i128,
+        prefetch: i128,
         uint8: bool,
         kept: Option<&PyKept>,
-    ) -> Self {
+    ) -> PyResult<Self> {
         let preparation = Arc::clone(&preparation.0);
-        PyPipeline {
+        let (threads, prefetch) = (natural("threads", threads)?, natural("prefetch", prefetch)?);
+        thread_count(threads)?;
+        Ok(PyPipeline {
             paths: Arc::new(paths),
             preparation,
             threads,
             prefetch,
             uint8,
             kept: kept.map(|kept| Arc::clone(&kept.0)),
-        }
+        })
     }
 
     /// Starts making the batches of `order`.
-    fn start(&self, py: Python<'_>, order: Vec<Vec<i64>>, epoch: u64) -> PyResult<PyRun> {
+    fn start(&self, py: Python<'_>, order: Vec<Vec<i64>>, epoch: i128) -> PyResult<PyRun> {
         let mut job = Job::new(
             Arc::clone(&self.paths),
             Arc::clone(&self.preparation),
             order,
-            epoch,
+            natural("epoch", epoch)?,
         )?;
         job.kept = self.kept.clone();
         let (threads, prefetch) = (self.threads, self.prefetch);
@@ -361,6 +380,7 @@ fn next<T: Element + numpy::Element>(
                     waited,
                 )));
             }
+            Next::Failed(error) => return Err(error.into()),
             Next::Waiting => py.check_signals()?,
             Next::End if run.finished() => return Ok(None),
             Next::End => {

@@ -1,21 +1,27 @@
 //! Every Python binding of the crate, and nothing else; one file and one `register` a subject.
 
+mod arguments;
 mod images;
 mod stats;
 mod tokenize;
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyMemoryError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::error::Error;
 
 impl From<Error> for PyErr {
     fn from(error: Error) -> PyErr {
+        let exhausted = error.is_exhaustion();
         match error {
             Error::Value(message) | Error::Image(message) => PyValueError::new_err(message),
+            Error::Memory { .. } => PyMemoryError::new_err(error.to_string()),
             Error::Read { path, source } => {
                 // Python picks the subclass of OSError (FileNotFoundError, PermissionError, ...) from the number.
-                let reason = source.to_string();
+                let mut reason = source.to_string();
+                if exhausted && source.kind() != std::io::ErrorKind::OutOfMemory {
+                    reason += "; raise the limit (ulimit -n), or pass fewer --threads";
+                }
                 match source.raw_os_error() {
                     Some(number) => {
                         PyErr::new::<pyo3::exceptions::PyOSError, _>((number, reason, path))

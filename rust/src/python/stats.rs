@@ -3,9 +3,10 @@
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArrayDyn};
 use pyo3::prelude::*;
 
+use super::arguments::{elements, natural};
 use crate::error::Error;
-use crate::image::pipeline::thread_count;
 use crate::stats::moments::{Column, RunningMoments, Value};
+use crate::threads::thread_count;
 
 /// A contiguous array.
 #[derive(FromPyObject)]
@@ -31,13 +32,15 @@ type MomentsParts<'py> = (
 #[pymethods]
 impl PyMoments {
     #[new]
-    fn new(columns: usize) -> PyResult<PyMoments> {
-        Ok(PyMoments(RunningMoments::new(columns)?))
+    fn new(columns: i128) -> PyResult<PyMoments> {
+        Ok(PyMoments(RunningMoments::new(natural(
+            "columns", columns,
+        )?)?))
     }
 
     #[staticmethod]
     fn from_parts(
-        count: u64,
+        count: i128,
         mean: PyReadonlyArray1<'_, f64>,
         m2: PyReadonlyArray1<'_, f64>,
         min: PyReadonlyArray1<'_, f64>,
@@ -65,7 +68,7 @@ impl PyMoments {
             max: max[i],
         });
         Ok(PyMoments(RunningMoments::from_parts(
-            count,
+            natural("count", count)?,
             columns.collect(),
         )?))
     }
@@ -90,16 +93,17 @@ impl PyMoments {
 
     /// Adds an array, rows of `columns` values.
     #[pyo3(signature = (values, threads=1))]
-    fn update(&mut self, py: Python<'_>, values: Values<'_>, threads: usize) -> PyResult<()> {
+    fn update(&mut self, py: Python<'_>, values: Values<'_>, threads: i128) -> PyResult<()> {
         fn add<T: Value + numpy::Element>(
             moments: &mut RunningMoments,
             py: Python<'_>,
             values: &PyReadonlyArrayDyn<'_, T>,
             threads: usize,
         ) -> PyResult<()> {
-            let values = values.as_slice()?;
-            Ok(py.detach(|| moments.update(values, thread_count(threads)))?)
+            let values = elements("values", values)?;
+            Ok(py.detach(|| moments.update(values, threads))?)
         }
+        let threads = thread_count(natural("threads", threads)?)?;
         match values {
             Values::Single(values) => add(&mut self.0, py, &values, threads),
             Values::Double(values) => add(&mut self.0, py, &values, threads),

@@ -5,7 +5,9 @@ use pyo3::exceptions::{PyTypeError, PyUnicodeEncodeError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
+use super::arguments::{elements_mut, natural};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::tokenize::{build_vocabulary, Clean, Input, TokenId, Tokenizer};
 
 /// Token ids as the caller wants them.
@@ -56,7 +58,7 @@ impl CaptionTokenizer {
             marks.3.as_str(),
         ];
         let special: Vec<&str> = special.iter().map(String::as_str).collect();
-        let entries: Vec<&str> = vocabulary.split('\n').collect();
+        let entries = lines(vocabulary)?;
         Ok(Self {
             tokenizer: py.detach(|| Tokenizer::bert(&entries, marks, &special, clean))?,
         })
@@ -65,10 +67,10 @@ impl CaptionTokenizer {
     /// Whole words, a word a line, the first with id 4.
     #[staticmethod]
     fn words(vocabulary: &str) -> PyResult<Self> {
-        let words: Vec<&str> = if vocabulary.is_empty() {
+        let words = if vocabulary.is_empty() {
             Vec::new()
         } else {
-            vocabulary.split('\n').collect()
+            lines(vocabulary)?
         };
         Ok(Self {
             tokenizer: Tokenizer::words(&words)?,
@@ -92,7 +94,7 @@ impl CaptionTokenizer {
         texts: &Bound<'_, PyTuple>,
         ids: Ids<'_>,
         lengths: PyReadwriteArray1<'_, i64>,
-        threads: usize,
+        threads: i128,
     ) -> PyResult<Vec<usize>> {
         self.encode_input(texts, Input::Texts, ids, lengths, threads)
     }
@@ -103,7 +105,7 @@ impl CaptionTokenizer {
         texts: &Bound<'_, PyTuple>,
         ids: Ids<'_>,
         lengths: PyReadwriteArray1<'_, i64>,
-        threads: usize,
+        threads: i128,
     ) -> PyResult<Vec<usize>> {
         self.encode_input(texts, Input::Pieces, ids, lengths, threads)
     }
@@ -116,8 +118,9 @@ impl CaptionTokenizer {
         input: Input,
         ids: Ids<'_>,
         lengths: PyReadwriteArray1<'_, i64>,
-        threads: usize,
+        threads: i128,
     ) -> PyResult<Vec<usize>> {
+        let threads = natural("threads", threads)?;
         match ids {
             Ids::Long(ids) => self.encode_into(texts, input, ids, lengths, threads),
             Ids::Int(ids) => self.encode_into(texts, input, ids, lengths, threads),
@@ -142,7 +145,10 @@ impl CaptionTokenizer {
         }
         // The tuple keeps every string alive, and strings do not change: borrowing them without the GIL is sound.
         let borrowed = borrow_texts(texts)?;
-        let (ids, lengths) = (ids.as_slice_mut()?, lengths.as_slice_mut()?);
+        let (ids, lengths) = (
+            elements_mut("ids", &mut ids)?,
+            elements_mut("lengths", &mut lengths)?,
+        );
         let encode = || -> Result<Vec<usize>> {
             self.tokenizer
                 .encode(&borrowed, input, ids, lengths, threads)
@@ -151,9 +157,19 @@ impl CaptionTokenizer {
     }
 }
 
+/// The lines of a vocabulary file.
+fn lines(text: &str) -> Result<Vec<&str>> {
+    let mut lines = Vec::new();
+    let count = memchr::memchr_iter(b'\n', text.as_bytes()).count() + 1;
+    memory::reserve(&mut lines, count)?;
+    lines.extend(text.split('\n'));
+    Ok(lines)
+}
+
 /// The texts as UTF-8, without a copy where they are ASCII; None where a text has none, holding half a surrogate pair.
 fn borrow_texts<'a>(texts: &'a Bound<'_, PyTuple>) -> PyResult<Vec<Option<&'a str>>> {
-    let mut borrowed = Vec::with_capacity(texts.len());
+    let mut borrowed = Vec::new();
+    memory::reserve(&mut borrowed, texts.len())?;
     for (index, text) in texts.iter_borrowed().enumerate() {
         match text.extract::<&'a str>() {
             Ok(text) => borrowed.push(Some(text)),
@@ -175,13 +191,17 @@ fn borrow_texts<'a>(texts: &'a Bound<'_, PyTuple>) -> PyResult<Vec<Option<&'a st
 #[pyfunction]
 fn build_word_vocabulary(
     texts: &Bound<'_, PyTuple>,
-    min_count: usize,
-    max_words: usize,
+    min_count: i128,
+    max_words: i128,
 ) -> PyResult<Vec<String>> {
-    let borrowed: Vec<&str> = borrow_texts(texts)?.into_iter().flatten().collect();
+    let (min_count, max_words) = (
+        natural("min_count", min_count)?,
+        natural("max_words", max_words)?,
+    );
+    let borrowed = borrow_texts(texts)?;
     Ok(texts
         .py()
-        .detach(|| build_vocabulary(&borrowed, min_count, max_words)))
+        .detach(|| build_vocabulary(&borrowed, min_count, max_words))?)
 }
 
 /// Add the tokenizers to the module.

@@ -9,7 +9,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::simd::vectorize;
+use crate::threads::share;
 
 /// Values that one thread takes at a time.
 const CHUNK: usize = 1 << 19;
@@ -96,9 +98,11 @@ impl RunningMoments {
                 "RunningMoments needs at least one column, got 0".into(),
             ));
         }
+        let mut empty = Vec::new();
+        memory::resize(&mut empty, columns, Column::EMPTY)?;
         Ok(RunningMoments {
             count: 0,
-            columns: vec![Column::EMPTY; columns],
+            columns: empty,
         })
     }
 
@@ -135,29 +139,28 @@ impl RunningMoments {
         }
         let chunk = (CHUNK / width).max(1) * width;
         let chunks = values.len().div_ceil(chunk);
-        let threads = threads.clamp(1, chunks.max(1));
-        let mut parts: Vec<Option<RunningMoments>> = vec![None; chunks];
+        let mut parts = Vec::new();
+        memory::reserve(&mut parts, chunks)?;
+        parts.resize_with(chunks, || RunningMoments::new(width));
         let queue = Mutex::new(parts.iter_mut().zip(values.chunks(chunk)));
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-        let work = || {
+        share(threads.min(chunks), || {
             while let Some((part, values)) = next() {
-                let mut columns = vec![Column::EMPTY; width];
-                vectorize(
-                    #[inline(always)]
-                    || add_rows(values, &mut columns),
-                );
-                let count = (values.len() / width) as u64;
-                *part = Some(RunningMoments { count, columns });
+                if let Ok(moments) = part {
+                    let done = vectorize(
+                        #[inline(always)]
+                        || add_rows(values, &mut moments.columns),
+                    );
+                    moments.count = (values.len() / width) as u64;
+                    if let Err(error) = done {
+                        *part = Err(error);
+                    }
+                }
             }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
-            }
-            work();
         });
-        for part in parts.iter().flatten() {
-            self.add(part);
+        // Nothing is added unless all of it is.
+        for part in parts.into_iter().collect::<Result<Vec<_>>>()? {
+            self.add(&part);
         }
         Ok(())
     }
@@ -261,15 +264,17 @@ impl<V: Value> Sum<V> {
 ///
 /// Rows of fewer than 256 columns are joined into long rows of a multiple of eight values, so that tiles are full.
 #[inline(always)]
-fn add_rows<V: Value>(values: &[V], columns: &mut [Column]) {
+fn add_rows<V: Value>(values: &[V], columns: &mut [Column]) -> Result<()> {
     let width = columns.len();
     let mut long = width;
     while width < 256 && !long.is_multiple_of(2 * LANES) {
         long += width;
     }
     let tiled = long / LANES * LANES;
-    let mut tiles = vec![Tile::new([values[0]; LANES]); tiled / LANES];
-    let mut shifts = vec![0.0; long];
+    let (mut tiles, mut sums) = (Vec::new(), Vec::new());
+    memory::resize(&mut tiles, tiled / LANES, Tile::new([values[0]; LANES]))?;
+    memory::reserve(&mut sums, width)?;
+    let mut shifts: Vec<f64> = memory::zeros(long)?;
     let mut count = 0;
     for block in values.chunks(BLOCK_ROWS * long) {
         let first = &block[..width];
@@ -282,7 +287,8 @@ fn add_rows<V: Value>(values: &[V], columns: &mut [Column]) {
             low: value,
             high: value,
         };
-        let mut sums: Vec<Sum<V>> = first.iter().map(sum).collect();
+        sums.clear();
+        sums.extend(first.iter().map(sum));
         let (long_rows, rest) = block.split_at(block.len() / long * long);
         if !long_rows.is_empty() {
             add_long_rows(long_rows, long, &shifts, &mut tiles);
@@ -316,6 +322,7 @@ fn add_rows<V: Value>(values: &[V], columns: &mut [Column]) {
         }
         count += rows as u64;
     }
+    Ok(())
 }
 
 /// Sets every tile to the sums of its eight columns over rows of `long` values, a group of rows at a time so that memory

@@ -13,6 +13,7 @@ use super::merges::{MergeScratch, Merges};
 use super::row::{Row, TokenId};
 use super::scan;
 use crate::error::Result;
+use crate::memory;
 
 const START_TEXT: &[u8] = b"<start_of_text>";
 const END_TEXT: &[u8] = b"<end_of_text>";
@@ -22,6 +23,15 @@ const END_TEXT: &[u8] = b"<end_of_text>";
 pub struct BpeScratch {
     merging: MergeScratch,
     lowered: Vec<u8>,
+}
+
+impl BpeScratch {
+    /// Make room for any word of a text of `length` bytes.
+    pub fn reserve(&mut self, length: usize) -> Result<()> {
+        self.lowered.clear();
+        memory::reserve(&mut self.lowered, length)?;
+        self.merging.reserve(length)
+    }
 }
 
 /// The encoding by one vocabulary file.

@@ -8,6 +8,8 @@ use rustc_hash::FxHashMap;
 
 use super::row::{Row, TokenId};
 use super::scan;
+use crate::error::Result;
+use crate::memory;
 
 const SHORT_BYTES: usize = 16;
 const SHORT_IDS: usize = 3;
@@ -53,6 +55,12 @@ fn slot_of(key: u128, slots: usize) -> usize {
 }
 
 impl WordCache {
+    /// Make room for the ids of a word of `length` bytes, of which each becomes one at most.
+    pub fn reserve(&mut self, length: usize) -> Result<()> {
+        self.ids.clear();
+        memory::reserve(&mut self.ids, length)
+    }
+
     /// Append the ids of a word given by its key (see `scan::key`); `compute` makes them where the cache has none.
     #[inline(always)]
     pub fn emit_key<T: TokenId>(
@@ -124,7 +132,8 @@ impl WordCache {
         match key {
             Some(key) if (1..=SHORT_IDS).contains(&ids.len()) => self.insert(key, &ids),
             _ if word.len() <= LONG_BYTES => {
-                if self.long.len() >= LONG_WORDS {
+                if self.long.len() >= LONG_WORDS || memory::reserve_map(&mut self.long, 1).is_err()
+                {
                     self.long.clear();
                 }
                 self.long.insert(word.into(), ids.as_slice().into());
@@ -135,8 +144,12 @@ impl WordCache {
     }
 
     fn insert(&mut self, key: u128, ids: &[u32]) {
-        if self.used * 2 >= self.short.len() && self.short.len() < LAST_SLOTS {
-            let larger = vec![Entry::default(); self.short.len() * 4];
+        let mut larger = Vec::new();
+        // Without memory for a larger table the one there is stays.
+        if self.used * 2 >= self.short.len()
+            && self.short.len() < LAST_SLOTS
+            && memory::resize(&mut larger, self.short.len() * 4, Entry::default()).is_ok()
+        {
             let entries = std::mem::replace(&mut self.short, larger);
             self.used = 0;
             for entry in entries.into_iter().filter(|entry| entry.count > 0) {

@@ -126,10 +126,11 @@ impl Clean {
                 bare.filter(|character| !character.is_mark_nonspacing()),
                 cleaned,
             );
-        } else if self.compose {
-            let mut lowered = String::new();
-            self.lower_into(characters, &mut lowered);
+        } else if self.compose && self.lower {
+            let lowered = characters.flat_map(char::to_lowercase);
             cleaned.extend(lowered.nfc().map(|(character, _)| character));
+        } else if self.compose {
+            cleaned.extend(characters.nfc().map(|(character, _)| character));
         } else {
             self.lower_into(characters, cleaned);
         }

@@ -6,6 +6,7 @@ use std::collections::BinaryHeap;
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// How many merges of a vocabulary file count: 49,152 less the 256 bytes less the two marks.
 const MERGES: usize = 49_152 - 256 - 2;
@@ -27,6 +28,26 @@ pub struct MergeScratch {
     previous: Vec<u32>,
     heap: BinaryHeap<Reverse<(u32, u32, u32, u32)>>,
     batch: Vec<(u32, u32, u32)>,
+}
+
+impl MergeScratch {
+    /// Make room for merging a word of `length` bytes.
+    pub fn reserve(&mut self, length: usize) -> Result<()> {
+        self.symbols.clear();
+        memory::reserve(&mut self.symbols, length)?;
+        if length > SCANNED_BYTES {
+            for links in [&mut self.next, &mut self.previous] {
+                links.clear();
+                memory::reserve(links, length)?;
+            }
+            // A merge makes two pairs at most, and there are fewer merges than bytes.
+            self.heap.clear();
+            self.batch.clear();
+            memory::reserve_heap(&mut self.heap, 3 * length)?;
+            memory::reserve(&mut self.batch, 3 * length)?;
+        }
+        Ok(())
+    }
 }
 
 /// The merges of one vocabulary file.
@@ -59,8 +80,10 @@ impl Merges {
         let characters = byte_characters();
         let (mut inner, mut last) = ([0; 256], [0; 256]);
         // Every symbol stands in one string, which the map borrows: 49,000 small allocations would double the time.
-        let mut text = String::with_capacity(vocabulary.len());
-        let mut symbols: Vec<(std::ops::Range<usize>, u32)> = Vec::with_capacity(512 + MERGES);
+        let mut text = String::new();
+        memory::reserve_string(&mut text, vocabulary.len() + 4096)?;
+        let mut symbols: Vec<(std::ops::Range<usize>, u32)> = Vec::new();
+        memory::reserve(&mut symbols, 512 + MERGES)?;
         let mut write = |parts: [&str; 2], id: u32| {
             let from = text.len();
             text.push_str(parts[0]);
@@ -73,8 +96,11 @@ impl Merges {
             write([character.encode_utf8(&mut [0; 4]), ""], id);
             write([character.encode_utf8(&mut [0; 4]), "</w>"], id + 256);
         }
-        let lines: Vec<&str> = vocabulary.split('\n').skip(1).take(MERGES).collect();
-        let mut parts: Vec<(u32, &str, &str)> = Vec::with_capacity(lines.len());
+        let mut lines: Vec<&str> = Vec::new();
+        memory::reserve(&mut lines, MERGES)?;
+        lines.extend(vocabulary.split('\n').skip(1).take(MERGES));
+        let mut parts: Vec<(u32, &str, &str)> = Vec::new();
+        memory::reserve(&mut parts, lines.len())?;
         // A blank line takes an id and merges nothing, as in the reference, whose file ends without a line feed.
         for (rank, line) in (0u32..).zip(lines.iter()) {
             let mut words = line.split_whitespace();
@@ -100,13 +126,14 @@ impl Merges {
             ));
         }
         // Equal symbols have one id, that of the last merge that makes them.
-        let mut ids: FxHashMap<&str, u32> =
-            FxHashMap::with_capacity_and_hasher(symbols.len(), Default::default());
+        let mut ids: FxHashMap<&str, u32> = FxHashMap::default();
+        memory::reserve_map(&mut ids, symbols.len())?;
         for (range, id) in &symbols {
             ids.insert(&text[range.clone()], *id);
         }
         let repeated = ids.len() < symbols.len();
-        let mut merges = FxHashMap::with_capacity_and_hasher(parts.len(), Default::default());
+        let mut merges = FxHashMap::default();
+        memory::reserve_map(&mut merges, parts.len())?;
         for (&(rank, left, right), (range, id)) in parts.iter().zip(&symbols[512..]) {
             let find = |symbol: &str| {
                 ids.get(symbol).copied().ok_or_else(|| {

@@ -39,6 +39,29 @@ struct Workspace {
     cleaned: String,
     cache: WordCache,
     bpe: BpeScratch,
+    /// Length of the longest text that there is room for.
+    room: usize,
+}
+
+impl Workspace {
+    /// Makes room for a text, so that what follows allocates nothing of its size.
+    #[inline(always)]
+    fn reserve(&mut self, text: &str) -> Result<()> {
+        if text.len() <= self.room {
+            return Ok(());
+        }
+        self.grow(text)
+    }
+
+    #[cold]
+    fn grow(&mut self, text: &str) -> Result<()> {
+        scan::reserve_text(text, &mut self.buffer, &mut self.cleaned)?;
+        // Decomposed, a word may have three bytes for each that it had.
+        self.cache.reserve(3 * text.len())?;
+        self.bpe.reserve(text.len())?;
+        self.room = text.len();
+        Ok(())
+    }
 }
 
 /// A tokenizer: threads may share it.
@@ -172,21 +195,25 @@ impl Tokenizer {
             ids,
             lengths,
         });
-        let (queue, left) = (Mutex::new(chunks), Mutex::new(Vec::new()));
+        let (queue, left) = (Mutex::new(chunks), Mutex::new(Ok(Vec::new())));
         let wanted = if threads == 0 { pool::cores() } else { threads };
         pool::run(wanted.min(rows / CHUNK_ROWS).saturating_sub(1), || {
             let mut workspace = self.take_workspace();
-            let mut mine = Vec::new();
             loop {
                 let Some(chunk) = lock(&queue).next() else {
                     break;
                 };
-                self.encode_chunk(texts, input, width, chunk, &mut workspace, &mut mine);
+                let mine = self.encode_chunk(texts, input, width, chunk, &mut workspace);
+                let mut left = lock(&left);
+                match (&mut *left, mine) {
+                    (Ok(left), Ok(mine)) => left.extend(mine),
+                    (Ok(_), Err(error)) => *left = Err(error),
+                    (Err(_), _) => break,
+                }
             }
-            lock(&left).append(&mut mine);
             lock(&self.idle).push(workspace);
         });
-        let mut left = left.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut left = left.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         left.sort_unstable();
         Ok(left)
     }
@@ -202,8 +229,8 @@ impl Tokenizer {
         width: usize,
         chunk: Chunk<'_, T>,
         workspace: &mut Workspace,
-        left: &mut Vec<usize>,
-    ) {
+    ) -> Result<Vec<usize>> {
+        let mut left = Vec::new();
         let Chunk {
             first,
             ids,
@@ -220,6 +247,7 @@ impl Tokenizer {
                 left.push(first + index);
                 continue;
             };
+            workspace.reserve(text)?;
             let mut row = Row::new(&mut ids[1..width - 1]);
             if !self.encode_text(text, input, workspace, &mut row) {
                 left.push(first + index);
@@ -231,6 +259,7 @@ impl Tokenizer {
             ids[used + 2..].fill(T::from_id(self.pad));
             *length = used as i64 + 2;
         }
+        Ok(left)
     }
 
     #[inline(always)]
@@ -246,6 +275,7 @@ impl Tokenizer {
             cleaned,
             cache,
             bpe,
+            ..
         } = workspace;
         match &self.model {
             Model::Clip(model) if input == Input::Pieces => {

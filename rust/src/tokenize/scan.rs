@@ -2,6 +2,9 @@
 //!
 //! Every function here wants bytes below 0x80: the additions below then never carry into the next byte.
 
+use crate::error::Result;
+use crate::memory;
+
 /// How many bytes may be read past the last one of a scanned text; `load_text` appends as many zeros.
 pub const PADDING: usize = 32;
 
@@ -21,6 +24,15 @@ pub fn is_printable_without_ampersand(text: &[u8]) -> bool {
     !text.iter().fold(false, |other, &byte| {
         other | !(0x20..0x7f).contains(&byte) | (byte == b'&')
     })
+}
+
+/// Make room for repairing and scanning a text, however it is cut: decomposed and with spaces about Chinese characters it
+/// has at most three bytes for each of its own.
+pub fn reserve_text(text: &str, buffer: &mut Vec<u8>, cleaned: &mut String) -> Result<()> {
+    buffer.clear();
+    memory::reserve(buffer, text.len() + PADDING)?;
+    cleaned.clear();
+    memory::reserve_string(cleaned, 3 * text.len())
 }
 
 /// Copy a text into a buffer and append the zeros that the scanner may read.

@@ -9,6 +9,7 @@ use super::clean::{Clean, WordSink};
 use super::row::{Row, TokenId};
 use super::scan;
 use crate::error::{Error, Result};
+use crate::memory;
 
 const LONGEST_WORD: usize = 100; // characters
 
@@ -30,7 +31,8 @@ impl WordPiece {
     /// the text as it stands.
     pub fn new(entries: &[&str], unknown: &str, special: &[&str], clean: Clean) -> Result<Self> {
         let (mut whole, mut continued) = (FxHashMap::default(), FxHashMap::default());
-        whole.reserve(entries.len());
+        memory::reserve_map(&mut whole, entries.len())?;
+        memory::reserve_map(&mut continued, entries.len())?;
         for (id, entry) in (0u32..).zip(entries).filter(|(_, entry)| !entry.is_empty()) {
             whole.insert(Box::from(entry.as_bytes()), id);
             if let Some(rest) = entry.strip_prefix("##").filter(|rest| !rest.is_empty()) {

@@ -9,6 +9,7 @@ use super::clean::{Clean, WordSink};
 use super::row::{Row, TokenId};
 use super::scan;
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// The ids before the first word: padding, an unknown word, the start mark and the end mark.
 pub const PAD: u32 = 0;
@@ -33,6 +34,7 @@ impl Words {
     /// Words, the first one with id 4.
     pub fn new(words: &[&str]) -> Result<Self> {
         let mut ids = FxHashMap::default();
+        memory::reserve_map(&mut ids, words.len())?;
         for (id, word) in (FIRST_WORD..).zip(words) {
             if word.is_empty() || ids.insert(Box::from(word.as_bytes()), id).is_some() {
                 return Err(Error::Value(format!(
@@ -76,25 +78,42 @@ fn split(text: &str, buffer: &mut Vec<u8>, cleaned: &mut String, sink: &mut impl
 }
 
 /// The words of some texts that occur at least `min_count` times, the most frequent first and equally frequent ones in
-/// the order of their bytes, at most `max_words`.
-pub fn build_vocabulary(texts: &[&str], min_count: usize, max_words: usize) -> Vec<String> {
+/// the order of their bytes, at most `max_words`. A text that is None is passed over.
+pub fn build_vocabulary(
+    texts: &[Option<&str>],
+    min_count: usize,
+    max_words: usize,
+) -> Result<Vec<String>> {
     let mut counts = Counts::default();
     let (mut buffer, mut cleaned) = (Vec::new(), String::new());
-    for text in texts {
+    for text in texts.iter().flatten() {
+        scan::reserve_text(text, &mut buffer, &mut cleaned)?;
         split(text, &mut buffer, &mut cleaned, &mut counts);
+        if let Some(error) = counts.failed {
+            return Err(error);
+        }
     }
-    let mut words: Vec<(String, usize)> = counts
-        .0
-        .into_iter()
-        .filter(|&(_, count)| count >= min_count)
-        .collect();
-    words.sort_by(|left, right| right.1.cmp(&left.1).then_with(|| left.0.cmp(&right.0)));
+    let mut words = Vec::new();
+    memory::reserve(&mut words, counts.words.len())?;
+    words.extend(
+        counts
+            .words
+            .into_iter()
+            .filter(|&(_, count)| count >= min_count),
+    );
+    // Words differ: an unstable sort, which allocates nothing, has one result.
+    words.sort_unstable_by(|left: &(String, usize), right| {
+        right.1.cmp(&left.1).then_with(|| left.0.cmp(&right.0))
+    });
     words.truncate(max_words);
-    words.into_iter().map(|(word, _)| word).collect()
+    memory::collect(words.into_iter().map(|(word, _)| word))
 }
 
 #[derive(Default)]
-struct Counts(FxHashMap<String, usize>);
+struct Counts {
+    words: FxHashMap<String, usize>,
+    failed: Option<Error>,
+}
 
 impl WordSink for Counts {
     fn short(&mut self, key: u128, length: usize) {
@@ -103,11 +122,13 @@ impl WordSink for Counts {
 
     fn word(&mut self, word: &[u8]) {
         let word = String::from_utf8_lossy(word);
-        match self.0.get_mut(word.as_ref()) {
-            Some(count) => *count += 1,
-            None => {
-                self.0.insert(word.into_owned(), 1);
-            }
+        if let Some(count) = self.words.get_mut(word.as_ref()) {
+            *count += 1;
+            return;
+        }
+        match memory::reserve_map(&mut self.words, 1) {
+            Ok(()) => drop(self.words.insert(word.into_owned(), 1)),
+            Err(error) => self.failed = Some(error),
         }
     }
 
@@ -153,8 +174,12 @@ mod tests {
     #[test]
     fn words_are_ranked_by_count_then_bytes() {
         let texts = ["A dog, a Dog.", "the cafe\u{301} dog", "café a"];
-        assert_eq!(build_vocabulary(&texts, 1, 10), ["a", "dog", "café", "the"]);
-        assert_eq!(build_vocabulary(&texts, 2, 2), ["a", "dog"]);
+        let texts = texts.map(Some);
+        assert_eq!(
+            build_vocabulary(&texts, 1, 10).unwrap(),
+            ["a", "dog", "café", "the"]
+        );
+        assert_eq!(build_vocabulary(&texts, 2, 2).unwrap(), ["a", "dog"]);
     }
 
     #[test]

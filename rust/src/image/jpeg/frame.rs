@@ -7,6 +7,7 @@ use super::idct::{self, Block, Transform};
 use crate::error::Result;
 use crate::image::format::{check_size, Choose, Wanted};
 use crate::image::{pool, Limits};
+use crate::memory;
 
 /// libjpeg's largest side.
 const MAX_SIDE: usize = 65_500;
@@ -105,12 +106,13 @@ impl Component {
     }
 
     /// Makes room for the samples, and for the coefficients where they are stored.
-    fn allocate(&mut self, progressive: bool) {
+    fn allocate(&mut self, progressive: bool) -> Result<()> {
         let samples = self.stride * self.blocks.1 * self.side;
-        self.plane = pool::take(samples);
+        self.plane = pool::take(samples)?;
         if progressive {
-            self.coefficients = vec![[0; 64]; self.blocks.0 * self.blocks.1];
+            self.coefficients = memory::zeros(self.blocks.0 * self.blocks.1)?;
         }
+        Ok(())
     }
 }
 
@@ -215,7 +217,7 @@ impl Frame {
     }
 
     /// Asks what of the picture is wanted, and makes room for it.
-    pub fn allocate(&mut self, choose: Choose<'_>, orientation: u8) {
+    pub fn allocate(&mut self, choose: Choose<'_>, orientation: u8) -> Result<()> {
         let (width, height) = (self.width, self.height);
         let mut wanted = if orientation < 5 {
             choose(width, height)
@@ -260,8 +262,9 @@ impl Frame {
                     blocks(area.top, area.height, v_max, v),
                 );
             }
-            component.allocate(self.progressive);
+            component.allocate(self.progressive)?;
         }
         self.wanted = Some(wanted);
+        Ok(())
     }
 }

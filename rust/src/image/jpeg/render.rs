@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::image::format::Wanted;
 use crate::image::geometry::Area;
 use crate::image::{pool, Rgb};
+use crate::memory;
 
 /// The colour space of the stored samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,13 +53,14 @@ pub fn render(
         height,
     };
     let area = wanted.area.unwrap_or(whole);
-    let mut pixels = pool::take(width * height * 3);
+    let mut pixels = pool::take(width * height * 3)?;
     // Room for the last repetitions of a row whose width is no whole number of them.
     let mut rows: Vec<Vec<u8>> = components
         .iter()
-        .map(|component| vec![0; component.width * full_width + full_width])
-        .collect();
+        .map(|component| memory::zeros(component.width * full_width + full_width))
+        .collect::<Result<_>>()?;
     let mut sums = Vec::new();
+    memory::reserve(&mut sums, most(|component| component.width))?;
     let lines = pixels.chunks_exact_mut(width * 3).enumerate();
     for (y, out) in lines.skip(area.top).take(area.height) {
         let columns = area.left..area.left + area.width;

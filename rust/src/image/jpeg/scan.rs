@@ -17,6 +17,7 @@ use super::progressive::progressive_block;
 use super::sequential::{sequential_block, skipped_block};
 use crate::error::Result;
 use crate::image::pool;
+use crate::memory;
 
 /// libjpeg's largest number of blocks in an interleaved unit.
 pub const MAX_BLOCKS: usize = 10;
@@ -64,7 +65,7 @@ pub fn decode_scan<T: Transform>(
             );
         }
     }
-    let mut coded = Coded::new(data, at, tables.restart_interval);
+    let mut coded = Coded::new(data, at, tables.restart_interval)?;
     if *progressive {
         progressive_units(&mut coded, &mut parts, scan, components);
     } else {
@@ -94,22 +95,26 @@ struct Coded<'a> {
 }
 
 impl<'a> Coded<'a> {
-    fn new(data: &'a [u8], at: usize, interval: usize) -> Coded<'a> {
-        let mut clean = pool::take_empty();
-        clean.reserve(data.len() - at + 8);
+    fn new(data: &'a [u8], at: usize, interval: usize) -> Result<Coded<'a>> {
+        let room = data.len() - at + 8;
+        let mut clean = pool::take_empty(room)?;
         let at = at + unstuff(&data[at..], &mut clean);
         let interval = if interval == 0 { usize::MAX } else { interval };
-        Coded {
+        let mut spare = Vec::new();
+        if interval < usize::MAX {
+            memory::reserve(&mut spare, room)?;
+        }
+        Ok(Coded {
             data,
             at,
             clean,
-            spare: Vec::new(),
+            spare,
             interval,
             left: interval,
             next: 0,
             lost: false,
             intact: true,
-        }
+        })
     }
 
     /// Goes to the next interval: the data after its restart marker, none where the marker is missing.

@@ -12,6 +12,7 @@ use super::standard;
 use crate::error::Result;
 use crate::image::format::Choose;
 use crate::image::{exif, Limits};
+use crate::memory;
 
 const EOI: u8 = 0xd9;
 const SOS: u8 = 0xda;
@@ -136,6 +137,7 @@ impl<'a> File<'a> {
             0xe0 => self.jfif |= body.starts_with(b"JFIF\0"),
             0xe1 => {
                 if let Some(block) = body.strip_prefix(b"Exif\0\0") {
+                    memory::reserve(&mut self.exif_block, block.len())?;
                     self.exif_block.extend_from_slice(block);
                 } else if let Some(packet) = body.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0") {
                     self.xmp_orientation = exif::xmp_orientation(packet);
@@ -210,7 +212,7 @@ impl<'a> File<'a> {
             .as_mut()
             .ok_or_else(|| bad("damaged: a scan comes before the frame header"))?;
         if frame.wanted.is_none() {
-            frame.allocate(self.choose, orientation);
+            frame.allocate(self.choose, orientation)?;
         }
         let count = usize::from(*body.first().ok_or_else(cut_short)?);
         if !(1..=4).contains(&count) || body.len() != 1 + 2 * count + 3 {
