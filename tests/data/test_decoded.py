@@ -189,7 +189,7 @@ def test_runs_with_other_rows_share_a_folder(paths: list[Path], tmp_path: Path, 
     plain = pixels(paths, 150, None, augment=Augment())
     broken = [*paths[:5], tmp_path / "none.png"]
 
-    start = threading.Barrier(2, timeout=300)
+    start = threading.Barrier(2, timeout=900)
 
     def run(rows: list[int]) -> None:
         for turn in range(times):
@@ -232,7 +232,7 @@ def test_two_training_runs_share_folder_and_cache_twenty_times(tmp_path: Path) -
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     def losses(name: str, process: subprocess.Popen[bytes]) -> list[float]:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=900)
         assert process.returncode == 0, said.decode()
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return [line["loss"] for line in lines]
