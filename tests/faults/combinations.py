@@ -97,6 +97,8 @@ def allowed(inputs: Inputs, chosen: dict[str, Any]) -> bool:
 
     if chosen["towers"] == "features" and chosen["cache"] != "off":
         return False
+    if chosen["towers"] == "scratch" and (chosen["lora"] or chosen["unfreeze"]):  # refused once the towers are known
+        return False
     try:
         fill(TrainConfig(**inputs.options(chosen)).validate(), 60).validate()
     except DataError:
