@@ -12,7 +12,6 @@ work in all, about a second. Work is counted, not time, so the result does not d
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,22 +106,15 @@ def load_images(
 
     rows: the row of the data set of each path, for `augment` (default 0, 1, 2, ...). threads: 0 means every core.
     sizes: (B, 2) int64, gets the width and height of each file's upright picture, 0 and 0 where it failed.
-    Returns pixels (B, 3, S, S) of `dtype`, and (position, message) of each file that failed, whose pixels are 0.
+    Returns pixels (B, 3, S, S) of `dtype`, and (position, message) of each file that failed, whose pixels are 0. Raises
+    OSError where the system has no more file handles, which says nothing of the images.
     """
     row_list = list(range(len(paths))) if rows is None else np.asarray(rows, dtype=np.int64).tolist()
     check_dtype(dtype)
     out = np.empty((len(paths), 3, preprocess.size, preprocess.size), dtype=dtype)
     preparation = prepare(preprocess, augment, seed)
     errors = _core.load_images(as_files(paths), row_list, preparation, out, epoch, threads, sizes)
-    refuse_exhaustion(errors)
     return out, errors
-
-
-def refuse_exhaustion(errors: Sequence[tuple[int, str]]) -> None:
-    """OSError where files could not be opened for want of file handles, which says nothing of the images."""
-    for _, message in errors:
-        if f"(os error {errno.EMFILE})" in message or f"(os error {errno.ENFILE})" in message:
-            raise OSError(errno.EMFILE, f"{message}; raise the limit (ulimit -n), or pass fewer --threads")
 
 
 def as_files(paths: Sequence[AnyPath]) -> list[str]:

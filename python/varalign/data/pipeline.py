@@ -20,7 +20,6 @@ from varalign.data.images import (
     as_files,
     check_dtype,
     prepare,
-    refuse_exhaustion,
 )
 
 
@@ -88,7 +87,6 @@ class ImagePipeline:
         try:
             while (batch := run.next()) is not None:
                 rows, pixels, errors, wait = batch
-                refuse_exhaustion(errors)
                 if self._memory_format == "channels_last":
                     pixels = pixels.transpose(0, 3, 1, 2)
                 yield ImageBatch(rows, pixels, errors, wait)
