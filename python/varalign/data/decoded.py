@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from varalign import _core
 from varalign.data.files import cache_key, content_key, open_user_file, write_parts_atomically
-from varalign.data.images import AnyPath, Augment, Preprocess, decoder_key, load_images, prepare
+from varalign.data.images import AnyPath, Augment, Preprocess, core_key, load_images, prepare
 
 MARGIN = 1.5
 """Short side of a kept picture, in training sizes.
@@ -103,9 +103,8 @@ def decoded_cache(
     settings = _settings(preprocess, augment)
     chosen = [files[row] for row in wanted.tolist()]
     before = content_key(chosen)
-    key = cache_key(
-        FORMAT, decoder_key(), *settings, MARGIN, len(files), wanted.tolist(), before
-    )  # mean and deviation come after the cache
+    # Mean and deviation are not in the key: pixels are normalised after they leave the cache.
+    key = cache_key(FORMAT, core_key(), *settings, MARGIN, len(files), wanted.tolist(), before)
     path = folder / f"decoded-{key[:32]}.pixels"
     found = _opened(path, key, len(files), settings)
     if isinstance(found, DecodedCache):

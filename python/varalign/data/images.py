@@ -76,8 +76,8 @@ class Augment:
 
 
 @lru_cache(maxsize=1)
-def decoder_key() -> str:
-    """Hex SHA-256 of the compiled core: the part of a cache's key that says which code decoded and resized."""
+def core_key() -> str:
+    """Hex SHA-256 of the compiled core: the part of a cache's key that says which code read images and captions."""
     return file_digest(Path(_core.__file__)).hex()
 
 

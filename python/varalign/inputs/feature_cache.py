@@ -1,7 +1,7 @@
 """Frozen towers are run once: their features lie on disk under a key of weights, preprocessing and data.
 
-Images are in the key by their content (and, because it decides which pixels a file gives, with the decoder's version),
-captions by their text: folders that have only names, sizes and times in common share nothing.
+Images are in the key by their content and captions by their text: folders that have only names, sizes and times in
+common share nothing. The compiled core is in the key too, because it decides which pixels and tokens a file gives.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varalign import _core
 from varalign.data.errors import DataError
 from varalign.data.files import cache_key, content_key
+from varalign.data.images import core_key
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
 from varalign.inputs.kept import Arrays, kept_arrays
@@ -54,7 +54,7 @@ def image_rows(towers: Towers, source: LiveImages, folder: Path, say: Say) -> Fe
     encoder, count = towers.image_encoder, len(source.paths)
     assert encoder is not None
     content = content_key(source.paths)
-    settings = (encoder.weights_fingerprint(), source.preprocess, _core.__version__)
+    settings = (encoder.weights_fingerprint(), source.preprocess, core_key())
     batches = ((batch.rows, batch.tensor) for batch in source.plain(np.arange(count), IMAGE_BATCH))
     encoded = run_tower(towers, batches, lambda pixels: source.features(towers, pixels), nullcontext)
 
@@ -82,7 +82,7 @@ def text_rows(towers: Towers, source: LiveCaptions, captions: Sequence[str], fol
         matrix, _ = gathered(encoded, count, encoder.feature_dim, _progress("text", count, TEXT_BATCH, say))
         return {"features": matrix.numpy()}
 
-    settings = (encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, _core.__version__)
+    settings = (encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, core_key())
     key = cache_key(FORMAT, "text", *settings, json.dumps(list(captions)))
     found = _kept(folder, "text", key, make, (count, encoder.feature_dim), say)
     return FeatureRows(torch.from_numpy(found["features"]).to(source.device))
