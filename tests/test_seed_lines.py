@@ -65,3 +65,4 @@ def test_pretrained_encoders_without_a_hub_say_what_to_download(workplace: Path)
     trained = varalign(workplace, "train", "python main.py --use_pretrained True")
     assert trained.returncode == 2 and "Traceback" not in trained.stderr
     assert "varalign: error:" in trained.stderr and "--image-encoder" in trained.stderr
+    assert "--text-encoder" in trained.stderr and "\\n" not in trained.stderr

@@ -39,7 +39,7 @@ def new_towers(config: TrainConfig, data: Data) -> Towers:
         try:
             build_text_encoder(config.text_spec, captions=[""], pooling=config.pooling)
         except WeightsUnavailable as too:
-            raise WeightsUnavailable(f"{absent}\n{too}") from None
+            raise WeightsUnavailable(f"{absent}; {too}") from None
         raise
     text_encoder = build_text_encoder(
         config.text_spec,
