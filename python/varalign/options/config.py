@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from varalign.encoders.specs import EncoderSpec, parse_image_spec, parse_text_spec
+from varalign.encoders.specs import SIDES, EncoderSpec, Side, parse_image_spec, parse_text_spec
 from varalign.options.fields import (
     CUSTOM_IMAGE,
     CUSTOM_TEXT,
@@ -16,9 +16,6 @@ from varalign.options.fields import (
     Options,
 )
 from varalign.options.rules import check_rules
-
-Side = Literal["image", "text"]
-SIDES: tuple[Side, Side] = ("image", "text")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from varalign.data.errors import DataError
 from varalign.data.files import read_bytes, write_atomically
+from varalign.encoders.specs import SIDES
 from varalign.options.fields import OPTIONS
 from varalign.options.layers import replace_removed
 from varalign.options.recipe import RANDOM as ALWAYS_FILLED
@@ -30,15 +31,14 @@ RUN_KIND = "varalign-run"
 CONFIG = "config.json"
 _MEND = "put a whole copy of the file back, or train anew"
 
-_SIDES = ("image", "text")
 _ENCODER = record({"spec": schema.text, "architecture": record({}), "weights_fingerprint": or_null(schema.text)})
 _MODEL = record(
     {
         "embedding_dim": whole(1),
         "head": schema.text,
-        "frozen": record({}, {side: whole() for side in _SIDES}),
-        **{f"{side}_feature_dim": whole(1) for side in _SIDES},
-        **{f"{side}_encoder": or_null(_ENCODER) for side in _SIDES},
+        "frozen": record({}, {side: whole() for side in SIDES}),
+        **{f"{side}_feature_dim": whole(1) for side in SIDES},
+        **{f"{side}_encoder": or_null(_ENCODER) for side in SIDES},
     },
     {
         "hidden_dim": whole(),
@@ -47,7 +47,7 @@ _MODEL = record(
         "train_map": schema.flag,
         "members": whole(),
         "member_dim": whole(1),
-        "adapters": record({}, {side: whole(1) for side in _SIDES}),
+        "adapters": record({}, {side: whole(1) for side in SIDES}),
     },
 )
 CONFIG_SCHEMA = record(
