@@ -57,7 +57,6 @@ class ImagePreparation:
         resize: str,
         augment: tuple[tuple[float, float], tuple[float, float], float, tuple[float, float, float]] | None = None,
         seed: int = 0,
-        max_pixels: int | None = None,
         fast: bool = False,
         channels_last: bool = False,
     ) -> ImagePreparation: ...

@@ -87,7 +87,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     Returns (H, W, 3) uint8. Raises ValueError naming what is wrong where the bytes are damaged, cut short, of another
     format, or of more than `MAX_PIXELS` pixels.
     """
-    return _core.decode_image(bytes(data), None)
+    return _core.decode_image(bytes(data))
 
 
 def load_images(
@@ -150,7 +150,6 @@ def prepare(
         preprocess.resize,
         drawn,
         seed,
-        None,
         preprocess.decode == "fast",
         memory_format == "channels_last",
     )

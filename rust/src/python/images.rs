@@ -39,19 +39,13 @@ fn decode_image<'py>(
     max_pixels: Option<u64>,
 ) -> PyResult<Bound<'py, PyArray3<u8>>> {
     let bytes = data.as_bytes();
-    let image = py.detach(|| decode(bytes, &limits(max_pixels)))?;
+    let mut limits = Limits::default();
+    limits.max_pixels = max_pixels.unwrap_or(limits.max_pixels);
+    let image = py.detach(|| decode(bytes, &limits))?;
     image
         .pixels
         .into_pyarray(py)
         .reshape([image.height, image.width, 3])
-}
-
-fn limits(max_pixels: Option<u64>) -> Limits {
-    let default = Limits::default();
-    Limits {
-        max_pixels: max_pixels.unwrap_or(default.max_pixels),
-        ..default
-    }
 }
 
 /// All settings that a sample's pixels depend on, beside its file, the epoch and the row.
@@ -64,7 +58,7 @@ type AugmentArguments = ((f64, f64), (f64, f64), f64, [f64; 3]);
 #[pymethods]
 impl PyPreparation {
     #[new]
-    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, max_pixels=None, fast=false, channels_last=false))]
+    #[pyo3(signature = (size, mean, std, interpolation, resize, augment=None, seed=0, fast=false, channels_last=false))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         size: i128,
@@ -74,7 +68,6 @@ impl PyPreparation {
         resize: &str,
         augment: Option<AugmentArguments>,
         seed: i128,
-        max_pixels: Option<u64>,
         fast: bool,
         channels_last: bool,
     ) -> PyResult<PyPreparation> {
@@ -108,7 +101,6 @@ impl PyPreparation {
             .map(|(scale, ratio, flip, jitter)| Augment::new(scale, ratio, flip, jitter))
             .transpose()?;
         let normalisation = Normalisation::new(mean, std)?;
-        let limits = limits(max_pixels);
         Ok(PyPreparation(Arc::new(Preparation {
             size,
             fit,
@@ -118,7 +110,7 @@ impl PyPreparation {
             seed,
             fast,
             channels_last,
-            limits,
+            limits: Limits::default(),
         })))
     }
 }
