@@ -128,7 +128,7 @@ class Aligner:
             noise: noise injected into it on purpose, as `--noise` takes it.
 
         Raises:
-            DataError: a noise that there is not.
+            DataError: `noise` names an unknown kind, or a rate out of range.
         """
         parts = self.parts
         if noise is not None:

@@ -1,16 +1,17 @@
-"""The decoded cache: a data set's pictures decoded once, made smaller, and kept on disk to be cropped from ever after.
+"""The decoded cache: a data set's images are decoded once and kept on disk, smaller; training crops are cut from them.
 
-A cache is one file, `decoded-KEY.pixels`: the pictures back to back, uint8 RGB, rows from top to bottom; then where
-each lies; then checksums. KEY is a digest of all that it is made of: the bytes of the images, the rows, the settings,
-the decoder. So a file under a name never changes, and runs with other rows or other images have other files. A file is
-opened once: what is checked is what is cropped from, whatever happens to its name. A damaged one is made anew and told.
+A cache is one file, `decoded-KEY.pixels`: the images back to back, uint8 RGB, rows from top to bottom; then the place
+of each image; then checksums. KEY is a digest of the bytes of the images, the rows, the settings and the compiled core.
+A file under a name therefore never changes, and runs with other rows or images use other files. A file is opened once,
+and crops are cut from the open file that was checked, even if its name is given to another file. A damaged file is made
+again, with a remark.
 
-What is kept, and what it costs in faithfulness:
+What is kept, and how its pixels differ from those without a cache:
 
-- With `augment`: the whole picture, its short side at most `MARGIN` times the training size, never enlarged. The random
-  crop is drawn on the size of the file's picture, with the same draws, and lies where it lies there, to fractions of a
-  kept pixel: crop and mirror are those of the plain path. Where no picture was larger than what is kept, so is every
-  pixel. Where pictures were made smaller they are resampled twice, which blurs a little.
+- With `augment`: the whole image, its short side at most `MARGIN` times the training size, never enlarged. The random
+  crop is drawn for the size of the original image, with the same draws, so it covers the same part, to fractions of a
+  kept pixel, and the mirror is the same. An image that was not made smaller gives the same pixels. One that was made
+  smaller is resampled twice, which blurs it a little.
 - Without `augment`: the finished square. Every pixel is that of the plain path.
 """
 
@@ -90,7 +91,7 @@ def decoded_cache(
 
     paths: the data set's files, by row. folder: where caches lie; made if absent. augment: whether crops will be drawn
     from it (their bounds do not matter). rows: the rows to keep (default all). threads: 0 means every core. say: called
-    with a line where something is to be told.
+    with remarks on progress.
 
     A file that cannot be decoded is not kept; the pipeline then meets it as it would have without a cache. Every byte
     of images and cache is read and checked. Raises OSError where the folder cannot be written or images change while

@@ -115,7 +115,7 @@ def write_parts_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> N
                 os.close(handle)
         os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one that is reported
             os.unlink(temporary)
         raise
     sync_folder(path.parent)

@@ -139,7 +139,7 @@ class DualEncoder(Towers):
         }
 
     def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `checkpoint_state` gave, in place; the weights of a tower that this model lacks are passed over.
+        """Load what `checkpoint_state` gave, in place; the weights of a tower that this model lacks are ignored.
 
         Raises:
             ValueError: tensors are missing or not known.

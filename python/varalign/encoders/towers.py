@@ -80,7 +80,7 @@ class Towers(nn.Module):
 
         Args:
             side: "image" or "text"; nothing happens on a side without a tower.
-            unfreeze: how many of its last blocks train all the same, with the parts after them (final norm,
+            unfreeze: how many of its last blocks still train, with the parts after them (final norm,
                 projection). Embeddings and stem stay frozen.
 
         Raises:

@@ -41,8 +41,8 @@ def kept_arrays(
         make: makes them.
         shapes: float32 arrays that must be there, with their shapes.
         fresh: make them in any case.
-        told: what to say where they come from the file.
-        say: called with a line on what went wrong.
+        told: the line for `say` where the arrays come from the file.
+        say: called with `told`, or with a line on what went wrong.
     """
     found = "" if fresh else _read(path, key, shapes or {})
     if isinstance(found, dict):

@@ -1,1 +1,1 @@
-"""What a run is told: options, rules about them, the recipe, device and precision."""
+"""The options of a run, the rules about them, the default recipe, device and precision."""

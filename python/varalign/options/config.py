@@ -1,4 +1,4 @@
-"""`TrainConfig`: what a training run is told, and what follows from several options together. No torch here."""
+"""`TrainConfig`: the options of a training run, and what follows from several of them together. No torch here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from varalign.options.rules import check_rules
 
 @dataclass(frozen=True)
 class TrainConfig(Options):
-    """Everything a training run is told; each attribute is an option of `varalign train`, with dashes for underscores.
+    """The options of a training run; each attribute is an option of `varalign train`, with dashes for underscores.
 
     The options of the recipe (`RECIPE`) are None where nothing was said; `varalign.options.recipe.fill` replaces these
     None as soon as the data are known: an option that was given keeps its value, and later code reads plain numbers.

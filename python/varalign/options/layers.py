@@ -28,7 +28,7 @@ def read_config_file(path: Path, say: Callable[[str], object] | None = None) -> 
         Option names (underscores) to values; only those that the file names.
 
     Raises:
-        ConfigError: the file is missing, is neither form, or names an option that there is not.
+        ConfigError: the file is missing, is neither form, or names an unknown option.
     """
     values = read_values(path)
     if isinstance(values, dict) and isinstance(values.get("options"), dict):  # a run's config.json

@@ -1,4 +1,4 @@
-"""What a study is told: one small TOML file, or the same from options. Torch-free.
+"""The settings of a study: one small TOML file, or the same from options. Torch-free.
 
 features = "features.safetensors"        # or data = "data/flickr8k"
 evaluations = 8                          # times that dev is looked at in a run, besides the start

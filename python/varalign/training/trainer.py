@@ -58,7 +58,7 @@ class Trainer:
 
     Args:
         config: the options.
-        parts: the data, the model and its sources, as `build.assemble` makes them.
+        parts: the data, the model and its sources, as `inputs.assemble` makes them.
         run: the run folder.
         pair_weights: (T,) float32, how much each caption's pair counts in the loss; None: all alike, until
             `--pair-weighting moments` weighs them.

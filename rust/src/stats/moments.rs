@@ -213,7 +213,7 @@ impl<V: Value> Tile<V> {
             let d = x.wide().mul_add(one, -shifts[lane]);
             self.sums[lane] += d;
             self.squares[lane] = d.mul_add(d, self.squares[lane]);
-            // NaN is passed over here: `Sum::column` looks for it.
+            // NaN is ignored here: `Sum::column` looks for it.
             self.low[lane] = if x < self.low[lane] {
                 x
             } else {

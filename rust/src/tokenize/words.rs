@@ -78,7 +78,7 @@ fn split(text: &str, buffer: &mut Vec<u8>, cleaned: &mut String, sink: &mut impl
 }
 
 /// The words of some texts that occur at least `min_count` times, the most frequent first and equally frequent ones in
-/// the order of their bytes, at most `max_words`. A text that is None is passed over.
+/// the order of their bytes, at most `max_words`. A text that is None is skipped.
 pub fn build_vocabulary(
     texts: &[Option<&str>],
     min_count: usize,

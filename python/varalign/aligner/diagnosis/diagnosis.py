@@ -123,7 +123,7 @@ def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
 
 
 def _worst_first(judgement: Judgement) -> NDArray[np.int64]:
-    """The caption rows that were judged."""
+    """The caption rows that were judged, the most suspicious first where they are ranked."""
     rows = np.flatnonzero(judgement.judged)
     return rows if judgement.rank is None else rows[np.argsort(judgement.rank[rows], kind="stable")]
 

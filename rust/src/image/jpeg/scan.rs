@@ -358,7 +358,7 @@ fn next_restart(data: &[u8], mut at: usize, wanted: u8) -> (usize, bool) {
         };
         let after = position + fill + 1;
         match marker {
-            // A stuffed byte, or no marker at all: passed over.
+            // A stuffed byte, or no marker at all: skipped.
             0..=0xbf => at = after,
             0xd0..=0xd7 => match marker.wrapping_sub(wanted) & 7 {
                 // One of the next two: this interval is lost.

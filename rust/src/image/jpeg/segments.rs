@@ -67,7 +67,7 @@ impl<'a> File<'a> {
         }
     }
 
-    /// The next marker with its segment, `None` at the end of the picture; junk between segments is passed over.
+    /// The next marker with its segment, `None` at the end of the picture; junk between segments is skipped.
     pub fn next_segment(&mut self) -> Result<Option<(u8, &'a [u8])>> {
         loop {
             let skip = self
