@@ -82,6 +82,7 @@ def test_a_whole_run_is_one_page(tmp_path):
     ):
         assert text in page.text
     assert "50.0" in page.text and "25.0" in page.text and "5,000" in page.text and "nan" not in page.text
+    assert "among 1,000 images, 5,000 texts. Ties count against the model." in page.text
     first = re.search(r'alt="training"', file.read_text())
     assert first is not None and (run / "pictures" / "training.png").is_file()
     jpeg = next(source for source in page.sources if "jpeg" in source).partition(",")[2]

@@ -1,4 +1,4 @@
-"""The live line on a made-up terminal, and the final table to the letter."""
+"""The live line on a made-up terminal, to the letter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import sys
 
 import pytest
-from varalign.runs.progress import ProgressLine, duration, final_table
+from varalign.runs.progress import ProgressLine, duration
 
 
 class Terminal(io.StringIO):
@@ -55,26 +55,3 @@ def test_quiet_and_resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-ROWS = [
-    {"model": "resnet18 + lstm", "epochs": 30, "loss": 0.51234, "cosine_similarity": 0.6}
-    | {"t2i_recall@10": 0.5, "i2t_recall@10": 0.45, "i2t_recall@1": 0.125, "images": 1000, "texts": 5000},
-    {"model": "chance", "i2t_recall@1": 0.001, "i2t_recall@10": 0.01, "t2i_recall@10": 0.01}
-    | {"images": 1000, "texts": 5000, "loss": None},
-]
-
-
-def test_the_table() -> None:
-    assert final_table(ROWS).splitlines() == [
-        "model            epochs    loss  cosine similarity  i2t R@1  i2t R@10  t2i R@10",
-        "───────────────  ──────  ──────  ─────────────────  ───────  ────────  ────────",
-        "resnet18 + lstm      30  0.5123             0.6000     12.5      45.0      50.0",
-        "chance                –       –                  –      0.1       1.0       1.0",
-        "Recall in percent, among 1,000 images, 5,000 texts.",
-    ]
-
-
-def test_candidates_become_a_column_where_they_differ() -> None:
-    table = final_table([ROWS[0], {**ROWS[1], "images": 100, "texts": 500}, {"model": "a"}])
-    assert "100 images, 500 texts" in table.splitlines()[3] and "among" not in table

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         model = zero_shot(arguments.zero_shot, arguments.data, seed=arguments.seed or 0, **places(arguments))
     result = model.evaluate(arguments.split, noise=arguments.noise)
-    from varalign.runs.progress import final_table
+    from varalign.runs.result_table import final_table
 
     named = {"model": str(model.name), "split": arguments.split, "noise": arguments.noise, **result}
     lines = [final_table([{"epochs": model.epochs, **named}, model.chance(arguments.split)])]

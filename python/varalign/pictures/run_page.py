@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +12,7 @@ from typing import Any
 from varalign.pictures.page import Item, card, example, figures, write_page
 from varalign.pictures.plots import draw_training
 from varalign.runs.folder import RunFolder
+from varalign.runs.result_table import result_columns
 
 
 @dataclass(frozen=True)
@@ -42,33 +42,13 @@ def _example(shown: Example) -> str:
     return example(shown.query, rank, cards)
 
 
-def _number(value: Any, digits: int, factor: float = 1.0) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        return "–"
-    return f"{factor * value:,.{digits}f}"
-
-
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    recalls: list[str] = []
-    for direction in ("i2t", "t2i"):
-        keys = {key for row in rows for key in row if key.startswith(f"{direction}_recall@")}
-        recalls += sorted(keys, key=lambda key: int(key.rpartition("@")[2]))
-    header = ["", "epochs", "loss", "cosine similarity", *(f"{k[:3]} R@{k.rpartition('@')[2]}" for k in recalls)]
-    header += ["images", "texts"]
-    lines = ["<tr>" + "".join(f"<th>{escape(name)}</th>" for name in header) + "</tr>"]
-    for row in rows:
-        cells = [
-            escape(str(row.get("model", "–"))),
-            _number(row.get("epochs"), 0),
-            _number(row.get("loss"), 4),
-            _number(row.get("cosine_similarity"), 4),
-            *(_number(row.get(key), 1, 100.0) for key in recalls),
-            _number(row.get("images"), 0),
-            _number(row.get("texts"), 0),
-        ]
-        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    note = '<p class="grey">Recall in percent, among the images and texts of the row; ties count against the model.</p>'
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>{note}'
+    columns, note = result_columns(rows)
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in columns)]
+    lines += ["".join(f"<td>{escape(cell)}</td>" for cell in cells) for cells in zip(*columns.values(), strict=True)]
+    table = "".join(f"<tr>{line}</tr>" for line in lines)
+    note = f"{note} Ties count against the model.".lstrip()
+    return f'<div class="wide"><table>{table}</table></div><p class="grey">{escape(note)}</p>'
 
 
 def write_report(run: RunFolder, rows: Sequence[Mapping[str, Any]], *, examples: Sequence[Example] = ()) -> Path:
@@ -76,7 +56,7 @@ def write_report(run: RunFolder, rows: Sequence[Mapping[str, Any]], *, examples:
 
     Args:
         run: a run folder; every PNG in its `pictures/` is embedded.
-        rows: lines of the result table, as `final_table` takes them.
+        rows: lines of the result table, as `result_columns` takes them.
         examples: queries with what they brought up, in the order to be shown (best and worst, say).
 
     Returns:

@@ -1,14 +1,15 @@
-"""What a person sees while training and after it: one live line, one plain line per epoch, and the final table."""
+"""What a person sees during training: one live line and one plain line per epoch."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from varalign.data.terminal import print_lines, printable_lines
+from varalign.runs.result_table import candidates
 
 _WINDOW = 50  # steps over which the shown rates are averaged: long enough to be calm, short enough to show a change
 
@@ -122,58 +123,3 @@ class ProgressLine:
             f"loss {shown['loss']:.4f}  i2t {shown['w_i2t']:.3f} t2i {shown['w_t2i']:.3f}  "
             f"{rate} images/s  data wait {share}%  {duration(left)} left"
         )
-
-
-def candidates(row: Mapping[str, Any]) -> str:
-    """`1,000 images, 5,000 texts`: what stands beside every recall."""
-    return f"{row['images']:,} images, {row['texts']:,} texts"
-
-
-def final_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table at the end of a run, aligned: model, epochs, loss, cosine similarity, Recall@K both ways in percent.
-
-    Args:
-        rows: one mapping a line, with `model` (text), and where known `epochs`, `loss`, `cosine_similarity` and the
-            keys of `eval --json`. What is missing or None is shown as `–`. The chance row is
-            `{"model": "chance", **varalign.evaluation.retrieval.chance(…)}`.
-
-    Returns:
-        Lines without a newline at the end. The numbers of candidates stand once below the table if they are the same
-        in all rows, else as a column.
-    """
-    recalls: list[str] = []
-    for direction in ("i2t", "t2i"):
-        keys = {key for row in rows for key in row if key.startswith(f"{direction}_recall@")}
-        recalls += sorted(keys, key=lambda key: int(key.rpartition("@")[2]))
-    header = ["model", "epochs", "loss", "cosine similarity"]
-    header += [f"{key[:3]} R@{key.rpartition('@')[2]}" for key in recalls]
-    counted = [candidates(row) if "images" in row and "texts" in row else None for row in rows]
-    known = {count for count in counted if count is not None}
-    body = [
-        [
-            str(row.get("model", "–")),
-            _cell(row.get("epochs"), "d"),
-            _cell(row.get("loss"), ".4f"),
-            _cell(row.get("cosine_similarity"), ".4f"),
-            *(_cell(row.get(key), ".1f", factor=100.0) for key in recalls),
-        ]
-        for row in rows
-    ]
-    if len(known) > 1:
-        header.append("candidates")
-        body = [[*line, count or "–"] for line, count in zip(body, counted, strict=True)]
-    widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
-    left = [column == 0 or name == "candidates" for column, name in enumerate(header)]
-    lines = []
-    for line in [header, ["─" * width for width in widths], *body]:
-        cells = [c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(line, widths, left, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    if len(known) == 1 and recalls:
-        lines.append(f"Recall in percent, among {known.pop()}.")
-    return "\n".join(lines)
-
-
-def _cell(value: Any, form: str, *, factor: float | None = None) -> str:
-    if value is None:
-        return "–"
-    return format(value if factor is None else factor * value, form)

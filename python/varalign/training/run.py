@@ -26,9 +26,10 @@ from varalign.pictures.run_page import write_report
 from varalign.runs.checkpoint import step_folders
 from varalign.runs.folder import RunFolder
 from varalign.runs.pairs import write_pairs
-from varalign.runs.progress import final_table, to_stderr
+from varalign.runs.progress import to_stderr
 from varalign.runs.quarantine import Quarantine, summary
 from varalign.runs.reporter import ProgressReporter, check_tensorboard
+from varalign.runs.result_table import final_table
 from varalign.runs.run_errors import RunError
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
