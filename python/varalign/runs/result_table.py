@@ -42,8 +42,8 @@ def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[st
     known = {count for count in counted if count != "–"}
     if len(known) > 1:
         columns["candidates"] = counted
-    recalls = any("R@" in name for name in columns)
-    return columns, f"Recall in percent, among {known.pop()}." if len(known) == 1 and recalls else ""
+    has_recalls = any("R@" in name for name in columns)
+    return columns, f"Recall in percent, among {known.pop()}." if len(known) == 1 and has_recalls else ""
 
 
 def final_table(rows: Sequence[Mapping[str, Any]]) -> str:
