@@ -13,8 +13,8 @@ from varalign.data.outputs import check_output_folder
 from varalign.study.spec import AXES, CONTROLS, TUNED, Study, StudyError, make_study, read_study
 
 EPILOG = f"""axes: {", ".join(AXES)}, or any option of `varalign train`. The controls {", ".join(CONTROLS)} are added
-({TUNED} only where fixed_weight is tuned; loss siglip takes the fixed ones only). To go on with an interrupted study,
-run the same line again."""
+({TUNED} only where fixed_weight is tuned; a loss without two directions, such as siglip, takes only the fixed ones).
+To go on with an interrupted study, run the same line again."""
 
 
 def add(commands: Any) -> None:

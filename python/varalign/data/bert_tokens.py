@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from varalign._core import CaptionTokenizer
 from varalign.data.caption_file import split_lines
+from varalign.data.json_file import read_object
 from varalign.data.tokenizer_kind import TokenizerKind, read_text
 
 BERT_SPECIAL = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
@@ -28,16 +28,16 @@ def read_bert_folder(folder: Path) -> tuple[str, dict[str, Any]]:
         raise FileNotFoundError(
             f"{folder}: neither vocab.txt nor tokenizer.json; give the folder of a BERT model as transformers saves it"
         )
-    fast = read_json(fast_file) if fast_file.is_file() else {}
+    fast = read_object(fast_file) if fast_file.is_file() else {}
     if fast:
         _refuse_other_tokenizers(fast, fast_file)
         entries = _entries_by_id(fast["model"]["vocab"], fast_file)
     else:
         entries = split_lines(read_text(vocabulary_file).removesuffix("\n"))
     config_file, special_file = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    config = read_json(config_file) if config_file.is_file() else {}
+    config = read_object(config_file) if config_file.is_file() else {}
     if "added_tokens_decoder" not in config and special_file.is_file():
-        config |= read_json(special_file)
+        config |= read_object(special_file)
     added = _added_tokens(fast, config, folder)
     while (token := added.get(len(entries))) is not None:  # tokens added behind the vocabulary
         entries.append(token)
@@ -52,17 +52,6 @@ def read_bert_folder(folder: Path) -> tuple[str, dict[str, Any]]:
         "strip_accents": lower if strip_accents is None else bool(strip_accents),
         "split_chinese": bool(config.get("tokenize_chinese_chars", True)),
     }
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON object; ValueError where it is none."""
-    try:
-        value = json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must be a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _refuse_other_tokenizers(fast: dict[str, Any], path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from varalign.data.caption_file import MAX_LINE_BYTES, CaptionFile, CaptionFormat
 from varalign.data.errors import DataError, first_three, shown
+from varalign.data.json_file import without_repeats
 
 _SPLITS = {"train": "train", "restval": "train", "val": "dev", "dev": "dev", "test": "test"}
 
@@ -134,15 +135,6 @@ def _bounded_int(digits: str) -> int:
     if len(digits) > 30:
         raise ValueError(f"a number of {len(digits):,} digits")
     return int(digits)
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"an object has the key {shown(key)} twice; keep one of them")
-        found[key] = value
-    return found
 
 
 def _no_constant(name: str) -> None:

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign._core import build_word_vocabulary
-from varalign.data.bert_tokens import BERT, read_bert_folder, read_json
+from varalign.data.bert_tokens import BERT, read_bert_folder
 from varalign.data.clip_tokens import CLIP, open_clip_vocabulary
 from varalign.data.files import write_atomically
+from varalign.data.json_file import read_object
 from varalign.data.word_tokens import WORDS
 
 KINDS = {kind.name: kind for kind in (CLIP, BERT, WORDS)}
@@ -181,7 +182,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: no {DESCRIPTION}; give a folder that a tokenizer was saved into")
-    description = read_json(path)
+    description = read_object(path)
     name, options = description.get("kind"), description.get("options", {})
     if name not in KINDS or not isinstance(options, dict):
         raise ValueError(

@@ -13,6 +13,7 @@ from varalign.data.noise import parse_noise
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
+from varalign.options.fields import CUSTOM_IMAGE
 
 Say = Callable[[str], None]
 Data = ImageCaptions | FeatureSet
@@ -62,7 +63,7 @@ def _folder(config: TrainConfig, say: Say) -> tuple[TrainConfig, Path]:
     say(write_sample(SAMPLE_DATA, seed=0))
     if config.augment is None:  # its captions tell place, size and left from right, which crops and mirrors change
         config = replace(config, augment=False)
-    if config.image_size is None and config.image_spec == "resnet18":
+    if config.image_size is None and config.image_spec == CUSTOM_IMAGE:
         config = replace(config, image_size=SAMPLE_SIZE)
     return config, SAMPLE_DATA
 

@@ -66,10 +66,14 @@ class Objective(nn.Module):
     Attributes:
         strength_range: lowest and highest value of the loss's own number, its argument `strength`; None: it has none.
         lowest_excluded: whether the number must be above the lowest.
+        directed: whether it has two directions, which a schedule can weight.
+        reads_inputs: whether it needs `Batch.inputs` and `Batch.embed`.
     """
 
     strength_range: tuple[float, float] | None = None
     lowest_excluded = False
+    directed = True
+    reads_inputs = False
 
     def forward(self, batch: Batch) -> Values:
         """The loss of every query of one step."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from varalign.data.captions_json import without_repeats
 from varalign.data.errors import DataError
 from varalign.data.files import read_bytes
+from varalign.data.json_file import without_repeats
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError, near
 from varalign.options.fields import OPTIONS

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from varalign.losses.others import OTHERS, is_directed, loss_class
 from varalign.options.declaration import ConfigError
 from varalign.options.fields import OPTIONS
 
@@ -105,19 +107,19 @@ RULES = (
     ),
     Rule(
         "loss",
-        lambda c: c.loss == "siglip" and c.schedule != "fixed",
-        "siglip has no two directions for --schedule {c.schedule} to weight: pass --schedule fixed",
+        lambda c: c.schedule != "fixed" and not is_directed(c.loss),
+        "{c.loss} has no two directions for --schedule {c.schedule} to weight: pass --schedule fixed",
     ),
-    Rule("duplicates", lambda c: c.loss != "clip", "{c.duplicates} belongs to --loss clip, not to {c.loss}"),
+    Rule("duplicates", lambda c: c.loss in OTHERS, "{c.duplicates} belongs to --loss clip, not to {c.loss}"),
     Rule(
         "loss_strength",
-        lambda c: c.loss == "clip",
-        "belongs to a --loss other than clip, which has no parameter of its own",
+        lambda c: c.loss not in OTHERS,
+        "belongs to a --loss other than {c.loss}, which has no parameter of its own",
     ),
     Rule(
         "attack_steps",
-        lambda c: not c.loss.startswith("adversarial"),
-        "belongs to --loss adversarial and adversarial-inputs",
+        lambda c: c.loss not in OTHERS or "steps" not in inspect.signature(loss_class(c.loss)).parameters,
+        "belongs to the losses that attack, such as adversarial, not to {c.loss}",
     ),
     Rule(
         "fixed_weight",
@@ -165,9 +167,8 @@ RULES = (
     ),
     Rule(
         "feature_mixup",
-        lambda c: c.loss == "adversarial-inputs",
-        "trains on mixed pairs, and --loss adversarial-inputs changes the inputs of unmixed images: pass one of them "
-        "(--loss adversarial takes mixed features)",
+        lambda c: c.loss in OTHERS and loss_class(c.loss).reads_inputs,
+        "trains on mixed pairs, and --loss {c.loss} changes the inputs of unmixed images: pass one of them",
     ),
 )
 

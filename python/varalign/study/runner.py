@@ -18,6 +18,7 @@ import torch
 
 from varalign.data.features import FeatureSet, load_features
 from varalign.inputs.open_data import checked
+from varalign.losses.others import is_directed
 from varalign.options.device import pick_device
 from varalign.options.fields import OPTIONS
 from varalign.runs.folder import RunFolder
@@ -28,7 +29,7 @@ from varalign.study.check_cells import check_cells
 from varalign.study.grid import Condition, Pack, conditions
 from varalign.study.packs import Bench, run_pack
 from varalign.study.report import StudyReport, write_report
-from varalign.study.spec import FIXED, TUNED, UNDIRECTED, Study, at_fraction
+from varalign.study.spec import FIXED, TUNED, Study, at_fraction
 from varalign.study.store import Store
 
 Say = Callable[[str], None]
@@ -148,11 +149,12 @@ def cell_count(study: Study, axes: Mapping[str, Any]) -> int:
 def left_out(study: Study, plan: Sequence[Condition]) -> list[str]:
     """Remarks on the controls and schedules that a study leaves out."""
     ran = [study.schedules(condition.axes) for condition in plan]
-    found = []
-    if any("variance" not in names for names in ran):
-        found.append(
-            f"loss {UNDIRECTED} has no two directions to weigh: only {' and '.join(FIXED)} are trained with it"
-        )
+    losses = dict.fromkeys(study.loss(condition.axes) for condition in plan)
+    found = [
+        f"loss {loss} has no two directions to weight: only {' and '.join(FIXED)} are trained with it"
+        for loss in losses
+        if not is_directed(loss)
+    ]
     untuned = sum(TUNED not in names for names in ran)
     if untuned:
         found.append(

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError
+from varalign.losses.others import is_directed
 from varalign.options.declaration import ConfigError, near
 from varalign.options.fields import OPTIONS
 from varalign.options.layers import known_options, read_values
@@ -43,7 +44,6 @@ from varalign.options.layers import known_options, read_values
 TUNED = "fixed-tuned"
 FIXED = ("fixed", TUNED)
 CONTROLS = (*FIXED, "random", "replay")
-UNDIRECTED = "siglip"  # the loss that no schedule can weigh: see varalign/losses/others/siglip.py
 AXES = ("start", "schedule", "loss", "pair_weighting", "fraction", "noise", "seed")
 FIRST_TUNE_SEED = 1_000_000
 WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
@@ -93,6 +93,11 @@ class Study:
         found: list[int] = at_fraction(self.seeds, fraction)
         return found
 
+    def loss(self, axes: Mapping[str, Any]) -> str:
+        """The loss that a condition is trained with."""
+        name: str = axes.get("loss", at_fraction(self.options.get("loss"), axes["fraction"])) or OPTIONS["loss"].default
+        return name
+
     def schedules(self, axes: Mapping[str, Any]) -> tuple[str, ...]:
         """The schedules that a condition is trained under: what the study names, but for those that would say nothing.
 
@@ -100,7 +105,7 @@ class Study:
         directions has nothing for a schedule to weigh.
         """
         names: tuple[str, ...] = self.axes["schedule"]
-        if axes.get("loss", at_fraction(self.options.get("loss"), axes["fraction"])) == UNDIRECTED:
+        if not is_directed(self.loss(axes)):
             names = tuple(name for name in names if name in FIXED)
         tunes = any("fixed_weight" in stage and self.tune_grid(stage, axes) for stage in self.tune)
         return names if tunes else tuple(name for name in names if name != TUNED)

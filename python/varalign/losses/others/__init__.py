@@ -16,6 +16,19 @@ if TYPE_CHECKING:
 OTHERS = tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
+def loss_class(name: str) -> type[Objective]:
+    """The class of a loss, one of `OTHERS`; imports its file, and torch with it. ValueError: an unknown name."""
+    if name not in OTHERS:
+        raise ValueError(f"unknown loss {name!r}; known ones: clip, {', '.join(OTHERS)}")
+    loss: type[Objective] = import_module(f"varalign.losses.others.{name.replace('-', '_')}").LOSS
+    return loss
+
+
+def is_directed(name: str) -> bool:
+    """Whether a loss has two directions, which a schedule can weight; also for the name of the project's own loss."""
+    return name not in OTHERS or loss_class(name).directed
+
+
 def build_objective(
     name: str, *, images: int, captions: int, strength: float | None = None, steps: int = 1
 ) -> Objective:
@@ -30,9 +43,7 @@ def build_objective(
     Raises:
         ValueError: an unknown name, a number out of range, or one for a loss that has none.
     """
-    if name not in OTHERS:
-        raise ValueError(f"unknown loss {name!r}; known ones: clip, {', '.join(OTHERS)}")
-    loss: type[Objective] = import_module(f"varalign.losses.others.{name.replace('-', '_')}").LOSS
+    loss = loss_class(name)
     options: dict[str, float] = {"images": images, "captions": captions, "steps": steps}
     if strength is not None:
         if loss.strength_range is None:

@@ -22,6 +22,7 @@ class AdversarialInputs(Objective):
     """
 
     strength_range = (0.0, 10.0)
+    reads_inputs = True
 
     def __init__(self, strength: float = 0.03, steps: int = 1) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ class SigLIP(Objective):
     """
 
     strength_range = (-100.0, 100.0)
+    directed = False
 
     def __init__(self, strength: float = -10.0) -> None:
         super().__init__()
