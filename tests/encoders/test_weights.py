@@ -12,10 +12,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from varalign.encoders.conversion import convert
 from varalign.encoders.specs import SpecError
-from varalign.encoders.weights import WeightsError, is_torchscript, load_exactly, named_file, read_state_dict
+from varalign.encoders.weights import (
+    WeightsError,
+    is_torchscript,
+    load_exactly,
+    named_file,
+    read_state_dict,
+    read_weights,
+)
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -31,15 +39,60 @@ def test_pickled_state_dicts(tmp_path: Path, name: str, zipped: bool) -> None:
     assert same(read_state_dict(tmp_path / name))
 
 
-def test_levels_and_prefixes_come_off(tmp_path: Path) -> None:
-    path = tmp_path / "w.pt"
-    for content in (
-        {"state_dict": STATE, "epoch": 3},
-        {"model": STATE},
-        {"state_dict": {f"module.{k}": v for k, v in STATE.items()}, "optimizer": {"lr": 0.1}},
-    ):
-        torch.save(content, path)
-        assert same(read_state_dict(path))
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in STATE.items()}
+
+
+LOSS = torch.tensor(0.5)
+OTHER = {"a.weight": torch.zeros(2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("content", "taken"),
+    [
+        (STATE, ""),
+        ({"state_dict": STATE, "epoch": 3, "loss": LOSS}, "'state_dict'"),
+        ({"model_state_dict": STATE, "optimizer": {"state": {0: {"step": LOSS}}}}, "'model_state_dict'"),
+        ({"net": STATE, "acc": 71.2}, "'net'"),
+        ({"ema": STATE}, "'ema'"),
+        ({"model": STATE, "ema": OTHER}, "'model' of its parts model, ema"),
+        ({"model": {"state_dict": STATE}, "loss": LOSS}, "'model'; 'state_dict'"),
+        ({"model": {"width": 3}, "state_dict": STATE}, "'state_dict'"),
+        (prefixed("module._orig_mod."), "prefix 'module.' removed; prefix '_orig_mod.' removed"),
+        (prefixed("_orig_mod.module."), "prefix '_orig_mod.' removed; prefix 'module.' removed"),
+        (
+            {"state_dict": prefixed("model._orig_mod.")},
+            "'state_dict'; prefix 'model.' removed; prefix '_orig_mod.' removed",
+        ),
+        ({"n_averaged": torch.tensor(4), **prefixed("module.")}, "prefix 'module.' removed"),
+    ],
+)
+def test_checkpoints_as_training_scripts_write_them(tmp_path: Path, content: Any, taken: str) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    weights = read_weights(tmp_path / "w.pt")
+    assert same(weights.state)
+    assert weights.taken == taken
+    done = convert(tmp_path / "w.pt", tmp_path / "w.safetensors")
+    assert done.tensors == 2
+    assert same(load_file(tmp_path / "w.safetensors"))
+    assert str(done).endswith(f"w.pt{f' ({taken})' if taken else ''}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"loss": LOSS}, r"holds no tensors but single numbers \(loss\)"),
+        ({"model": {"loss": LOSS}}, r"holds no tensors but single numbers \(loss\)"),
+        ({"loss": LOSS, "generator": STATE, "critic": OTHER}, "its tensors are under 'generator', 'critic', and a"),
+        ({"scale": torch.ones(1), "encoder": {"model": STATE}}, "its tensors are under 'encoder', and a model is"),
+        ({"model": [torch.ones(1)], "epoch": 3}, "holds no tensors$"),
+    ],
+)
+def test_a_checkpoint_without_a_model_that_can_be_told_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=message):
+        convert(tmp_path / "w.pt", tmp_path / "w.safetensors")
+    assert not (tmp_path / "w.safetensors").exists()
 
 
 def test_safetensors(tmp_path: Path) -> None:

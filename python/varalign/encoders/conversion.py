@@ -10,7 +10,7 @@ from torch import Tensor
 
 from varalign.data.outputs import check_output_file
 from varalign.encoders.torchscript import read_torchscript
-from varalign.encoders.weights import WeightsError, is_torchscript, read_state_dict, safetensors_metadata
+from varalign.encoders.weights import WeightsError, is_torchscript, read_weights, safetensors_metadata
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 """Tensors beside the weights in OpenAI's CLIP archives: three sizes, which safetensors keep as metadata."""
@@ -28,6 +28,7 @@ class Conversion:
         tensors: how many tensors it holds.
         bytes: their size.
         metadata: the strings written beside them; `quick_gelu` is what a `clip:` spec takes its activation from.
+        taken: which part of the source they are; empty where it holds nothing else.
     """
 
     source: Path
@@ -35,10 +36,13 @@ class Conversion:
     tensors: int
     bytes: int
     metadata: dict[str, str]
+    taken: str = ""
 
     def __str__(self) -> str:
         activation = "; QuickGELU recorded" if self.metadata.get("quick_gelu") == "true" else ""
-        return f"{self.target}: {self.tensors} tensors, {self.bytes / 1e6:.1f} MB, from {self.source}{activation}"
+        taken = f" ({self.taken})" if self.taken else ""
+        size = f"{self.tensors} tensors, {self.bytes / 1e6:.1f} MB"
+        return f"{self.target}: {size}, from {self.source}{taken}{activation}"
 
 
 def convert(source: Path | str, target: Path | str, *, overwrite: bool = False) -> Conversion:
@@ -68,7 +72,7 @@ def convert(source: Path | str, target: Path | str, *, overwrite: bool = False) 
     check_output_file(target, overwrite=overwrite)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"no folder {target.parent} to write {target.name} into")
-    state, metadata = _read(source)
+    state, metadata, taken = _read(source)
     # Independent, contiguous copies: safetensors refuses tensors that share memory (tied weights).
     state = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -85,17 +89,18 @@ def convert(source: Path | str, target: Path | str, *, overwrite: bool = False) 
     finally:
         temporary.unlink(missing_ok=True)
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    return Conversion(source, target, len(state), size, metadata)
+    return Conversion(source, target, len(state), size, metadata, taken)
 
 
-def _read(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    metadata = {"format": "pt"}
+def _read(source: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
+    metadata, taken = {"format": "pt"}, ""
     if is_torchscript(source):
         state, code = read_torchscript(source)
         if QUICK_GELU_CODE in code:
             metadata["quick_gelu"] = "true"
     else:
-        state = read_state_dict(source)
+        weights = read_weights(source)
+        state, taken = weights.state, weights.taken
         metadata |= safetensors_metadata(source)
     if all(key in state for key in OPENAI_KEYS):
         # Only OpenAI's archives, and state dicts taken from them, carry these; their models are all QuickGELU.
@@ -103,7 +108,7 @@ def _read(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         metadata |= {"source": "openai", "quick_gelu": "true", **sizes}
     if not state:
         raise WeightsError(f"{source} holds no tensors")
-    return state, metadata
+    return state, metadata, taken
 
 
 def _number(tensor: Tensor, name: str, source: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ from varalign.encoders.specs import SpecError
 MOST_NESTING = 500
 COPIES = 8
 """Most bytes of tensors, in sizes of the file that holds them: weights that are tied are copied."""
+LEVELS = ("state_dict", "model_state_dict", "model", "net", "ema")
+"""Names under which training scripts save a model's state dict, in the order in which they are looked for."""
+PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What wrappers put before all names of a state dict."""
+AVERAGED = "n_averaged"
+"""The number of averaged steps that torch's AveragedModel keeps beside a model's tensors."""
+COUNTER = "num_batches_tracked"
+"""A count that BatchNorm reads only without a momentum; files older than it lack it, and torch then takes 0."""
 
 
 class WeightsError(ValueError):
@@ -56,16 +65,38 @@ def _entries(path: Path) -> list[zipfile.ZipInfo]:
         return []
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict file by name, on the CPU, without running anything that is in it.
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a weights file.
 
-    A `state_dict` or `model` level around the tensors and DataParallel's `module.` before all names are taken off.
+    Attributes:
+        state: tensors by name, on the CPU.
+        taken: which part of the file they are ("'model' of its parts model, ema; prefix 'module.' removed"); empty
+            where the file holds nothing else and the names are as they stand in it.
+    """
+
+    state: dict[str, Tensor]
+    taken: str = ""
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of `read_weights`."""
+    return read_weights(path).state
+
+
+def read_weights(path: Path) -> Weights:
+    """The model in a weights file, without running anything that is in it.
+
+    Training scripts put the state dict under a name of `LEVELS`, or under one of them in another; the first that holds
+    tensors is taken. Wrappers (DataParallel, torch.compile, Lightning) put a prefix of `PREFIXES` before all names;
+    these are removed in any order.
 
     Args:
         path: `.safetensors`, or a pickle of torch's (`.pt`, `.pth`, `.bin`).
 
     Raises:
-        WeightsError: a TorchScript archive, a pickle of more than tensors, a broken file, or no tensors in it.
+        WeightsError: a TorchScript archive, a pickle of more than tensors, a broken file, no tensors in it, or tensors
+            beside or under a name that may be a model's.
     """
     if is_torchscript(path):
         raise WeightsError(
@@ -73,18 +104,39 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"`varalign convert {path} {path.with_suffix('.safetensors')}` and name the new file"
         )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for level in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(level), Mapping):
-            content = content[level]
+    remarks = []
+    while level := next((name for name in LEVELS if _tensors_in(content, name)), None):
+        parts = ", ".join(name for name in LEVELS if _tensors_in(content, name))
+        remarks.append(repr(level) if parts == level else f"{level!r} of its parts {parts}")
+        content = content[level]
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict (names and tensors)")
+    others = [str(name)[:40] for name in content if _tensors_in(content, name)]
+    if others:
+        raise WeightsError(
+            f"{path}: its tensors are under {', '.join(map(repr, others[:5]))}, and a model is read from "
+            f"{', '.join(LEVELS)} or from the file itself: save the state dict of the model that you mean as a file"
+        )
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        raise WeightsError(f"{path} holds no tensors")
+    if not any(value.ndim for value in state.values()):
+        single = f" but single numbers ({', '.join(sorted(state)[:3])})" if state else ""
+        raise WeightsError(f"{path} holds no tensors{single}")
     _check_sizes(state, path)
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+    if len(state) > 1:
+        state.pop(AVERAGED, None)
+    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        remarks.append(f"prefix {prefix!r} removed")
+    return Weights(state, "; ".join(remarks))
+
+
+def _tensors_in(content: Any, name: Any) -> bool:
+    """Whether `content` has a mapping of this name that holds tensors, itself or in one of `LEVELS`."""
+    part = content.get(name) if isinstance(content, Mapping) else None
+    if not isinstance(part, Mapping):
+        return False
+    direct = any(isinstance(value, Tensor) for value in part.values())
+    return direct or any(_tensors_in(part, level) for level in LEVELS)
 
 
 def _check_sizes(state: Mapping[str, Tensor], path: Path) -> None:
@@ -113,12 +165,13 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: Path, spec: str) -> None:
-    """Copy `state` into `module`; every name and shape must fit.
+    """Copy `state` into `module`; every name and shape must fit, but BatchNorm's counters may be absent.
 
     Raises:
         WeightsError: names the first missing, unknown and misshapen tensors.
     """
     wanted = module.state_dict()
+    state = {**{name: value for name, value in wanted.items() if name.rpartition(".")[2] == COUNTER}, **state}
     missing = [name for name in wanted if name not in state]
     unknown = [name for name in state if name not in wanted]
     misshapen = [
