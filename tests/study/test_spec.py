@@ -71,7 +71,7 @@ def test_values_by_fraction() -> None:
         ({"options": {"epoch": 3}}, "options: unknown option 'epoch'; did you mean 'epochs'"),
         ({"options": {"epochs": 0}}, "options.epochs: --epochs is 0"),
         ({"options": {"seed": 1}}, "options.seed is set by the study"),
-        ({"options": {"evaluations": 3}}, "evaluations stands at the top of a study"),
+        ({"options": {"evaluations": 3}}, "evaluations is a key of the whole study"),
         ({"tune": [{"lr": 1e-3}]}, r"tune\[0\].lr: wanted a list"),
         ({"tune": [{"lr": [1e-3]}, {"dropout": [2.0]}]}, r"tune\[1\].dropout: --dropout is 2.0"),
         ({"axes": {"schedule": ["fixed-tuned"]}, "tune": []}, "'fixed-tuned' needs a .*fixed_weight, or leave it out"),

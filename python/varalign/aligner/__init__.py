@@ -1,1 +1,1 @@
-"""The trained model in use."""
+"""The trained model in use: embedding, search, evaluation, export and diagnosis."""

@@ -1,4 +1,4 @@
-"""The trained model in use: it embeds images and texts, ranks them, evaluates itself and draws its space."""
+"""The trained model in use: embedding, ranking, search, evaluation and t-SNE plots."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Aligner:
     """A dual encoder with its data.
 
     Args:
-        build: makes the model, on its device and in eval mode, with the towers of these sides at least.
-        config: the options that name its data.
-        name: for tables.
+        build: builds the model, on its device and in eval mode, with at least the towers of the given sides.
+        config: the options that name the data.
+        name: of the model, for tables.
         run: its run folder; None for a model that was not trained here.
-        checkpoint: where its weights come from.
-        parts: data and sources if they are open; else they are opened when first needed.
+        checkpoint: origin of the weights.
+        parts: data and sources if they are open already; otherwise they are opened at first use.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Aligner:
 
     @cached_property
     def model(self) -> DualEncoder:
-        """The whole model; built when first needed."""
+        """The whole model, built at first use."""
         return self._build(SIDES)
 
     @cached_property
     def parts(self) -> Parts:
-        """The data and the sources; opened when first needed."""
+        """The data and the sources, opened at first use."""
         config, data = open_data(self.config, to_stderr)
         return assemble(config, data, self.model, to_stderr)
 
     def _with_tower(self, side: Side) -> DualEncoder:
-        """The model, with the tower of this side at least: the other one may be large, and a query does not need it."""
+        """A model with at least the tower of this side; a query does not need the other one, which may be large."""
         self._require_towers(side)
         if "model" in vars(self):
             return self.model
@@ -112,7 +112,7 @@ class Aligner:
         Args:
             queries: (Q, D) unit vectors.
             candidates: (C, D) unit vectors.
-            top: K, how many.
+            top: K, the number of candidates for each query.
 
         Returns:
             Scores (Q, K) and rows of the candidates (Q, K), best first.
@@ -125,7 +125,7 @@ class Aligner:
 
         Args:
             split: `train`, `dev` or `test`.
-            noise: noise injected into it on purpose, as `--noise` takes it.
+            noise: noise to inject into it, in the form of `--noise`.
 
         Raises:
             DataError: `noise` names an unknown kind, or a rate out of range.
@@ -138,13 +138,13 @@ class Aligner:
         return evaluate(parts, split)
 
     def chance(self, split: str = "test") -> dict[str, Any]:
-        """What a ranking without any knowledge reaches on a split: a row for the table."""
+        """The recalls of a random ranking on a split, as a row of the result table."""
         data = self.parts.data
         found = data.candidates(data.rows(split))
         return {"model": "chance", **chance(len(found.rows), np.bincount(found.owner, minlength=len(found.rows)))}
 
     def rows(self, split: str) -> Rows:
-        """Image rows of a split, or of everything for `all`."""
+        """Image rows of a split; `all` gives every image."""
         data = self.parts.data
         return np.arange(len(data.split), dtype=np.int64) if split == "all" else data.rows(split)
 
@@ -157,17 +157,17 @@ class Aligner:
         seed: int = 0,
         out: Path | None = None,
     ) -> list[Path]:
-        """t-SNE pictures of a split: each image with its first caption, at several perplexities and on one sheet.
+        """t-SNE plots of a split: each image with its first caption, one file per perplexity and a sheet of all.
 
         Args:
-            perplexities: one picture each; smaller than the number of points.
+            perplexities: of the plots; each below the number of points.
             split: `train`, `dev` or `test`.
-            pairs: most pairs drawn, chosen by `seed`.
-            seed: of the choice and of t-SNE.
+            pairs: maximum number of pairs, drawn by `seed`.
+            seed: of the draw and of t-SNE.
             out: the folder; the run's `pictures` if None.
 
         Returns:
-            The files written; none, with a line on standard error, where the encoders have collapsed.
+            The files written; none, with a line on standard error, if an encoder has collapsed.
 
         Raises:
             DataError: a perplexity that does not fit the number of points.
@@ -191,7 +191,7 @@ class Aligner:
             return []
 
     def write_embeddings(self, file: Path, *, split: str = "all") -> dict[str, Any]:
-        """Write embeddings of a split, or of all images, with ids: see `export.write_embeddings`."""
+        """Write the embeddings of a split, or of all images, with ids: see `export.write_embeddings`."""
         return write_embeddings(self.parts, self.rows(split), file)
 
     def write_features(self, file: Path) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class Aligner:
         return _hits(scores[0], rows[0], gallery.text_labels)
 
     def _gallery(self, split: str, side: Side, *, fresh: bool = False) -> Gallery:
-        """The embedded data; `side` is that of the query, whose encoder is needed too."""
+        """The embedded data; `side` is the side of the query, whose encoder is checked to exist."""
         self._require_towers(side)
         assert self.run is not None
         file = self.run.path / "search" / f"{split}.safetensors"

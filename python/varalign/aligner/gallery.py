@@ -1,4 +1,4 @@
-"""What `search` looks through: a run's data, embedded once and kept in the run folder."""
+"""The candidates of `search`: a run's data, embedded once and kept in the run folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Gallery:
     Attributes:
         images: (I, D) unit vectors. texts: (T, D) unit vectors.
         image_labels: (I,) image name and first caption. text_labels: (T,) image name and caption.
-        files: (I,) image files. file_states: (I,) what `_file_state` gave when they were embedded.
+        files: (I,) image files. file_states: (I,) their `_file_state` when they were embedded.
     """
 
     images: NDArray[np.float32]
@@ -42,24 +42,25 @@ class Gallery:
     file_states: list[list[int]]
 
     def changed(self, rows: Iterable[int]) -> bool:
-        """Whether one of these images is another file now than when it was embedded."""
+        """Whether the file of one of these images has changed since it was embedded."""
         return any(_file_state(self.files[row]) != self.file_states[row] for row in rows)
 
 
 def open_gallery(
     file: Path, config: TrainConfig, weights: str, open_parts: Callable[[], tuple[Parts, Rows]], *, fresh: bool = False
 ) -> Gallery:
-    """The gallery that a file keeps, or made now and kept there.
+    """Read the gallery from its file, or compute and write it.
 
-    It is made anew where the weights, captions, splits or the list of images have changed. Image files are not looked
-    at, which takes longer than the search: `Gallery.changed` is asked about those that are shown.
+    It is computed again when the weights, the captions, the splits or the list of images have changed. The image files
+    are not checked here, because that would take longer than the search; the caller checks the hits with
+    `Gallery.changed`.
 
     Args:
         file: a safetensors file.
         config: the options that name the data.
         weights: checksum of the weights.
-        open_parts: opens model and data; gives the image rows too.
-        fresh: make it in any case.
+        open_parts: opens model and data; returns them with the image rows of the gallery.
+        fresh: compute it in any case.
     """
 
     def arrays() -> dict[str, NDArray[Any]]:
@@ -88,7 +89,7 @@ def open_gallery(
 
 
 def _file_state(file: str) -> list[int]:
-    """Changes whenever the file is written or replaced, whatever its name, size and time of modification are."""
+    """Inode, size and times of a file: they differ after every write, even if the modification time is set back."""
     try:
         found = os.stat(file)
     except OSError:
@@ -97,12 +98,12 @@ def _file_state(file: str) -> list[int]:
 
 
 def _folder_state(folder: Path) -> list[tuple[object, ...]]:
-    """Changes with every file of a data folder that is no image, and with the list of its images."""
+    """States of the folders and of all files but images: differs when one of them or the list of images changes."""
     state: list[tuple[object, ...]] = []
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         found = os.stat(place)
-        if (found.st_dev, found.st_ino) in seen:  # a link to a folder that was met
+        if (found.st_dev, found.st_ino) in seen:  # a link to a folder that was visited already
             folders.clear()
             continue
         seen.add((found.st_dev, found.st_ino))

@@ -1,4 +1,4 @@
-"""Trained models: of a run folder, of a run that has just ended, or CLIP as it was published."""
+"""Opens trained models: from a run folder, from a run that has just ended, or CLIP as published."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(
     threads: int = 0,
     cache: str | None = None,
 ) -> Aligner:
-    """Open a trained run. Its model and its data are opened when they are first needed.
+    """Open a trained run. Its model and its data are opened at first use, without the noise that it was trained with.
 
     Args:
         run: the run folder.
@@ -41,10 +41,8 @@ def load(
         data: another data folder (or features file) than the run's own.
         skip_missing: leave out captions that name a missing image.
         device: as `--device`.
-        threads: threads that decode images; 0 takes all cores.
+        threads: threads that decode images; 0: one for each core.
         cache: folder of cached tower features.
-
-    Noise that the run was trained with is not in the data of the opened run.
 
     Raises:
         RunError: no such run or checkpoint, or a damaged one.
@@ -87,17 +85,17 @@ def zero_shot(
     threads: int = 0,
     cache: str | None = None,
 ) -> Aligner:
-    """CLIP as it was published: its own two towers, without training.
+    """CLIP as published: its own two towers, without training.
 
     Args:
         spec: `clip:MODEL@WEIGHTS`, for both towers.
         data: a data folder.
-        seed: of the split, where the data bring none: the seed of the run to compare with.
+        seed: of the split if the data have none of their own; use the seed of the run to compare with.
         skip_missing, device, threads, cache: as for `load`.
 
     Raises:
         SpecError: another kind of encoder.
-        WeightsUnavailable: the weights are neither here nor in reach.
+        WeightsUnavailable: the weights are not on this machine and cannot be downloaded.
     """
     if not spec.startswith("clip:"):
         raise SpecError(f"--zero-shot {spec!r}: takes CLIP, whose towers share a space: clip:MODEL@WEIGHTS")
@@ -108,7 +106,7 @@ def zero_shot(
         towers = Towers(build_image_encoder(spec), build_text_encoder(spec))
     except WeightsUnavailable as absent:  # the message names the options of `train`
         raise WeightsUnavailable(str(absent).replace("--image-encoder", "--zero-shot")) from None
-    # its scale is at the clamp, 100, in every checkpoint that was trained to the end
+    # fully trained CLIP checkpoints all have their scale at the clamp, 100
     model = DualEncoder(towers, HeadShape(towers.image_feature_dim, "identity"), logit_scale=MAX_LOGIT_SCALE)
     for side in SIDES:
         model.freeze(side)

@@ -1,4 +1,4 @@
-"""Closed-form alignment of the features of two frozen encoders: the start, and which pairs are wrong."""
+"""Closed-form alignment of the features of two frozen encoders: the start of training, and scores of wrong pairs."""
 
 from varalign.canonical.choice import Grid, Trial, choose_settings, mean_recall_at_1, negative_loss
 from varalign.canonical.covariance import RunningCovariance

@@ -1,4 +1,4 @@
-"""The captions of the collection that fit given images best, by the closed form on the pairs believed right.
+"""The best-fitting caption of the data set for given images, by a closed form fitted on the likely right pairs.
 
 I images, T captions, n images asked for.
 """
@@ -12,7 +12,7 @@ from varalign.canonical.covariance import RunningCovariance, exact_products
 from varalign.canonical.maps import Whitening
 from varalign.canonical.pair_scores import DIMENSIONS, POWER, PairScores
 
-SAMPLE = 1000  # images and captions that say what a usual similarity is
+SAMPLE = 1000  # images, and captions, whose similarities give the mean and deviation that scores are relative to
 
 
 def best_captions(
@@ -24,16 +24,18 @@ def best_captions(
     *,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The best-fitting caption of each of some images, and how well it fits.
+    """The best-fitting caption of each given image, and its score.
 
-    A closed form is fitted on all diagnosed pairs, weighted by their probability of being right. Fit is measured as
-    pair scores are: the mean over both directions of the similarity's distance from the usual, in deviations.
+    A closed form is fitted on all diagnosed pairs, weighted by their probability of being right. The score is computed
+    as in `pair_scores`: the similarity minus the mean of a random sample, in standard deviations of that sample,
+    averaged over both directions.
 
     Args:
         image_features: (I, dx). text_features: (T, dy). text_image_ids: (T,) rows of image_features.
-        found: of `pair_scores` on the same arrays: its ridge and probabilities are used, and its captions are searched.
+        found: result of `pair_scores` on the same arrays; its ridge and probabilities are used, and the captions that
+            it scored are searched.
         images: (n,) rows of image_features.
-        seed: draws the images and captions that say what is usual.
+        seed: of the random sample.
 
     Returns:
         (n,) int64 rows of text_features, and (n,) float32 scores.
@@ -42,7 +44,7 @@ def best_captions(
     owner = text_image_ids[texts]
     running = RunningCovariance(image_features.shape[1], text_features.shape[1])
     weights = found.probability_right[texts]
-    # A map needs some pairs: where none is believed right, all are used alike.
+    # Where no pair is likely right, the fit uses all pairs with equal weight.
     weights = weights if float(weights.sum()) > 1 else torch.ones_like(weights)
     running.update(image_features[owner], text_features[texts], weights)
     maps = Whitening(running).solve(ridge=found.ridge, power=POWER, dimensions=DIMENSIONS)

@@ -1,4 +1,4 @@
-"""Choosing ridge, power and dimensions of the closed form on pairs that it has not seen."""
+"""Chooses ridge, power and number of dimensions of the closed form on held-out pairs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from varalign.evaluation.retrieval import mean_recall, retrieval
 from varalign.losses.pair_loss import least_loss
 
 Metric = Callable[[Tensor, Tensor, Tensor], float]
-DEV_IMAGES = 1000  # more dev images than this cost time (their square) and change no choice
+DEV_IMAGES = 1000  # the time grows with the square of the dev images, and more of them changed no choice
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings tried, in three rounds that each start from the best so far.
+    """The settings to try, in three rounds; each round starts from the best setting so far.
 
-    First every ridge with every power, the same ridge on both sides, at the most dimensions. Then other ridges of the
-    texts, `text_parts` of the images', with every power. Then fewer dimensions. A `text_ridge` that is given is used
-    throughout.
+    Round 1: every ridge with every power, with one ridge for both sides and the largest number of dimensions.
+    Round 2: other ridges of the text side, `text_parts` times the image side's, with every power.
+    Round 3: smaller numbers of dimensions.
+    If `text_ridge` is given, all rounds use it and the second is skipped.
     """
 
     ridges: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0)
@@ -34,7 +35,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting and its score on held-out pairs; `dimensions` is what was kept, at most what was asked for."""
+    """One setting and its score on held-out pairs; `dimensions` is the number kept, at most the number asked for."""
 
     ridge: float
     power: float
@@ -66,8 +67,8 @@ def choose_settings(
         text_features: (T, dy).
         text_image_ids: (T,) rows of these image_features.
         grid: settings to try.
-        metric: (image_embeddings (I, k), text_embeddings (T, k), text_image_ids (T,)) to a figure that is better when
-            larger.
+        metric: from (image_embeddings (I, k), text_embeddings (T, k), text_image_ids (T,)) to a number; larger is
+            better.
 
     Returns:
         The best trial, and all trials in the order in which they ran.
@@ -99,7 +100,7 @@ def choose_settings(
             attempt(ridge, ridge * part, power, most)
     for dimensions in fewer:
         chosen = best()
-        if dimensions < min(chosen.dimensions, trials[-1].dimensions):  # else the features have no more to give
+        if dimensions < min(chosen.dimensions, trials[-1].dimensions):  # else the same map: the rank was the limit
             attempt(chosen.ridge, chosen.text_ridge, chosen.power, dimensions)
     return best(), trials
 
@@ -110,11 +111,11 @@ def mean_recall_at_1(image_embeddings: Tensor, text_embeddings: Tensor, text_ima
 
 
 def negative_loss(image_embeddings: Tensor, text_embeddings: Tensor, text_image_ids: Tensor) -> float:
-    """Minus the symmetric contrastive loss of each image and its first caption, at the logit scale that suits it best.
+    """Minus the symmetric contrastive loss of each image with its first caption, at the logit scale that minimises it.
 
-    A smoother judge of settings than Recall@1: over five draws of 600 images with dev and test drawn beside them from
-    Flickr8k's training images (bench/settings.py), what it chose reached a mean R@1 of 11.2 %, what R@1 itself chose
-    10.9 %; over five draws of 60 images both reached 3.0 %.
+    The choice by this loss is less noisy than the choice by Recall@1. Over five draws of 600 images of Flickr8k's
+    training split, with dev and test drawn from the rest of it (bench/settings.py), the settings chosen by loss reached
+    a mean R@1 of 11.2 %, those chosen by R@1 10.9 %; over five draws of 60 images both reached 3.0 %.
 
     Args:
         image_embeddings: (I, k) unit vectors.

@@ -1,4 +1,4 @@
-"""Means and covariances of image and text features, kept in one pass over any number of pairs.
+"""Means and covariances of image and text features, computed in one pass over any number of pairs.
 
 n pairs in a block, x image features (dx), y text features (dy), w weights of pairs.
 """
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-BLOCK_ROWS = 8192  # rows shifted and multiplied at a time: bounds the float64 copy, costs the product nothing
+BLOCK_ROWS = 8192  # rows shifted and multiplied at a time: bounds the float64 copy without slowing the product
 
 
 class RunningCovariance:
-    """Keeps mean_x, mean_y, cov_x, cov_y and cov_xy of paired features in memory O((dx + dy)²).
+    """Keeps mean_x, mean_y, cov_x, cov_y and cov_xy of paired features, in O((dx + dy)²) memory.
 
-    Each block is shifted by its own mean, taken in float64, before its product, and blocks are merged in float64 by
-    the formula of Chan, Golub and LeVeque (1979). Without the shift, features whose mean is 1,000 deviations lose
-    every digit of their covariance; with it, they keep them. Covariances divide by the sum of the weights.
+    Each block is shifted by its own float64 mean before its product. Blocks are merged in float64 by the formula of
+    Chan, Golub and LeVeque (1979). Without the shift, the covariance of features whose mean is 1,000 deviations would
+    have no correct digit. Covariances divide by the sum of the weights.
 
     Args:
         dx: number of image features.
         dy: number of text features.
-        device: where the sums live and the products run; features are moved there.
+        device: device of the sums and the products; features are moved there.
 
     Block products are float64 for float64 features, or where float32 overflows, and float32 otherwise; sums are always
     float64.
@@ -60,10 +60,10 @@ class RunningCovariance:
         Args:
             image_features: (n, dx), any float dtype, any device.
             text_features: (n, dy).
-            weights: (n,) at least 0; a pair of weight 2 counts as that pair given twice. None: all 1.
+            weights: (n,) at least 0; weight 2 has the effect of giving the pair twice. None: all 1.
 
         Raises:
-            ValueError: for shapes that do not fit, negative weights, or a NaN or infinity, which is named by row.
+            ValueError: for shapes that do not fit, negative weights, or NaN or infinity; the message names the rows.
         """
         n = image_features.shape[0]
         if image_features.shape != (n, self.dx) or text_features.shape != (n, self.dy):
@@ -79,7 +79,7 @@ class RunningCovariance:
             if bool((weights < 0).any()):
                 row = int((weights < 0).nonzero()[0])
                 raise ValueError(f"weights[{row}] is {float(weights[row])}: a pair's weight is at least 0")
-        # Looked at before anything is added: a refused block leaves the sums as they were.
+        # All checks come before the first sum changes, so that a refused block has no effect.
         require_finite(image_features, "image_features", self.pairs)
         require_finite(text_features, "text_features", self.pairs)
         for start in range(0, n, BLOCK_ROWS):
@@ -110,7 +110,7 @@ class RunningCovariance:
             x, y = (x - mean_x) * root, (y - mean_y) * root
         scatters = _scatters(x.to(dtype), y.to(dtype))
         if dtype == torch.float32 and not all(bool(part.isfinite().all()) for part in scatters):
-            dtype, scatters = torch.float64, _scatters(x, y)  # features so large that their squares are no float32
+            dtype, scatters = torch.float64, _scatters(x, y)  # the squares of large features overflow float32
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         self._merge(count, mean_x, mean_y, *scatters)
 
@@ -126,7 +126,7 @@ class RunningCovariance:
         self.count = total
 
     def merge(self, other: RunningCovariance) -> RunningCovariance:
-        """Add what another one has seen (another process, another fold) and return self; `other` is left as it is."""
+        """Add the pairs that `other` has seen, in another process or fold, and return self; `other` does not change."""
         if (other.dx, other.dy) != (self.dx, self.dy):
             raise ValueError(
                 f"cannot merge features of {other.dx} and {other.dy} dimensions into {self.dx} and {self.dy}"
@@ -141,7 +141,7 @@ class RunningCovariance:
 
     @property
     def cov_x(self) -> Tensor:
-        """Covariance of the image features, (dx, dx) float64; 0 before the first pair, as the others."""
+        """Covariance of the image features, (dx, dx) float64; all covariances are 0 before the first pair."""
         return self._scatter_x / (self.count or 1.0)
 
     @property
@@ -161,17 +161,17 @@ def _scatters(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:
-    """Refuse NaN and infinities in an (n, d) tensor, naming the rows.
+    """Refuse NaN and infinities in an (n, d) tensor.
 
     Args:
         values: (n, d), any dtype.
-        name: what the error calls it.
-        first_row: number of its first row in the whole data set, added to the rows named.
+        name: of the tensor, for the message.
+        first_row: row of the data set that the first row of `values` is, for the message.
 
     Raises:
         ValueError: with the first three rows and the count.
     """
-    # A sum is finite only if no term is NaN or infinite; it may overflow, so the slow look decides.
+    # A finite sum has no NaN or infinite term. A sum that is not finite may have overflowed: then look at every row.
     if bool(torch.isfinite(values.sum(dtype=torch.float64))):
         return
     bad = (~torch.isfinite(values).all(dim=1)).nonzero()[:, 0]
@@ -187,7 +187,7 @@ def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """Full float32 products whatever the process has set (TensorFloat-32 and bfloat16 keep 3 digits, too few here)."""
+    """While entered, float32 products have full precision: TensorFloat-32 and bfloat16 keep 3 digits, too few here."""
     before = torch.get_float32_matmul_precision()
     if before == "highest":
         yield

@@ -16,7 +16,7 @@ from varalign.canonical.covariance import BLOCK_ROWS, RunningCovariance, exact_p
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """Two linear maps that put image features and text features into one space, with what made them.
+    """Two linear maps from image features and text features into one space, and the settings of their fit.
 
     Attributes:
         image_map: (dx, k) float64, A.
@@ -40,15 +40,15 @@ class ClosedForm:
 
     @property
     def dimensions(self) -> int:
-        """k, the dimensions kept: those asked for, or fewer where the features have no more to give."""
+        """k, the number of dimensions kept: as many as asked for, or the rank of the problem if that is lower."""
         return self.image_map.shape[1]
 
     def embed_images(self, image_features: Tensor) -> Tensor:
-        """Image embeddings (n, k) float32 of unit length (a row equal to the mean has no direction and stays 0)."""
+        """Image embeddings (n, k), float32 of unit length; a row equal to the mean has no direction and becomes 0."""
         return _embed(image_features, self.image_mean, self.image_map)
 
     def embed_texts(self, text_features: Tensor) -> Tensor:
-        """Text embeddings (n, k) float32 of unit length (a row equal to the mean has no direction and stays 0)."""
+        """Text embeddings (n, k), float32 of unit length; a row equal to the mean has no direction and becomes 0."""
         return _embed(text_features, self.text_mean, self.text_map)
 
 
@@ -64,10 +64,10 @@ def _embed(features: Tensor, mean: Tensor, linear_map: Tensor) -> Tensor:
 
 
 class Whitening:
-    """Eigen-decompositions of C_x and C_y, made once and used for every ridge and power.
+    """Eigendecompositions of C_x and C_y, computed once and used for every ridge and power.
 
-    C + r·mean(diag C)·I has the eigenvectors of C, so one decomposition a side serves all ridges: what is left for
-    each pair of ridges is one singular value decomposition of (dx, dy).
+    C + r·mean(diag C)·I has the eigenvectors of C, so one decomposition per side serves all ridges. Each pair of ridges
+    then needs one singular value decomposition of a (dx, dy) matrix.
 
     Args:
         covariance: of the pairs.
@@ -87,17 +87,17 @@ class Whitening:
         self._cache: tuple[tuple[float, float], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def solve(self, *, ridge: float, power: float, dimensions: int, text_ridge: float | None = None) -> ClosedForm:
-        """The linear maps that correlate the two sides best.
+        """The linear maps under which the two sides correlate most.
 
         With C̃ = C + ridge·mean(diag C)·I on both sides, each with its own ridge, and
         C̃_x^(-1/2) C_xy C̃_y^(-1/2) = U S Vᵀ the maps are A = C̃_x^(-1/2) U_k S_k^power and B = C̃_y^(-1/2) V_k S_k^power.
 
         Args:
             ridge: at least 0; 1 doubles the mean variance of each side.
-            power: 0 weighs all kept directions alike, 1 by their correlation; ½ is the geometric middle.
-            dimensions: at least 1; cut to the rank of the problem.
+            power: 0 gives all kept directions equal weight, 1 weights them by their correlation; ½ lies between.
+            dimensions: at least 1; at most the rank of the problem is kept.
             text_ridge: of the texts, at least 0; None: `ridge` on both sides. The side with more dimensions, or with
-                features less to the point, wants more.
+                less informative features, needs a larger ridge.
 
         Raises:
             ValueError: for settings outside these ranges.
@@ -127,18 +127,18 @@ class Whitening:
         )
 
     def _canonical(self, ridge: float, text_ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-        """C̃_x^(-1/2) U, S, C̃_y^(-1/2) V: everything but the power and the cut."""
+        """C̃_x^(-1/2) U, S, C̃_y^(-1/2) V, before the power is applied and dimensions are dropped."""
         if self._cache is not None and self._cache[0] == (ridge, text_ridge):
             return self._cache[1]
         root_x = _inverse_root(self._values_x, ridge, self._rounding)
         root_y = _inverse_root(self._values_y, text_ridge, self._rounding)
         u, s, vh = torch.linalg.svd(root_x[:, None] * self._cross * root_y, full_matrices=False)
-        # Directions without correlation are rounding noise: power 0 would give them the weight of the first one.
+        # Directions without correlation are rounding noise; power 0 would give them as much weight as the first one.
         rank = int((s > max(self._cross.shape) * self._rounding * s[0].clamp_min(1e-300)).sum()) if len(s) else 0
         left = self._vectors_x @ (root_x[:, None] * u[:, :rank])
         right = self._vectors_y @ (root_y[:, None] * vh[:rank].T)
-        # The sign of a pair of directions is free; the largest entry of A's column is made positive, so that two
-        # machines give one answer.
+        # The sign of each pair of directions is arbitrary. Making the largest entry of A's column positive gives the
+        # same maps on every machine.
         if rank:
             signs = left.gather(0, left.abs().argmax(0, keepdim=True)).sign()
             left, right = left * signs, right * signs
@@ -147,7 +147,7 @@ class Whitening:
 
 
 def _inverse_root(values: Tensor, ridge: float, rounding: float) -> Tensor:
-    """(λ + r·mean λ)^(-1/2), 0 where that is nothing but rounding (rank-deficient or constant features)."""
+    """(λ + r·mean λ)^(-1/2), and 0 where the sum is only rounding error (rank-deficient or constant features)."""
     loaded = values.clamp(min=0) + ridge * values.clamp(min=0).mean()
     limit = len(values) * rounding * loaded.max()
     return torch.where(loaded > limit, loaded.clamp(min=1e-300).rsqrt(), torch.zeros_like(loaded))

@@ -1,4 +1,4 @@
-"""The two kinds of pairs told apart from their scores: a known density for wrong pairs, a fitted normal for right ones.
+"""A mixture model of pair scores: a known density for wrong pairs and a fitted normal for right pairs.
 
 n scores, b bootstrap samples, g bins of the scores.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LOW, HIGH, BINS = -8.0, 16.0, 2400  # the line on which densities live, in deviations of wrong pairs: bins of 0.01
+LOW, HIGH, BINS = -8.0, 16.0, 2400  # range of the densities, in standard deviations of wrong pairs; bins of 0.01
 BANDWIDTH = 0.15  # deviation of the kernel that smooths the density of wrong pairs
 SMALLEST_DEVIATION = 0.2
 MOST_SKEWNESS = 0.9  # of right pairs' scores; a skew-normal reaches 0.995
@@ -31,7 +31,8 @@ class Mixture:
         centres = bin_centres()
         parameters = torch.tensor([[self.share_right, self.mean, self.deviation]], dtype=torch.float64)
         table = _posterior(centres, self.wrong_density, parameters)[0]
-        # A normal wider than the density of wrong pairs wins again far to the left; a lower score is no better sign.
+        # A normal that is wider than the density of wrong pairs exceeds it again at very low scores. The posterior is
+        # made monotone, because a lower score never speaks for a pair.
         peak = int(((centres - self.mean).abs()).argmin())
         table[:peak] = table[:peak].flip(0).cummin(0).values.flip(0) if peak else table[:peak]
         table[peak:] = table[peak:].cummax(0).values
@@ -46,20 +47,21 @@ def bin_centres() -> Tensor:
 
 
 def bins_of(scores: Tensor) -> Tensor:
-    """Bin of each score; scores beyond the line fall into its last bins."""
+    """Bin of each score; scores outside the range fall into the first or last bin."""
     width = (HIGH - LOW) / BINS
     return ((scores.double().cpu() - LOW) / width).floor().long().clamp(0, BINS - 1)
 
 
 def normal_density() -> Tensor:
-    """N(0, 1) over the bins: the density of wrong pairs in theory."""
+    """N(0, 1) over the bins, the theoretical density of wrong pairs."""
     return torch.exp(-(bin_centres() ** 2) / 2) / math.sqrt(2 * math.pi)
 
 
 def smoothed_density(counts: Tensor) -> Tensor:
     """Density of wrong pairs from the histogram (BINS,) of the scores of many non-pairs.
 
-    A kernel smooths it and a thousandth of N(0, 1.5²) keeps it above 0 where no non-pair was seen.
+    The histogram is smoothed with a Gaussian kernel. Adding a thousandth of N(0, 1.5²) keeps the density above 0 where
+    no non-pair was seen.
     """
     width = (HIGH - LOW) / BINS
     reach = int(5 * BANDWIDTH / width)
@@ -97,15 +99,16 @@ def _posterior(centres: Tensor, wrong_density: Tensor, parameters: Tensor) -> Te
 def fit_mixture(
     counts: Tensor, wrong_density: Tensor, *, start: Tensor | None = None, steps: int = 1000, skewed: bool = False
 ) -> Tensor:
-    """Fit share, mean and deviation of the right pairs by EM, for many histograms at once.
+    """Fit share, mean and deviation of the right pairs by expectation-maximisation, for many histograms at once.
 
     Args:
         counts: (b, g) histograms of scores, at least 0.
         wrong_density: (g,) density of a wrong pair's score.
-        start: (3,) parameters to start from. None: several starts, the most likely end wins.
-        steps: the most EM steps; it stops when no parameter moves by 1e-6.
-        skewed: right pairs are skew-normal instead of normal; the steps then go on from the normal's end and match the
-            first three moments, not the likelihood.
+        start: (3,) parameters to start from. None: several starts, of which the result with the highest likelihood is
+            taken.
+        steps: maximum number of steps; the fit stops earlier when no parameter moves by 1e-6.
+        skewed: right pairs are skew-normal instead of normal; further steps then start from the fitted normal and match
+            the first three moments instead of maximising the likelihood.
 
     Returns:
         (b, 3) float64: share right, mean, deviation; with `skewed` (b, 4), skewness last.
@@ -148,7 +151,7 @@ def _expectation_maximisation(
     for _ in range(steps):
         right = counts * _posterior(centres, wrong_density, parameters)
         share = right.sum(1)
-        # The right pairs' mean is kept at 0 or above: a pair that fits is no further than one that does not.
+        # The mean of right pairs is at least 0, the mean of wrong pairs.
         mean = ((right @ centres) / share.clamp_min(1e-12)).clamp_min(0.0)
         away = centres - mean[:, None]
         spread = (right * away**2).sum(1) / share.clamp_min(1e-12)

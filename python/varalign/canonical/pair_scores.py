@@ -1,4 +1,4 @@
-"""Closed-form pair scores: which captions belong to their image, before anything is trained.
+"""Closed-form pair scores: how likely each caption belongs to its image, computed before any training.
 
 n images diagnosed, t their captions, f folds.
 """
@@ -24,28 +24,29 @@ SAMPLES = 200  # of the bootstrap
 FOLD_IMAGES = 1500  # images scored against each other at a time: bounds the (images, captions) matrix
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0)
 CHOICE_IMAGES = 2000  # images whose scores choose the ridge
-LEAST_IMAGES = 50  # with fewer, scores of noise reach those of pairs: a fold has too few non-pairs
-SIGNIFICANT = 3.5  # least `significance` of features that know something; noise reached 3.0 in 36 draws
-NULL_SAMPLE = 1 << 20  # non-pairs whose scores make the density of wrong pairs, a fold
+LEAST_IMAGES = 50  # with fewer, a fold has too few non-pairs, and random pairs score as high as right ones
+SIGNIFICANT = 3.5  # least `significance` of informative features; random features reached 3.0 in 36 draws
+NULL_SAMPLE = 1 << 20  # non-pairs of a fold whose scores estimate the density of wrong pairs
 
 
 @dataclass(frozen=True)
 class PairScores:
-    """What is known of each pair; captions of images that were not diagnosed have NaN.
+    """The result of `pair_scores`; values of captions and images that were not scored are NaN.
 
     Attributes:
-        scores: (T,) float64, a caption's score: mean 0 and deviation 1 for a wrong pair, higher for a right one.
-        image_scores: (I,) float64, the same with the mean of all captions of an image taken for one caption.
-        probability_right: (T,) float64, posterior of the mixture: of the image's score when scored by="image".
-        wrong_share: estimated share of wrong pairs (of wrong images when by="image").
-        low, high: its 95 % interval.
-        mixture: the fitted mixture; its share, mean and deviation are of the right pairs.
-        pairs: captions scored.
-        ridge: the one used.
+        scores: (T,) float64, score of each caption; wrong pairs have mean 0 and deviation 1, right pairs score higher.
+        image_scores: (I,) float64, score of each image with the mean of all its captions.
+        probability_right: (T,) float64, posterior of the mixture; with by="image" that of the image's score.
+        wrong_share: estimated share of wrong pairs (of images with wrong captions when by="image").
+        low, high: 95 % interval of `wrong_share`.
+        mixture: the fitted mixture; its share, mean and deviation are those of the right pairs.
+        pairs: number of captions scored.
+        ridge: ridge of the closed form.
         by: "image" or "pair".
-        images: different images scored.
-        significance: mean score of the n images after the first fit, in units of 1/√n: its deviation if the features
-            knew nothing of the pairs. Later fits weigh pairs by their scores, and then even noise scores above 0.
+        images: number of different images scored.
+        significance: mean score of the n images after the first fit, in units of 1/√n, which is the mean's deviation
+            under features that carry no information about the pairs. Later fits weight pairs by their scores, so that
+            even random features score above 0.
     """
 
     scores: Tensor
@@ -63,7 +64,7 @@ class PairScores:
 
     @property
     def abstains(self) -> str:
-        """Why the scores say nothing of the pairs; empty where they do."""
+        """Why the scores cannot judge the pairs; empty if they can."""
         blind = self.significance < SIGNIFICANT
         return too_few(self.images) or ("the features hardly tell pairs from pairs drawn at random" if blind else "")
 
@@ -81,34 +82,35 @@ def pair_scores(
 ) -> PairScores:
     """Score every pair with a closed form that was fitted on other images.
 
-    The images fall into folds; each fold is scored by the map fitted on the others, so that a wrong caption has no part
-    in the map that scores it. A pair's score is the mean over both directions of (s − mean of its non-pairs) /
-    (deviation of its non-pairs), then shifted and scaled so that the score of a non-pair has mean 0 and deviation 1: a
-    wrong pair is scored as a non-pair is. The mixture is the density of the non-pairs' scores, which is known, and a
-    normal for the right pairs. Each further round weighs the pairs of the fit by their probability of being right.
+    The images are divided into folds. Each fold is scored by the maps fitted on the other folds, so that a wrong
+    caption does not influence the maps that score it. A pair's score is the mean over both directions of
+    (s − mean of its non-pairs) / (deviation of its non-pairs), then shifted and scaled so that the scores of non-pairs
+    have mean 0 and deviation 1. A wrong pair has the score distribution of a non-pair. The mixture consists of the
+    known density of the non-pairs' scores and a normal for the right pairs. Each further round weights the pairs of
+    the fit by their probability of being right.
 
-    The ridge is the one of `RIDGES` at which a held-out image's captions most often outscore a non-pair (few images
-    want more). Wrong pairs do so half the time at any ridge, so the choice needs no labels.
+    The ridge is the one of `RIDGES` at which a held-out image's captions most often outscore a non-pair. Wrong pairs do
+    so half the time at any ridge, so the choice needs no labels. Few images need a larger ridge.
 
     Args:
         image_features: (I, dx).
         text_features: (T, dy).
         text_image_ids: (T,) rows of image_features.
         rows: (n,) the images to diagnose. None: all that have captions.
-        image_ids: (I,) equal for copies of one image: they share a fold and are no non-pairs. None: all differ.
-        by: what is right or wrong as a whole. "image": all captions of an image come from one source. "pair": each.
-            "auto": "image" where, after the first round, captions of one image are wrong together (`wrong_together`).
-        seed: draws the folds and the bootstrap.
-        device: where the products run.
+        image_ids: (I,) equal for copies of one image; copies share a fold and are not non-pairs. None: all differ.
+        by: the unit that is right or wrong. "image": all captions of an image together. "pair": each caption alone.
+            "auto": "image" if, after the first round, captions of one image are wrong together (`wrong_together`).
+        seed: of the folds and the bootstrap.
+        device: device of the products.
 
-    The interval is a bootstrap by image (an image's captions stand or fall together, so pairs are not independent)
-    under three models, of which the widest ends count: right pairs normal, with the density of wrong pairs seen on the
-    non-pairs; the same with N(0, 1) for wrong pairs; and right pairs skew-normal. What cannot be told from the scores
-    alone, such as whether a low tail is of right pairs or of wrong ones, so widens it. The estimate is the first
-    model's. Folds and ridge stay as they are in the bootstrap.
+    The interval is a bootstrap over images, because the captions of an image are not independent. It covers the
+    intervals of three models: normal right pairs with the wrong-pair density estimated on the non-pairs; normal right
+    pairs with N(0, 1) for wrong pairs; and skew-normal right pairs. What the scores alone cannot decide, such as
+    whether a low tail belongs to right or to wrong pairs, thus widens the interval. The estimate is that of the first
+    model. The bootstrap keeps folds and ridge.
 
     Raises:
-        ValueError: too few images, ids that are no rows, an unknown `by`, NaN features (which rows is said).
+        ValueError: too few images, ids that are no rows, an unknown `by`, or NaN features; the message names the rows.
     """
     x, y = torch.as_tensor(image_features), torch.as_tensor(text_features)
     ids = check_owners(text_image_ids, len(x), len(y))
@@ -135,7 +137,7 @@ def pair_scores(
         scorer.fit(weights)
         if ridge is None:
             ridge = max(RIDGES, key=scorer.separation)
-        # Captions' own scores are left for the last round where no earlier one needs them.
+        # With by="image" only the last round needs scores of single captions.
         result = scorer.score(ridge, captions=by != "image" or number == ROUNDS - 1)
         if number == 0:
             significance = float(result.image.mean()) * math.sqrt(len(result.image))
@@ -143,7 +145,7 @@ def pair_scores(
             mixture, probability = _fit(result, "pair", owner)
             by = "image" if wrong_together(1 - probability, owner) else "pair"
         mixture, probability = _fit(result, by, owner)
-        # The weight is the probability itself: a cut at ½ may swing between two answers.
+        # The weights are the probabilities themselves: with a threshold at ½ the rounds may alternate between two sets.
         weights = probability
     assert ridge is not None
     low, high = _interval(result, by, owner, groups, mixture, seed)
@@ -164,14 +166,14 @@ def pair_scores(
 
 
 def too_few(images: int) -> str:
-    """Why so few different images cannot be judged; empty where they are enough."""
+    """Why pairs of this number of different images cannot be judged; empty if there are enough."""
     if images >= LEAST_IMAGES:
         return ""
     return f"{images} different images are too few to judge pairs by: at least {LEAST_IMAGES} are needed"
 
 
 def require_enough(images: int) -> None:
-    """Refuse with a ValueError to score so few different images with captions."""
+    """Raise ValueError if there are too few different images with captions to score in folds."""
     if images < 2 * FOLDS:
         raise ValueError(
             f"pair scores in {FOLDS} folds need at least {2 * FOLDS} different images with captions, got {images}"
@@ -186,14 +188,14 @@ def local_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def wrong_together(wrong: Tensor, owner: Tensor) -> bool:
-    """Whether wrong captions come by the image: how far the probabilities of captions of one image go together.
+    """Whether the captions of an image are wrong together, judged by the covariance of their probabilities.
 
-    With w the share and v the variance of the probabilities p, a wrong caption's p is v / (w (1 - w)) above a right
-    one's on average, so two captions of one image have the covariance v² / (w (1 - w)) where an image's captions are
-    wrong together, and 0 where each is for itself. The answer is yes above the middle of the two.
+    Let w be the mean and v the variance of the probabilities p. On average a wrong caption's p is v / (w (1 - w)) above
+    a right one's. Two captions of one image then have the covariance v² / (w (1 - w)) if an image's captions are wrong
+    together, and 0 if they are independent. The answer is yes if the covariance is above the middle of the two.
 
     Args:
-        wrong: (t,) probability of each caption to be wrong.
+        wrong: (t,) probability of each caption being wrong.
         owner: (t,) its image, 0 and up.
     """
     wrong = wrong.double()
@@ -207,7 +209,7 @@ def wrong_together(wrong: Tensor, owner: Tensor) -> bool:
 
 
 def _spread(size: int, where: Tensor, values: Tensor) -> Tensor:
-    """NaN everywhere but there."""
+    """(size,) float64 with `values` at the rows `where`, and NaN elsewhere."""
     return torch.full((size,), math.nan, dtype=torch.float64).index_copy_(0, where, values)
 
 
@@ -220,7 +222,7 @@ class _Scored:
 
 
 class _Scorer:
-    """Holds the folds; fits on all but one, scores that one."""
+    """Holds the folds; fits on all folds but one, and scores that one."""
 
     def __init__(self, x: Tensor, y: Tensor, owner: Tensor, groups: Tensor, seed: int, device: torch.device) -> None:
         self.x, self.y, self.owner, self.groups, self.device = x, y, owner, groups, device
@@ -230,7 +232,7 @@ class _Scorer:
         self.whitenings: list[Whitening] = []
 
     def fit(self, weights: Tensor) -> None:
-        """One pass: a covariance a fold, merged by fours."""
+        """Fit one whitening for each fold, on the merged covariances of the other folds."""
         parts = []
         for fold in range(FOLDS):
             mine = (self.fold[self.owner] == fold).nonzero()[:, 0]
@@ -246,7 +248,7 @@ class _Scorer:
             self.whitenings.append(Whitening(rest))
 
     def separation(self, ridge: float) -> float:
-        """How often an image's own captions outscore a non-pair, on the first folds that hold enough images."""
+        """How often the captions of an image outscore a non-pair, over the first folds with enough images together."""
         folds = next((f + 1 for f in range(FOLDS) if int((self.fold <= f).sum()) >= CHOICE_IMAGES), FOLDS)
         scored = self.score(ridge, captions=False, folds=folds)
         below = scored.image_null.cumsum(0) - scored.image_null / 2
@@ -254,7 +256,7 @@ class _Scorer:
         return float(below[bins_of(used)].mean() / scored.image_null.sum())
 
     def score(self, ridge: float, *, captions: bool, folds: int = FOLDS) -> _Scored:
-        """Scores of the held-out images, and captions if wanted, with the histograms of those of the non-pairs."""
+        """Scores of the held-out images, of their captions if wanted, and histograms of the non-pairs' scores."""
         n, t = len(self.x), len(self.owner)
         zeros = torch.zeros(BINS, dtype=torch.float64)
         out = _Scored(torch.zeros(t).double(), torch.zeros(n).double(), zeros, zeros.clone())
@@ -289,8 +291,8 @@ def _scores(u: Tensor, v: Tensor, own: Tensor, group: Tensor, null: Tensor) -> T
     # z = ½ [(s − row mean)/row deviation + (s − column mean)/column deviation], as one product and one shift.
     z = s.mul_(0.5 * (row_scale[:, None] + column_scale))
     z.sub_(0.5 * ((row_mean * row_scale)[:, None] + column_mean * column_scale))
-    # The mean of two standardised scores that differ a little has a deviation a little below 1: made 1 here.
-    stride = max(1, z.numel() // NULL_SAMPLE) | 1  # odd, so that it walks over all columns
+    # The mean of two standardised scores has a deviation below 1: shift and scale make it 1 again.
+    stride = max(1, z.numel() // NULL_SAMPLE) | 1  # odd, and no divisor of the columns: the sample covers all columns
     if z.shape[1] % stride == 0:
         stride += 2
     non_pairs = z.flatten()[::stride][other.flatten()[::stride] > 0].double()
@@ -300,12 +302,12 @@ def _scores(u: Tensor, v: Tensor, own: Tensor, group: Tensor, null: Tensor) -> T
 
 
 def _inverse_deviation(variance: Tensor) -> Tensor:
-    """1/√variance, and 0 where all are alike: such a query says nothing, and its score is 0."""
+    """1/√variance, and 0 for a constant row: a query whose similarities are all equal gets the score 0."""
     return torch.where(variance > 1e-12, variance.clamp_min(1e-12).rsqrt(), torch.zeros_like(variance))
 
 
 def _fit(scored: _Scored, by: str, owner: Tensor) -> tuple[Mixture, Tensor]:
-    """The mixture, and the probability of each caption to be right."""
+    """The fitted mixture, and each caption's probability of being right."""
     scores, null = (scored.image, scored.image_null) if by == "image" else (scored.pair, scored.pair_null)
     density = smoothed_density(null)
     share, mean, deviation = fit_mixture(torch.bincount(bins_of(scores), minlength=BINS)[None], density)[0].tolist()
@@ -331,13 +333,13 @@ def _interval(
     for density, skewed in ((mixture.wrong_density, False), (normal_density(), False), (mixture.wrong_density, True)):
         wrong = 1 - fit_mixture(counts, density, steps=300, skewed=skewed)[:, 0]
         low, high = min(low, float(wrong.quantile(0.025))), max(high, float(wrong.quantile(0.975)))
-    # EM leaves a share of nothing a little above 0: less than one image (or pair) is none. At the edge a bootstrap has
-    # no width; where none of n was seen, 3 / n is not excluded.
+    # EM ends slightly above a share of 0: a bound of less than one image (or pair) becomes 0. A bootstrap has no width
+    # at the edge; if none of n is wrong, the 95 % interval reaches to 3 / n (rule of three).
     return (low if low * len(scores) >= 1 else 0.0), min(1.0, max(high, 3 / len(scores)))
 
 
 def _coarse(counts: Tensor) -> Tensor:
-    """The same counts with five bins put into their middle one: a fifth of the work for the bootstrap."""
+    """The same counts with every five bins merged into their middle one, which saves four fifths of the bootstrap."""
     out = torch.zeros_like(counts)
     out[:, 2::5] = counts.reshape(len(counts), -1, 5).sum(2)
     return out

@@ -1,1 +1,1 @@
-"""Pictures: t-SNE, training curves, the report page."""
+"""Plots and HTML pages: t-SNE, training curves, a run's report, a diagnosis."""

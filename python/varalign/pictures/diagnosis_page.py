@@ -1,4 +1,4 @@
-"""The page of a diagnosis: the estimate, the scores drawn, and the worst pairs beside what would fit better."""
+"""The page of a diagnosis: the estimate, plots of the scores, and the worst pairs beside better-fitting captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from varalign.pictures.style import BLUE, RED, finish, new_figure, png
 
 Floats = NDArray[np.float64]
 _KIND_COLOURS = {"learnt": BLUE, "ambiguous": "#9aa3b2", "probably wrong": RED}
-_MOST_POINTS = 20_000  # drawn of the pairs: more cannot be told apart
+_MOST_POINTS = 20_000  # pairs in the scatter plot; more would overlap
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Suspect:
     """One pair of the page.
 
     Attributes:
-        image: the file, or the image's name where there is none.
-        caption: its own caption; a number in words where texts are not known.
-        score: what it is ranked by, in words.
-        better: the caption of the collection that fits best, if known.
-        better_score: its score.
-        known_wrong: the truth, where noise was injected on purpose.
+        image: the file, or the image's name if there is no file.
+        caption: the pair's caption, or its row as text if captions are not known.
+        score: the pair's score, as text.
+        better: the best-fitting caption of the data set, if known.
+        better_score: its score, as text.
+        known_wrong: whether the pair is wrong, if noise was injected; else None.
     """
 
     image: Path | str
@@ -71,8 +71,8 @@ def draw_cartography(
 
     Args:
         mean, variance: (T,), NaN for pairs never seen, which are left out.
-        kinds: the names; kind: (T,) index into them, below 0 where never seen.
-        seed: draws the pairs shown where there are more than 20,000.
+        kinds: names of the kinds. kind: (T,) index into them, below 0 for pairs never seen.
+        seed: of the draw of pairs if there are more than 20,000.
     """
     figure = new_figure(8, 5.2, 130)
     axes = figure.subplots()
@@ -106,10 +106,10 @@ def write_diagnosis_page(
 
     Args:
         file: the HTML file.
-        title: what was diagnosed.
+        title: name of the data or run.
         lines: the estimate and remarks, a sentence each.
-        pictures: captions and PNGs.
-        suspects: the worst pairs, worst first.
+        pictures: (caption, PNG) of each plot.
+        suspects: the pairs with the lowest scores, worst first.
 
     Returns:
         `file`.

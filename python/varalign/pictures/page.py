@@ -1,4 +1,4 @@
-"""The HTML of our pages: one file, readable without another file or a network; every text from outside is escaped."""
+"""The HTML of all pages: a page is one self-contained file, and all text from outside the program is escaped."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ figure { margin: 0 } figcaption { color: var(--grey); font-size: .85rem }
 pre { background: #f6f7f9; padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem }
 """
 _THUMBNAIL_SIDE = 260
-_MOST_BYTES = 1 << 30  # as the decoder's own limit for a file
+_MOST_BYTES = 1 << 30  # the decoder's own limit for a file
 
 Item = str | Path
 """A caption, as text, or an image file."""
 
 
 def write_page(file: Path, title: str, subtitle: str, parts: Iterable[str]) -> Path:
-    """Write a page, whole or not at all.
+    """Write a page atomically.
 
     Args:
-        file: the HTML file; its folder is there.
+        file: the HTML file; its folder must exist.
         title, subtitle: plain text.
         parts: HTML, from the functions below or escaped by the caller.
 
@@ -51,7 +51,7 @@ def write_page(file: Path, title: str, subtitle: str, parts: Iterable[str]) -> P
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
         f'<body><h1>{escape(title)}</h1><p class="grey">{escape(subtitle)}</p>{"".join(parts)}</body></html>\n'
     )
-    write_atomically(file, html.encode("utf-8", "replace"))  # file names may hold bytes that are no text
+    write_atomically(file, html.encode("utf-8", "replace"))  # file names may hold bytes that are not UTF-8
     return file
 
 
@@ -66,7 +66,7 @@ def figures(pictures: Iterable[tuple[str, bytes]]) -> str:
 
 
 def example(query: Item, note: str, cards: Iterable[str]) -> str:
-    """A query, with `note` (HTML) below it, beside the cards of what belongs to it."""
+    """A query, with `note` (HTML) below it, beside the cards of its candidates."""
     return (
         f'<div class="example"><div class="query">{_item(query)}{note}</div>'
         f'<div class="found">{"".join(cards)}</div></div>'
@@ -74,7 +74,7 @@ def example(query: Item, note: str, cards: Iterable[str]) -> str:
 
 
 def card(item: Item, note: str, *, right: bool = False) -> str:
-    """A caption or an image in a frame, a green one where it is right, with `note` (plain text) below it."""
+    """A caption or an image in a frame, green if `right`, with `note` (plain text) below it."""
     classes = "item" + ("" if isinstance(item, Path) else " text") + (" right" if right else "")
     return f'<div class="{classes}">{_item(item)}<div class="grey">{escape(note)}</div></div>'
 
@@ -84,9 +84,9 @@ def _item(item: Item) -> str:
 
 
 def thumbnail(file: Path) -> str:
-    """An <img> of the file, small, inside the page; its name in words where it cannot be read.
+    """An embedded <img> of the file, reduced in size; the file's name as text if it cannot be read.
 
-    Our decoder reads the file. Pillow would try all of its plugins, and the one for PostScript starts Ghostscript.
+    The compiled decoder reads the file: Pillow would try all its plugins, and the PostScript one starts Ghostscript.
     """
     from PIL import Image
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def _column(lines: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.float64]:
-    """The values under `key`; missing, null and what is no number become NaN, which leaves a gap in a curve."""
+    """The values under `key`; a missing value, null or anything but a number becomes NaN, a gap in the curve."""
     values = (line.get(key) for line in lines)
     return np.array([float(v) if isinstance(v, (int, float)) else math.nan for v in values], dtype=np.float64)
 
 
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A running mean over about a fortieth of the run, both sides, NaN left out."""
+    """A centred running mean over about a fortieth of the run, without NaN."""
     reach = len(values) // 80
     finite = np.isfinite(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
@@ -36,7 +36,7 @@ def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _curve(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], colour: str, name: str) -> None:
-    """The values faint and their running mean strong; few values get marks, so that a single one can be seen."""
+    """Draw the running mean, with the values fainter below; up to 40 values get markers, so that one is visible."""
     if not np.isfinite(y).any():
         return
     if len(y) > 100:
@@ -49,32 +49,39 @@ def draw_training(lines: Sequence[Mapping[str, Any]], out: Path) -> Path:
     """Draw loss by direction, the two weights, dev recall over epochs and the logit scale into one PNG.
 
     Args:
-        lines: of a `metrics.jsonl`. `step` lines give `loss_i2t`, `loss_t2i`, `w_i2t`,
-            `w_t2i`, `logit_scale` over `step`; `eval` lines of the split `dev` give `i2t_recall@K`, `t2i_recall@K`
-            over `epoch`. What is missing or NaN leaves a gap.
+        lines: of a `metrics.jsonl`. `step` lines give `loss_i2t`, `loss_t2i`, `w_i2t`, `w_t2i`, `logit_scale` over
+            `step`; `eval` lines of the split `dev` give `i2t_recall@K`, `t2i_recall@K` over `epoch`. A missing value
+            or NaN leaves a gap.
         out: the PNG; its folder is made if missing.
 
     Returns:
         `out`.
     """
-    from matplotlib.ticker import PercentFormatter
-
     steps = [line for line in lines if line.get("kind") == "step"]
     dev = [line for line in lines if line.get("kind") == "eval" and line.get("split", "dev") == "dev"]
     at = _column(steps, "step")
     figure = new_figure(12, 7.6, 150)
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # type: ignore[union-attr, call-arg]
     loss, weights, recall, scale = figure.subplots(2, 2).ravel()
-
     for axes, stem in ((loss, "loss"), (weights, "w")):
         _curve(axes, at, _column(steps, f"{stem}_i2t"), RED, "image → text")
         _curve(axes, at, _column(steps, f"{stem}_t2i"), BLUE, "text → image")
     finish(loss, "loss", "step")
     weights.axhline(0.5, color=LINE, linewidth=1.0)
     low, high = weights.get_ylim()
-    reach = max(0.02, abs(low - 0.5), abs(high - 0.5))  # symmetric about one half, and rounding is not blown up
+    reach = max(0.02, abs(low - 0.5), abs(high - 0.5))  # symmetric about 0.5, and wide enough to hide rounding errors
     weights.set_ylim(0.5 - reach, 0.5 + reach)
     finish(weights, "direction weights", "step")
+    _recall(recall, dev)
+    _curve(scale, at, _column(steps, "logit_scale"), "#3f7d4e", "1/τ")
+    finish(scale, "logit scale", "step")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return save_figure(figure, out)
+
+
+def _recall(recall: Axes, dev: Sequence[Mapping[str, Any]]) -> None:
+    """Draw each direction's Recall@K on dev over the epochs, with the numbers of candidates in the title."""
+    from matplotlib.ticker import PercentFormatter
 
     epochs = _column(dev, "epoch")
     keys = [key for line in dev for key in line if key.startswith("i2t_recall@")]
@@ -94,8 +101,3 @@ def draw_training(lines: Sequence[Mapping[str, Any]], out: Path) -> Path:
     finish(recall, f"recall on dev{counted}", "epoch")
     if recall.get_legend() is not None:
         recall.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=max(1, len(ks)))
-
-    _curve(scale, at, _column(steps, "logit_scale"), "#3f7d4e", "1/τ")
-    finish(scale, "logit scale", "step")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    return save_figure(figure, out)

@@ -17,7 +17,7 @@ from varalign.runs.result_table import result_columns
 
 @dataclass(frozen=True)
 class Found:
-    """One candidate that a query brought up: a caption or an image file, its similarity, and whether it is right."""
+    """One retrieved candidate: a caption or an image file, its similarity to the query, and whether it is right."""
 
     item: Item
     score: float
@@ -26,7 +26,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Example:
-    """A query, the candidates it brought up (best first), and the place of the first right one (1 is the top)."""
+    """A query, its retrieved candidates (best first), and the place of the first right one (1 is the top)."""
 
     query: Item
     found: Sequence[Found]
@@ -57,7 +57,7 @@ def write_report(run: RunFolder, rows: Sequence[Mapping[str, Any]], *, examples:
     Args:
         run: a run folder; every PNG in its `pictures/` is embedded.
         rows: lines of the result table, as `result_columns` takes them.
-        examples: queries with what they brought up, in the order to be shown (best and worst, say).
+        examples: queries with their retrieved candidates, in the order of the page.
 
     Returns:
         The page.
@@ -69,7 +69,7 @@ def write_report(run: RunFolder, rows: Sequence[Mapping[str, Any]], *, examples:
     parts = [f"<h2>Result</h2>{_table(rows)}"]
     order = ("training", "tsne")
     files = sorted(run.pictures.glob("*.png"), key=lambda file: (*(file.stem != name for name in order), file.stem))
-    if any(file.stem == "tsne" for file in files):  # the sheet holds the single ones
+    if any(file.stem == "tsne" for file in files):  # the sheet tsne.png contains the single plots
         files = [file for file in files if not file.stem.startswith("tsne_perplexity_")]
     parts.append(f"<h2>Pictures</h2>{figures((file.name, file.read_bytes()) for file in files)}")
     if examples:

@@ -1,4 +1,4 @@
-"""The style that our figures share, and figures as PNG."""
+"""The style of all plots, and the conversion of a figure to PNG."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LINE = "#c5cad3"
 
 
 def new_figure(width: float, height: float, dpi: int) -> Figure:
-    """An empty figure, sides in inches. Not by pyplot: the user's own backend and figures stay as they are."""
+    """An empty figure, sides in inches. It is made without pyplot, so the user's backend and figures do not change."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=dpi, layout="constrained", facecolor="white")
 
 
 def finish(axes: Axes, title: str, below: str) -> None:
-    """Title, x label, grid and legend; axes without a labelled artist say "nothing recorded"."""
+    """Set title, x label, grid and legend; axes without a labelled curve show "nothing recorded"."""
     axes.set_title(title, loc="left", fontsize=12, color=INK)
     axes.set_xlabel(below, fontsize=9, color=GREY)
     axes.tick_params(labelsize=9, colors=GREY, length=0)
@@ -50,6 +50,6 @@ def png(figure: Figure) -> bytes:
 
 
 def save_figure(figure: Figure, file: Path) -> Path:
-    """Write a figure as PNG, whole or not at all; OSError names the path."""
+    """Write a figure as PNG, atomically; OSError names the path."""
     write_atomically(file, png(figure))
     return file

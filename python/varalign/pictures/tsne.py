@@ -1,4 +1,4 @@
-"""t-SNE pictures of the shared space: texts blue, images red, a faint line from each text to its image.
+"""t-SNE plots of the shared space: texts blue, images red, a faint line from each text to its image.
 
 Source: van der Maaten & Hinton 2008, "Visualizing data using t-SNE"; scikit-learn's Barnes-Hut implementation.
 """
@@ -22,18 +22,16 @@ if TYPE_CHECKING:
 # n pairs, D embedding; points are the n images, then the n texts
 
 _FAINT = "#8a93a3"
-
-
 _ONE_POINT = 1e-3
-"""Spread of unit vectors, as a share of their length, below which their similarities differ by rounding only."""
+"""Spread of unit vectors, relative to their length, up to which their differences count as rounding errors."""
 
 
 class Collapsed(DataError):
-    """Embeddings that differ by rounding only: a picture would show a cloud where there is one point."""
+    """All embeddings of a side are equal but for rounding errors; t-SNE would draw one point as a cloud."""
 
 
 def choose_pairs(n: int, limit: int = 1000, seed: int = 0) -> NDArray[np.int64]:
-    """At most `limit` of n pairs, drawn by seed without repetition, in ascending order; all of them if they are few.
+    """At most `limit` of n pairs, drawn by seed without repetition, in ascending order; all pairs if n ≤ limit.
 
     Raises DataError for a limit below 1.
     """
@@ -68,13 +66,13 @@ def _check_points(image_embeddings: Any, text_embeddings: Any) -> NDArray[np.flo
 def check_seed(seed: int) -> None:
     """Raises DataError for a seed that scikit-learn does not take."""
     if not 0 <= seed < 2**32:
-        raise DataError(f"seed is {seed}, but must be from 0 to {2**32 - 1}, as scikit-learn takes it")
+        raise DataError(f"seed is {seed}, but scikit-learn takes seeds from 0 to {2**32 - 1}")
 
 
 def check_perplexities(perplexities: Sequence[float], points: int) -> list[float]:
-    """The perplexities, each once, if all of them fit the number of points.
+    """The perplexities without repetitions.
 
-    Raises DataError for one below 1, or not smaller than the number of points, and for none.
+    Raises DataError for an empty list, and for a perplexity below 1 or not below the number of points.
     """
     wanted = list(dict.fromkeys(float(perplexity) for perplexity in perplexities))
     if not wanted:
@@ -94,7 +92,7 @@ def _written(perplexity: float) -> str:
 
 
 def _layout(points: NDArray[np.float32], perplexity: float, seed: int) -> NDArray[np.float32]:
-    """(2n, 2) coordinates of one perplexity. One thread: the order of a sum of floats decides where points end up."""
+    """(2n, 2) coordinates for one perplexity, computed in one thread: other orders of summation give other layouts."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -107,22 +105,21 @@ def _layout(points: NDArray[np.float32], perplexity: float, seed: int) -> NDArra
 def layouts(
     points: NDArray[np.float32], perplexities: Sequence[float], *, seed: int = 0, jobs: int | None = None
 ) -> list[NDArray[np.float32]]:
-    """t-SNE coordinates (2n, 2) for each perplexity, computed side by side; the same for the same seed and any `jobs`.
+    """t-SNE coordinates (2n, 2) for each perplexity, computed in parallel; they do not depend on `jobs`.
 
     Args:
         points: (2n, D) float32, finite.
         perplexities: each at least 1 and below 2n.
         seed: of the random start of scikit-learn's PCA and nearest neighbours.
-        jobs: worker processes; None: one a perplexity, up to the cores this process may use. 1: none, done here.
+        jobs: worker processes; None: one for each perplexity, at most as many as cores; 1: computed in this process.
     """
     from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 
     workers = min(len(perplexities), jobs or cpu_count())
     if workers <= 1:
         return [_layout(points, perplexity, seed) for perplexity in perplexities]
-    # Processes, started fresh: forks of a program whose torch has threads can hang, and threads gained next to nothing,
-    # since scikit-learn holds the GIL for most of the descent. The slowest (largest) perplexity first, so that no
-    # worker is left with it at the end.
+    # Fresh processes, because a fork of a process with torch's threads can hang. Threads hardly helped: scikit-learn
+    # holds the GIL for most of the descent. The largest perplexity takes longest, so it starts first.
     order = sorted(range(len(perplexities)), key=lambda i: -perplexities[i])
     found = Parallel(n_jobs=workers, backend="loky")(delayed(_layout)(points, perplexities[i], seed) for i in order)
     by_index = dict(zip(order, found, strict=True))
@@ -134,7 +131,7 @@ def _draw(axes: Axes, layout: NDArray[np.float32], title: str, *, inches: float)
 
     images, texts = np.split(layout, 2)
     pairs = len(images)
-    crowd = min(1.0, 12.0 / math.sqrt(pairs))  # 1 up to 144 pairs, 0.38 at 1,000: more points, smaller and fainter ones
+    crowd = min(1.0, 12.0 / math.sqrt(pairs))  # scale of size and opacity: 1 up to 144 pairs, 0.38 at 1,000
     axes.add_collection(
         LineCollection(
             list(np.stack([texts, images], axis=1)), colors=_FAINT, linewidths=0.09 * inches, alpha=0.2 + 0.3 * crowd
@@ -185,23 +182,23 @@ def draw_tsne(
     seed: int = 0,
     jobs: int | None = None,
 ) -> list[Path]:
-    """Draw one picture a perplexity (`tsne_perplexity_5.png`, …) and one sheet with all of them (`tsne.png`).
+    """Draw a plot for each perplexity (`tsne_perplexity_5.png`, …) and a sheet with all of them (`tsne.png`).
 
-    Images and texts are laid out together, in one t-SNE. Everything is checked before anything is computed.
+    One t-SNE lays out images and texts together. All checks come before the first computation.
 
     Args:
         image_embeddings: (n, D) finite numbers; row i belongs to row i of the texts.
         text_embeddings: (n, D), likewise.
-        perplexities: at least 1 and below 2n, the number of points; one that stands twice is drawn once.
+        perplexities: at least 1 and below 2n, the number of points; repetitions are drawn once.
         out: folder for the PNGs, made if missing; files of these names are replaced.
         seed, jobs: as in `layouts`.
 
     Returns:
-        The files: one a perplexity in the order given, the sheet last.
+        The files: one for each perplexity in the order given, the sheet last.
 
     Raises:
-        Collapsed: all images, or all texts, are one point but for rounding.
-        DataError: shapes that differ, NaN or infinity, a perplexity that does not fit.
+        Collapsed: all images, or all texts, are equal but for rounding errors.
+        DataError: shapes that differ, NaN or infinity, a perplexity out of range.
     """
     points = _check_points(image_embeddings, text_embeddings)
     wanted = check_perplexities(perplexities, len(points))

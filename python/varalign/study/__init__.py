@@ -1,1 +1,1 @@
-"""Studies: a grid of training runs, resumable cell by cell, and the statistics that say what it shows."""
+"""Studies: a grid of training runs, resumable cell by cell, and the statistics of its results."""

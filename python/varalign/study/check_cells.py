@@ -1,4 +1,4 @@
-"""Checking every cell's options before the first one runs: no study stops after hours at a combination that is none."""
+"""Checks the options of all cells before the first one runs: no study stops after hours at a bad combination."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from varalign.training.run import check
 
 
 def check_cells(conditions: Sequence[Condition], train_images: int, device: torch.device) -> None:
-    """Refuse a study one of whose cells would be refused by the trainer.
+    """Refuse a study with a cell that the trainer would refuse.
 
     Args:
-        conditions: of the study, not begun.
+        conditions: of the study, before their first stage.
         train_images: of the whole training split.
         device: where it trains.
 
     Raises:
-        StudyError: naming the axes' values of the first such cell.
+        StudyError: for the first such cell; the message names its values of the axes.
     """
     seen = set()
     for condition in conditions:

@@ -1,8 +1,9 @@
 """The cells of a study, and the packs of cells that are trained together. Torch-free.
 
-A condition is one value of every axis but schedule and seed. It is tuned stage by stage with fixed weights on dev; what
-is found is the recipe of all its cells. A pack's make-up depends on the study alone, never on what was done before, and
-a cell's name on its pack: so what a cell comes to is the same whenever and in whatever order it runs.
+A condition is a combination of values of all axes except schedule and seed. It is tuned stage by stage on dev, with
+fixed weights; all its cells are trained with the tuned options. Which cells form a pack depends on the study alone, not
+on what has already run, and a cell's name is a hash over its pack. A cell's result is therefore the same whenever and
+in whatever order it runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from varalign.options.fields import OPTIONS
 from varalign.study.spec import FIRST_TUNE_SEED, FIXED, TUNED, Study, at_fraction
 
 OPTIMISER_OPTIONS = ("lr", "weight_decay", "map_lr")  # may differ between the runs of one batched product
-# Numbers that only a range of their own bounds, and that was checked when the study was read.
+# Options in no rule about combinations: reading the study has checked their ranges, which is all that bounds them.
 FREE = ("lr", "weight_decay", "dropout", "epochs", "batch_size", "fixed_weight")
 
 
@@ -34,7 +35,7 @@ class Cell:
         schedule: the loss schedule.
         fixed_weight: of `fixed`.
         seed: of the run.
-        replays: name of the cell whose weights are replayed, or "".
+        replays: name of the cell whose weights are replayed; "" for none.
     """
 
     kind: str
@@ -48,7 +49,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Pack:
-    """Cells that are trained together, and their names."""
+    """Cells that are trained together, and their names in the same order."""
 
     cells: tuple[Cell, ...]
     names: tuple[str, ...]
@@ -63,14 +64,16 @@ def make_pack(study: Study, fingerprint: str, cells: list[Cell]) -> Pack:
 
 @dataclass
 class Condition:
-    """One condition's way through its tuning stages to its cells.
+    """One condition: yields the packs of its tuning stages, then those of its runs.
 
     Attributes:
         study: the study.
         fingerprint: of the data.
         axes: the condition's values.
-        batches: whether several runs can be trained as one product.
+        batches: whether several runs can be trained as one batched product.
         recipe: options tuned so far.
+        fixed_weight: the tuned w_i2t of `fixed-tuned`.
+        tuned: every trial so far with its dev score.
     """
 
     study: Study
@@ -82,10 +85,10 @@ class Condition:
     tuned: list[dict[str, Any]] = field(default_factory=list)
 
     def stages(self, results: Callable[[str], Mapping[str, Any]]) -> Iterator[list[Pack]]:
-        """Packs stage by stage; the next stage may be asked for when every cell of the last has its result.
+        """Packs stage by stage; the caller takes the next stage when every cell of the last one has its result.
 
         Args:
-            results: a finished cell's result by its name.
+            results: from a finished cell's name to its result.
         """
         self.recipe, self.fixed_weight, self.tuned = {}, 0.5, []
         fraction = self.axes["fraction"]
@@ -131,9 +134,9 @@ class Condition:
         yield self._packs(cells)
 
     def possible(self) -> Iterator[Cell]:
-        """One cell of each kind that may be trained, whatever tuning chooses; to be asked for before `stages`.
+        """One cell for each combination of options that tuning may lead to; call it before `stages`.
 
-        Trials that differ in numbers of `FREE` alone are as good as one another here.
+        Trials that differ only in options of `FREE` count as one combination.
         """
         grids = [self.study.tune_grid(stage, self.axes) for stage in self.study.tune]
         grids = [grid for grid in grids if grid]
@@ -154,11 +157,11 @@ class Condition:
         fraction = self.axes["fraction"]
         options = {name: at_fraction(value, fraction) for name, value in self.study.options.items()}
         random = self.axes.get("start", options.get("start")) == "random"
-        if random:  # there is no closed form for members to stand beside
+        if random:  # members need a closed form
             options.pop("members", None)
         options |= {name: value for name, value in self.axes.items() if name in OPTIONS and name != "noise"}
         options |= {**self.recipe, **trial}
-        if not random:  # what a schedule is compared on is one model unless a study says more
+        if not random:  # schedules are compared on a single model unless the study sets `members`
             options.setdefault("members", 0)
         weight = options.pop("fixed_weight", self.fixed_weight if kind == "tune" or schedule == TUNED else 0.5)
         axes = {**self.axes, "schedule": schedule, "seed": seed}
@@ -167,7 +170,7 @@ class Condition:
         return Cell(kind, axes, options, "fixed" if schedule in FIXED else schedule, weight, seed, replays)
 
     def _packs(self, cells: list[Cell]) -> list[Pack]:
-        """Cells that differ in nothing but what a batched product can hold apart, at most `runs_at_once` together."""
+        """Packs of at most `runs_at_once` cells whose options differ only where a batched product allows it."""
         groups: dict[str, list[Cell]] = {}
         for place, cell in enumerate(cells):
             shape = {name: value for name, value in cell.options.items() if name not in OPTIMISER_OPTIONS}
@@ -209,7 +212,7 @@ def conditions(study: Study, fingerprint: str, batches: Callable[[Mapping[str, A
     Args:
         study: the study.
         fingerprint: of the data.
-        batches: whether the runs of a condition with these axes can be trained as one product.
+        batches: from a condition's axes to whether its runs can be trained as one batched product.
     """
     names = [name for name in study.axes if name != "schedule"]
     return [

@@ -1,6 +1,6 @@
-"""What a study's cells say: intervals over seeds, paired differences by a clustered bootstrap, Holm's correction.
+"""Statistics of a study: intervals over seeds, paired differences by a clustered bootstrap, Holm's correction.
 
-S seeds, I test images, Q queries of one image: itself (i2t) and its captions (t2i).
+S seeds, I test images. The queries of an image are the image itself (i2t) and its captions (t2i).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from varalign.evaluation.retrieval import RECALL_KEYS
 
 Array = NDArray[np.float64]
 METRICS = ("mean_recall@1", *RECALL_KEYS)
-DRAWS, MOST, ENOUGH = 10_000, 100_000, 10  # samples of the bootstrap, see `paired_differences`
+DRAWS, MOST, ENOUGH = 10_000, 100_000, 10  # numbers of bootstrap samples, see `paired_differences`
 
 
 def hits(result: Mapping[str, Any], metric: str) -> tuple[Array, Array]:
-    """A cell's hits by image.
+    """A cell's hits for each image.
 
     Args:
         result: of a cell: `ranks_i2t`, `ranks_t2i` (one character a query), `captions` (of each image).
         metric: one of `METRICS`.
 
     Returns:
-        (I,) sums that add up to the metric over all images, i.e. each image's hits over the number of queries; and
-        (I,) what each image adds to the number of queries, as a share of it.
+        (I,) each image's hits divided by the number of all queries, so that their sum is the metric; and (I,) each
+        image's share of the queries.
     """
     if metric == "mean_recall@1":
         parts = [hits(result, "i2t_recall@1"), hits(result, "t2i_recall@1")]
@@ -63,21 +63,21 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def paired_differences(
     pairs: Sequence[tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]], metric: str
 ) -> list[dict[str, float]]:
-    """Mean differences of paired runs, with a bootstrap that draws test images and, where there are several, seeds.
+    """Mean differences of paired runs, with a bootstrap over test images and, if there are several, seeds.
 
-    All queries of an image (itself and its captions) are drawn together, for they are hit or missed together; a pair of
-    runs of one seed stays a pair. Because images and seeds are both drawn, the interval covers other images and other
-    seeds; it is somewhat too wide rather than too narrow (Owen 2007, "The pigeonhole bootstrap"). The intervals are
-    those of the first `DRAWS` samples. For a p-value, samples are added until `ENOUGH` of them fall on the rarer side
-    of 0, `MOST` at most (Besag & Clifford 1991): a correction for many comparisons needs small p-values to be exact.
+    The bootstrap draws all queries of an image (itself and its captions) together, because their hits are correlated,
+    and keeps the two runs of a seed as a pair. Since it draws both images and seeds, the interval covers other images
+    and other seeds; it is rather too wide than too narrow (Owen 2007, "The pigeonhole bootstrap"). Intervals use the
+    first `DRAWS` samples. For the p-value, samples are added until `ENOUGH` of them lie on the rarer side of 0, up to
+    `MOST` (Besag & Clifford 1991), because a correction for many comparisons needs exact small p-values.
 
     Args:
-        pairs: ours and theirs: results of cells, one a seed, of the same seeds in the same order.
+        pairs: (ours, theirs): the results of cells, one for each seed, with the same seeds in the same order.
         metric: one of `METRICS`.
 
     Returns:
-        A pair's `difference` (ours − theirs, a fraction), `low`, `high` (95 %, percentiles), `p` (two-sided, at least
-        2 / (MOST + 1)).
+        For each pair `difference` (ours − theirs, a fraction), `low`, `high` (95 %, percentiles), `p` (two-sided, at
+        least 2 / (MOST + 1)).
 
     Raises:
         ValueError: runs that are not paired, or were measured on different queries.
@@ -118,7 +118,7 @@ class _Comparison:
         """Count one more part of the draws, (draws, images)."""
         seeds = len(self.table)
         seed_draws = _draws(seeds, len(image_draws), 1, part) / seeds
-        # Images bring different numbers of captions: the sum is divided by the queries that were drawn.
+        # Images have different numbers of captions: divide by the number of queries in the sample.
         found = ((image_draws @ self.table.T) * seed_draws).sum(1) / (image_draws @ self.share)
         if part == 0:
             self.low, self.high = (float(value) for value in np.quantile(found, [0.025, 0.975]))

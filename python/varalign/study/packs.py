@@ -1,4 +1,4 @@
-"""Training the cells of a pack side by side on shared features, and measuring what they came to."""
+"""Trains the cells of a pack side by side on shared features, and measures the results."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from varalign.training.start import begin
 from varalign.training.step_texts import StepTexts
 
 Rows = NDArray[np.int64]
-STARTS_KEPT = 16  # models of a few megabytes, or of some 20 with members
+STARTS_KEPT = 16  # number of initial models kept; each takes a few megabytes, with members about 20
 RANKS = "0123456789"  # a query's rank as one character; "+" from 10 on
 
 
 @dataclass
 class Split:
-    """Features of a split for measuring: copies of an image count as one, captions grouped by image.
+    """Features of a split for evaluation: copies of an image are one image, and captions are grouped by image.
 
     Attributes:
         images: (I, Dx). texts: (T, Dy).
@@ -63,12 +63,13 @@ class Split:
 
 @dataclass
 class Bench:
-    """What every pack of a study shares: features in memory, and the splits that are measured on.
+    """What all packs of a study share: the features in memory, and the splits for evaluation.
 
     Attributes:
-        features: the file's.
+        features: of the features file.
         device: where runs train.
-        evaluations: times that dev is looked at in a run, besides the start, as `--evaluations` has it.
+        evaluations: number of evaluations on dev in a run, besides the one at the start (`--evaluations`).
+        starts: initial models by the options that they depend on; the oldest is dropped when there are `STARTS_KEPT`.
     """
 
     features: FeatureSet
@@ -88,7 +89,7 @@ class Bench:
 
 @dataclass
 class Started:
-    """A model before any step: its data, the model, and the weights of its pairs where they are weighed."""
+    """A model before the first step: its data, the model, and the weights of its pairs if they are weighted."""
 
     data: FeatureSet
     model: DualEncoder
@@ -97,7 +98,7 @@ class Started:
 
 @dataclass
 class Run:
-    """One cell made ready: its options with the recipe filled in, what it starts from, and its schedule."""
+    """One cell before training: its options with the recipe filled in, its data and initial model, its schedule."""
 
     config: TrainConfig
     data: FeatureSet
@@ -117,7 +118,7 @@ class Run:
 
 
 def cell_config(cell: Cell, train_images: int) -> TrainConfig:
-    """The options of a cell's run, but for where the data are.
+    """The options of a cell's run, without those that name the data.
 
     Args:
         cell: the cell.
@@ -137,7 +138,7 @@ def cell_config(cell: Cell, train_images: int) -> TrainConfig:
 
 
 def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
-    """A cell's run on the shared features, begun as `varalign train --features` would begin it."""
+    """A cell's run on the shared features, with the initial model of `varalign train --features`."""
     features = bench.features
     config = dataclasses.replace(
         cell_config(cell, len(features.rows("train"))), features="shared", evaluations=bench.evaluations
@@ -151,7 +152,7 @@ def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
 
 
 def _started(config: TrainConfig, features: FeatureSet, bench: Bench) -> Started:
-    """What a run starts from; runs that differ only in what comes after share it, for a closed form takes seconds."""
+    """The initial model of a run. Runs that differ only in later options share it: a closed form takes seconds."""
     after: dict[str, Any] = {
         name: OPTIONS[name].default for name in ("schedule", "fixed_weight", "lr", "weight_decay", "epochs")
     }
@@ -181,16 +182,16 @@ def run_pack(pack: Pack, bench: Bench, replayed: Mapping[str, Sequence[float]]) 
         replayed: w_i2t by the name of the cell that is replayed.
 
     Returns:
-        A cell's result each: `dev` (mean of the six recalls at the best evaluation), `epochs`, `best_epoch`, `options`
-        (what the recipe filled in), `finite`, and for runs those of `rank_results` on
-        the test split and `w_i2t` (every step's).
+        The result of each cell: `dev` (mean of the six recalls at the best evaluation), `epochs`, `best_epoch`,
+        `options` (those of `REPORTED`), `finite` (whether all losses were), and for kind "run" also the values of
+        `rank_results` on the test split and `w_i2t` (of every step).
     """
     with torch.random.fork_rng(devices=[]):
         runs = [make_run(cell, bench, replayed.get(cell.replays)) for cell in pack.cells]
         torch.manual_seed(int(hashlib.sha256(pack.names[0].encode()).hexdigest()[:15], 16))
         results: list[dict[str, Any]] = [{}] * len(runs)
-        # Copies of an image in a small draw can make a run's batches fewer or shorter, and each draw chooses the
-        # dimensions of its closed form: what differs in shape is trained apart.
+        # Copies of an image in a small draw can make batches fewer or shorter, and each draw chooses the dimensions of
+        # its closed form. Runs of different shapes are trained separately.
         shapes: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for place, run in enumerate(runs):
             shapes.setdefault(_shapes(run), []).append(place)
@@ -277,7 +278,7 @@ def _evaluate(runs: Sequence[Run], best: Sequence[_Best], dev: Split, epoch: int
 
 
 def _fusion(run: Run, dev: Split) -> Fusion | None:
-    """The choice of an ensemble's share on dev, as a run of `varalign train` makes it (but that copies count once)."""
+    """The choice of an ensemble's share on dev, as in `varalign train`, except that copies of an image count once."""
     if run.model.shape.head != "ensemble":
         return None
     images, counts = dev.owner.unique_consecutive(return_counts=True)
@@ -287,16 +288,16 @@ def _fusion(run: Run, dev: Split) -> Fusion | None:
 
 
 def _shapes(run: Run) -> tuple[tuple[int, ...], ...]:
-    """What runs of one batched product have in common: every epoch's batches and their models' shapes.
+    """What the runs of one batched product must have in common: the lengths of all batches and their models' shapes.
 
-    Copies of an image wait for a batch without it, and now and then the last batch of an epoch falls short for them.
+    Copies of an image are moved to later batches, which can make the last batch of an epoch shorter.
     """
     lengths = (tuple(len(rows) for rows in epoch) for epoch in run.batches)
     return (*lengths, *(tuple(tensor.shape) for tensor in run.model.state_dict().values()))
 
 
 def _texts(run: Run, rows: Rows, epoch: int, bench: Bench) -> tuple[Tensor, Tensor | None]:
-    """(B, Dy) the text features that these images bring to a step, and (B,) the weights of the pairs, if any."""
+    """(B, Dy) text features of these images in a step, and (B,) weights of the pairs if they are weighted."""
     config = run.config
     texts = StepTexts.draw(run.data, rows, seed=config.seed, epoch=epoch, count=config.captions_per_step, use="mean")
     captions = torch.from_numpy(texts.captions).to(bench.device)
@@ -324,7 +325,7 @@ def dev_recall(model: DualEncoder, split: Split) -> float:
 
 
 def rank_results(images: Tensor, texts: Tensor, owner: Rows) -> dict[str, Any]:
-    """`ranks_i2t` and `ranks_t2i`, one character a query, and `captions`, how many each image has.
+    """`ranks_i2t` and `ranks_t2i`, one character for each query, and `captions`, the number of each image's captions.
 
     Args:
         images: (I, D) unit vectors. texts: (T, D), grouped by image.

@@ -1,4 +1,4 @@
-"""The pictures of a study: recall against the data fraction, recall against noise, the two weights over steps."""
+"""The plots of a study: recall against the data fraction, recall against noise, w_i2t over the steps."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Row = Mapping[str, Any]
 COLOURS = ("#2f5d9b", "#c8553d", "#3f7d4e", "#8a5fa8", "#c89b2b", "#4c9aa6", "#8d6e63", "#6b7280")
 MARKS = "os^Dv<>P"
 STYLES = ("-", "--", ":", "-.")
-# Columns that every picture shows in a fixed way; the other columns of a row are further axes of the study.
+# Columns that have a fixed place in every plot; the other columns of a row are further axes of the study.
 PLACED = {"schedule", "fraction", "noise", "seed", "seeds", *METRICS, *(f"{metric}_half_width" for metric in METRICS)}
 
 
 def draw_study(folder: Path, summary: Sequence[Row], results: Sequence[tuple[Row, Mapping[str, Any]]]) -> list[Path]:
-    """Draw what the study has axes for; returns the PNGs.
+    """Draw the plots for which the study has an axis; returns the PNG files.
 
     Args:
-        folder: of the pictures; made if missing.
-        summary: as `summarise` gives it.
-        results: axes and results of the cells that are done.
+        folder: of the plots; made if missing.
+        summary: the rows of `summarise`.
+        results: axes and results of the finished cells.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [_weights_over_steps(folder / "weights.png", results)]
@@ -45,7 +45,7 @@ def draw_study(folder: Path, summary: Sequence[Row], results: Sequence[tuple[Row
 
 
 def _damage(noise: str) -> tuple[str, float]:
-    """The kinds of a noise together, "" where there is none, and the highest of their rates."""
+    """The kinds of a noise joined by "+", "" for none, and the highest of their rates."""
     found = parse_noise(noise)
     rates = {kind: float(getattr(found, kind.replace("-", "_"))) for kind in NOISE_KINDS}
     return "+".join(kind for kind, rate in rates.items() if rate > 0), max(rates.values())
@@ -57,7 +57,7 @@ def _rest(row: Row) -> str:
 
 
 def _panels(count: int, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of some panels side by side."""
+    """A figure with `count` panels side by side."""
     figure = new_figure(5.2 * count, height, 130)
     panels = figure.subplots(1, count, squeeze=False)[0]
     for panel in panels:
@@ -66,10 +66,10 @@ def _panels(count: int, height: float) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _recall_lines(out: Path, summary: Sequence[Row], along: str, apart: str, values: Sequence[Any]) -> Path:
-    """Mean R@1 along one axis of the study, one panel a value of the other, one line a setting of all further axes."""
+    """Mean R@1 along one axis of the study: a panel for each value of the other, a line for each further setting."""
     figure, panels = _panels(len(values), 4.6)
     names = list(dict.fromkeys((row["schedule"], _rest(row)) for row in summary))
-    # Noise of one kind (or of the same kinds together) is a line; every such line begins at the undamaged rows.
+    # All rates of one kind of noise (or of one combination of kinds) form a line, which begins at the undamaged rows.
     by_noise = along == "noise"
     kinds = list(dict.fromkeys(_damage(row["noise"])[0] for row in summary)) if by_noise else [""]
     kinds = [kind for kind in kinds if kind] or [""]
@@ -104,7 +104,7 @@ def _recall_line(
         ((_damage(row["noise"])[1] if by_noise else row["fraction"], row) for row in rows), key=lambda p: p[0]
     )
     x = np.array([where for where, _ in points])
-    # Each schedule's line is moved a little sideways, so that intervals of lines that coincide can be told apart.
+    # A small horizontal offset for each schedule keeps coinciding intervals apart.
     aside = (place - len({schedule for schedule, _ in names}) / 2) * 0.012
     panel.errorbar(
         x + aside * 0.3 if by_noise else x * (1 + aside),
@@ -121,9 +121,9 @@ def _recall_line(
 
 
 def _weights_over_steps(out: Path, results: Sequence[tuple[Row, Mapping[str, Any]]]) -> Path:
-    """w_i2t over the run, one panel a fraction, each line a run of its first seed; w_t2i is the rest.
+    """w_i2t (w_t2i is 1 − w_i2t) over the run: a panel for each fraction, a line for each run of its first seed.
 
-    A schedule has a colour, a start or loss a line style; runs on damaged pairs are drawn fainter.
+    Colour shows the schedule, line style the start or loss; runs on damaged pairs are drawn fainter.
     """
     fractions = sorted({axes["fraction"] for axes, _ in results})
     schedules = [s for s in dict.fromkeys(axes["schedule"] for axes, _ in results) if s not in ("random", "replay")]

@@ -1,4 +1,4 @@
-"""The tables of a study: every cell, what was tuned, means with intervals, paired differences."""
+"""The tables of a study: all cells, all tuning trials, means with intervals, paired differences."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Row = dict[str, Any]
 
 @dataclass
 class StudyReport:
-    """What a study came to.
+    """The results of a study.
 
     Attributes:
-        folder: where the files are.
-        cells: one row a cell that is done: axes, what the recipe was, dev and test recall, the weights' range.
-        tuning: one row a trial: axes, values tried, mean dev score.
-        summary: one row a setting (all axes but the seed): `seeds`, mean and half-width of each metric.
-        comparisons: one row a setting, baseline and metric: difference, interval, p and Holm's p.
-        files: what was written.
+        folder: of the written files.
+        cells: a row for each finished cell: axes, tuned options, dev and test recall, range of the weights.
+        tuning: a row for each trial: axes, values tried, mean dev score.
+        summary: a row for each setting (all axes but the seed): `seeds`, mean and half-width of each metric.
+        comparisons: a row for each setting, baseline and metric: difference, interval, p and Holm's p.
+        files: paths of the written files.
     """
 
     folder: Path
@@ -58,12 +58,12 @@ class StudyReport:
 def write_report(
     study: Study, store: Store, conditions: Sequence[tuple[Condition, Sequence[Pack]]], say: Callable[[str], None]
 ) -> StudyReport:
-    """Make every file of a study from the cells that are done.
+    """Write every file of a study from its finished cells.
 
     Args:
         study: the study.
         store: its results.
-        conditions: in order, with the packs of their runs that are done.
+        conditions: in order, each with the finished packs of its runs.
         say: called with remarks.
     """
     results: list[tuple[Row, dict[str, Any]]] = []
@@ -81,7 +81,7 @@ def write_report(
     cells = [_cell_row(axes, result) for axes, result in results]
     summary = summarise(results)
     if len(results) > 500:
-        say(f"{len(results)} runs: their comparisons take a minute or two")
+        say(f"comparing {len(results)} runs: this takes a minute or two")
     comparisons = compare(study, results)
     report = StudyReport(store.folder, cells, tuning, summary, comparisons)
     report.files.append(store.write_text("study.json", json_text(study.as_dict(), indent=1) + "\n"))
@@ -95,7 +95,7 @@ def write_report(
     report.files.append(store.write_text("table.md", report.table() + "\n"))
     broken = sum(not result["finite"] for _, result in results)
     if broken:
-        say(f"{broken} of {len(results)} runs lost their numbers (NaN) on the way; their best epoch before it counts")
+        say(f"{broken} of {len(results)} runs had losses that are not finite; their best epoch before that counts")
     if results:
         report.files += draw_study(store.folder / "pictures", summary, results)
     return report
@@ -119,7 +119,7 @@ def _cell_row(axes: Row, result: Mapping[str, Any]) -> Row:
 def settings(
     results: Iterable[tuple[Row, dict[str, Any]]],
 ) -> dict[tuple[Any, ...], dict[int, tuple[Row, dict[str, Any]]]]:
-    """Results by setting (all axes but the seed), then by seed, in order."""
+    """Results by setting (all axes but the seed), then by seed, in the given order."""
     found: dict[tuple[Any, ...], dict[int, tuple[Row, dict[str, Any]]]] = {}
     for axes, result in results:
         key = tuple(value for name, value in axes.items() if name != "seed")
@@ -128,7 +128,7 @@ def settings(
 
 
 def summarise(results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
-    """One row a setting: how many seeds, and mean and half-width of the 95 % interval over them of each metric."""
+    """A row for each setting: number of seeds, and each metric's mean with its 95 % half-width over the seeds."""
     rows = []
     for runs in settings(results).values():
         axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
@@ -142,15 +142,15 @@ def summarise(results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
 
 
 def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
-    """Every setting against its counterpart under each baseline, on the seeds that both have.
+    """Compare every setting with its counterpart under each baseline, on the seeds that both have.
 
-    P-values are corrected over all comparisons of the study with one metric, whichever the baseline: two baselines that
-    come to the same setting are one comparison, and so are two settings of which each is the other's baseline. With one
-    seed there is no p: the interval is over images alone and says nothing of other seeds.
+    For each metric, p-values are corrected over all comparisons of the study. Two baselines that lead to the same
+    setting are one comparison, and so are two settings that are each other's baseline. With one seed there is no p,
+    because the interval is over images alone and does not cover other seeds.
     """
     by_setting = settings(results)
-    pairs: list[tuple[Row, tuple[int, int], int]] = []  # names of a row, the two settings compared, seeds
-    runs_of: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}  # one way of each pair
+    pairs: list[tuple[Row, tuple[int, int], int]] = []  # a row's axes and baseline, the two settings, number of seeds
+    runs_of: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}  # each pair in one order
     for runs in by_setting.values():
         axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
         for baseline in study.baselines:
@@ -184,13 +184,13 @@ def compare(study: Study, results: Sequence[tuple[Row, dict[str, Any]]]) -> list
 
 
 def _baseline(study: Study, axes: Row, baseline: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The baseline, with `fixed` in the place of `fixed-tuned` in conditions that tune no weight."""
+    """The baseline; in conditions that tune no weight, `fixed` replaces `fixed-tuned`."""
     untuned = axes["schedule"] == TUNED and TUNED not in study.schedules(axes)
     return {**baseline, "schedule": "fixed"} if untuned else baseline
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Rows as CSV, one header for all of them."""
+    """Rows as CSV under one header with the columns of all of them."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return csv_table(names, [[row.get(name, "") for name in names] for row in rows]).decode()
 
@@ -198,7 +198,7 @@ def csv_text(rows: Sequence[Row]) -> str:
 def table(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
     """A Markdown table: recall in per cent ± half-width, and the differences of the mean R@1 from each baseline."""
     if not summary:
-        return "no cell is done yet"
+        return "no cell is finished yet"
     axes = [name for name in summary[0] if name not in METRICS and not name.endswith("_half_width") and name != "seeds"]
     baselines = list(dict.fromkeys(row["against"] for row in comparisons))
     found = {

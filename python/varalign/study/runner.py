@@ -1,4 +1,4 @@
-"""Running a study: which pack is next, where it is trained, and how long the rest will take."""
+"""Runs a study: chooses the next pack, distributes packs over processes, and estimates the remaining time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from varalign.study.spec import FIXED, TUNED, Study, at_fraction
 from varalign.study.store import Store
 
 Say = Callable[[str], None]
-# Options that batched training follows; a run with any other option set goes through the ordinary trainer.
+# Options that batched training supports; a run with any other option set uses the ordinary trainer.
 BATCHED = {
     *("start", "ridge", "text_ridge", "power", "map_lr", "embedding_dim", "head", "hidden_dim", "members", "dropout"),
     *("schedule", "schedule_floor", "schedule_beta", "schedule_gamma", "fixed_weight", "epochs", "batch_size", "lr"),
@@ -52,20 +52,20 @@ def run_study(
     report_only: bool = False,
     say: Say | None = None,
 ) -> StudyReport:
-    """Run what is missing of a study, and write its tables and pictures.
+    """Run the missing cells of a study, and write its tables and plots.
 
     Args:
         study: the study.
-        out: its folder; cells that are there are not run again.
-        workers: processes, each on one thread; 0 takes all cores (one on CUDA).
+        out: its folder; cells that have a result there are not run again.
+        workers: number of processes, each with one thread; 0: one for each core (on CUDA: one).
         device: as for `varalign train`.
-        report_only: run nothing, and report the cells that are there.
+        report_only: run nothing, and report the cells that have a result.
         say: called with each remark; standard error if None.
 
     Raises:
         DataError: data or study that cannot be used.
-        StudyError: a cell's options do not go together; raised before the first one runs.
-        RunFailed: a worker was killed.
+        StudyError: a cell's options contradict each other; raised before the first cell runs.
+        RunFailed: a worker process was killed.
     """
     say = say or to_stderr
     chosen = pick_device(device)
@@ -88,19 +88,19 @@ def run_study(
 
 
 def batches(study: Study, axes: Mapping[str, Any]) -> bool:
-    """Whether the runs of a condition can be trained as one product; the others go through the ordinary trainer."""
+    """Whether the runs of a condition can be trained as one batched product; others use the ordinary trainer."""
     if any(name not in BATCHED for stage in study.tune for name in stage):
         return False
     options = {name: value for name, value in {**study.options, **axes}.items() if name in OPTIONS}
     trials = [trial for stage in study.tune for trial in study.tune_grid(stage, axes)]
     weightings = {at_fraction(one.get("pair_weighting"), axes["fraction"]) for one in (options, *trials)}
-    if "moments" in weightings:  # weights that change with what the run has seen
+    if "moments" in weightings:  # these weights change during the run
         return False
     return all(name in BATCHED or value == OPTIONS[name].default for name, value in options.items())
 
 
 class Track:
-    """One condition on its way through its stages."""
+    """The progress of one condition through its stages."""
 
     def __init__(self, condition: Condition, store: Store) -> None:
         self.condition, self.store = condition, store
@@ -111,7 +111,7 @@ class Track:
         self.advance()
 
     def advance(self) -> None:
-        """Go on to the first stage that is not done."""
+        """Go on to the first stage with a missing result."""
         while not self.ended and all(self.store.has(pack) for pack in self.packs):
             found = next(self.stages, None)
             if found is None:
@@ -121,16 +121,16 @@ class Track:
             self.cells += [pack for pack in found if pack.cells[0].kind == "run"]
 
     def finish(self) -> tuple[Condition, list[Pack]]:
-        """The condition and those packs of its runs that are done."""
+        """The condition and the finished packs of its runs."""
         return self.condition, [pack for pack in self.cells if self.store.has(pack)]
 
     def left(self) -> int:
-        """How many cells are still to come, later stages included."""
+        """Number of cells without a result, those of later stages included."""
         study = self.condition.study
         return max(0, cell_count(study, self.condition.axes) - self.done())
 
     def done(self) -> int:
-        """How many cells of the stages begun have their result, as `cell_count` counts."""
+        """Number of cells that have a result, counted as in `cell_count`."""
         return self._past() + sum(len(pack.cells) for pack in self.packs if self.store.has(pack)) if self.packs else 0
 
     def _past(self) -> int:
@@ -140,7 +140,7 @@ class Track:
 
 
 def cell_count(study: Study, axes: Mapping[str, Any]) -> int:
-    """Cells of one condition: those that it is tuned on and those that are reported."""
+    """Number of cells of one condition: those of its tuning and those that are reported."""
     trials = [len(study.tune_grid(stage, axes)) for stage in study.tune]
     tune = sum(count * study.tune_seeds for count in trials if count > 1)
     return tune + len(study.schedules(axes)) * len(study.seeds_at(axes["fraction"]))
@@ -164,22 +164,22 @@ def left_out(study: Study, plan: Sequence[Condition]) -> list[str]:
 
 
 def _drive(tracks: Sequence[Track], store: Store, executor: Executor, workers: int, say: Say) -> None:
-    """Keep the workers busy with packs, those of earlier conditions first, until nothing is left."""
+    """Give packs to the workers, those of earlier conditions first, until every cell has its result."""
     total = sum(track.done() + track.left() for track in tracks)
-    flying: dict[Future[float], tuple[Track, Pack]] = {}
-    pace: dict[float, list[float]] = {}
+    running: dict[Future[float], tuple[Track, Pack]] = {}
+    pace: dict[float, list[float]] = {}  # seconds per cell by data fraction
     while True:
-        in_flight = {pack.names for _, pack in flying.values()}
+        started = {pack.names for _, pack in running.values()}
         for track in tracks:
             track.advance()
             for pack in track.packs:
-                if len(flying) < workers and pack.names not in in_flight and not store.has(pack):
-                    flying[executor.submit(_run, pack)] = (track, pack)
-                    in_flight.add(pack.names)
-        if not flying:
+                if len(running) < workers and pack.names not in started and not store.has(pack):
+                    running[executor.submit(_run, pack)] = (track, pack)
+                    started.add(pack.names)
+        if not running:
             return
-        for future in wait(flying, return_when=FIRST_COMPLETED).done:
-            track, pack = flying.pop(future)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            track, pack = running.pop(future)
             seconds = future.result()
             track.advance()
             pace.setdefault(track.condition.axes["fraction"], []).append(seconds / len(pack.cells))
@@ -189,7 +189,7 @@ def _drive(tracks: Sequence[Track], store: Store, executor: Executor, workers: i
 
 
 def _seconds(pace: Mapping[float, Sequence[float]], fraction: float) -> float:
-    """Seconds a cell, from those of the nearest fraction that has been seen."""
+    """Estimated seconds per cell, scaled from the nearest fraction with finished cells."""
     near = min(pace, key=lambda seen: abs(seen - fraction))
     return float(np.mean(pace[near])) * max(1.0, fraction) / max(1.0, near)
 
@@ -213,7 +213,7 @@ class Worker:
     bench: Bench | None
 
     def run(self, pack: Pack) -> float:
-        """Run a pack and write its cells; returns the seconds that it took."""
+        """Run a pack and write the results of its cells; returns the seconds that training took."""
         started = time.perf_counter()
         replayed = {cell.replays: self.store.result(cell.replays)["w_i2t"] for cell in pack.cells if cell.replays}
         if self.bench is not None and batches(self.study, pack.cells[0].axes):
@@ -229,7 +229,7 @@ class Worker:
 
 
 def _open(study: Study, out: Path, device: str, tensors: Mapping[str, torch.Tensor] | None, rest: Any) -> None:
-    """Make this process a worker: one thread, the features in memory that all share."""
+    """Make this process a worker with one thread and the features in shared memory."""
     global _worker
     torch.set_num_threads(1)
     features = None
@@ -241,7 +241,7 @@ def _open(study: Study, out: Path, device: str, tensors: Mapping[str, torch.Tens
 
 
 def _open_process(*given: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process ends its workers
     _open(*given)
 
 
@@ -251,7 +251,7 @@ def _run(pack: Pack) -> float:
 
 
 class _Here(Executor):
-    """Runs everything in this process, at once."""
+    """Runs each task in this process when it is submitted."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -1,4 +1,4 @@
-"""Cells that the ordinary trainer trains, one at a time: images from scratch, and options that no batch knows."""
+"""Cells that the ordinary trainer trains, one at a time: those on images, and those with options not in `BATCHED`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from varalign.training.run import resume, train
 
 
 def open_images(study: Study) -> ImageCaptions:
-    """The images of a study that has no features.
+    """The images and captions of a study without a features file.
 
     Raises:
-        StudyError: every seed would have a test split of its own, and runs could not be paired.
+        StudyError: the splits depend on the seed, so that runs could not be paired.
     """
     first, other = (load_dataset(study.source[1], seed=seed, skip_missing=_skips(study)) for seed in (0, 1))
     if not np.array_equal(first.split, other.split):
@@ -40,7 +40,7 @@ def _skips(study: Study) -> bool:
 
 
 def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> dict[str, Any]:
-    """Train one cell in `folder/runs/NAME`, or go on where it was interrupted, and measure it.
+    """Train one cell in `folder/runs/NAME`, or resume it, and measure it.
 
     Args:
         cell: the cell. name: its name.
@@ -49,7 +49,7 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
         device: where it trains.
 
     Returns:
-        As `run_pack` gives it. Checkpoints are deleted once it is measured; metrics and report stay.
+        The cell's result, as in `run_pack`. The checkpoints are then deleted; metrics and report stay.
     """
     place = folder / "runs" / name
     kind, source = study.source
@@ -67,7 +67,7 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
     if (place / "config.json").is_file():
         trained = resume(place, {"device": device}, say=quiet, progress=False)
     else:
-        if place.exists():  # killed before it was a run
+        if place.exists():  # the process was killed before it wrote config.json
             shutil.rmtree(place)
         trained = train(config, say=quiet, progress=False)
     run = RunFolder.open(place)

@@ -1,30 +1,30 @@
 """The settings of a study: one small TOML file, or the same from options. Torch-free.
 
 features = "features.safetensors"        # or data = "data/flickr8k"
-evaluations = 8                          # times that dev is looked at in a run, besides the start
-tune_seeds = 3                           # seeds of the tuning runs, apart from those that are reported
-tune_each_noise = false                  # whether every noise level is tuned for itself, or all like the first
+evaluations = 8                          # evaluations on dev in a run, besides the one at the start
+tune_seeds = 3                           # seeds of the tuning runs; reported runs have other seeds
+tune_each_noise = false                  # tune every noise level separately; false: all use the first one's options
 
 [options]                                # any option of `varalign train`, for every cell
 batch_size = 128
 epochs = { 1 = 200, 10 = 60, 100 = 30 }  # any value may depend on the fraction
 
 [axes]                                   # an axis is one of these four or any option of `varalign train`
-schedule = ["variance", "entropy"]       # the controls join by themselves (fixed-tuned where fixed_weight is tuned)
+schedule = ["variance", "entropy"]       # the controls are added (fixed-tuned only where fixed_weight is tuned)
 fraction = [1, 10, 100]                  # per cent of the training images
 noise = ["none", "swap-images=0.2"]
 seed = 10                                # a count, or a list, or by fraction: { 1 = 20, 100 = 5 }
 
-[[tune]]                                 # tuned with fixed weights on dev, each table a grid at the best so far
-start = "random"                         # an axis with one value: the table is for these conditions alone
+[[tune]]                                 # a grid tuned on dev with fixed weights, starting from the best options so far
+start = "random"                         # an axis with one value: the table applies to these conditions only
 lr = [3e-4, 1e-3, 3e-3]
 epochs = { 1 = [100, 300], 10 = [30, 100], 100 = [15, 30] }
 [[tune]]
 fixed_weight = [0.3, 0.4, 0.5, 0.6, 0.7]
 
-Two things differ from `varalign train`: from the closed form a cell trains one residual (`members = 0`) unless the
-study says `members` (an option that random starts pass over), so that schedules are compared on one model; and
-`loss = "siglip"`, which has no two directions, is trained under `fixed` and `fixed-tuned` alone.
+Two things differ from `varalign train`. After a closed-form start a cell trains one residual (`members = 0`) unless the
+study sets `members`, so that schedules are compared on a single model; random starts ignore `members`. And a loss
+without two directions, such as `siglip`, is trained under `fixed` and `fixed-tuned` only.
 """
 
 from __future__ import annotations
@@ -56,25 +56,25 @@ DEFAULT_IMAGE_TUNE: tuple[dict[str, Any], ...] = ({"fixed_weight": list(WEIGHTS)
 
 
 class StudyError(DataError):
-    """A study that cannot be run as it is written; the message names the key."""
+    """A study file that cannot be used; the message names the key."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study, checked.
+    """A checked study.
 
     Attributes:
         source: `("features", FILE)` or `("data", DIR)`.
         options: options of `varalign train` for every cell; a value may be a `{fraction: value}` mapping.
-        axes: name to values, in the order in which cells are made: without `seed`.
-        seeds: how the seeds of a fraction are found: a list, or `{fraction: list}`.
-        tune: the tuning stages, each a mapping of options to the values to try, and of axes to the one value that it
-            is for.
-        tune_seeds: seeds of each tuning run.
-        tune_each_noise: whether every noise level is tuned for itself, or all are trained as the first one's best.
-        evaluations: times that dev is looked at in a run, besides the start.
-        runs_at_once: most runs in one batched product.
-        baselines: each fixes some axes; a cell is compared with the one that has these values and is else the same.
+        axes: name to values, without `seed`, in the order in which cells are made.
+        seeds: a list, or `{fraction: list}`.
+        tune: the tuning stages; each maps options to the values to try, and axes to the value that it applies to.
+        tune_seeds: number of seeds of each trial.
+        tune_each_noise: whether every noise level is tuned separately; False: all use the options of the first one.
+        evaluations: number of evaluations on dev in a run, besides the one at the start.
+        runs_at_once: maximum number of runs in one batched product.
+        baselines: each gives values of some axes; a cell is compared with the cell that has these values and equals it
+            in all other axes.
     """
 
     source: tuple[str, str]
@@ -99,10 +99,10 @@ class Study:
         return name
 
     def schedules(self, axes: Mapping[str, Any]) -> tuple[str, ...]:
-        """The schedules that a condition is trained under: what the study names, but for those that would say nothing.
+        """The schedules that a condition is trained under: those of the study that make a difference there.
 
-        `fixed-tuned` where no `fixed_weight` is tuned would be `fixed` under another name; a loss without two
-        directions has nothing for a schedule to weigh.
+        Without a tuned `fixed_weight`, `fixed-tuned` would equal `fixed`; a loss without two directions can only be
+        trained with fixed weights.
         """
         names: tuple[str, ...] = self.axes["schedule"]
         if not is_directed(self.loss(axes)):
@@ -111,7 +111,7 @@ class Study:
         return names if tunes else tuple(name for name in names if name != TUNED)
 
     def tune_grid(self, stage: Mapping[str, Any], axes: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Every combination of a tuning stage's values in a condition; none where the stage is for other conditions."""
+        """Every combination of a tuning stage's values in a condition; none if the stage is for other conditions."""
         values: dict[str, list[Any]] = {}
         for name, given in stage.items():
             if not isinstance(given, (list, dict)):
@@ -138,7 +138,7 @@ class Study:
 
 
 def at_fraction(value: Any, fraction: float) -> Any:
-    """A value, or of a `{fraction: value}` mapping the one of the nearest fraction at or below, else the lowest."""
+    """A value; of a `{fraction: value}` mapping, the value of the next fraction at or below, else of the lowest."""
     if not isinstance(value, dict):
         return value
     at = sorted(value)
@@ -146,11 +146,11 @@ def at_fraction(value: Any, fraction: float) -> Any:
 
 
 def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
-    """Read a study file; see this module's head for its form.
+    """Read a study file; the module's docstring shows its form.
 
     Args:
-        path: a TOML file; paths in it are relative to the folder that the program runs in.
-        overrides: keys that go over the file's; tables are merged.
+        path: a TOML file; paths in it are relative to the working directory.
+        overrides: keys that replace the file's; tables are merged.
 
     Raises:
         StudyError: naming the file and the key.
@@ -169,7 +169,7 @@ def read_study(path: Path, overrides: Mapping[str, Any] | None = None) -> Study:
 
 
 def make_study(values: Mapping[str, Any], place: str = "study") -> Study:
-    """A checked study from what a file holds.
+    """A checked study from the content of a study file.
 
     Raises:
         StudyError: naming `place` and the key.
@@ -283,7 +283,7 @@ def _check_option(name: str, value: Any, place: str) -> None:
 def _seeds(given: Any, place: str) -> Any:
     if isinstance(given, dict):
         by_fraction = _by_fraction(given, place)
-        # A mapping within a mapping is refused as what is no list of seeds.
+        # A mapping within a mapping is refused, because it is no list of seeds.
         return {f: _seeds([value] if isinstance(value, dict) else value, place) for f, value in by_fraction}
     if type(given) is int and 0 < given < FIRST_TUNE_SEED:
         return list(range(given))
@@ -321,7 +321,7 @@ def _tune_stage(given: Mapping[str, Any], axes: Mapping[str, tuple[Any, ...]], p
             continue
         name = _known(key, place)
         if name in axes:
-            raise StudyError(f"{place}.{key}: an axis is not tuned; one value of it says what the table is for")
+            raise StudyError(f"{place}.{key}: an axis cannot be tuned; give one value to name the table's conditions")
         by_fraction = dict(_by_fraction(values, f"{place}.{key}")) if isinstance(values, dict) else None
         for one in by_fraction.values() if by_fraction is not None else [values]:
             if not isinstance(one, list) or not one:
@@ -336,7 +336,7 @@ def _tune_stage(given: Mapping[str, Any], axes: Mapping[str, tuple[Any, ...]], p
 
 def _known(key: str, place: str) -> str:
     if key == "evaluations":
-        raise StudyError(f"{place}: evaluations stands at the top of a study, for all of its runs alike")
+        raise StudyError(f"{place}: evaluations is a key of the whole study: put it at the top of the file")
     try:
         return next(iter(known_options({key: None}, place)))
     except ConfigError as error:
@@ -344,7 +344,7 @@ def _known(key: str, place: str) -> str:
 
 
 def _by_fraction(given: Mapping[Any, Any], place: str) -> list[tuple[float, Any]]:
-    """Values with the fractions that they are for."""
+    """(fraction, value) for each entry of a `{fraction: value}` table."""
     found = []
     for key, value in given.items():
         try:

@@ -1,4 +1,4 @@
-"""Where a study's results lie: one small JSON a cell, written whole or not at all. Torch-free."""
+"""The results of a study: a small JSON file for each cell, written atomically. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Store:
     """The folder of a study.
 
     Args:
-        folder: made if missing. `cells/` holds the cells, everything else is made from them.
+        folder: made if missing. `cells/` holds the cells; all other files are made from them.
 
     Raises:
         DataError: a file is in the place of a folder.
@@ -54,10 +54,10 @@ class Store:
         return self._read[name]
 
     def write(self, pack: Pack, results: Sequence[Mapping[str, Any]], seconds: float) -> None:
-        """Write the results of a pack, one file a cell.
+        """Write the results of a pack, one file for each cell.
 
         Raises:
-            OSError: a file cannot be written; those written before it stay, and the pack is run again.
+            OSError: a file cannot be written; files written before it stay, and the next start runs the pack again.
         """
         for name, cell, result in zip(pack.names, pack.cells, results, strict=True):
             whole = {
@@ -69,7 +69,7 @@ class Store:
             write_atomically(self._path(name), (json_text(whole) + "\n").encode())
 
     def write_text(self, name: str, text: str) -> Path:
-        """Write one of the files that are made from the cells."""
+        """Write a file that is made from the cells."""
         path = self.folder / name
         write_atomically(path, text.encode())
         return path

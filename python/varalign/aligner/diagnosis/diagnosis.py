@@ -1,4 +1,4 @@
-"""`varalign diagnose`: what share of the pairs is wrong, which ones, and what would fit them better."""
+"""`varalign diagnose`: estimates the share of wrong pairs, ranks the pairs, and suggests better captions."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from varalign.data.outputs import check_output_folder
 from varalign.runs.progress import to_stderr
 
 UNKNOWN = 0.5
-"""Least width of the interval at which the share counts as not known."""
+"""Width of the interval above which the share counts as unknown."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The result of a diagnosis.
 
     Attributes:
-        wrong_share, low, high: estimated share of wrong pairs and its 95 % interval; None where the judges abstain.
-        pairs, images: how many were looked at.
+        wrong_share, low, high: estimated share of wrong pairs and its 95 % interval; None if the judges abstain.
+        pairs, images: numbers judged.
         method: "closed-form" (from features, before training) or "moments" (from a run's epochs).
-        by: "image" where captions of an image are wrong together, else "pair".
+        by: "image" if the captions of an image are wrong together, else "pair".
         csv, page: the files written.
-        average_precision: of the ranking against noise injected on purpose: keys `pair` and `image`, else empty.
-        kinds: pairs by kind over the epochs of a run, else empty.
+        average_precision: of the ranking against injected noise, keys `pair` and `image`; empty without noise.
+        kinds: number of pairs of each kind over the epochs of a run; empty without a run.
         seconds: wall time.
-        abstains: why the judges abstain; empty where they do not.
+        abstains: why the judges abstain; empty if they do not.
         kinds_abstain: why there are no kinds although there is a run; else empty.
     """
 
@@ -84,11 +84,11 @@ class Diagnosis:
 
 
 def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
-    """Estimate the share of wrong pairs, list all with scores, and write a page of the worst.
+    """Estimate the share of wrong pairs, write all pairs with scores to a table, and the worst ones to a page.
 
     Raises:
-        DataError: settings or data that no diagnosis can be made of.
-        WeightsUnavailable: pretrained weights are neither here nor in reach.
+        DataError: settings that contradict each other, or data that cannot be diagnosed.
+        WeightsUnavailable: pretrained weights are not on this machine and cannot be downloaded.
     """
     started = time.perf_counter()
     out = settings.out or (Path("diagnosis") if settings.run is None else settings.run / "diagnosis")
@@ -123,7 +123,7 @@ def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
 
 
 def _worst_first(judgement: Judgement) -> NDArray[np.int64]:
-    """The caption rows that were judged, the most suspicious first where they are ranked."""
+    """The judged caption rows, most suspicious first if they are ranked."""
     rows = np.flatnonzero(judgement.judged)
     return rows if judgement.rank is None else rows[np.argsort(judgement.rank[rows], kind="stable")]
 
@@ -139,11 +139,11 @@ def average_precisions(wrong: Bools, rank: NDArray[np.float64], owner: NDArray[n
     """Average precision of a ranking against the truth, by pair and by image.
 
     Args:
-        wrong: (n,) the truth. rank: (n,) lowest is the most suspicious. owner: (n,) the image of each.
+        wrong: (n,) the truth. rank: (n,) lower is more suspicious. owner: (n,) the image of each.
 
     Returns:
-        `pair`; and `image`, where an image's rank is the mean of its captions' and it is wrong if all of them are
-        (left out where no image is wholly wrong, or one is wrong in part).
+        `pair`; and `image`, with the mean rank of each image's captions. `image` is left out unless all captions of
+        each image are right or all are wrong, with both kinds of images.
     """
     from sklearn.metrics import average_precision_score
 

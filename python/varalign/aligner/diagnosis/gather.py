@@ -1,4 +1,4 @@
-"""What is diagnosed: the pairs, their features where towers give any, and what a run's epochs say of them."""
+"""Gathers the input of a diagnosis: the pairs, their features if frozen towers exist, and a run's pair statistics."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is diagnosed, and how. One of `run`, `features` and `data` says what.
+    """The settings of a diagnosis. One of `run`, `features` and `data` names what to diagnose.
 
     Attributes:
-        run: a run folder: its data, noise included, and what its epochs say of each pair.
-        features: a features file; with `data` too, that folder's pictures and captions are shown.
-        data: a data folder, whose features pretrained encoders make (cached on disk).
+        run: a run folder: its data with its noise, and its statistics of each pair over the epochs.
+        features: a features file; if `data` is given too, the page shows that folder's images and captions.
+        data: a data folder; pretrained encoders compute its features, which are cached on disk.
         image_encoder, text_encoder: specs of those encoders; CLIP ViT-B/32 and BERT if None.
         split: "train", "dev", "test", or "all": every image that has a caption.
         by: whether the captions of an image are judged together; "auto" estimates it.
-        dataset_size: that many training images, as in training.
-        noise: wrong pairs injected on purpose (swap-images, swap-captions), to see whether they are found.
-        worst: pairs on the page.
+        dataset_size: number of training images, as in training.
+        noise: wrong pairs to inject (swap-images, swap-captions), to measure how well they are found.
+        worst: number of pairs on the page.
         seed: of folds, bootstrap, splits and noise.
-        out: folder of `pairs.csv` and `diagnosis.html`; `RUN/diagnosis`, or `diagnosis`, if None.
-        overwrite: write into `out` whatever is there.
+        out: folder of `pairs.csv` and `diagnosis.html`; if None `RUN/diagnosis`, or `diagnosis` without a run.
+        overwrite: write into `out` whatever it holds.
         skip_missing, device, threads, cache: as in training.
     """
 
@@ -80,17 +80,17 @@ class Settings:
 
 @dataclass
 class Subject:
-    """What is diagnosed.
+    """The input of a diagnosis.
 
     Attributes:
-        name: for the page's title.
-        data: the pairs as they are given, noise on purpose included.
+        name: title of the page.
+        data: the pairs, with injected noise.
         wrong: (T,) True where noise made the pair wrong; None without noise.
-        shown: images and captions to show, if known; rows are those of `data`.
-        x, y: (I, dx), (T, dy) features; None where there are none before training.
-        moments: what a run saw of each pair.
-        chance: the positive probability that a model without any knowledge gives a pair of that run.
-        rows: (n,) the image rows asked for.
+        shown: images and captions for the page, if known, with the rows of `data`.
+        x, y: (I, dx), (T, dy) features; None if the run has no frozen towers.
+        moments: a run's statistics of each pair; None without a run, or if no pair was seen.
+        chance: the positive probability that a random model gives a pair of that run.
+        rows: (n,) image rows of the split.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Subject:
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def image_name(self, row: int) -> str:
-        """The image's name, or its row where names are not known."""
+        """The image's name, or its row if names are not known."""
         names = self.data.image_names
         return str(row) if names is None else names[row]
 
@@ -113,8 +113,8 @@ def gather(settings: Settings, say: Say) -> Subject:
     """Open what the settings name.
 
     Raises:
-        DataError: settings or data that no diagnosis can be made of.
-        WeightsUnavailable: pretrained weights are neither here nor in reach.
+        DataError: settings that contradict each other, or data that cannot be diagnosed.
+        WeightsUnavailable: pretrained weights are not on this machine and cannot be downloaded.
     """
     encoders = settings.image_encoder or settings.text_encoder
     if settings.run is not None:
@@ -150,7 +150,7 @@ def _pair_noise(text: str | None) -> Noise:
     noise = parse_noise(text)
     if noise.words or noise.pixels:
         raise DataError(
-            f"--noise {noise}: wrong pairs are what is looked for, so only swap-images and swap-captions work"
+            f"--noise {noise}: a diagnosis looks for wrong pairs, so only swap-images and swap-captions work"
         )
     return noise
 
@@ -179,7 +179,7 @@ def _with_features(subject: Subject) -> Subject:
 def matched(features: FeatureSet, folder: ImageCaptions, place: Path) -> ImageCaptions:
     """The folder's images and captions in the order of a features file.
 
-    Images are matched by name, or by row where the file brings no names; captions of an image by their order.
+    Images are matched by name, or by row if the file has no names; captions of an image are matched by their order.
 
     Raises:
         DataError: an image is missing, or has another number of captions.
@@ -273,7 +273,10 @@ def _of_run(run: RunFolder, settings: Settings, say: Say) -> Subject:
 
 
 def _chance(config: TrainConfig, data: Data) -> float:
-    """Mean of both directions: a text among the images of its batch, an image among the texts of the other images."""
+    """Chance probability of the positive, mean of both directions: 1 over the number of candidates in a batch.
+
+    A text's candidates are the images of its batch; an image's are its text and the texts of the other images.
+    """
     rows = data.rows("train")
     config = fill(config, len(rows))
     batch, texts = min(config.batch_size, len(rows)), 1.0

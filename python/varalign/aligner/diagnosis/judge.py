@@ -1,6 +1,6 @@
-"""The judges: which pairs are wrong by their features, in closed form, or by what training made of them.
+"""The judges: they decide which pairs are wrong, by closed-form scores of features or by a run's pair statistics.
 
-T captions. A judge that cannot see abstains: it gives a reason instead of a share.
+T captions. A judge whose evidence is too weak abstains: it gives a reason instead of a share.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from varalign.evaluation.cartography import Cartography, cartography
 from varalign.options.device import pick_device
 
 ROUNDING = 1e-5
-"""Range of a feature over the rows, relative to its largest value, that rounding alone may cause."""
+"""Largest range of a feature over the rows, relative to its largest value, that counts as rounding error."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judges say of each pair.
+    """The result of the judges.
 
     Attributes:
-        judged: (T,) the pairs looked at.
-        rank: (T,) the lower, the more suspicious; None where the judges abstain.
-        share, low, high: share of wrong pairs and its 95 % interval; None where the judges abstain.
+        judged: (T,) whether the pair was judged.
+        rank: (T,) lower is more suspicious; None if the judges abstain.
+        share, low, high: share of wrong pairs and its 95 % interval; None if the judges abstain.
         method: "closed-form" (from features, before training) or "moments" (from a run's epochs).
-        by: "image" where the captions of an image are wrong together, else "pair".
-        abstains: why there is no share; empty where there is one.
-        scores: the closed form's scores, where it judged.
-        kinds: the pairs by kind over the epochs, where a run's epochs say something.
-        kinds_abstain: why they say nothing; empty where they do, or there was no run.
+        by: "image" if the captions of an image are wrong together, else "pair".
+        abstains: why there is no share; empty if there is one.
+        scores: the closed form's scores, unless it abstains or there are no features.
+        kinds: the kind of each pair over a run's epochs, unless that judge abstains or there is no run.
+        kinds_abstain: why that judge abstains; empty if it does not, or if there is no run.
     """
 
     judged: Bools
@@ -51,7 +51,7 @@ class Judgement:
 
 
 def judge(subject: Subject, settings: Settings) -> Judgement:
-    """Judge by the features, where there are any, else by the epochs.
+    """Judge by the features; without features, or if their judge abstains, by the statistics over the epochs.
 
     Raises:
         DataError: there are neither features nor statistics of the epochs, or a feature is not finite.
@@ -71,7 +71,7 @@ def judge(subject: Subject, settings: Settings) -> Judgement:
     seen = None if silent else kinds
     if isinstance(scores, PairScores) and not scores.abstains:
         rank = scores.scores.numpy()
-        if scores.by == "image":  # the image's own score ranks, and the caption's breaks ties within it
+        if scores.by == "image":  # rank by the image's score; the caption's score breaks ties within an image
             rank = scores.image_scores.numpy()[owner] + 1e-6 * rank
         found = (scores.wrong_share, scores.low, scores.high, "closed-form", scores.by)
         return Judgement(asked, rank, *found, scores=scores, kinds=seen, kinds_abstain=silent)
@@ -86,7 +86,7 @@ def judge(subject: Subject, settings: Settings) -> Judgement:
 
 
 def _scores(subject: Subject, settings: Settings) -> PairScores | str | None:
-    """The scores, or why there are none; None without features."""
+    """The closed form's scores, or why it abstains; None without features."""
     if subject.x is None or subject.y is None:
         return None
     rows, captions = torch.from_numpy(subject.rows), torch.from_numpy(subject.data.caption_rows(subject.rows))
@@ -94,7 +94,7 @@ def _scores(subject: Subject, settings: Settings) -> PairScores | str | None:
         return reason
     for side, matrix in (("image", subject.x[rows]), ("text", subject.y[captions])):
         if bool((matrix.amax(0) - matrix.amin(0) <= ROUNDING * matrix.abs().amax(0)).all()):
-            return f"every {side} has the same features: see what the encoder gave"
+            return f"every {side} has the same features: check the output of the encoder"
     try:
         return pair_scores(
             subject.x,
