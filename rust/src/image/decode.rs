@@ -23,6 +23,7 @@ fn decoder_of(data: &[u8]) -> Option<(&'static str, Decoder)> {
             Some(("WebP", |data, limits, _| webp::decode(data, limits)))
         }
         [b'B', b'M', ..] => Some(("BMP", |data, limits, _| bmp::decode(data, limits))),
+        _ if bmp::is_dib(data) => Some(("BMP", |data, limits, _| bmp::decode(data, limits))),
         _ => None,
     }
 }

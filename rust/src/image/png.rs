@@ -19,13 +19,25 @@ pub(super) fn decode(data: &[u8], limits: &Limits) -> Result<Stored> {
         ));
     }
     // Pillow reads files without an end chunk.
-    match decode_closed(data, limits) {
+    match decode_checked(data, limits) {
         Err(_) if !data.ends_with(&END[4..]) => {
-            decode_closed(&memory::concat(&[data, &END])?, limits)
+            decode_checked(&memory::concat(&[data, &END])?, limits)
         }
         decoded => decoded,
     }
 }
+
+/// A file that has its end chunk. Pillow does not look at the checksums of the pixels, but at those before them.
+fn decode_checked(data: &[u8], limits: &Limits) -> Result<Stored> {
+    match decode_closed(data, limits, true) {
+        Err(Error::Image(what)) if what.ends_with(WRONG_PIXELS) => {
+            decode_closed(data, limits, false)
+        }
+        decoded => decoded,
+    }
+}
+
+const WRONG_PIXELS: &str = "the checksum of chunk IDAT is wrong";
 
 /// The end chunk.
 const END: [u8; 12] = *b"\0\0\0\0IEND\xaeB\x60\x82";
@@ -39,8 +51,11 @@ fn bad(error: DecodingError) -> Error {
         }
         DecodingError::Format(what) => {
             let said = what.to_string();
-            let chunk = said.split("type: ").nth(1).and_then(|rest| rest.get(..4));
-            match chunk {
+            let letters = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphabetic());
+            let named = said.split("type: ").nth(1);
+            let named =
+                named.map(|rest| rest.get(..4).filter(letters).unwrap_or("of no known kind"));
+            match named {
                 _ if said.starts_with("Corrupt deflate stream") => {
                     damaged("PNG", "damaged: the compressed data cannot be unpacked")
                 }
@@ -65,9 +80,10 @@ fn bad(error: DecodingError) -> Error {
     }
 }
 
-/// A file that has its end chunk.
-fn decode_closed(data: &[u8], limits: &Limits) -> Result<Stored> {
+/// A file that has its end chunk, with the checksums of its chunks verified or not.
+fn decode_closed(data: &[u8], limits: &Limits, verified: bool) -> Result<Stored> {
     let mut options = DecodeOptions::default();
+    options.set_ignore_crc(!verified);
     // Colour profiles are not applied (Pillow does not either), and they may be bombs: not even inflated.
     options.set_ignore_iccp_chunk(true);
     let mut decoder = Decoder::new_with_options(Cursor::new(data), options);
