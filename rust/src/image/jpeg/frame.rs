@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::error::{bad, cut_short};
 use super::idct::{self, Block, Transform};
+use super::smooth::{Known, Smoothing, SAVED};
 use crate::error::Result;
 use crate::image::format::{check_size, Choose, Wanted};
 use crate::image::{pool, Limits};
@@ -40,6 +41,8 @@ pub struct Component {
     pub plane: Vec<u8>,
     /// All coefficients of a progressive file, block by block, in whole units.
     pub coefficients: Vec<Block>,
+    /// What of the coefficients of a progressive file is known, and what was before the last scan.
+    pub known: [Known; 2],
 }
 
 impl Component {
@@ -94,11 +97,16 @@ impl Component {
 
     /// Samples of all blocks of a progressive file.
     #[inline(always)]
-    pub fn put_all<T: Transform>(&mut self, transform: T) {
+    pub fn put_all<T: Transform>(&mut self, transform: T, smoothing: Option<&Smoothing>) {
         let coefficients = std::mem::take(&mut self.coefficients);
         for (index, block) in coefficients.iter().enumerate() {
             let (x, y) = (index % self.blocks.0, index / self.blocks.0);
             if self.wanted.0.contains(&x) && self.wanted.1.contains(&y) {
+                // Blocks that fill up the units are not seen.
+                let inside = x < self.blocks_across && y < self.blocks_down;
+                let smooth = smoothing.filter(|_| inside);
+                let smooth = smooth.map(|smoothing| smoothing.block(self, &coefficients, x, y));
+                let block = smooth.as_ref().unwrap_or(block);
                 let any = block[1..].iter().fold(0, |any, value| any | value);
                 self.put(transform, self.sample(x, y), block, any == 0);
             }
@@ -126,6 +134,8 @@ pub struct Frame {
     /// Interleaved units across and down.
     pub units: (usize, usize),
     pub components: Vec<Component>,
+    /// The last row of units that the last scan has data for.
+    pub last_good: usize,
 }
 
 impl Frame {
@@ -205,6 +215,7 @@ impl Frame {
                 stride: units.0 * h * 8,
                 plane: Vec::new(),
                 coefficients: Vec::new(),
+                known: [[-1; SAVED]; 2],
             });
         Ok(Frame {
             progressive,
@@ -213,6 +224,7 @@ impl Frame {
             wanted: None,
             units,
             components: components.collect(),
+            last_good: 0,
         })
     }
 

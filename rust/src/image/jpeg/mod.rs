@@ -2,8 +2,7 @@
 //!
 //! A decoder of our own, because the pixels must not depend on who decodes: crates that need no assembler to build differ
 //! from libjpeg by up to 4 levels where colours are subsampled, garble valid files (grey with restart intervals), and
-//! treat damage in ways of their own. Not decoded: arithmetic coding, lossless, hierarchical and 12-bit files. Known to
-//! differ: where a progressive file ends before full precision, libjpeg smooths over the missing bits.
+//! treat damage in ways of their own. Not decoded: arithmetic coding, lossless, hierarchical and 12-bit files.
 
 mod bits;
 mod codes;
@@ -21,11 +20,13 @@ mod scan;
 mod segments;
 mod sequential;
 mod skip;
+mod smooth;
 mod standard;
 
 use error::bad;
 use idct::{Portable, Transform};
 use segments::File;
+use smooth::Smoothing;
 
 use super::format::{Choose, Stored, Wanted};
 use super::{pool, Limits};
@@ -83,7 +84,11 @@ fn decode_inner<T: Transform>(
     }
     let orientation = file.orientation();
     let File {
-        frame, jfif, adobe, ..
+        frame,
+        jfif,
+        adobe,
+        scans,
+        ..
     } = file;
     let nothing = || bad("ends before any picture data");
     let mut frame = frame.ok_or_else(nothing)?;
@@ -93,11 +98,16 @@ fn decode_inner<T: Transform>(
         return decode_inner_whole(data, limits);
     }
     let colors = render::colors_of(&frame.components, jfif, adobe);
-    for component in &mut frame.components {
+    let smoothing = if frame.progressive {
+        Smoothing::of(&frame, scans)
+    } else {
+        None
+    };
+    for (index, component) in frame.components.iter_mut().enumerate() {
         if !component.started {
             component.plane.fill(128);
         } else if frame.progressive {
-            component.put_all(transform);
+            component.put_all(transform, smoothing.as_ref().map(|each| &each[index]));
         }
     }
     let size = wanted.size_of(frame.width, frame.height);

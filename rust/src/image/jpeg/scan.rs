@@ -52,6 +52,7 @@ pub fn decode_scan<T: Transform>(
     let Frame {
         components,
         progressive,
+        last_good,
         ..
     } = frame;
     let mut parts = parts_of(scan, tables, *progressive)?;
@@ -67,7 +68,8 @@ pub fn decode_scan<T: Transform>(
     }
     let mut coded = Coded::new(data, at, tables.restart_interval)?;
     if *progressive {
-        progressive_units(&mut coded, &mut parts, scan, components);
+        let last = progressive_units(&mut coded, &mut parts, scan, components);
+        *last_good = last.unwrap_or(*last_good);
     } else {
         sequential_units(transform, &mut coded, &mut parts, scan, components)?;
     }
@@ -137,17 +139,26 @@ impl<'a> Coded<'a> {
     }
 }
 
-/// Decodes every unit of a progressive scan into stored coefficients.
+/// Decodes every unit of a progressive scan into stored coefficients; returns the last row of the frame's units that has data.
 fn progressive_units(
     coded: &mut Coded<'_>,
     parts: &mut [Part<'_>],
     scan: &Scan,
     components: &mut [Component],
-) {
+) -> Option<usize> {
     let mut bits = Bits::new(&coded.clean);
     let mut end_of_band = 0;
+    let mut last_good = None;
+    // A scan of one component has its blocks for units.
+    let rows = match parts {
+        [only] => components[only.index].vertical,
+        _ => 1,
+    };
     for unit_y in 0..scan.units.1 {
         for unit_x in 0..scan.units.0 {
+            if !coded.lost {
+                last_good = Some(unit_y / rows);
+            }
             if coded.left == 0 {
                 coded.restart(parts);
                 bits = Bits::new(&coded.clean);
@@ -168,6 +179,7 @@ fn progressive_units(
             coded.intact &= !coded.lost;
         }
     }
+    last_good
 }
 
 /// Decodes every unit of a sequential scan to samples, as far as they are wanted.

@@ -3,11 +3,12 @@
 use std::rc::Rc;
 
 use super::error::{bad, cut_short};
-use super::frame::Frame;
+use super::frame::{Component, Frame};
 use super::huffman::Table;
 use super::idct::{Block, Transform};
 use super::part::{Scan, NATURAL};
 use super::scan::{decode_scan, Tables, MAX_BLOCKS};
+use super::smooth::{Known, SAVED};
 use super::standard;
 use crate::error::Result;
 use crate::image::format::Choose;
@@ -31,7 +32,7 @@ pub struct File<'a> {
     pub frame: Option<Frame>,
     tables: Tables,
     quant: [Option<Box<Block>>; 4],
-    scans: usize,
+    pub scans: usize,
     /// Blocks that the scans so far have visited.
     visits: usize,
     /// Every sample of a sequential file was decoded from data that are there.
@@ -127,7 +128,11 @@ impl<'a> File<'a> {
             0xc4 => self.huffman_tables(body, true)?,
             0xc5..=0xc7 => return Err(bad("hierarchical JPEG is not supported")),
             0xc8 => return Err(bad("damaged: unknown marker c8")),
-            0xc9..=0xcb | 0xcd..=0xcf => return Err(bad("arithmetic coding is not supported")),
+            0xc9..=0xcb | 0xcd..=0xcf => {
+                return Err(bad(
+                    "arithmetic coding is not supported; convert it without loss by `jpegtran -copy all IN > OUT`",
+                ))
+            },
             0xdb => self.quant_tables(body)?,
             0xdd => {
                 let interval = body.get(..2).ok_or_else(cut_short)?;
@@ -214,58 +219,18 @@ impl<'a> File<'a> {
         if frame.wanted.is_none() {
             frame.allocate(self.choose, orientation)?;
         }
-        let count = usize::from(*body.first().ok_or_else(cut_short)?);
-        if !(1..=4).contains(&count) || body.len() != 1 + 2 * count + 3 {
-            return Err(bad(format_args!(
-                "damaged: a scan declares {count} components in {} bytes",
-                body.len()
-            )));
-        }
-        let mut scan = Scan {
-            components: Vec::with_capacity(count),
-            units: frame.units,
-            band: (
-                usize::from(body[1 + 2 * count]),
-                usize::from(body[2 + 2 * count]),
-            ),
-            approximation: (
-                u32::from(body[3 + 2 * count] >> 4),
-                u32::from(body[3 + 2 * count] & 15),
-            ),
-        };
-        let mut blocks = 0;
-        for entry in body[1..=2 * count].chunks_exact(2) {
-            let index = frame
-                .components
-                .iter()
-                .position(|component| component.id == entry[0]);
-            let index =
-                index.filter(|index| scan.components.iter().all(|&(seen, ..)| seen != *index));
-            let index = index
-                .ok_or_else(|| bad(format_args!("damaged: a scan names component {}", entry[0])))?;
-            scan.components.push((
-                index,
-                usize::from(entry[1] >> 4),
-                usize::from(entry[1] & 15),
-            ));
+        let mut scan = read_scan(body, frame)?;
+        for &(index, ..) in &scan.components {
             let component = &mut frame.components[index];
-            blocks += component.horizontal * component.vertical;
-            if !component.started {
-                let table = self
-                    .quant
-                    .get(component.quant_table)
-                    .and_then(Option::as_ref);
-                let number = component.quant_table;
-                let table = table.ok_or_else(|| {
-                    bad(format_args!(
-                        "damaged: quantisation table {number} is missing"
-                    ))
-                })?;
-                component.quant.copy_from_slice(&table[..]);
-                component.started = true;
-            }
+            start(component, &self.quant)?;
+            note_precision(&mut component.known, &scan, self.scans == 1);
         }
-        if count > 1 && blocks > MAX_BLOCKS {
+        let blocks_of = |&(index, ..): &(usize, usize, usize)| {
+            let component = &frame.components[index];
+            component.horizontal * component.vertical
+        };
+        let mut blocks = scan.components.iter().map(blocks_of).sum();
+        if !scan.single() && blocks > MAX_BLOCKS {
             return Err(bad(format_args!(
                 "damaged: {blocks} blocks in a unit, more than {MAX_BLOCKS}"
             )));
@@ -301,5 +266,64 @@ impl<'a> File<'a> {
             && !frame.progressive
             && frame.components.iter().all(|component| component.started);
         Ok(())
+    }
+}
+
+/// A scan's header, with the units of the frame.
+fn read_scan(body: &[u8], frame: &Frame) -> Result<Scan> {
+    let count = usize::from(*body.first().ok_or_else(cut_short)?);
+    if !(1..=4).contains(&count) || body.len() != 1 + 2 * count + 3 {
+        return Err(bad(format_args!(
+            "damaged: a scan declares {count} components in {} bytes",
+            body.len()
+        )));
+    }
+    let (entries, rest) = body[1..].split_at(2 * count);
+    let mut scan = Scan {
+        components: Vec::with_capacity(count),
+        units: frame.units,
+        band: (usize::from(rest[0]), usize::from(rest[1])),
+        approximation: (u32::from(rest[2] >> 4), u32::from(rest[2] & 15)),
+    };
+    for entry in entries.chunks_exact(2) {
+        let named = |component: &Component| component.id == entry[0];
+        let index = frame.components.iter().position(named);
+        let index = index.filter(|index| scan.components.iter().all(|&(seen, ..)| seen != *index));
+        let index = index
+            .ok_or_else(|| bad(format_args!("damaged: a scan names component {}", entry[0])))?;
+        let (dc, ac) = (usize::from(entry[1] >> 4), usize::from(entry[1] & 15));
+        scan.components.push((index, dc, ac));
+    }
+    Ok(scan)
+}
+
+/// Gives a component its quantisation table with its first scan.
+fn start(component: &mut Component, tables: &[Option<Box<Block>>; 4]) -> Result<()> {
+    if component.started {
+        return Ok(());
+    }
+    let number = component.quant_table;
+    let table = tables.get(number).and_then(Option::as_ref);
+    let table = table.ok_or_else(|| {
+        bad(format_args!(
+            "damaged: quantisation table {number} is missing"
+        ))
+    })?;
+    component.quant.copy_from_slice(&table[..]);
+    component.started = true;
+    Ok(())
+}
+
+/// Notes what a component's scan makes known of its first coefficients, and what was known before it.
+fn note_precision([now, before]: &mut [Known; 2], scan: &Scan, first: bool) {
+    let (begin, end) = scan.band;
+    // libjpeg's way of counting: a first coefficient that does not come now stays as it was.
+    let kept = begin.min(1);
+    before[kept..].copy_from_slice(&now[kept..]);
+    if first {
+        before[kept..].fill(0);
+    }
+    if let Some(known) = now.get_mut(begin..SAVED.min(end + 1)) {
+        known.fill(scan.approximation.1 as i32);
     }
 }
