@@ -54,7 +54,7 @@ def ran(options: dict[str, Any], kept: Path) -> dict[str, Any]:
             config = TrainConfig(**options, out=str(Path(folder) / "run"), keep=1)
             parts = varalign.train(config, say=lambda _: None, progress=False).aligner.parts
             test = embed_split(parts, parts.data.rows("test"))
-            kept.write_text(json.dumps(rank_results(test.images, test.texts, test.owner)))
+            kept.write_text(json.dumps(rank_results(test.images, test.texts, test.owner, test.pairs)))
     found: dict[str, Any] = json.loads(kept.read_text())
     return found
 

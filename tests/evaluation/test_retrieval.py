@@ -9,7 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from varalign.evaluation.retrieval import chance, matrix_ranks, mean_recall, ranks, recalls, retrieval, top_k
+from varalign.evaluation.retrieval import (
+    chance,
+    matrix_ranks,
+    mean_recall,
+    ranks,
+    reachable,
+    recalls,
+    retrieval,
+    top_k,
+)
 
 # The docstring's example: with texts as unit axes, an image's embedding is its row of similarities.
 EXAMPLE = torch.tensor([[0.9, 0.1, 0.2, 0.3], [0.8, 0.7, 0.1, 0.2], [0.5, 0.6, 0.4, 0.5]])
@@ -55,7 +64,9 @@ def test_ranks_of_a_whole_matrix_are_the_same(images, texts, seed):
     similarity = torch.tensor(generator.integers(0, 4, (images, texts)) / 4.0, dtype=torch.float32)
     ids = torch.tensor(generator.integers(0, images, texts))
     expected = ranks(similarity, torch.eye(texts), ids)
-    for found, wanted in zip(matrix_ranks(similarity.clone(), ids), expected, strict=True):
+    for found, wanted in zip(
+        matrix_ranks(similarity.clone(), torch.stack([torch.arange(texts), ids], 1)), expected, strict=True
+    ):
         assert found.tolist() == wanted.tolist()
 
 
@@ -189,3 +200,55 @@ def test_top_k_takes_one_query_puts_nan_last_and_names_faults():
         top_k(torch.eye(2), torch.eye(3), 1)
     with pytest.raises(ValueError, match="at least one, got none"):
         top_k(torch.eye(2), torch.ones(0, 2), 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 12), st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_texts_of_several_images_equal_a_slow_sort(images, texts, seed, chunk):
+    generator = np.random.default_rng(seed)
+    similarity = generator.integers(0, 4, (images, texts)) / 4.0
+    right = generator.random((images, texts)) < 0.3
+    right[0, 0] = True
+    pairs = np.argwhere(right.T)
+    found = [ranks(similarity, np.eye(texts), pairs, chunk=chunk)]
+    found.append(matrix_ranks(torch.tensor(similarity, dtype=torch.float32), torch.from_numpy(pairs)))
+    for i2t, t2i in found:
+        for got, table, mask in ((i2t, similarity, right), (t2i, similarity.T, right.T)):
+            for query in range(len(table)):
+                order = sorted(range(len(table[query])), key=lambda j, q=query: (-table[q, j], mask[q, j]))
+                place = [mask[query, j] for j in order].index(True) if mask[query].any() else -1
+                assert got[query] == place
+    figures = retrieval(similarity, np.eye(texts), pairs, ks=(2,))
+    assert figures["t2i_recall@2"] == np.mean([rank < min(2, images) for rank in t2i[t2i >= 0]])
+
+
+def test_a_perfect_model_of_class_labels_reaches_100_and_told_apart_it_reaches_what_is_reachable():
+    classes = np.arange(600) % 10
+    images, labels = np.eye(10)[classes], np.eye(10)
+    pairs = np.argwhere(classes[None] == np.arange(10)[:, None])
+    assert [retrieval(images, labels, pairs)[f"{way}_recall@1"] for way in ("i2t", "t2i")] == [1.0, 1.0]
+    bound = reachable(classes, np.arange(600), 600)
+    assert bound["i2t_recall@1"] == 0.0 and bound["t2i_recall@1"] == 10 / 600 and bound["t2i_recall@10"] == 100 / 600
+    # Images that differ a little, so that the captions of a class rank them.
+    apart = images + 1e-3 * np.arange(600)[:, None] * images
+    assert retrieval(apart, labels[classes], np.arange(600))["t2i_recall@10"] == pytest.approx(100 / 600)
+    # Image 0 has a caption twice and one of its own; image 1 has the first one too.
+    bound = reachable(np.array([4, 4, 5, 4]), np.array([0, 0, 0, 1]), 2, ks=(1, 2, 3))
+    assert [bound[f"i2t_recall@{k}"] for k in (1, 2, 3)] == [0.5, 0.5, 1.0]
+    assert [bound[f"t2i_recall@{k}"] for k in (1, 2)] == [3 / 4, 1.0]
+
+
+def test_chance_of_texts_with_several_images_is_the_mean_over_drawn_rankings():
+    right = np.array([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+    expected = chance(4, right.sum(1), ks=(1, 2), images_per_text=right.sum(0))
+    generator, draws = np.random.default_rng(1), 4000
+    for k in (1, 2):
+        texts = np.array([right[:, generator.permutation(3)[:k]].any(1) for _ in range(draws)])
+        images = np.array([right[generator.permutation(4)[:k]].any(0) for _ in range(draws)])
+        assert expected[f"i2t_recall@{k}"] == pytest.approx(texts[:, :3].mean(), abs=0.02)
+        assert expected[f"t2i_recall@{k}"] == pytest.approx(images.mean(), abs=0.02)
+    assert expected["texts"] == 3
+    with pytest.raises(ValueError, match="images_per_text: wanted the 5 pairs of texts_per_image, got 3"):
+        chance(4, right.sum(1), images_per_text=[1, 1, 1])
+    with pytest.raises(ValueError, match=r"wanted \(pairs, 2\)"):
+        retrieval(torch.eye(3), torch.eye(3), torch.zeros(3, 3, dtype=torch.int64))

@@ -19,7 +19,7 @@ from varalign.data.errors import DataError
 from varalign.data.noise import parse_noise
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import SIDES, Side
-from varalign.evaluation.retrieval import chance, top_k
+from varalign.evaluation.retrieval import chance, reachable, top_k
 from varalign.inputs.assemble import assemble
 from varalign.inputs.open_data import open_data
 from varalign.inputs.parts import Parts
@@ -141,7 +141,20 @@ class Aligner:
         """The recalls of a random ranking on a split, as a row of the result table."""
         data = self.parts.data
         found = data.candidates(data.rows(split))
-        return {"model": "chance", **chance(len(found.rows), np.bincount(found.owner, minlength=len(found.rows)))}
+        text, image = found.pairs.T
+        texts_per_image = np.bincount(image, minlength=len(found.rows))
+        return {"model": "chance", **chance(len(found.rows), texts_per_image, images_per_text=np.bincount(text))}
+
+    def reachable(self, split: str = "test") -> dict[str, Any] | None:
+        """The most that a model can reach on a split: a row for the table, or None where that is all.
+
+        It is less where equal captions count as different texts (`--same-caption distinct`).
+        """
+        data = self.parts.data
+        found = data.candidates(data.rows(split))
+        if data.same_caption == "positive" or len(np.unique(data.equal_captions[found.captions])) == len(found.owner):
+            return None
+        return {"model": "reachable", **reachable(data.equal_captions[found.captions], found.owner, len(found.rows))}
 
     def rows(self, split: str) -> Rows:
         """Image rows of a split; `all` gives every image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from varalign.data.errors import DataError
-from varalign.data.index import first_of_each
 from varalign.evaluation.embedding_statistics import summary
 from varalign.evaluation.retrieval import retrieval
 from varalign.inputs.parts import Parts
@@ -21,12 +20,13 @@ from varalign.losses.pair_loss import batched_loss
 
 @dataclass(frozen=True)
 class SplitEmbeddings:
-    """Unit vectors of some images and of all their captions; copies of an image count as one.
+    """Unit vectors of some images and of their texts, both as retrieval's candidates: copies of an image count as one.
 
     Attributes:
         images: (I, D) float32 on the device. rows: (I,) their image rows.
         texts: (T, D), grouped by image. captions: (T,) their caption rows. owner: (T,) their images, as rows of
             `images`, ascending.
+        pairs, first: as of `varalign.data.index.Candidates`.
         unreadable: number of images that could not be read.
     """
 
@@ -35,17 +35,23 @@ class SplitEmbeddings:
     texts: Tensor
     captions: Rows
     owner: Rows
+    pairs: Rows
+    first: Rows
     unreadable: int
 
     def first_pairs(self) -> tuple[Tensor, Tensor]:
         """(P, D) images that have a caption, and (P, D) the first caption of each in file order."""
-        first = first_of_each(self.owner)
-        places = torch.from_numpy(self.owner[first]).to(self.images.device)
-        return self.images[places], self.texts[torch.from_numpy(first).to(self.texts.device)]
+        image, text = torch.from_numpy(self.first).to(self.images.device).unbind(1)
+        return self.images[image], self.texts[text]
 
 
-def embed_split(parts: Parts, image_rows: Rows) -> SplitEmbeddings:
-    """Embed images and all their captions, without gradient.
+def embed_split(parts: Parts, image_rows: Rows, *, every_caption: bool = False) -> SplitEmbeddings:
+    """Embed images and their texts, without gradient.
+
+    Args:
+        parts: model and data.
+        image_rows: the images.
+        every_caption: each caption is a text of its own, whatever the options say of equal ones.
 
     Raises:
         DataError: none of the images can be read.
@@ -55,11 +61,19 @@ def embed_split(parts: Parts, image_rows: Rows) -> SplitEmbeddings:
     if not found:
         raise DataError(f"none of the {len(image_rows)} images of this split can be read; see `varalign data check`")
     rows, images = np.concatenate([part for part, _ in found]), torch.cat([part for _, part in found])
-    kept = parts.data.candidates(rows)
+    data = replace(parts.data, same_caption="distinct") if every_caption else parts.data
+    kept = data.candidates(rows)
     texts = [part for _, part in encoded_rows(parts, "text", kept.captions, TEXT_BATCH, head=model.project_texts)]
     images = images[torch.from_numpy(kept.places).to(images.device)]
     return SplitEmbeddings(
-        images, kept.rows, torch.cat(texts), kept.captions, kept.owner, unreadable=len(image_rows) - len(rows)
+        images,
+        kept.rows,
+        torch.cat(texts),
+        kept.captions,
+        kept.owner,
+        kept.pairs,
+        kept.first,
+        unreadable=len(image_rows) - len(rows),
     )
 
 
@@ -76,9 +90,9 @@ def evaluate(parts: Parts, split: str) -> dict[str, Any]:
         `unreadable`, a number of images, where some could not be read.
     """
     found = embed_split(parts, parts.data.rows(split))
-    scale, owner = float(parts.model.evaluation_scale), torch.from_numpy(found.owner).to(found.texts.device)
-    result: dict[str, Any] = dict(retrieval(found.images, found.texts, owner))
-    result |= summary(found.images, found.texts, owner)
+    scale, pairs = float(parts.model.evaluation_scale), torch.from_numpy(found.pairs).to(found.texts.device)
+    result: dict[str, Any] = dict(retrieval(found.images, found.texts, pairs))
+    result |= summary(found.images, found.texts, pairs)
     result["loss"] = batched_loss(*found.first_pairs(), scale, parts.config.batch_size)
     result["logit_scale"] = scale
     return result | ({"unreadable": found.unreadable} if found.unreadable else {})

@@ -31,7 +31,7 @@ def write_embeddings(parts: Parts, rows: Rows, file: Path) -> dict[str, Any]:
     if file.suffix not in {".safetensors", ".npz"}:
         raise DataError(f"--out {file}: wanted a name ending in .safetensors or .npz")
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = embed_split(parts, rows)
+    found = embed_split(parts, rows, every_caption=True)
     arrays = {
         "image_embeddings": found.images.cpu().numpy(),
         "text_embeddings": found.texts.cpu().numpy(),

@@ -68,7 +68,7 @@ def open_gallery(
         data = parts.data
         assert isinstance(data, ImageCaptions)
         states = {row: _file_state(str(data.image_paths[row])) for row in rows.tolist()}
-        found = embed_split(parts, rows)
+        found = embed_split(parts, rows, every_caption=True)
         names, owner, first = data.image_names, data.caption_owner, data.first_captions(found.rows)
         labels = {
             "images": [(names[row], data.captions[caption]) for row, caption in zip(found.rows, first, strict=True)],

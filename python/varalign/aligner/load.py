@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from varalign.aligner.aligner import Aligner
+from varalign.data.same_captions import SameCaption
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.head_shape import HeadShape
@@ -28,6 +30,7 @@ def load(
     *,
     checkpoint: str = "best",
     data: Path | str | None = None,
+    same_caption: SameCaption | None = None,
     skip_missing: bool = False,
     device: str | None = None,
     threads: int = 0,
@@ -39,6 +42,7 @@ def load(
         run: the run folder.
         checkpoint: `best`, `last` or `step-N`.
         data: another data folder (or features file) than the run's own.
+        same_caption: as `--same-caption`; the run's own if None.
         skip_missing: leave out captions that name a missing image.
         device: as `--device`.
         threads: threads that decode images; 0: one for each core.
@@ -51,6 +55,8 @@ def load(
     options = folder.options()
     options |= {"noise": None, "skip_missing": skip_missing or options.get("skip_missing", False)}
     options |= {"device": device, "threads": threads, "cache": cache or options.get("cache")}
+    if same_caption is not None:
+        options["same_caption"] = same_caption
     if data is not None:
         place = "features" if options.get("features") else "data"
         options |= {place: str(data), "dataset_size": None, "captions_per_image": None}
@@ -80,6 +86,7 @@ def zero_shot(
     data: Path | str,
     *,
     seed: int = 0,
+    same_caption: SameCaption | None = None,
     skip_missing: bool = False,
     device: str | None = None,
     threads: int = 0,
@@ -91,7 +98,7 @@ def zero_shot(
         spec: `clip:MODEL@WEIGHTS`, for both towers.
         data: a data folder.
         seed: of the split if the data have none of their own; use the seed of the run to compare with.
-        skip_missing, device, threads, cache: as for `load`.
+        same_caption, skip_missing, device, threads, cache: as for `load`.
 
     Raises:
         SpecError: another kind of encoder.
@@ -101,7 +108,8 @@ def zero_shot(
         raise SpecError(f"--zero-shot {spec!r}: takes CLIP, whose towers share a space: clip:MODEL@WEIGHTS")
     encoders = {"image_encoder": spec, "text_encoder": spec, "start": "random"}
     places = {"data": str(data), "seed": seed, "device": device, "threads": threads, "cache": cache}
-    config = TrainConfig(**encoders, **places, skip_missing=skip_missing).validate()  # type: ignore[arg-type]
+    config = TrainConfig(**encoders, **places, skip_missing=skip_missing)  # type: ignore[arg-type]
+    config = replace(config, same_caption=same_caption or config.same_caption).validate()
     try:
         towers = Towers(build_image_encoder(spec), build_text_encoder(spec))
     except WeightsUnavailable as absent:  # the message names the options of `train`

@@ -118,7 +118,10 @@ def load(arguments: argparse.Namespace) -> Any:
         to_stderr(f"run: {path} (the newest)")
     from varalign.aligner import load as loading
 
-    return loading.load(path, checkpoint=arguments.checkpoint, data=arguments.data, **places(arguments))
+    same = getattr(arguments, "same_caption", None)
+    return loading.load(
+        path, checkpoint=arguments.checkpoint, data=arguments.data, same_caption=same, **places(arguments)
+    )
 
 
 def answer(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from varalign.cli.arguments import add_json, add_run, add_split, answer, load, places
+from varalign.cli.arguments import add_json, add_option, add_run, add_split, answer, load, places
 from varalign.data.errors import DataError
 
 STATISTICS = (
@@ -29,6 +29,7 @@ def add(commands: Any) -> None:
         help="evaluate CLIP without training instead of a run, such as clip:ViT-B-32@openai; needs --data",
     )
     parser.add_argument("--seed", type=int, metavar="S", help="with --zero-shot: seed of the split (default 0)")
+    add_option(parser, "same_caption").default = None  # the run's own
     parser.add_argument("--noise", metavar="SPEC", help="inject noise into the split, such as blur=0.5,drop-words=0.2")
     add_json(parser)
     parser.set_defaults(handler=run)
@@ -45,12 +46,16 @@ def run(arguments: argparse.Namespace) -> int:
             raise DataError("--zero-shot SPEC takes --data DIR and no RUN")
         from varalign.aligner.load import zero_shot
 
-        model = zero_shot(arguments.zero_shot, arguments.data, seed=arguments.seed or 0, **places(arguments))
+        options = {"seed": arguments.seed or 0, "same_caption": arguments.same_caption, **places(arguments)}
+        model = zero_shot(arguments.zero_shot, arguments.data, **options)
     result = model.evaluate(arguments.split, noise=arguments.noise)
     from varalign.runs.result_table import final_table
 
-    named = {"model": str(model.name), "split": arguments.split, "noise": arguments.noise, **result}
-    lines = [final_table([{"epochs": model.epochs, **named}, model.chance(arguments.split)])]
+    mode = model.config.same_caption
+    named = {"model": str(model.name), "split": arguments.split, "noise": arguments.noise, "same_caption": mode}
+    named |= result
+    beside = [model.chance(arguments.split), model.reachable(arguments.split)]
+    lines = [final_table([{"epochs": model.epochs, **named}, *filter(None, beside)])]
     if "unreadable" in result:
         lines.append(f"{result['unreadable']} unreadable images left out")
     lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}" for key in STATISTICS]

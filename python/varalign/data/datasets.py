@@ -14,6 +14,7 @@ from varalign.data.errors import DataError, first_three, shown
 from varalign.data.folders import FoundFolder, Missing, read_folder
 from varalign.data.image_folder import identical_files
 from varalign.data.index import CaptionIndex
+from varalign.data.same_captions import SameCaption
 from varalign.data.splits import choose_splits, limit_training
 
 
@@ -26,7 +27,7 @@ class ImageCaptions(CaptionIndex):
     captions: (T,). caption_image_ids: (T,) int64, the row of each caption's image.
     split: (I,) int8: 0 train, 1 dev, 2 test, -1 none.
     image_ids: (I,) int64, equal for byte-identical files; an id is never in two splits.
-    notes: lines that the user should see.
+    notes: lines that the user should see. same_caption: whether equal captions are one text, see `CaptionIndex`.
     """
 
     folder: Path
@@ -39,11 +40,17 @@ class ImageCaptions(CaptionIndex):
     image_ids: NDArray[np.int64]
     image_bytes: NDArray[np.int64]
     notes: list[str] = field(default_factory=list)
+    same_caption: SameCaption = "positive"
 
     @property
     def caption_owner(self) -> NDArray[np.int64]:
         """(T,) int64: the image row that each caption belongs to."""
         return self.caption_image_ids
+
+    @property
+    def caption_texts(self) -> list[str]:
+        """(T,) the captions."""
+        return self.captions
 
     @cached_property
     def fingerprint(self) -> str:

@@ -24,6 +24,7 @@ from varalign.data.caption_file import split_lines
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import open_user_file, read_bytes, readable, write_atomically
 from varalign.data.index import CaptionIndex
+from varalign.data.same_captions import SameCaption
 from varalign.data.splits import limit_training, separate_twins
 
 OLD_NAMES_FILE = "image_names.txt"
@@ -37,7 +38,7 @@ class FeatureSet(CaptionIndex):
 
     image_features: (I, Dx) float32. text_features: (T, Dy) float32. text_image_ids: (T,) int64 image rows. split: (I,)
     int8. image_ids: (I,) int64, equal for copies of one image; an id is never in two splits. image_names: (I,) or None.
-    texts: (T,) or None.
+    texts: (T,) or None. same_caption: whether equal texts are one, see `CaptionIndex`.
     """
 
     image_features: NDArray[np.float32]
@@ -48,6 +49,7 @@ class FeatureSet(CaptionIndex):
     image_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     texts: list[str] | None = None
+    same_caption: SameCaption = "positive"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -68,6 +70,11 @@ class FeatureSet(CaptionIndex):
     def caption_owner(self) -> NDArray[np.int64]:
         """(T,) int64: the image row that each caption belongs to."""
         return self.text_image_ids
+
+    @property
+    def caption_texts(self) -> list[str] | None:
+        """(T,) the texts, where the file has them beside it."""
+        return self.texts
 
 
 def load_features(path: Path | str) -> FeatureSet:

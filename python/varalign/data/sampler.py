@@ -14,7 +14,7 @@ from varalign.data.index import CaptionIndex
 def epoch_batches(
     rows: ArrayLike, batch_size: int, *, seed: int, epoch: int, image_ids: NDArray[np.int64] | None = None
 ) -> list[NDArray[np.int64]]:
-    """Shuffle image rows and cut them into batches, none of which holds an image twice.
+    """Shuffle image rows and cut them into batches, none of which holds an image twice; two that share a text may meet.
 
     rows: image rows, each once. image_ids: (I,) ids of all images of the data set, equal for copies of one image; a
     copy of an image already in the batch is moved to a later batch. The order depends on seed, epoch and set of rows.
@@ -39,12 +39,14 @@ def draw_captions(
 ) -> NDArray[np.int64]:
     """(len(rows),) int64: one caption index for each image row, drawn anew each epoch; (len(rows), count) with a count.
 
-    A pure function of (seed, epoch, row), uniform over the image's captions. The `count` captions of an image differ as
-    long as it has that many; then they come round again. ValueError where an image has none.
+    A pure function of (seed, epoch, row), uniform over the image's captions, of which equal ones count as one. The
+    `count` captions of an image differ as long as it has that many; then they come round again. ValueError where an
+    image has none.
     """
     chosen = np.asarray(rows, dtype=np.int64).reshape(-1)
-    starts = captions.caption_offsets[chosen]
-    counts = captions.caption_offsets[chosen + 1] - starts
+    order, offsets = captions.drawn_captions
+    starts = offsets[chosen]
+    counts = offsets[chosen + 1] - starts
     if len(counts) and counts.min() < 1:
         raise ValueError(f"image row {chosen[counts < 1][0]} has no caption to draw")
     places = np.zeros((len(chosen), count or 1), dtype=np.int64)
@@ -56,7 +58,7 @@ def draw_captions(
         for before in np.sort(places[:, :drawn], axis=1).T:
             place += place >= before
         places[:, drawn] = np.where(drawn < counts, place, places[np.arange(len(chosen)), drawn % counts])
-    found: NDArray[np.int64] = captions.captions_by_image[starts[:, None] + places]
+    found: NDArray[np.int64] = order[starts[:, None] + places]
     return found[:, 0] if count is None else found
 
 

@@ -58,11 +58,11 @@ def summary(image_embeddings: Array, text_embeddings: Array, text_image_ids: Arr
     Args:
         image_embeddings: (I, D) floating point; scaled to unit length here.
         text_embeddings: (T, D), likewise.
-        text_image_ids: (T,) whole numbers, the row of each text's image.
+        text_image_ids: (T,) the row of each text's image, or (E, 2) pairs of a text and an image, as in `ranks`.
 
     Returns:
-        `cosine_similarity`: mean over the T true pairs, −1 to 1.
-        `cosine_similarity_non_pairs`: mean over the other I·T − T; NaN for one image. From sums, no (I, T) matrix:
+        `cosine_similarity`: mean over the E true pairs (T where each text has one image), −1 to 1.
+        `cosine_similarity_non_pairs`: mean over the other I·T − E; NaN without any. From sums, no (I, T) matrix:
         Σ_ij u_i·v_j = (Σ_i u_i)·(Σ_j v_j).
         `modality_gap`: Euclidean distance of the mean image and the mean text, 0 to 2 (Liang et al. 2022, "Mind the
         gap", §2). `alignment`: mean squared distance of true pairs, 0 to 4 (Wang & Isola 2020, §4.1.1, exponent 2);
@@ -75,17 +75,17 @@ def summary(image_embeddings: Array, text_embeddings: Array, text_image_ids: Arr
     """
     images_ID = _unit("image_embeddings", image_embeddings)
     texts_TD = _unit("text_embeddings", text_embeddings, images_ID.device)
-    ids_T = check_pairs(images_ID, texts_TD, text_image_ids)
-    images, texts = len(images_ID), len(texts_TD)
-    pairs = torch.zeros((), dtype=torch.float64, device=ids_T.device)
-    for start in range(0, texts, 1 << 16):
+    text_E, image_E = check_pairs(images_ID, texts_TD, text_image_ids)
+    count, others = len(text_E), len(images_ID) * len(texts_TD) - len(text_E)
+    pairs = torch.zeros((), dtype=torch.float64, device=text_E.device)
+    for start in range(0, count, 1 << 16):
         part = slice(start, start + (1 << 16))
-        pairs += (images_ID[ids_T[part]] * texts_TD[part]).sum()
+        pairs += (images_ID[image_E[part]] * texts_TD[text_E[part]]).sum()
     everything = images_ID.sum(dim=0) @ texts_TD.sum(dim=0)
-    cosine = float(pairs) / texts
+    cosine = float(pairs) / count
     return {
         "cosine_similarity": cosine,
-        "cosine_similarity_non_pairs": float(everything - pairs) / (images * texts - texts) if images > 1 else math.nan,
+        "cosine_similarity_non_pairs": float(everything - pairs) / others if others else math.nan,
         "modality_gap": float((images_ID.mean(dim=0) - texts_TD.mean(dim=0)).norm()),
         "alignment": 2.0 - 2.0 * cosine,
         "image_uniformity": uniformity(images_ID),

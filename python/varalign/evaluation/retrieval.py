@@ -1,4 +1,6 @@
-"""Recall@K between images that have any number of captions and captions that have one image; and top-k search.
+"""Recall@K between images and texts that belong together in any numbers; and top-k search.
+
+Where a text has several images, each of them is a right one.
 
 A worked example, three images with 1, 2 and 1 captions (texts 0 | 1 2 | 3), similarities with the true pairs marked:
 
@@ -50,10 +52,10 @@ def _check_ks(ks: Iterable[int]) -> list[int]:
     return [int(k) for k in wanted]
 
 
-def check_pairs(image_embeddings: Tensor, text_embeddings: Tensor, text_image_ids: Array) -> Tensor:
-    """Return `text_image_ids` as int64 on the embeddings' device, after checking that the three arrays fit together.
+def check_pairs(image_embeddings: Tensor, text_embeddings: Tensor, text_image_ids: Array) -> tuple[Tensor, Tensor]:
+    """The pairs of `text_image_ids` as (E,) texts and (E,) images, int64 on the embeddings' device, after all checks.
 
-    Raises ValueError when a matrix is empty, the widths differ, there is not one id a text, or an id is no image row.
+    Raises ValueError when a matrix is empty, the widths differ, there is not one id a text, or an id is no row.
     """
     images, texts = len(image_embeddings), len(text_embeddings)
     if images == 0 or texts == 0:
@@ -62,7 +64,13 @@ def check_pairs(image_embeddings: Tensor, text_embeddings: Tensor, text_image_id
         raise ValueError(
             f"image and text embeddings differ in width: {image_embeddings.shape[1]} and {text_embeddings.shape[1]}"
         )
-    return check_owners(text_image_ids, images, texts).to(image_embeddings.device)
+    ids, device = torch.as_tensor(text_image_ids), image_embeddings.device
+    if ids.ndim != 2:
+        owners = check_owners(ids, images, texts).to(device)
+        return torch.arange(texts, device=device), owners
+    if ids.shape[1] != 2 or not len(ids):
+        raise ValueError(f"text_image_ids: wanted (pairs, 2), a text and an image each, got {tuple(ids.shape)}")
+    return _rows_of(ids[:, 0], texts, "texts").to(device), _rows_of(ids[:, 1], images, "images").to(device)
 
 
 def check_owners(text_image_ids: Array, images: int, texts: int) -> Tensor:
@@ -75,10 +83,16 @@ def check_owners(text_image_ids: Array, images: int, texts: int) -> Tensor:
         raise ValueError(
             f"text_image_ids: wanted {texts} whole numbers, one a text, got {ids.dtype} {tuple(ids.shape)}"
         )
+    return _rows_of(ids, images, "images")
+
+
+def _rows_of(ids: Tensor, count: int, of: str) -> Tensor:
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"text_image_ids: wanted whole numbers, got {ids.dtype}")
     ids = ids.to(torch.int64)
-    wrong = ids[(ids < 0) | (ids >= images)]
+    wrong = ids[(ids < 0) | (ids >= count)]
     if len(wrong):
-        raise ValueError(f"text_image_ids: wanted rows of the {images} images (0 to {images - 1}), got {int(wrong[0])}")
+        raise ValueError(f"text_image_ids: wanted rows of the {count} {of} (0 to {count - 1}), got {int(wrong[0])}")
     return ids
 
 
@@ -90,20 +104,22 @@ def ranks(
     Args:
         image_embeddings: (I, D) floating point, unit vectors (the similarity is the inner product as given).
         text_embeddings: (T, D), likewise; the work is done on the device of the images.
-        text_image_ids: (T,) whole numbers, the row of each text's image.
+        text_image_ids: (T,) whole numbers, the row of each text's image; or (E, 2), each pair of a text and an image
+            that belong together, where a text may have several.
         chunk: images compared at once; only (chunk, T) similarities exist at any time. None: chosen by size.
 
     Returns:
-        (I,) ranks of images (i2t) and (T,) ranks of texts (t2i), int64 NumPy. An image without a caption has rank −1
-        (it is a candidate, but no query). A query whose right candidates all have similarity NaN or infinite gets
-        the number of candidates, a miss at every K of interest; a wrong candidate with NaN counts as standing before.
+        (I,) ranks of images (i2t) and (T,) ranks of texts (t2i), int64 NumPy. An image without a text, or a text
+        without an image, has rank −1 (it is a candidate, but no query). A query whose right candidates all have
+        similarity NaN or infinite gets the number of candidates, a miss at every K of interest; a wrong candidate with
+        NaN counts as standing before.
 
     Raises:
         ValueError: shapes, dtypes or ids that do not fit together.
     """
     images_ID = as_matrix("image_embeddings", image_embeddings)
     texts_TD = as_matrix("text_embeddings", text_embeddings, images_ID.device)
-    ids_T = check_pairs(images_ID, texts_TD, text_image_ids)
+    text_E, image_E = check_pairs(images_ID, texts_TD, text_image_ids)
     images, texts = len(images_ID), len(texts_TD)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: wanted at least 1, got {chunk}")
@@ -114,46 +130,51 @@ def ranks(
     def rounded(similarities: Tensor) -> Tensor:
         return similarities.to(torch.float32)
 
-    right_T = torch.empty(texts, dtype=torch.float32, device=ids_T.device)
-    for start in range(0, texts, 1 << 16):
+    right_E = torch.empty(len(text_E), dtype=torch.float32, device=text_E.device)
+    for start in range(0, len(text_E), 1 << 16):
         part = slice(start, start + (1 << 16))
-        right_T[part] = rounded((images_ID[ids_T[part]] * texts_TD[part]).sum(dim=1))
-    usable_T = torch.where(torch.isfinite(right_T), right_T, -torch.inf)
-    best_I = torch.full((images,), -torch.inf, device=ids_T.device).scatter_reduce(0, ids_T, usable_T, "amax")
+        right_E[part] = rounded((images_ID[image_E[part]] * texts_TD[text_E[part]]).sum(dim=1))
+    usable_E = torch.where(torch.isfinite(right_E), right_E, -torch.inf)
+    best_I, best_T = _best(usable_E, image_E, images), _best(usable_E, text_E, texts)
 
-    order_T = torch.argsort(ids_T, stable=True)  # texts by image, so that a chunk's true pairs are one slice
-    bounds = torch.searchsorted(ids_T[order_T], torch.arange(images + 1, device=ids_T.device)).tolist()
-    i2t_I = torch.empty(images, dtype=torch.int64, device=ids_T.device)
-    t2i_T = torch.zeros(texts, dtype=torch.int64, device=ids_T.device)
+    order_E = torch.argsort(image_E, stable=True)  # pairs by image, so that a chunk's are one slice
+    bounds = torch.searchsorted(image_E[order_E], torch.arange(images + 1, device=image_E.device)).tolist()
+    i2t_I = torch.empty(images, dtype=torch.int64, device=image_E.device)
+    t2i_T = torch.zeros(texts, dtype=torch.int64, device=image_E.device)
     for start in range(0, images, step):
         stop = min(start + step, images)
         similarity_cT = rounded(images_ID[start:stop] @ texts_TD.T)
-        own = order_T[bounds[start] : bounds[stop]]
-        similarity_cT[ids_T[own] - start, own] = -torch.inf  # a true pair never stands before itself
+        own = order_E[bounds[start] : bounds[stop]]
+        similarity_cT[image_E[own] - start, text_E[own]] = -torch.inf  # a right candidate never stands before another
         # "not smaller" rather than "greater or equal": NaN counts against the model too
         i2t_I[start:stop] = texts - (similarity_cT < best_I[start:stop, None]).sum(dim=1)
-        t2i_T += (stop - start) - (similarity_cT < usable_T).sum(dim=0)
+        t2i_T += (stop - start) - (similarity_cT < best_T).sum(dim=0)
     i2t_I[torch.isinf(best_I)] = texts
-    t2i_T[torch.isinf(usable_T)] = images
-    i2t_I[torch.bincount(ids_T, minlength=images) == 0] = -1
+    t2i_T[torch.isinf(best_T)] = images
+    i2t_I[torch.bincount(image_E, minlength=images) == 0] = -1
+    t2i_T[torch.bincount(text_E, minlength=texts) == 0] = -1
     return i2t_I.cpu().numpy(), t2i_T.cpu().numpy()
 
 
-def matrix_ranks(similarity_IT: Tensor, text_image_ids: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _best(similarity_E: Tensor, query_E: Tensor, queries: int) -> Tensor:
+    """(queries,) the largest similarity of each query's pairs; −inf without any."""
+    return similarity_E.new_full((queries,), -torch.inf).scatter_reduce(0, query_E, similarity_E, "amax")
+
+
+def matrix_ranks(similarity_IT: Tensor, pairs: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`ranks` from all similarities at once, in their own precision: a fifth of the time, equal but for ties.
 
     Args:
         similarity_IT: (I, T) finite; overwritten.
-        text_image_ids: (T,) int64, the row of each text's image.
+        pairs: (E, 2) int64, texts and their images.
     """
-    ids_T, texts = text_image_ids, torch.arange(len(text_image_ids), device=similarity_IT.device)
-    own_T = similarity_IT.gather(0, ids_T[None])[0]
-    t2i_T = (similarity_IT >= own_T).sum(0) - 1
-    best_I = torch.full((len(similarity_IT),), -torch.inf, device=own_T.device)
-    best_I = best_I.scatter_reduce(0, ids_T, own_T, "amax")
-    similarity_IT[ids_T, texts] = -torch.inf
-    i2t_I = (similarity_IT >= best_I[:, None]).sum(1)
+    text_E, image_E = pairs.unbind(1)
+    own_E = similarity_IT[image_E, text_E]
+    best_I, best_T = _best(own_E, image_E, len(similarity_IT)), _best(own_E, text_E, similarity_IT.shape[1])
+    similarity_IT[image_E, text_E] = -torch.inf
+    i2t_I, t2i_T = (similarity_IT >= best_I[:, None]).sum(1), (similarity_IT >= best_T).sum(0)
     i2t_I[best_I.isinf()] = -1
+    t2i_T[best_T.isinf()] = -1
     return i2t_I.cpu().numpy(), t2i_T.cpu().numpy()
 
 
@@ -167,9 +188,9 @@ def retrieval(
 ) -> dict[str, float]:
     """Recall@K in both directions over all images and all texts.
 
-    i2t: an image is hit if any of its captions is among its top K texts. t2i: a caption is hit if its image is among
+    i2t: an image is hit if any of its texts is among its top K texts. t2i: a text is hit if any of its images is among
     its top K images. Ties count against the model, and so does NaN: a similarity of NaN never hits, even where K
-    covers every candidate. An image without a caption is a candidate but no query. One image under two rows is two
+    covers every candidate. An image without a text is a candidate but no query. One image under two rows is two
     candidates that tie: give both rows' captions one row to count it once.
 
     Args:
@@ -191,7 +212,7 @@ def recalls(i2t: NDArray[np.int64], t2i: NDArray[np.int64], ks: Sequence[int] = 
     """The figures of `retrieval` from the (I,) and (T,) ranks that `ranks` gives."""
     images, texts = len(i2t), len(t2i)
     figures: dict[str, float] = {}
-    for direction, found, candidates in (("i2t", i2t[i2t >= 0], texts), ("t2i", t2i, images)):
+    for direction, found, candidates in (("i2t", i2t[i2t >= 0], texts), ("t2i", t2i[t2i >= 0], images)):
         for k in ks:
             figures[f"{direction}_recall@{k}"] = float(np.mean((found < k) & (found < candidates)))
     figures["images"] = images
@@ -205,45 +226,95 @@ def mean_recall(figures: Mapping[str, Any]) -> float:
 
 
 def chance(
-    images: int, texts_per_image: int | Sequence[int] | NDArray[Any], ks: Sequence[int] = KS
+    images: int,
+    texts_per_image: int | Sequence[int] | NDArray[Any],
+    ks: Sequence[int] = KS,
+    *,
+    images_per_text: Sequence[int] | NDArray[Any] | None = None,
 ) -> dict[str, float]:
     """The zero-knowledge row: the exact expected Recall@K of a ranking drawn at random.
 
-    i2t: an image with n of the T captions misses at K with probability C(T − n, K) / C(T, K) (hypergeometric).
-    t2i: min(K, I) / I. For 1,000 images with 5 captions each: 0.1 % at 1 both ways; at 10, i2t 0.996 % and t2i 1 %.
+    i2t: an image with n of the T texts misses at K with probability C(T − n, K) / C(T, K) (hypergeometric); t2i: a text
+    with n of the I images likewise, min(K, I) / I where n = 1. For 1,000 images with 5 captions each: 0.1 % at 1 both
+    ways; at 10, i2t 0.996 % and t2i 1 %.
 
     Args:
         images: I, at least 1.
-        texts_per_image: captions an image: one number for all, or (I,) counts. Images with 0 are no queries.
+        texts_per_image: texts of an image: one number for all, or (I,) counts. Images with 0 are no queries.
         ks: the K's.
+        images_per_text: (T,) images of a text, at least 1; None: each text has one.
 
     Returns:
         The keys of `retrieval`.
 
     Raises:
-        ValueError: counts that are negative, not I of them, or without any caption.
+        ValueError: counts that are negative, not one a query, of another sum, or without any text.
     """
     wanted = _check_ks(ks)
-    given = np.asarray(texts_per_image)
-    if images < 1 or given.dtype.kind not in "iu" or given.shape not in ((), (images,)) or (given < 0).any():
-        raise ValueError(
-            f"texts_per_image: wanted one count, or one for each of {images} images, got {texts_per_image!r}"
-        )
-    counts, repeats = np.unique(np.broadcast_to(given, (images,)), return_counts=True)
-    texts = int(counts @ repeats)
-    if texts == 0:
+    of_images = _counts("texts_per_image", texts_per_image, images)
+    pairs = int(of_images.sum())
+    if pairs == 0:
         raise ValueError("texts_per_image: wanted at least one caption, got none")
-    counts, repeats = counts[counts > 0], repeats[counts > 0]
+    texts = pairs if images_per_text is None else len(images_per_text)
+    of_texts = _counts("images_per_text", 1 if images_per_text is None else images_per_text, texts)
+    if int(of_texts.sum()) != pairs:
+        raise ValueError(f"images_per_text: wanted the {pairs} pairs of texts_per_image, got {int(of_texts.sum())}")
     figures: dict[str, float] = {}
-    for k in wanted:
-        drawn = np.arange(min(k, texts))  # C(T − n, K) / C(T, K) = Π_d (T − n − d) / (T − d)
-        missed = np.prod(np.clip(texts - counts[:, None] - drawn, 0, None) / (texts - drawn), axis=1)
-        figures[f"i2t_recall@{k}"] = float(np.average(1.0 - missed, weights=repeats))
-    for k in wanted:
-        figures[f"t2i_recall@{k}"] = min(k, images) / images
+    for direction, counts, candidates in (("i2t", of_images, texts), ("t2i", of_texts, images)):
+        for k in wanted:
+            figures[f"{direction}_recall@{k}"] = _expected_hits(counts, candidates, k)
     figures["images"] = images
     figures["texts"] = texts
     return figures
+
+
+def _counts(name: str, given: Any, queries: int) -> NDArray[Any]:
+    found = np.asarray(given)
+    if queries < 1 or found.dtype.kind not in "iu" or found.shape not in ((), (queries,)) or (found < 0).any():
+        what = "images" if name == "texts_per_image" else "texts"
+        raise ValueError(f"{name}: wanted one count, or one for each of {queries} {what}, got {given!r}")
+    return np.broadcast_to(found, (queries,))
+
+
+def _expected_hits(right: NDArray[Any], candidates: int, k: int) -> float:
+    """Mean, over the queries with `right` (Q,) > 0 right candidates, of the probability that k draws find one."""
+    counts, repeats = np.unique(right[right > 0], return_counts=True)
+    if counts.tolist() == [1]:
+        return min(k, candidates) / candidates
+    drawn = np.arange(min(k, candidates))  # C(T − n, K) / C(T, K) = Π_d (T − n − d) / (T − d)
+    missed = np.prod(np.clip(candidates - counts[:, None] - drawn, 0, None) / (candidates - drawn), axis=1)
+    return float(np.average(1.0 - missed, weights=repeats))
+
+
+def reachable(
+    text_ids: NDArray[np.int64], owner: NDArray[np.int64], images: int, ks: Sequence[int] = KS
+) -> dict[str, float]:
+    """The largest Recall@K of any model where each caption is right for its own image alone, though equal ones exist.
+
+    Equal captions have one embedding. So they tie, and ties count against: an image is hit at K where a caption of it
+    equals fewer than K captions of other images. And they rank the images alike: among the top K are at most K of the
+    images that a caption stands at.
+
+    Args:
+        text_ids: (T,) equal for equal captions. owner: (T,) the image of each, from 0. images: I.
+        ks: the K's.
+
+    Returns:
+        The keys of `retrieval`.
+    """
+    classes = np.unique(text_ids, return_inverse=True)[1]
+    pairs, pair_of, counts = np.unique(classes * images + owner, return_inverse=True, return_counts=True)
+    others = np.bincount(classes)[classes] - counts[pair_of]
+    least = np.full(images, len(owner))
+    np.minimum.at(least, owner, others)
+    least = least[np.unique(owner)]
+    # The captions of one text at one image, of a text's images those with the most captions first.
+    order = np.lexsort((-counts, pairs // images))
+    counts, of_text = counts[order], (pairs // images)[order]
+    place = np.arange(len(order)) - np.searchsorted(of_text, of_text)
+    figures = {f"i2t_recall@{k}": float((least < k).mean()) for k in _check_ks(ks)}
+    figures |= {f"t2i_recall@{k}": float(counts[place < k].sum() / len(owner)) for k in ks}
+    return {**figures, "images": images, "texts": len(owner)}
 
 
 def top_k(query_embeddings: Array, candidates: Array, k: int, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:

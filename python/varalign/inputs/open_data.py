@@ -47,6 +47,7 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         config = replace(config, data=str(place.resolve()))
     for note in data.notes:
         say(note)
+    data = replace(data, same_caption=config.same_caption)
     if isinstance(data, FeatureSet):
         data = data.limited(config.dataset_size, config.seed)
     return config, damaged(checked(data, str(place)), parse_noise(config.noise), "train", config.seed)

@@ -42,6 +42,11 @@ class Options:
         "train on N images of the training split, drawn by seed (default: all)", low=2, common=True
     )
     captions_per_image: int | None = _data("use the first N captions of each image only (default: all)", low=1)
+    same_caption: Literal["positive", "distinct"] = _data(
+        "what equal captions are, but for case, spaces and the final stop: one text, right for every image that has it "
+        "(positive), or each right for its own image alone, as in published figures (distinct)",
+        "positive",
+    )
     skip_missing: bool = _data("leave out captions that name a missing image, instead of stopping", False)
     max_bad: float = _data(
         "stop the run when a larger share of the images is unreadable", 0.01, low=0.0, high=1.0, on_resume=True

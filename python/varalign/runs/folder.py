@@ -175,10 +175,12 @@ class RunFolder:
     def options(self, say: Callable[[str], object] | None = None) -> dict[str, Any]:
         """The run's options: those that this version knows, a removed value replaced by what took its place.
 
+        A run of before `same_caption` told equal captions apart, and does so still.
+
         Raises:
             RunError: as `config`.
         """
-        options = self.config()["options"]
+        options = {"same_caption": "distinct", **self.config()["options"]}
         return replace_removed({name: value for name, value in options.items() if name in OPTIONS}, say)
 
     def write_config(self, value: dict[str, Any]) -> None:

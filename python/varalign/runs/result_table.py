@@ -6,6 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_MODES = {
+    "positive": "; equal captions are one text",
+    "distinct": "; equal captions are different texts (--same-caption distinct)",
+}
 _TEXTS = ("model", "candidates")  # columns aligned to the left
 
 
@@ -19,8 +23,8 @@ def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[st
 
     Args:
         rows: one mapping a line, with `model` (text), and where known `epochs`, `loss`, `cosine_similarity` and the
-            keys of `eval --json`. What is missing, None or NaN is shown as `–`. The chance row is
-            `{"model": "chance", **varalign.evaluation.retrieval.chance(…)}`.
+            keys of `eval --json`, `same_caption` among them. What is missing, None or NaN is shown as `–`. The chance
+            row is `{"model": "chance", **varalign.evaluation.retrieval.chance(…)}`.
 
     Returns:
         Each column's cells, a text a row, by its name; and a note for below the table, which may be empty. The note
@@ -43,7 +47,10 @@ def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[st
     if len(known) > 1:
         columns["candidates"] = counted
     has_recalls = any("R@" in name for name in columns)
-    return columns, f"Recall in percent, among {known.pop()}." if len(known) == 1 and has_recalls else ""
+    if len(known) != 1 or not has_recalls:
+        return columns, ""
+    mode = next((row["same_caption"] for row in rows if "same_caption" in row), None)
+    return columns, f"Recall in percent, among {known.pop()}{_MODES.get(mode, '')}."
 
 
 def final_table(rows: Sequence[Mapping[str, Any]]) -> str:

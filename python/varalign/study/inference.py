@@ -24,7 +24,8 @@ def hits(result: Mapping[str, Any], metric: str) -> tuple[Array, Array]:
     """A cell's hits for each image.
 
     Args:
-        result: of a cell: `ranks_i2t`, `ranks_t2i` (one character a query), `captions` (of each image).
+        result: of a cell: `ranks_i2t`, `ranks_t2i` (one character a query), `captions` (of each image; a text that
+            stands at several images is counted with the first).
         metric: one of `METRICS`.
 
     Returns:
@@ -41,7 +42,7 @@ def hits(result: Mapping[str, Any], metric: str) -> tuple[Array, Array]:
     if direction == "t2i":
         image = np.repeat(np.arange(len(captions)), captions)
         return np.bincount(image, hit, len(captions)) / len(hit), captions / len(hit)
-    queries = captions > 0
+    queries = found != ord("-")
     return hit * queries / queries.sum(), queries / queries.sum()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from varalign.data.damage import damaged
 from varalign.data.features import FeatureSet
 from varalign.data.noise import parse_noise
+from varalign.data.same_captions import SameCaption
 from varalign.data.sampler import epoch_batches
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.retrieval import matrix_ranks, mean_recall, ranks, recalls
@@ -41,16 +42,19 @@ RANKS = "0123456789"  # a query's rank as one character; "+" from 10 on
 
 @dataclass
 class Split:
-    """Features of a split for evaluation: copies of an image are one image, and captions are grouped by image.
+    """Features of a split for evaluation, as the candidates of retrieval.
 
     Attributes:
-        images: (I, Dx). texts: (T, Dy).
+        images: (I, Dx). texts: (T, Dy), grouped by image.
         owner: (T,) ascending rows of `images`.
+        pairs: (E, 2) and first: (P, 2) as of `varalign.data.index.Candidates`.
     """
 
     images: Tensor
     texts: Tensor
-    owner: Tensor
+    owner: Rows
+    pairs: Tensor
+    first: Tensor
 
     @staticmethod
     def of(data: FeatureSet, name: str, device: torch.device) -> Split:
@@ -58,7 +62,8 @@ class Split:
         found = data.candidates(data.rows(name))
         images = torch.from_numpy(data.image_features[found.rows]).to(device)
         texts = torch.from_numpy(data.text_features[found.captions]).to(device)
-        return Split(images, texts, torch.from_numpy(found.owner).to(device))
+        pairs, first = (torch.from_numpy(array).to(device) for array in (found.pairs, found.first))
+        return Split(images, texts, found.owner, pairs, first)
 
 
 @dataclass
@@ -75,16 +80,22 @@ class Bench:
     features: FeatureSet
     device: torch.device
     evaluations: int
-    dev: Split = field(init=False)
-    test: Split = field(init=False)
+    splits: dict[tuple[str, str], Split] = field(default_factory=dict)
     image_features: Tensor = field(init=False)
     text_features: Tensor = field(init=False)
     starts: dict[TrainConfig, Started] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.dev, self.test = (Split.of(self.features, name, self.device) for name in ("dev", "test"))
         self.image_features = torch.from_numpy(self.features.image_features).to(self.device)
         self.text_features = torch.from_numpy(self.features.text_features).to(self.device)
+
+    def split(self, name: str, same_caption: SameCaption) -> Split:
+        """A split as a run with that `same_caption` measures on it."""
+        key = name, same_caption
+        if key not in self.splits:
+            data = dataclasses.replace(self.features, same_caption=same_caption)
+            self.splits[key] = Split.of(data, name, self.device)
+        return self.splits[key]
 
 
 @dataclass
@@ -144,6 +155,7 @@ def make_run(cell: Cell, bench: Bench, replayed: Sequence[float] | None) -> Run:
         cell_config(cell, len(features.rows("train"))), features="shared", evaluations=bench.evaluations
     )
     config = config.validate()
+    features = dataclasses.replace(features, same_caption=config.same_caption)
     features = features.limited(config.dataset_size, config.seed)
     config = fill(config, len(features.rows("train")))
     started = _started(config, features, bench)
@@ -201,7 +213,8 @@ def run_pack(pack: Pack, bench: Bench, replayed: Mapping[str, Sequence[float]]) 
                 results[place] = result
         for place, (cell, run) in enumerate(zip(pack.cells, runs, strict=True)):
             if cell.kind == "run":
-                results[place] |= rank_results(*embed(run.model, bench.test), bench.test.owner.cpu().numpy())
+                test = bench.split("test", run.config.same_caption)
+                results[place] |= rank_results(*embed(run.model, test), test.owner, test.pairs)
             else:
                 del results[place]["w_i2t"]
     return results
@@ -213,10 +226,11 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
     batched = BatchedRuns([run.model for run in runs], [run.config for run in runs], [run.schedule for run in runs])
     total = len(runs[0].batches[0]) * first.epochs
     image_ids = torch.from_numpy(bench.features.image_ids).to(bench.device)
-    best = [_Best(fusion=_fusion(run, bench.dev)) for run in runs]
+    dev = [bench.split("dev", run.config.same_caption) for run in runs]
+    best = [_Best(fusion=_fusion(run, split)) for run, split in zip(runs, dev, strict=True)]
     losses: list[Tensor] = []
     weights: list[Tensor] = []
-    _evaluate(runs, best, bench.dev, 0)
+    _evaluate(runs, best, dev, 0)
     for epoch in range(first.epochs):
         for batch in zip(*(run.batches[epoch] for run in runs), strict=True):
             rows = np.stack(batch)
@@ -235,7 +249,7 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
             losses.append(loss)
             weights.append(weight[:, 0])
         if epoch + 1 in first.evaluated_epochs:
-            _evaluate(runs, best, bench.dev, epoch + 1)
+            _evaluate(runs, best, dev, epoch + 1)
     finite = torch.stack(losses).isfinite().all(0).tolist()
     recorded = torch.stack(weights, dim=1).cpu().double().numpy().round(6).tolist()
     for run, found in zip(runs, best, strict=True):
@@ -267,11 +281,11 @@ class _Best:
     state: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _evaluate(runs: Sequence[Run], best: Sequence[_Best], dev: Split, epoch: int) -> None:
-    for run, found in zip(runs, best, strict=True):
+def _evaluate(runs: Sequence[Run], best: Sequence[_Best], dev: Sequence[Split], epoch: int) -> None:
+    for run, found, split in zip(runs, best, dev, strict=True):
         if found.fusion is not None:
             found.fusion.choose(trained=epoch > 0)
-        score = dev_recall(run.model, dev)
+        score = dev_recall(run.model, split)
         if score > found.score:
             found.score, found.epoch = score, epoch
             found.state = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
@@ -281,10 +295,9 @@ def _fusion(run: Run, dev: Split) -> Fusion | None:
     """The choice of an ensemble's share on dev, as in `varalign train`, except that copies of an image count once."""
     if run.model.shape.head != "ensemble":
         return None
-    images, counts = dev.owner.unique_consecutive(return_counts=True)
-    kept = torch.from_numpy(thinned(np.arange(len(images)))).to(images.device)
-    first = (counts.cumsum(0) - counts)[kept]
-    return Fusion(run.model, dev.images[images[kept]], dev.texts[first], run.config.batch_size)
+    kept = torch.from_numpy(thinned(np.arange(len(dev.first)))).to(dev.first.device)
+    image, text = dev.first[kept].unbind(1)
+    return Fusion(run.model, dev.images[image], dev.texts[text], run.config.batch_size)
 
 
 def _shapes(run: Run) -> tuple[tuple[int, ...], ...]:
@@ -321,21 +334,21 @@ def dev_recall(model: DualEncoder, split: Split) -> float:
     u, v = embed(model, split)
     if not bool(u.isfinite().all() and v.isfinite().all()):
         return 0.0
-    return mean_recall(recalls(*matrix_ranks(u @ v.T, split.owner)))
+    return mean_recall(recalls(*matrix_ranks(u @ v.T, split.pairs)))
 
 
-def rank_results(images: Tensor, texts: Tensor, owner: Rows) -> dict[str, Any]:
-    """`ranks_i2t` and `ranks_t2i`, one character for each query, and `captions`, the number of each image's captions.
+def rank_results(images: Tensor, texts: Tensor, owner: Rows, pairs: Tensor | Rows) -> dict[str, Any]:
+    """`ranks_i2t` and `ranks_t2i`, one character a query, and `captions`: how many texts are drawn with each image.
 
     Args:
         images: (I, D) unit vectors. texts: (T, D), grouped by image.
-        owner: (T,) rows of the images.
+        owner: (T,) rows of the images. pairs: (E, 2) texts and all their images.
     """
-    i2t, t2i = ranks(images, texts, owner)
+    i2t, t2i = ranks(images, texts, pairs)
     counts = np.bincount(owner, minlength=len(images)).tolist()
     return {"ranks_i2t": rank_text(i2t), "ranks_t2i": rank_text(t2i), "captions": counts}
 
 
 def rank_text(found: Rows) -> str:
-    """Ranks as text: a digit each, `+` from 10 on."""
-    return "".join(RANKS[rank] if 0 <= rank < 10 else "+" for rank in found.tolist())
+    """Ranks as text: a digit each, `+` from 10 on, `-` for no query."""
+    return "".join(RANKS[rank] if 0 <= rank < 10 else "-" if rank < 0 else "+" for rank in found.tolist())

@@ -265,7 +265,7 @@ def _executor(workers: int, study: Study, features: FeatureSet | None, device: s
     if features is not None:
         names = ("image_features", "text_features", "text_image_ids", "split", "image_ids")
         tensors = {name: torch.from_numpy(getattr(features, name)) for name in names}
-        rest = {"image_names": features.image_names}
+        rest = {"image_names": features.image_names, "texts": features.texts}
     threads = torch.get_num_threads()
     if workers == 1:
         try:

@@ -84,7 +84,7 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
     if cell.kind == "run":
         parts = trained.aligner.parts
         found = embed_split(parts, parts.data.rows("test"))
-        result |= rank_results(found.images, found.texts, found.owner)
+        result |= rank_results(found.images, found.texts, found.owner, found.pairs)
         result["w_i2t"] = [round(line["w_i2t"], 6) for line in lines if line["kind"] == "step"]
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return result

@@ -52,6 +52,8 @@ class TrainResult:
         seconds: wall time, set-up and evaluation included.
         test: the numbers of `eval --json` on the test split with the best weights.
         chance: what a ranking without any knowledge reaches there.
+        reachable: what no model exceeds there, where equal captions are told apart; else None.
+        same_caption: whether equal captions are one text, as `--same-caption`.
         aligner: the trained model, ready to embed and rank.
     """
 
@@ -62,16 +64,19 @@ class TrainResult:
     seconds: float
     test: dict[str, Any]
     chance: dict[str, Any]
+    reachable: dict[str, Any] | None
+    same_caption: str
     aligner: Aligner
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON takes it."""
-        names = ("model", "epochs", "best_epoch", "seconds", "test", "chance")
+        names = ("model", "epochs", "best_epoch", "seconds", "same_caption", "test", "chance", "reachable")
         return {"run": str(self.run), **{name: getattr(self, name) for name in names}}
 
     def table(self) -> str:
         """The final table with the zero-knowledge row, and where the run lies."""
-        rows = [{"model": self.model, "epochs": self.epochs, **self.test}, self.chance]
+        told = {"model": self.model, "epochs": self.epochs, "same_caption": self.same_caption}
+        rows = [{**told, **self.test}, *filter(None, (self.chance, self.reachable))]
         return f"{final_table(rows)}\nbest epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
 
 
@@ -266,9 +271,10 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
             if config.wise_ft:
                 go_part_of_the_way(parts, run, say)
             aligner = trained(parts, run)
-            test, chance = aligner.evaluate("test"), aligner.chance("test")
+            test, chance, reachable = (of("test") for of in (aligner.evaluate, aligner.chance, aligner.reachable))
             Quarantine(run.quarantine).add(parts.bad_images())
-            write_report(run, [{"model": parts.name, "epochs": position.epoch, **test}, chance])
+            told = {"model": parts.name, "epochs": position.epoch, "same_caption": config.same_caption}
+            write_report(run, [{**told, **test}, *filter(None, (chance, reachable))])
     except Interrupted as error:
         error.args = (
             f"{error.name}: training is done and saved, the last evaluation is not; "
@@ -283,5 +289,7 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
         seconds=time.perf_counter() - session.started,
         test=test,
         chance=chance,
+        reachable=reachable,
+        same_caption=config.same_caption,
         aligner=aligner,
     )
