@@ -140,7 +140,7 @@ def test_file_handles_that_ran_out_are_no_fault_of_an_image(folder: Path, monkey
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     monkeypatch.setattr("varalign.data.files.open_user_file", refuse)
-    monkeypatch.setattr("varalign.data.captions.read_bytes", lambda path, limit: path.read_bytes())
+    monkeypatch.setattr("varalign.data.text_file.read_bytes", lambda path, limit: path.read_bytes())
     monkeypatch.setattr("varalign.data.splits.read_bytes", Path.read_bytes)
     monkeypatch.setattr("varalign.data.datasets.identical_files", lambda images: np.arange(len(images)))
     with pytest.raises(OSError, match="open files"):
@@ -154,9 +154,9 @@ def test_an_empty_split_is_a_fault(folder: Path) -> None:
 
 def test_what_cannot_be_read_is_the_fault(tmp_path: Path, folder: Path) -> None:
     assert "there is no such folder" in check_dataset(tmp_path / "absent").problems[0]
-    (folder / "captions.txt").write_bytes(b"image;caption\n")
+    (folder / "captions.txt").write_bytes(b"image;dog\n1;2\n")
     report = check_dataset(folder)
-    assert "separated by semicolons" in report.problems[0]
+    assert "say which of them holds the captions" in report.problems[0]
     assert isinstance(report, Report)
     assert report.lines()[-1] == "training would fail"
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError
 from varalign.data.image_folder import ImageFile, identical_files
+from varalign.data.reading import Reading
 
 
 def image_bytes(number: int) -> bytes:
@@ -45,7 +46,7 @@ def test_image_folders(tmp_path: Path, images: str) -> None:
     assert dataset.caption_image_ids.tolist() == [i // 2 for i in range(40)]
     assert dataset.caption_file == tmp_path / "captions.txt"
     assert (dataset.split.dtype, dataset.image_ids.dtype, dataset.caption_image_ids.dtype) == ("int8", "int64", "int64")
-    assert dataset.notes == ["splits drawn by seed 0, as no list is there: 16 train, 2 dev, 2 test"]
+    assert dataset.notes[1:] == ["splits drawn by seed 0, as no list is there: 16 train, 2 dev, 2 test"]
 
 
 def test_an_empty_folder_of_images_does_not_hide_the_full_one(tmp_path: Path) -> None:
@@ -58,13 +59,13 @@ def test_captions_files_have_an_order_of_precedence(tmp_path: Path) -> None:
     lay_out(tmp_path, NAMES)
     (tmp_path / "Flickr8k.token.txt").write_text("0.jpg#0\tOther .\n1.jpg#0\tOther .\n2.jpg#0\tOther .\n")
     dataset = load_dataset(tmp_path)
-    assert dataset.notes[0] == "captions from captions.txt; also there and not read: Flickr8k.token.txt"
+    assert dataset.notes[1] == "captions from captions.txt; also there and not read: Flickr8k.token.txt"
     assert len(dataset.captions) == 40
     for place in ("Flickr8k.token.txt", tmp_path / "Flickr8k.token.txt"):
-        dataset = load_dataset(tmp_path, captions_file=place)
+        dataset = load_dataset(tmp_path, reading=Reading(captions=str(place)))
         assert dataset.captions == ["Other ."] * 3
         assert (
-            dataset.notes[0] == "17 images have no caption and are left out: '10.jpg', '11.jpg', '12.jpg' and 14 more"
+            dataset.notes[1] == "17 images have no caption and are left out: '10.jpg', '11.jpg', '12.jpg' and 14 more"
         )
     (tmp_path / "captions.txt").unlink()
     (tmp_path / "Flickr8k_text").mkdir()
@@ -83,7 +84,7 @@ def test_karpathy_brings_its_splits(tmp_path: Path) -> None:
     (tmp_path / "dataset_flickr8k.json").write_text(json.dumps({"images": images}))
     dataset = load_dataset(tmp_path)
     assert dataset.split.tolist() == [0, 0, 1, 2] * 5
-    assert dataset.notes == ["splits from dataset_flickr8k.json: 10 train, 5 dev, 5 test"]
+    assert dataset.notes[1:] == ["splits from dataset_flickr8k.json: 10 train, 5 dev, 5 test"]
 
 
 def test_coco_is_two_files_and_two_folders(tmp_path: Path) -> None:
@@ -102,9 +103,9 @@ def test_coco_is_two_files_and_two_folders(tmp_path: Path) -> None:
     assert dataset.image_paths[4] == tmp_path / "val2017" / "000000000004.jpg"
     assert dataset.split.tolist()[:4] == [0] * 4
     assert sorted(dataset.split.tolist()[4:]) == [1, 2], "val is dev, and half of it test"
-    assert dataset.notes[1] == "there is no test split: half of the dev images, drawn by seed 0, are test"
+    assert dataset.notes[2] == "there is no test split: half of the dev images, drawn by seed 0, are test"
     assert dataset.captions[5] == "Caption 5"
-    alone = load_dataset(tmp_path, captions_file="annotations/captions_train2017.json")
+    alone = load_dataset(tmp_path, reading=Reading(captions="annotations/captions_train2017.json"))
     assert sorted(set(alone.split.tolist())) == [0, 1, 2], "one COCO file alone is split by the seed"
 
 
@@ -131,7 +132,7 @@ def renamed(folder: Path, new: Callable[[str], str]) -> Path:
 def test_names_in_another_case_are_found_with_a_note(tmp_path: Path) -> None:
     dataset = load_dataset(renamed(lay_out(tmp_path, NAMES), str.upper))
     assert dataset.image_names == NAMES
-    assert dataset.notes[0] == (
+    assert dataset.notes[1] == (
         "captions.txt: 20 image names are in another case than their files: "
         "'0.JPG' is '0.jpg', '1.JPG' is '1.jpg', '2.JPG' is '2.jpg' and 17 more"
     )
@@ -316,7 +317,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a folder"):
         load_dataset(tmp_path / "file")
     with pytest.raises(DataError, match="cannot be read"):
-        load_dataset(tmp_path, captions_file="absent.txt")
+        load_dataset(tmp_path, reading=Reading(captions="absent.txt"))
 
 
 def test_empty_captions_go_with_skip_missing(tmp_path: Path) -> None:
@@ -327,7 +328,7 @@ def test_empty_captions_go_with_skip_missing(tmp_path: Path) -> None:
         load_dataset(tmp_path)
     dataset = load_dataset(tmp_path, skip_missing=True)
     assert len(dataset.captions) == 40
-    assert dataset.notes[0] == "captions.txt: 1 empty captions left out (line 42)"
+    assert dataset.notes[1] == "captions.txt: 1 empty captions left out (line 42)"
 
 
 def test_rows_that_come_twice_are_kept(tmp_path: Path) -> None:

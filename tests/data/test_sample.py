@@ -27,7 +27,7 @@ def test_it_loads_as_any_other_folder(tmp_path: Path) -> None:
     assert (len(dataset.image_names), len(dataset.captions)) == (40, 200)
     assert [len(dataset.rows(split)) for split in ("train", "dev", "test")] == [20, 10, 10]
     assert len(set(dataset.image_ids.tolist())) == 40
-    assert len(dataset.notes) == 1, "nothing is missing, left over or twice"
+    assert len(dataset.notes) == 2, "nothing is missing, left over or twice"
     with Image.open(dataset.image_paths[0]) as image:
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (48, 48))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sample"]

@@ -65,10 +65,10 @@ def test_figures_are_those_of_plain_numpy(folder: Path) -> None:
 
 
 def test_the_command_prints_one_json_value_or_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "stats", str(folder), "--images", "5", "--size", "16", "--json"]) == 0
+    assert main(["data", "stats", str(folder), "--draw", "5", "--size", "16", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["pixels"]["images"] == 5 and printed["splits"]["train"] > 5
-    assert main(["data", "stats", str(folder), "--images", "5", "--size", "16"]) == 0
+    assert main(["data", "stats", str(folder), "--draw", "5", "--size", "16"]) == 0
     text = capsys.readouterr().out
     assert "40 images, 80 captions" in text and "words in the training captions" in text
 

@@ -16,12 +16,13 @@ from varalign.aligner.evaluate import embed_split
 from varalign.data.datasets import ImageCaptions
 from varalign.data.files import cache_key
 from varalign.data.images import IMAGE_SUFFIXES
+from varalign.data.reading import READING
 from varalign.inputs.kept import kept_arrays
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.options.config import TrainConfig
 
-_DATA_OPTIONS = ("data", "seed", "skip_missing", "dataset_size", "captions_per_image")
+_DATA_OPTIONS = ("data", *READING, "seed", "skip_missing", "dataset_size", "captions_per_image")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ def open_gallery(
         }
 
     options = [getattr(config, name) for name in _DATA_OPTIONS]
-    found = kept_arrays(file, cache_key(weights, options, _folder_state(Path(str(config.data)))), arrays, fresh=fresh)
+    state = [_folder_state(Path(place)) for place in (config.data, config.images) if place is not None]
+    state += [_file_state(config.captions)] if config.captions is not None else []
+    found = kept_arrays(file, cache_key(weights, options, state), arrays, fresh=fresh)
     labels = json.loads(found["labels"].tobytes())
     return Gallery(found["images"], found["texts"], *(labels[name] for name in ("images", "texts", "files", "states")))
 

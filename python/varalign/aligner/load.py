@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from varalign.aligner.aligner import Aligner
+from varalign.data.reading import READING, Reading
 from varalign.data.same_captions import SameCaption
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
@@ -30,6 +31,7 @@ def load(
     *,
     checkpoint: str = "best",
     data: Path | str | None = None,
+    reading: Reading = Reading(),  # noqa: B008
     same_caption: SameCaption | None = None,
     skip_missing: bool = False,
     device: str | None = None,
@@ -42,6 +44,7 @@ def load(
         run: the run folder.
         checkpoint: `best`, `last` or `step-N`.
         data: another data folder (or features file) than the run's own.
+        reading: what is said of how that folder, or the run's own, is read.
         same_caption: as `--same-caption`; the run's own if None.
         skip_missing: leave out captions that name a missing image.
         device: as `--device`.
@@ -55,6 +58,8 @@ def load(
     options = folder.options()
     options |= {"noise": None, "skip_missing": skip_missing or options.get("skip_missing", False)}
     options |= {"device": device, "threads": threads, "cache": cache or options.get("cache")}
+    if data is not None or reading != Reading():
+        options |= {name: getattr(reading, name) for name in READING}
     if same_caption is not None:
         options["same_caption"] = same_caption
     if data is not None:
@@ -86,6 +91,7 @@ def zero_shot(
     data: Path | str,
     *,
     seed: int = 0,
+    reading: Reading = Reading(),  # noqa: B008
     same_caption: SameCaption | None = None,
     skip_missing: bool = False,
     device: str | None = None,
@@ -98,7 +104,7 @@ def zero_shot(
         spec: `clip:MODEL@WEIGHTS`, for both towers.
         data: a data folder.
         seed: of the split if the data have none of their own; use the seed of the run to compare with.
-        same_caption, skip_missing, device, threads, cache: as for `load`.
+        same_caption, reading, skip_missing, device, threads, cache: as for `load`.
 
     Raises:
         SpecError: another kind of encoder.
@@ -108,6 +114,7 @@ def zero_shot(
         raise SpecError(f"--zero-shot {spec!r}: takes CLIP, whose towers share a space: clip:MODEL@WEIGHTS")
     encoders = {"image_encoder": spec, "text_encoder": spec, "start": "random"}
     places = {"data": str(data), "seed": seed, "device": device, "threads": threads, "cache": cache}
+    places |= {name: getattr(reading, name) for name in READING}
     config = TrainConfig(**encoders, **places, skip_missing=skip_missing)  # type: ignore[arg-type]
     config = replace(config, same_caption=same_caption or config.same_caption).validate()
     try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from varalign.cli.exit_codes import OutputError
+from varalign.data.reading import READING, Reading
 from varalign.data.terminal import print_lines
 from varalign.options.fields import OPTIONS
 from varalign.options.recipe import described
@@ -69,6 +71,12 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         add_option(parser, name)
 
 
+def add_reading(parser: Any) -> None:
+    """Add how a data folder is read."""
+    for name in READING:
+        add_option(parser, name)
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the run that a command works on, and its places."""
     parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="run folder (default: the newest under runs/)")
@@ -79,6 +87,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add which weights of a run are taken, on which data, and where."""
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best, last or step-N (default best)")
     parser.add_argument("--data", metavar="DIR", type=Path, help="another data folder than the run's own")
+    add_reading(parser)
     add_places(parser)
 
 
@@ -104,8 +113,9 @@ def add_json(parser: Any) -> None:
 
 
 def places(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_places` added, as keyword arguments."""
-    return {name: getattr(arguments, name) for name in ("skip_missing", "device", "threads", "cache")}
+    """What `add_reading` and `add_places` added, as keyword arguments."""
+    found = {name: getattr(arguments, name) for name in ("skip_missing", "device", "threads", "cache")}
+    return {**found, "reading": replace(Reading.of(arguments), cache=None)}
 
 
 def load(arguments: argparse.Namespace) -> Any:

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_json, add_option, add_seed, answer
+from varalign.cli.arguments import add_json, add_option, add_reading, add_seed, answer
 from varalign.data.errors import DataError
+from varalign.data.reading import Reading
 
 
 def add(commands: Any) -> None:
@@ -16,21 +17,24 @@ def add(commands: Any) -> None:
     parts = parser.add_subparsers(metavar="WHAT", required=True, parser_class=type(parser))
     check = parts.add_parser("check", help="report what is there, missing, unreadable, duplicated or suspicious")
     check.add_argument("folder", metavar="DIR", type=Path)
+    add_reading(check)
+    add_option(check, "cache")
     add_json(check)
     check.set_defaults(handler=run_check)
     stats = parts.add_parser("stats", help="measure pixels, image sizes, caption lengths and the vocabulary")
     stats.add_argument("folder", metavar="DIR", type=Path)
     stats.add_argument(
-        "--images",
+        "--draw",
         type=int,
         default=0,
         metavar="N",
-        help="training images read, drawn by seed; 0: all (default)",
+        help="number of training images read, drawn by seed; 0: all (default)",
     )
     stats.add_argument("--size", type=int, default=224, metavar="S", help="side of the square of pixels (default 224)")
     stats.add_argument("--bert", type=Path, metavar="FOLDER", help="a BERT model's folder, for lengths in its tokens")
     add_seed(stats, "the choice of images and of the split")
-    for name in ("threads", "skip_missing"):
+    add_reading(stats)
+    for name in ("threads", "skip_missing", "cache"):
         add_option(stats, name)
     add_json(stats)
     stats.set_defaults(handler=run_stats)
@@ -44,7 +48,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     """Print what is at fault; exit code 1 where something is."""
     from varalign.data.dataset_check import check_dataset
 
-    report = check_dataset(_folder(arguments))
+    report = check_dataset(_folder(arguments), reading=Reading.of(arguments))
     answer(arguments, report.as_dict(), report.lines())
     return 1 if report.faults else 0
 
@@ -53,8 +57,8 @@ def run_stats(arguments: argparse.Namespace) -> int:
     """Print the measurements."""
     from varalign.data.summary import summarise
 
-    options = {name: getattr(arguments, name) for name in ("images", "size", "bert", "seed", "threads", "skip_missing")}
-    summary = summarise(_folder(arguments), **options)
+    options = {name: getattr(arguments, name) for name in ("size", "bert", "seed", "threads", "skip_missing")}
+    summary = summarise(_folder(arguments), images=arguments.draw, reading=Reading.of(arguments), **options)
     return answer(arguments, summary.as_dict(), summary.lines())
 
 

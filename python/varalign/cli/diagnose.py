@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_json, add_option, add_overwrite, add_places, add_seed, add_split, answer
+from varalign.cli.arguments import (
+    add_json,
+    add_option,
+    add_overwrite,
+    add_places,
+    add_reading,
+    add_seed,
+    add_split,
+    answer,
+)
 
 
 def add(commands: Any) -> None:
@@ -24,6 +33,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--data", metavar="DIR", type=Path, help="data folder, whose features pretrained encoders make")
     parser.add_argument("--image-encoder", metavar="SPEC", help="pretrained encoder of --data (default: CLIP ViT-B/32)")
     parser.add_argument("--text-encoder", metavar="SPEC", help="pretrained encoder of --data (default: BERT)")
+    add_reading(parser)
     add_split(parser, "train", every=True)
     parser.add_argument(
         "--by",

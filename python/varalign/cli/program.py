@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from varalign.cli import convert, data, diagnose, embed, search, study, train, visualize
 from varalign.cli import eval as evaluate
@@ -19,7 +19,10 @@ COMMANDS = (train, evaluate, visualize, embed, search, diagnose, data, convert, 
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors look like every other error of the program."""
+    """An argument parser that takes no abbreviations and whose errors look like every other error of the program."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with code 2."""

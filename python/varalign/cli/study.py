@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_json, add_overwrite, answer
+from varalign.cli.arguments import add_json, add_overwrite, add_reading, answer
 from varalign.data.errors import DataError
 from varalign.data.outputs import check_output_folder
+from varalign.data.reading import READING
 from varalign.study.spec import AXES, CONTROLS, TUNED, Study, StudyError, make_study, read_study
 
 EPILOG = f"""axes: {", ".join(AXES)}, or any option of `varalign train`. The controls {", ".join(CONTROLS)} are added
@@ -33,6 +34,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--features", metavar="FILE", help="features file of frozen encoders")
     parser.add_argument("--data", metavar="DIR", help="folder of images and captions")
+    add_reading(parser)
     for name, text in (
         ("axis", "axis and its values, such as `--axis fraction 1 10 100`"),
         ("option", "option of `varalign train` for every cell, such as `--option epochs 30`"),
@@ -94,8 +96,10 @@ def from_arguments(arguments: argparse.Namespace) -> Study:
         axes["seed"] = arguments.seeds  # type: ignore[assignment]
     if axes:
         values["axes"] = axes
-    if arguments.option:
-        values["options"] = {name: _one(name, words) for name, *words in arguments.option}
+    options = {name: getattr(arguments, name) for name in READING if getattr(arguments, name)}
+    options |= {name: _one(name, words) for name, *words in arguments.option}
+    if options:
+        values["options"] = options
     if arguments.tune:
         values["tune"] = [{name: [_value(word) for word in words]} for name, *words in arguments.tune]
     if arguments.file is not None:

@@ -2,13 +2,15 @@
 
 A new form is a file with a `CaptionFormat`, and a row in `FORMATS`. For all of them:
 
-* blank lines are left out; a byte-order mark and any of the line ends LF, CRLF, CR are understood;
+* blank lines are left out; a byte-order mark and any of the line ends LF, CRLF, CR are understood; a text is UTF-8,
+  UTF-16 or Windows-1252, and a note says where it is not UTF-8;
 * an empty caption is an error, unless `skip_empty` leaves it out and notes it;
 * the five captions of `2258277193_586949ec62.jpg.1`, a known slip of Flickr8k.token.txt, are left out with a note;
-* anything else (NUL, bytes that are not UTF-8, another delimiter, an unclosed quote, a missing column, an overlong
-  line) is a `DataError` that names file and line and says what to do.
+* a column that looks like a split has to say train, dev or test;
+* anything else (NUL, another encoding, another delimiter, an unclosed quote, a missing column, an overlong line) is a
+  `DataError` that names file and line and says what to do.
 
-Time and memory are bounded by the size of the file, which may be at most `MAX_FILE_BYTES`.
+Time and memory are bounded by the size of the file: a text may have at most `MAX_FILE_BYTES`.
 """
 
 from __future__ import annotations
@@ -16,63 +18,38 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from varalign.data.caption_file import CaptionFile, first_line
-from varalign.data.captions_bars import BARS
-from varalign.data.captions_csv import CSV
+from varalign.data.caption_file import CaptionFile, CaptionSource, first_line
+from varalign.data.captions_delimited import DELIMITED, FLICKR30K
 from varalign.data.captions_json import JSON
+from varalign.data.captions_records import JSON_LINES
 from varalign.data.captions_token import TOKEN
 from varalign.data.errors import DataError, first_three, shown
-from varalign.data.files import MAX_FILE_BYTES, read_bytes, readable
+from varalign.data.files import readable
+from varalign.data.reading import Reading
 
-FORMATS = (CSV, TOKEN, JSON, BARS)
-"""In the order in which their files are looked for in a folder. A text is read by the last one that knows it: CSV knows
-every text."""
+TEXT_FORMATS = (DELIMITED, TOKEN, JSON, JSON_LINES, FLICKR30K)
+FORMATS = TEXT_FORMATS
+"""In the order in which their files are looked for in a folder. A file is read by the last one that knows it: delimited
+text knows every text."""
 
 KNOWN_SLIP = "2258277193_586949ec62.jpg.1"
 
 
-def read_captions(path: Path | str, *, skip_empty: bool = False) -> CaptionFile:
+def read_captions(path: Path | str, reading: Reading = Reading(), *, skip_empty: bool = False) -> CaptionFile:  # noqa: B008
     """Read a captions file, whichever of the known forms it has.
 
-    skip_empty: leave out rows whose caption is empty, instead of refusing the file.
+    reading: what the user said of it. skip_empty: leave out rows whose caption is empty, instead of refusing the file.
     Raises DataError for everything that cannot be read as said at the top of this module.
     """
     path = Path(path)
     with readable(path):
-        text = _read_text(path)
-        if not first_line(text):
+        source = CaptionSource(path, reading)
+        if not first_line(source.text):
             raise DataError(
                 f"{path}: the file is empty; wanted lines like 'name.jpg,caption' or 'name.jpg#0<TAB>caption'"
             )
-        form = next(form for form in reversed(FORMATS) if form.knows(path, text))
-        return _without_empty(_without_known_slip(form.read(path, text)), skip_empty)
-
-
-def _read_text(path: Path) -> str:
-    data = read_bytes(path, MAX_FILE_BYTES)
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{path}: the text is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > new.txt")
-    if data[:4] == b"PK\x03\x04" or data[:2] == b"\x1f\x8b":
-        raise DataError(f"{path}: a compressed archive, not a captions file; unpack it first")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = data[: error.start]
-        raise DataError(
-            f"{path} line {_line_of(before)}: byte 0x{data[error.start]:02x} is not UTF-8; if the file is Latin-1 or "
-            f"Windows-1252, convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > new.txt"
-        ) from None
-    nul = text.find("\0")
-    if nul >= 0:
-        line = _line_of(text[:nul].encode())
-        raise DataError(
-            f"{path} line {line}: a NUL character; the file is damaged or not a text: mend or remove the line"
-        )
-    return text
-
-
-def _line_of(before: bytes) -> int:
-    return 1 + before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n")
+        form = next(form for form in reversed(FORMATS) if form.knows(source))
+        return _without_empty(_without_known_slip(form.read(source)), skip_empty)
 
 
 def _without_known_slip(found: CaptionFile) -> CaptionFile:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
-from varalign.data.caption_file import CaptionFile, CaptionFormat, first_line, numbered_lines
+from varalign.data.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, first_line, numbered_lines
+from varalign.data.columns import Columns
 from varalign.data.errors import DataError, shown
 
 _LINE = re.compile(r"([^\t]*)#(\d{1,9})[ ]*\t(.*)", re.DOTALL)
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
-    for number, line in numbered_lines(path, text):
+def _read(source: CaptionSource) -> CaptionFile:
+    path = source.path
+    pairs = Pairs(source, Columns("", "", None))
+    for number, line in numbered_lines(path, source.text):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line)
@@ -24,11 +25,13 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
         name = match[1].strip()
         if not name:
             raise DataError(f"{path} line {number}: no image name before '#'; wanted 'name.jpg#0<TAB>caption'")
-        yield number, name, match[3].strip()
+        pairs.add(number, f"line {number}", name, match[3].strip())
+    return pairs.done("Flickr8k's token form")
 
 
 TOKEN = CaptionFormat(
-    files=("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt"),
-    knows=lambda path, text: _LINE.fullmatch(first_line(text)) is not None,
-    read=lambda path, text: CaptionFile.of_rows(path, _rows(path, text), []),
+    files=("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt", "results_20130124.token"),
+    knows=lambda source: _LINE.fullmatch(first_line(source.text)) is not None,
+    read=_read,
+    suffixes=(".token",),
 )

@@ -17,6 +17,7 @@ from varalign.data.files import read_bytes
 from varalign.data.folders import FoundFolder, read_folder
 from varalign.data.images import decode_image
 from varalign.data.index import SPLITS
+from varalign.data.reading import Reading
 
 MAX_BAD = 0.01
 _BROKEN = ("broken image", "image not found", "no caption", "n/a", "todo", "null", "none", "nan")
@@ -104,20 +105,19 @@ def check_dataset(
     folder: Path | str,
     *,
     seed: int = 0,
-    captions_file: Path | str | None = None,
+    reading: Reading = Reading(),  # noqa: B008
     max_bad: float = MAX_BAD,
     threads: int | None = None,
 ) -> Report:
     """Read captions and splits, decode every image, and report; nothing that is bad in the data raises.
 
-    seed, captions_file: as for `load_dataset`. max_bad: share of unreadable images from which on training stops.
+    seed, reading: as for `load_dataset`. max_bad: share of unreadable images from which on training stops.
     threads: for decoding; None takes the processors there are.
     """
     folder = Path(folder)
-    captions_path = Path(captions_file) if captions_file is not None else None
     report = Report(str(folder))
     try:
-        found = read_folder(folder, captions_path, skip_empty=True)
+        found = read_folder(folder, reading, skip_empty=True)
         report.captions_file = first_three([str(path) for path in found.caption_files])
         report.images, report.captions = len(found.images), len(found.captions)
         report.missing = sorted(

@@ -14,6 +14,7 @@ from varalign.data.errors import DataError, first_three, shown
 from varalign.data.folders import FoundFolder, Missing, read_folder
 from varalign.data.image_folder import identical_files
 from varalign.data.index import CaptionIndex
+from varalign.data.reading import Reading
 from varalign.data.same_captions import SameCaption
 from varalign.data.splits import choose_splits, limit_training
 
@@ -72,7 +73,7 @@ def load_dataset(
     skip_missing: bool = False,
     dataset_size: int | None = None,
     captions_per_image: int | None = None,
-    captions_file: Path | str | None = None,
+    reading: Reading = Reading(),  # noqa: B008
 ) -> ImageCaptions:
     """Read a folder of images and captions and give every image its split.
 
@@ -80,14 +81,12 @@ def load_dataset(
     skip_missing: leave out captions whose image is missing, and empty captions, instead of refusing the folder.
     dataset_size: keep that many training images, nested for growing numbers; the others get split -1.
     captions_per_image: keep the first that many captions of each training image; dev and test stay whole.
-    captions_file: the captions, where they are not found by name; relative to the working folder, else to `folder`.
+    reading: what the user says of how the folder is read: captions file, image folder, separator, columns.
     Raises DataError for everything the user can mend.
     """
     if captions_per_image is not None and captions_per_image < 1:
         raise DataError(f"--captions-per-image {captions_per_image}: wanted at least 1")
-    found = read_folder(
-        Path(folder), Path(captions_file) if captions_file is not None else None, skip_empty=skip_missing
-    )
+    found = read_folder(Path(folder), reading, skip_empty=skip_missing)
     if found.missing and not skip_missing:
         raise DataError(missing_message(found))
     dataset = assemble(found, seed=seed, dataset_size=dataset_size)
@@ -115,7 +114,7 @@ def assemble(found: FoundFolder, *, seed: int = 0, dataset_size: int | None = No
         split=split,
         image_ids=image_ids,
         image_bytes=np.array([image.size for image in found.images], dtype=np.int64),
-        notes=[*found.notes, *_notes(found, image_ids), *split_notes],
+        notes=[_count(found), *found.notes, *_notes(found, image_ids), *split_notes],
     )
 
 
@@ -138,6 +137,12 @@ def missing_message(found: FoundFolder) -> str:
 
 def _places(found: FoundFolder) -> str:
     return " or ".join(str(path) for path in found.image_folders)
+
+
+def _count(found: FoundFolder) -> str:
+    """What was read: always said, so that nothing is lost without a word."""
+    files = first_three([path.name for path in found.caption_files])
+    return f"{len(found.captions):,} pairs of {len(found.images):,} images, from {files} ({found.form})"
 
 
 def _notes(found: FoundFolder, image_ids: NDArray[np.int64]) -> list[str]:

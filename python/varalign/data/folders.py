@@ -1,12 +1,18 @@
 """Finds a data set's captions files and their images in a folder laid out as people have it.
 
 Captions are the first of the files that `varalign.data.captions.FORMATS` names; a note names the others that are there.
+Where none of them is there, captions are what lies in the folders of the splits (`train`, `validation`, `test`), else
+the only file whose name ends like a captions file. Several files are read together where each names a split
+(`train.csv` and `test.csv`).
+
 Images lie in the first of these folders that holds an image named in the captions: those that the form of the captions
-file names, then Images, images, Flicker8k_Dataset, Flickr8k_Dataset, the folder itself.
+file names, then Images, images, Flicker8k_Dataset, Flickr8k_Dataset, flickr30k_images, the folder itself, the captions
+file's own folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +22,15 @@ from numpy.typing import NDArray
 
 from varalign.data.caption_file import CaptionFile
 from varalign.data.captions import FORMATS, read_captions
+from varalign.data.columns import named_split, split_word
 from varalign.data.errors import DataError, first_three, shown
-from varalign.data.image_folder import ImageFile, ImageFolder
+from varalign.data.image_folder import ImageFile, ImageFolder, is_companion
+from varalign.data.reading import Reading
 
-IMAGE_FOLDERS = ("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", ".")
+IMAGE_FOLDERS = (
+    *("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images", "flickr30k-images"),
+    ".",
+)
 
 
 class Missing(NamedTuple):
@@ -30,13 +41,24 @@ class Missing(NamedTuple):
     name: str
 
 
+class Part(NamedTuple):
+    """A captions file of a data set.
+
+    file: the file. folder: where its images are looked for. split: the one that its name or its folder's says.
+    """
+
+    file: Path
+    folder: Path
+    split: str | None = None
+
+
 @dataclass
 class FoundFolder:
     """What a folder holds: I images in order of their first caption, T captions in file order.
 
-    caption_owner: (T,) rows of `images`. splits: image row to "train", "dev" or "test" where the captions files carry
-    splits. missing: captions that name no image. bare: images that no caption names. empty: "file line n" of each empty
-    caption left out.
+    caption_owner: (T,) rows of `images`. form: what the captions files are, for people. splits: image row to "train",
+    "dev" or "test" where the captions files carry splits. missing: captions that name no image. bare: images that no
+    caption names. empty: "file line n" of each empty caption left out.
     """
 
     folder: Path
@@ -45,6 +67,7 @@ class FoundFolder:
     images: list[ImageFile]
     captions: list[str]
     caption_owner: NDArray[np.int64]
+    form: str = ""
     splits: dict[int, str] = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
     bare: list[str] = field(default_factory=list)
@@ -52,26 +75,28 @@ class FoundFolder:
     notes: list[str] = field(default_factory=list)
 
 
-def read_folder(folder: Path, captions_file: Path | None = None, *, skip_empty: bool = False) -> FoundFolder:
+def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool = False) -> FoundFolder:  # noqa: B008
     """Read the captions of a folder and find their images.
 
-    captions_file: the captions where they are not found by name. skip_empty: leave out empty captions and list them.
+    reading: what the user says of the folder. skip_empty: leave out empty captions and list them.
     Missing images are listed in the result, everything else that is bad raises DataError.
     """
-    files, notes = _caption_files(folder, captions_file)
-    found = FoundFolder(folder, files, [], [], [], np.zeros(0, np.int64), notes=notes)
+    parts, notes = _find_parts(folder, reading)
+    found = FoundFolder(folder, [part.file for part in parts], [], [], [], np.zeros(0, np.int64), notes=notes)
+    places_split = len({part.split for part in parts}) > 1
     row_of: dict[Path, int] = {}
     owner: list[int] = []
-    for path in files:
-        read = read_captions(path, skip_empty=skip_empty)
+    for part in parts:
+        read = read_captions(part.file, reading, skip_empty=skip_empty)
+        found.form = found.form or read.form
         found.notes.extend(read.notes)
-        found.empty.extend(f"{path.name} line {line}" if line else path.name for line in read.empty_lines)
-        images = _image_folder(folder, read)
+        found.empty.extend(f"{part.file.name} line {line}" if line else part.file.name for line in read.empty_lines)
+        images = _image_folder(folder, part, read, reading)
         if images.base not in found.image_folders:
             found.image_folders.append(images.base)
         located = _locate(images, read)
-        _note_other_case(found, read, located)
-        prefix = f"{images.base.name}/" if len(files) > 1 else ""
+        found.notes.extend(_lenience(read, located))
+        prefix = f"{images.base.name}/" if len(parts) > 1 else ""
         rows: dict[str, int] = {}
         for name, image in located.items():
             if image is None:
@@ -79,17 +104,16 @@ def read_folder(folder: Path, captions_file: Path | None = None, *, skip_empty: 
             rows[name] = row_of.setdefault(image.path, len(row_of))
             if rows[name] == len(found.images):
                 found.images.append(image._replace(name=prefix + image.name))
-            if read.splits and name in read.splits:
-                before, split = found.splits.get(rows[name]), read.splits[name]
-                if before not in (None, split):
-                    raise DataError(f"{read.path}: image {shown(name)} is in {before} and in {split}; keep it in one")
-                found.splits[rows[name]] = split
+            split = (read.splits or {}).get(name, part.split if places_split and read.splits is None else None)
+            if split is not None and found.splits.setdefault(rows[name], split) != split:
+                before = found.splits[rows[name]]
+                raise DataError(f"{read.path}: image {shown(name)} is in {before} and in {split}; keep it in one")
         for name, caption, line in zip(read.image_names, read.captions, read.lines, strict=True):
             if name in rows:
                 found.captions.append(caption)
                 owner.append(rows[name])
             else:
-                found.missing.append(Missing(path, line, name))
+                found.missing.append(Missing(part.file, line, name))
     found.caption_owner = np.array(owner, dtype=np.int64)
     named = {image.path for image in found.images}
     there = [(base / name, name) for base in found.image_folders for name in ImageFolder(base).names()]
@@ -97,31 +121,89 @@ def read_folder(folder: Path, captions_file: Path | None = None, *, skip_empty: 
     return found
 
 
-def _caption_files(folder: Path, captions_file: Path | None) -> tuple[list[Path], list[str]]:
+def given_place(place: str, folder: Path) -> Path:
+    """A file or folder that the user names: relative to the working folder where it is there, else to `folder`."""
+    path = Path(place)
+    return path if path.exists() else folder / path
+
+
+def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
+    """The captions files of a folder that belong together, and a note on others that are there."""
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "there is no such folder"
         raise DataError(
             f"{folder}: {what}; wanted one with captions.txt and Images/ ('varalign data sample DIR' writes one)"
+            + ("; --captions FILE names a captions file" if folder.exists() else "")
         )
-    if captions_file is not None:
-        given = captions_file if captions_file.exists() else folder / captions_file
-        return [given], []
-    patterns = [pattern for form in FORMATS for pattern in form.files]
-    groups = [sorted(path for path in folder.glob(pattern) if path.is_file()) for pattern in patterns]
-    groups = [files for files in groups if files]
+    if reading.captions is not None:
+        return [Part(given_place(reading.captions, folder), folder)], []
+    groups = list(_known_files(folder)) or _split_folders(folder) or _only_files(folder)
     if not groups:
-        raise DataError(f"{folder}: no captions file; wanted one of {', '.join(patterns)}, or name it")
-    others = [str(file.relative_to(folder)) for files in groups[1:] for file in files]
-    note = f"captions from {groups[0][0].relative_to(folder)}; also there and not read: {first_three(others)}"
-    return groups[0], [note] if others else []
+        patterns = [pattern for form in FORMATS for pattern in form.files]
+        raise DataError(
+            f"{folder}: no captions file; wanted one of {', '.join(patterns)}, or name it (--captions FILE)"
+        )
+    others = [str(part.file.relative_to(folder)) for parts in groups[1:] for part in parts]
+    first = groups[0]
+    note = f"captions from {first[0].file.relative_to(folder)}; also there and not read: {first_three(others)}"
+    return first, [note] if others else []
 
 
-def _image_folder(folder: Path, read: CaptionFile) -> ImageFolder:
+def _known_files(folder: Path) -> Iterator[list[Part]]:
+    """The files of each known name that is there."""
+    for form in FORMATS:
+        for pattern in form.files:
+            files = sorted(path for path in folder.glob(pattern) if path.is_file() and not is_companion(path.name))
+            if files:
+                yield _together(folder, files)
+
+
+def _split_folders(folder: Path) -> list[list[Part]]:
+    """The captions files in the folders of the splits, as one data set."""
+    parts = []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir() and split_word(path.name)):
+        group: list[Part] = next(iter(_known_files(place)), None) or next(iter(_only_files(place)), [])
+        parts += [part._replace(split=split_word(place.name)) for part in group]
+    return [parts] if parts else []
+
+
+def _only_files(folder: Path) -> list[list[Part]]:
+    """The only file whose name ends like a captions file, or several of them that each name a split."""
+    suffixes = {suffix for form in FORMATS for suffix in form.suffixes}
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and path.is_file() and not is_companion(path.name)
+    )
+    if len(files) > 1 and not all(named_split(path.stem) for path in files):
+        raise DataError(
+            f"{folder}: {first_three([path.name for path in files])} may each hold the captions; name the file "
+            "(--captions FILE)"
+        )
+    return [_together(folder, files)] if files else []
+
+
+def _together(folder: Path, files: list[Path]) -> list[Part]:
+    return [Part(path, folder, named_split(path.stem)) for path in files]
+
+
+def _image_folder(folder: Path, part: Part, read: CaptionFile, reading: Reading) -> ImageFolder:
     """The first candidate that holds an image of the captions; where none does, the first that exists."""
-    names = [*read.image_folders, *IMAGE_FOLDERS]
-    candidates = [ImageFolder(folder / name) for name in names if (folder / name).is_dir()]
+    if reading.images is not None:
+        given = given_place(reading.images, folder)
+        if not given.is_dir():
+            raise DataError(f"--images {reading.images}: there is no such folder")
+        return ImageFolder(given, follow_links=reading.follow_links)
+    places = [part.folder / name for name in (*read.image_folders, *IMAGE_FOLDERS)] + [part.file.parent]
+    candidates = [
+        ImageFolder(place, follow_links=reading.follow_links) for place in dict.fromkeys(places) if place.is_dir()
+    ]
     wanted = list(dict.fromkeys(read.image_names))
-    return next((images for images in candidates if any(images.holds(name) for name in wanted)), candidates[0])
+    for lenient in (False, True):
+        for images in candidates:
+            if any(images.holds(name, lenient=lenient) for name in wanted):
+                return images
+    return candidates[0]
 
 
 def _locate(images: ImageFolder, read: CaptionFile) -> dict[str, ImageFile | None]:
@@ -136,9 +218,10 @@ def _locate(images: ImageFolder, read: CaptionFile) -> dict[str, ImageFile | Non
     return located
 
 
-def _note_other_case(found: FoundFolder, read: CaptionFile, located: dict[str, ImageFile | None]) -> None:
-    other = [f"{shown(name)} is {shown(image.name)}" for name, image in located.items() if image and image.other_case]
-    if other:
-        found.notes.append(
-            f"{read.path.name}: {len(other):,} image names are in another case than their files: {first_three(other)}"
-        )
+def _lenience(read: CaptionFile, located: dict[str, ImageFile | None]) -> list[str]:
+    """A note for each way in which names are not those of their files."""
+    ways: dict[str, list[str]] = {}
+    for name, image in located.items():
+        if image and image.unlike:
+            ways.setdefault(image.unlike, []).append(f"{shown(name)} is {shown(image.name)}")
+    return [f"{read.path.name}: {len(names):,} image names {way}: {first_three(names)}" for way, names in ways.items()]

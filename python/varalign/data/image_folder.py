@@ -1,10 +1,12 @@
 """Finds images by the names that captions give them, and files with the same bytes.
 
 A name matches a file in the first of these ways that fits one: as it is; in Unicode's composed form (macOS writes the
-decomposed one); with slashes for backslashes; in another case, where that fits one file alone.
+decomposed one); with slashes for backslashes; in another case, where that fits one file alone; in a subfolder, where
+just one file there ends so; without the end of the file's name, where that fits just one image.
 
-A name that is absolute, holds `..`, or is a link to somewhere outside the image folder is refused; that folder itself
-may be a link. Names that begin with `._` are macOS's companions of files, not images.
+A name that is absolute and not of the image folder, holds `..`, or is a link to somewhere outside the image folder is
+refused (links unless `follow_links`); that folder itself may be a link. Names that begin with `._`, `.DS_Store` and
+`Thumbs.db` are what macOS and Windows write, no images.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,21 +27,26 @@ from varalign.data.errors import DataError, shown
 from varalign.data.files import file_digest, open_user_file, readable
 from varalign.data.images import IMAGE_SUFFIXES
 
+OTHER_CASE = "are in another case than their files"
+SUBFOLDER = "are found in subfolders"
+WITHOUT_END = "lack the end of their files' names"
+
 _TAIL = 512
 _READERS = 8  # reads from a cold disk wait, they do not compute
+_COMPANIONS = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 
 
 class ImageFile(NamedTuple):
     """An image that is there.
 
-    name: relative to the image folder, as the disk spells it. path, size: of the file. other_case: whether it was asked
-    for in another case.
+    name: relative to the image folder, as the disk spells it. path, size: of the file. unlike: in what way it was asked
+    for by another name; empty where the name is its own.
     """
 
     name: str
     path: Path
     size: int
-    other_case: bool = False
+    unlike: str = ""
 
 
 class Spellings:
@@ -50,57 +58,117 @@ class Spellings:
         self._folded: dict[str, str | None] = {}
         for name in names:
             composed = _composed(name)
+            folded = composed.casefold()
             self._exact[name] = name
             self._composed.setdefault(composed, name)
-            self._folded[composed.casefold()] = None if composed.casefold() in self._folded else name
+            self._folded[folded] = None if folded in self._folded else name
 
     def find(self, name: str) -> str | None:
         """The one of the names that is meant, as it is spelled there."""
+        exact = self._exact.get(name)
+        if exact is not None:
+            return exact
         composed = _composed(name)
-        return self._exact.get(name) or self._composed.get(composed) or self._folded.get(composed.casefold())
+        return self._composed.get(composed) or self._folded.get(composed.casefold())
 
 
 class ImageFolder:
-    """Looks image names up in a folder, each of its folders listed once."""
+    """Looks image names up in a folder, each of its folders listed once.
 
-    def __init__(self, base: Path) -> None:
+    Args:
+        base: the folder.
+        follow_links: whether an image may be a link that leads out of the folder.
+    """
+
+    def __init__(self, base: Path, *, follow_links: bool = False) -> None:
         self.base = base
+        self._follow_links = follow_links
         self._real = os.path.realpath(base)
         self._listed: dict[str, tuple[Spellings, dict[str, os.DirEntry[str]]]] = {}
 
-    def find(self, name: str) -> ImageFile | None:
-        """The image of that name, or None; DataError (without file and line) where the name leads out of the folder."""
-        parts = name.replace("\\", "/").split("/")
-        if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", name) or ".." in parts:
-            raise DataError(f"the image name {shown(name)} leads out of the image folder; name a file in {self.base}")
-        place = self._place(name) or ("\\" in name and self._place("/".join(parts)))
-        if not place:
+    def find(self, name: str, *, lenient: bool = True) -> ImageFile | None:
+        """The image of that name, or None; DataError (without file and line) where the name leads out of the folder.
+
+        lenient: look in subfolders, and for files whose names have an end more.
+        """
+        asked = self._inside(name)
+        place, unlike = self._place(asked), ""
+        if place is None and "\\" in asked:
+            place = self._place(asked.replace("\\", "/"))
+        if place is not None:
+            leaf = asked.replace("\\", "/").rpartition("/")[2]
+            if place[1].name not in (leaf, asked) and _composed(place[1].name) != _composed(leaf):
+                unlike = OTHER_CASE
+        elif lenient:
+            found, unlike = self._elsewhere(asked.replace("\\", "/"))
+            place = self._place(found) if found else None
+        if place is None:
             return None
         parent, entry = place
-        if (entry.is_symlink() or parent) and not self._keeps(entry.path):
+        if (entry.is_symlink() or parent) and not self._follow_links and not self._keeps(entry.path):
             raise DataError(
-                f"the image {shown(name)} is a link that leads out of {self.base}; put the file itself there, or make "
-                "the whole image folder the link"
+                f"the image {shown(name)} is a link that leads out of {self.base}; put the file itself there, make "
+                "the whole image folder the link, or pass --follow-links"
             )
         try:
             size = entry.stat().st_size
         except OSError:
             return None
-        other_case = _composed(entry.name) != _composed(parts[-1]) and entry.name != name
         path = self.base / parent / entry.name
-        return ImageFile(f"{parent}/{entry.name}" if parent else entry.name, path, size, other_case)
+        return ImageFile(f"{parent}/{entry.name}" if parent else entry.name, path, size, unlike)
 
-    def holds(self, name: str) -> bool:
+    def holds(self, name: str, *, lenient: bool = True) -> bool:
         """Whether `find` finds the image; a name that leads out of the folder is none of its images."""
         try:
-            return self.find(name) is not None
+            return self.find(name, lenient=lenient) is not None
         except DataError:
             return False
 
     def names(self) -> list[str]:
         """The names of the image files directly in the folder, sorted."""
         _, entries = self._list("")
-        return sorted(name for name in entries if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+        return sorted(name for name in entries if is_image_name(name))
+
+    def all_names(self) -> list[str]:
+        """The names of the image files in the folder and in its subfolders, sorted; hidden folders are passed over."""
+        names = []
+        for place, folders, files in os.walk(self.base, followlinks=self._follow_links):
+            folders[:] = [folder for folder in folders if not folder.startswith(".")]
+            parent = os.path.relpath(place, self.base).replace(os.sep, "/") + "/" if place != str(self.base) else ""
+            names += [parent + name for name in files if is_image_name(name) and not is_companion(name)]
+        return sorted(names)
+
+    def _inside(self, name: str) -> str:
+        """The name relative to the folder."""
+        plain = name.replace("\\", "/")
+        for base in (str(self.base.absolute()), self._real):
+            if plain.startswith(base.rstrip("/") + "/"):
+                plain = name = plain[len(base) :].lstrip("/")
+        if plain.startswith("/") or re.match(r"[A-Za-z]:/", plain) or ".." in plain.split("/"):
+            raise DataError(f"the image name {shown(name)} leads out of the image folder; name a file in {self.base}")
+        return name
+
+    def _elsewhere(self, name: str) -> tuple[str | None, str]:
+        """The one image of that name in a subfolder, or without the end of its name; and in what way it is unlike."""
+        by_leaf, by_stem = self._index
+        parent, _, leaf = name.rpartition("/")
+        folded = _composed(leaf).casefold()
+        for found, unlike in ((by_leaf.get(folded, []), SUBFOLDER), (by_stem.get(folded, []), WITHOUT_END)):
+            ends = [path for path in found if not parent or f"/{path}".endswith(f"/{parent}/{path.rpartition('/')[2]}")]
+            if len(ends) == 1:
+                return ends[0], unlike
+        return None, ""
+
+    @cached_property
+    def _index(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The images in the folder and its subfolders by name, and by name without its end; both in one case."""
+        by_leaf: dict[str, list[str]] = {}
+        by_stem: dict[str, list[str]] = {}
+        for path in self.all_names():
+            leaf = _composed(path.rpartition("/")[2]).casefold()
+            by_leaf.setdefault(leaf, []).append(path)
+            by_stem.setdefault(os.path.splitext(leaf)[0], []).append(path)
+        return by_leaf, by_stem
 
     def _keeps(self, path: str) -> bool:
         return os.path.commonpath([self._real, os.path.realpath(path)]) == self._real
@@ -125,13 +193,23 @@ class ImageFolder:
         return self._listed[parent]
 
 
+def is_companion(name: str) -> bool:
+    """Whether macOS or Windows wrote the file beside those of the user."""
+    return name.startswith("._") or name.lower() in _COMPANIONS
+
+
+def is_image_name(name: str) -> bool:
+    """Whether the name ends like an image's."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
 def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_file() and not entry.name.startswith("._")
+        return not is_companion(entry.name) and entry.is_file()
     except OSError:  # a link that leads to itself
         return False
 

@@ -1,9 +1,11 @@
 """Which images are for training, development and test.
 
-The first of these that is there decides, and a note says which: splits in the captions file (Karpathy's, COCO's), where
-it names more than one; Flickr8k's lists (Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt, all three, in the
-folder or in Flickr8k_text/), where an image in no list gets none; else a split drawn by the seed, image by image. Where
-a captions file has no test split (COCO's), half of its dev images, drawn by the seed, are the test split.
+The first of these that is there decides, and a note says which: splits in the captions file (Karpathy's, a column) or
+in the names of files and folders (COCO's, `train/`), where there is more than one; Flickr8k's lists
+(Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt, all three, in the folder or in Flickr8k_text/), where an
+image in no list gets none; else a split drawn by the seed, image by image. Where a captions file has no test split
+(COCO's), half of its dev images, drawn by the seed, are the test split, and the other way round. Where it says that all
+images are for training, the splits are drawn from these; where it says that none is, it is refused.
 
 The drawn split gives a tenth of the images each to dev and test, at least 1 and at most 5,000, and needs 3 different
 images. Images are ordered by a hash of seed and name, so the split depends on the seed and the set of images alone.
@@ -41,7 +43,13 @@ def choose_splits(found: FoundFolder, image_ids: NDArray[np.int64], *, seed: int
     three is missing, or where there are too few images to draw a split.
     """
     names = [image.name for image in found.images]
-    if len(set(found.splits.values())) > 1:
+    there = set(found.splits.values())
+    if there in ({"dev"}, {"test"}):
+        raise DataError(
+            f"{found.caption_files[0]}: no image is left for training: every image that has a split is in "
+            f"{there.pop()}; add training images, or leave the splits out to have them drawn by seed"
+        )
+    if len(there) > 1:
         split = np.full(len(names), -1, dtype=np.int8)
         for row, name in found.splits.items():
             split[row] = SPLITS[name]
@@ -50,6 +58,11 @@ def choose_splits(found: FoundFolder, image_ids: NDArray[np.int64], *, seed: int
     elif lists := _find_lists(found.folder):
         split, notes = _from_lists(lists, names)
         source = f"splits from {LISTS['train']} and its like"
+    elif there:
+        split, notes = np.full(len(names), -1, dtype=np.int8), []
+        rows = np.array(sorted(found.splits))
+        split[rows] = seeded_split([names[row] for row in rows.tolist()], image_ids[rows], seed)
+        source = f"splits drawn by seed {seed} from the images in train, as the others are not there"
     else:
         split = seeded_split(names, image_ids, seed)
         source, notes = f"splits drawn by seed {seed}, as no list is there", []

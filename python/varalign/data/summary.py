@@ -18,6 +18,7 @@ from varalign.data.errors import DataError
 from varalign.data.images import Preprocess, load_images
 from varalign.data.index import SPLITS
 from varalign.data.moments import RunningMoments
+from varalign.data.reading import Reading
 from varalign.data.tokenizers import Tokenizer, bert_tokenizer, clip_tokenizer, word_tokenizer
 
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -90,12 +91,13 @@ def summarise(
     seed: int = 0,
     threads: int = 0,
     skip_missing: bool = False,
+    reading: Reading = Reading(),  # noqa: B008
 ) -> Summary:
     """Measure a data folder.
 
     images: how many training images are read, drawn by `seed`; 0 for all. size: side of the square that pixels are
     taken from. bert: the folder of a BERT model, for lengths in its tokens; CLIP's need open_clip installed.
-    clip_length, bert_length: what captions are cut to. threads: 0 means every core.
+    clip_length, bert_length: what captions are cut to. threads: 0 means every core. reading: as for `load_dataset`.
     Raises DataError for what the user can mend, as `load_dataset` does.
     """
     if images < 0 or not 1 <= size <= 8192 or min(clip_length, bert_length) < 2 or threads < 0:
@@ -103,7 +105,7 @@ def summarise(
             f"--images {images}, --size {size}, --threads {threads}: wanted 0 or more images, a size of 1 to 8192 "
             "and 0 or more threads"
         )
-    dataset = load_dataset(folder, seed=seed, skip_missing=skip_missing)
+    dataset = load_dataset(folder, seed=seed, skip_missing=skip_missing, reading=reading)
     splits = {name: int((dataset.split == code).sum()) for name, code in SPLITS.items()}
     summary = Summary(str(folder), len(dataset.image_names), len(dataset.captions), splits, notes=list(dataset.notes))
     _measure_images(summary, dataset, images, size, seed, threads)

@@ -9,7 +9,9 @@ from pathlib import Path
 from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import FeatureSet, load_features
+from varalign.data.folders import given_place
 from varalign.data.noise import parse_noise
+from varalign.data.reading import Reading
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
@@ -25,7 +27,8 @@ SAMPLE_DATA = Path("data/sample")
 def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     """The data that the options name, with noise in the training split, and the options with the data's place resolved.
 
-    Without `data` and `features`: `data/flickr8k` if it is there, else the built-in sample, written to `data/sample`.
+    Without `data` and `features`: the folder of `captions` or `images`; else `data/flickr8k` if it is there; else the
+    built-in sample, written to `data/sample`.
 
     Raises:
         DataError: for every fault of the data because of which no run is possible.
@@ -43,8 +46,11 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
             skip_missing=config.skip_missing,
             dataset_size=config.dataset_size,
             captions_per_image=config.captions_per_image,
+            reading=Reading.of(config),
         )
-        config = replace(config, data=str(place.resolve()))
+        given = {name: getattr(config, name) for name in ("captions", "images")}
+        found = {name: str(given_place(path, place).resolve()) for name, path in given.items() if path is not None}
+        config = replace(config, data=str(place.resolve()), **found)
     for note in data.notes:
         say(note)
     data = replace(data, same_caption=config.same_caption)
@@ -57,6 +63,8 @@ def _folder(config: TrainConfig, say: Say) -> tuple[TrainConfig, Path]:
     """The data folder; for the built-in sample, the options with what suits its images where nothing was said."""
     if config.data is not None:
         return config, Path(config.data)
+    if config.captions is not None or config.images is not None:
+        return config, Path(config.captions).parent if config.captions else Path(str(config.images))
     if USUAL_DATA.is_dir():
         say(f"no --data: training on {USUAL_DATA}")
         return config, USUAL_DATA

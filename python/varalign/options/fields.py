@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from varalign.data.reading import SEPARATORS
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.losses import LOSSES
 from varalign.options.declaration import Option, checkpoint_interval, declared, option
@@ -37,6 +38,24 @@ class Options:
         "train on this features file, written by `varalign embed --features`, instead of on images",
         metavar="FILE",
         common=True,
+    )
+    captions: str | None = _data(
+        "captions file, where it is not found by its name (relative to here, else to the data folder)",
+        metavar="FILE",
+        common=True,
+    )
+    images: str | None = _data(
+        "folder of the images, where it is not found by its name (relative to here, else to the data folder)",
+        metavar="DIR",
+        common=True,
+    )
+    separator: str | None = _data(
+        "what separates the columns of a captions file (default: found out)", choices=tuple(SEPARATORS)
+    )
+    image_column: str | None = _data("column of the images' names (default: found by its name)", metavar="NAME")
+    caption_column: str | None = _data("column of the captions (default: found by its name)", metavar="NAME")
+    follow_links: bool = _data(
+        "read images that are links leading out of their folder, as those of a hub's cache are", False
     )
     dataset_size: int | None = _data(
         "train on N images of the training split, drawn by seed (default: all)", low=2, common=True
@@ -252,7 +271,9 @@ class Options:
 
     out: str | None = _output("run folder (default: runs/<date>-<time>)", metavar="DIR", common=True)
     cache: str | None = _output(
-        "folder of cached encoder features (default: ~/.cache/varalign)", metavar="DIR", on_resume=True
+        "folder of cached encoder features and of unpacked images (default: ~/.cache/varalign)",
+        metavar="DIR",
+        on_resume=True,
     )
     checkpoint_every: int | str = _output(
         "write a checkpoint every N steps (200) or minutes (10m), besides the one at each evaluation",

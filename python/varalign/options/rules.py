@@ -51,6 +51,11 @@ RULES = (
         "names encoders, and a features file already holds their output: leave it out",
     ),
     Rule(
+        "captions images separator image_column caption_column follow_links",
+        _features,
+        "says how a data folder is read, and a features file is none: leave it out",
+    ),
+    Rule(
         "captions_per_image skip_missing augment decoded_cache image_size max_length pooling bidirectional",
         _features,
         _NEEDS_IMAGES,

@@ -12,6 +12,7 @@ import numpy as np
 from varalign.aligner.evaluate import embed_split
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import load_features
+from varalign.data.reading import READING, Reading
 from varalign.evaluation.retrieval import mean_recall
 from varalign.runs.folder import RunFolder
 from varalign.study.grid import Cell
@@ -26,7 +27,7 @@ def open_images(study: Study) -> ImageCaptions:
     Raises:
         StudyError: the splits depend on the seed, so that runs could not be paired.
     """
-    first, other = (load_dataset(study.source[1], seed=seed, skip_missing=_skips(study)) for seed in (0, 1))
+    first, other = (_load(study, seed) for seed in (0, 1))
     if not np.array_equal(first.split, other.split):
         raise StudyError(
             f"data: {study.source[1]} has no lists that split it, so each seed would be measured on test images of its "
@@ -35,8 +36,10 @@ def open_images(study: Study) -> ImageCaptions:
     return first
 
 
-def _skips(study: Study) -> bool:
-    return bool(study.options.get("skip_missing", False))
+def _load(study: Study, seed: int = 0) -> ImageCaptions:
+    reading = Reading(**{name: study.options[name] for name in READING if name in study.options})
+    skip = bool(study.options.get("skip_missing", False))
+    return load_dataset(study.source[1], seed=seed, skip_missing=skip, reading=reading)
 
 
 def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
     """
     place = folder / "runs" / name
     kind, source = study.source
-    whole = load_features(source) if kind == "features" else load_dataset(source, skip_missing=_skips(study))
+    whole = load_features(source) if kind == "features" else _load(study)
     config = cell_config(cell, len(whole.rows("train")))
     replay: dict[str, Any] = (
         {"schedule": "replay", "replay_run": str(folder / "runs" / cell.replays)} if cell.replays else {}

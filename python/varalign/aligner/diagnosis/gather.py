@@ -16,6 +16,7 @@ from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError, first_three
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.noise import Noise, noisy_pairs, parse_noise
+from varalign.data.reading import READING, Reading
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.encoders.towers import Towers
 from varalign.evaluation.pair_moments import PairMoments
@@ -51,6 +52,7 @@ class Settings:
         seed: of folds, bootstrap, splits and noise.
         out: folder of `pairs.csv` and `diagnosis.html`; if None `RUN/diagnosis`, or `diagnosis` without a run.
         overwrite: write into `out` whatever it holds.
+        captions, images, separator, image_column, caption_column, follow_links: how `data` is read, as in training.
         skip_missing, device, threads, cache: as in training.
     """
 
@@ -67,6 +69,12 @@ class Settings:
     seed: int = 0
     out: Path | None = None
     overwrite: bool = False
+    captions: str | None = None
+    images: str | None = None
+    separator: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    follow_links: bool = False
     skip_missing: bool = False
     device: str | None = None
     threads: int = 0
@@ -75,6 +83,7 @@ class Settings:
     def config(self, **options: Any) -> TrainConfig:
         """The options of training under which data and features are opened."""
         names = ("dataset_size", "seed", "noise", "skip_missing", "device", "threads", "cache")
+        names += READING if "features" not in options else ()
         return TrainConfig(**{name: getattr(self, name) for name in names}, **options).validate()
 
 
@@ -163,7 +172,8 @@ def _of_features(file: Path, settings: Settings, say: Say) -> Subject:
         say(note)
     shown = None
     if settings.data is not None:
-        folder = load_dataset(settings.data, seed=config.seed, skip_missing=settings.skip_missing)
+        reading = Reading.of(settings)
+        folder = load_dataset(settings.data, seed=config.seed, skip_missing=settings.skip_missing, reading=reading)
         shown = matched(data, folder, settings.data)
     noisy, wrong = _injected(data.limited(config.dataset_size, config.seed), noise, config.seed)
     return _with_features(Subject(file.name, noisy, wrong, shown))
@@ -229,7 +239,7 @@ def _of_folder(folder: Path, settings: Settings, say: Say) -> Subject:
                 "first and diagnose the RUN, or pass --features FILE"
             )
     size, skip = config.dataset_size, config.skip_missing
-    data = load_dataset(folder, seed=config.seed, skip_missing=skip, dataset_size=size)
+    data = load_dataset(folder, seed=config.seed, skip_missing=skip, dataset_size=size, reading=Reading.of(settings))
     for note in data.notes:
         say(note)
     noisy, wrong = _injected(data, noise, config.seed)

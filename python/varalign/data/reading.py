@@ -1,0 +1,37 @@
+"""What a user says of how a data folder is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
+"""Names of the separators, as `--separator` takes them."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a user says of how a data folder is read; what is None is found out. Each attribute is an option.
+
+    captions: the captions file; relative to the working folder, else to the data folder. images: the folder of images,
+    likewise. separator: name in `SEPARATORS`. image_column, caption_column: of tables
+    and JSON records. follow_links: whether images may be links that lead out of their folder. cache: folder in which
+    images that lie in archives are unpacked.
+    """
+
+    captions: str | None = None
+    images: str | None = None
+    separator: str | None = None
+    image_column: str | None = None
+    caption_column: str | None = None
+    follow_links: bool = False
+    cache: str | None = None
+
+    @classmethod
+    def of(cls, options: Any) -> Reading:
+        """Taken from the attributes of the same names of a config or of the command line's arguments."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
+
+
+READING = tuple(field.name for field in fields(Reading) if field.name != "cache")
+"""The options that say how data are read."""
