@@ -1,4 +1,4 @@
-"""What every encoder is: a tower with a feature dimension, blocks that can be unfrozen, and a fingerprint."""
+"""The base classes of all encoders: a tower has a feature dimension, blocks that can be unfrozen, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from varalign.encoders.specs import SpecError
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What an image encoder is built with, besides its spec.
+    """The options of an image encoder, besides its spec.
 
     Attributes:
-        image_size: S, pixels a side, instead of the architecture's own (224 for resnet18).
-        load_weights: False builds the architecture with random weights, for a checkpoint to fill; no hub, no file.
-        architecture: what `ImageEncoder.architecture()` once gave, so that nothing has to be looked up.
+        image_size: S, side of the images in pixels; None: the architecture's own (224 for resnet18).
+        load_weights: False builds the architecture with random weights for a checkpoint to fill, without hub or file.
+        architecture: the values of `ImageEncoder.architecture()` of a saved run; then no source is looked up.
     """
 
     image_size: int | None = None
@@ -33,17 +33,18 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What a text encoder is built with, besides its spec; a kind reads what concerns it.
+    """The options of a text encoder, besides its spec; each kind reads those that it has.
 
     Attributes:
         captions: the training captions; `lstm` builds its word vocabulary from them.
         tokenizer: a saved run's tokenizer; then no vocabulary is built or read.
         pooling: over the tokens: "mean" or "cls" for `bert`, "mean" or "last" for `lstm`; `clip` has its own.
-        bidirectional: `lstm` reads both ways.
-        max_length: longest text in tokens; longer ones are cut. `lstm` 40, `bert` 64, `clip` its context length.
-        load_weights: False builds the architecture with random weights, for a checkpoint to fill; no hub, no file
+        bidirectional: whether the `lstm` reads in both directions.
+        max_length: maximum number of tokens; longer texts are cut. None: 40 for `lstm`, 64 for `bert`, the context
+            length for `clip`.
+        load_weights: False builds the architecture with random weights for a checkpoint to fill, without hub or file
             (`bert` and `clip` from a folder need `architecture` and `tokenizer` for that).
-        architecture: what `TextEncoder.architecture()` once gave, so that nothing has to be looked up.
+        architecture: the values of `TextEncoder.architecture()` of a saved run; then no source is looked up.
     """
 
     captions: Sequence[str] | None = None
@@ -61,7 +62,7 @@ class Encoder(nn.Module):
     Attributes:
         feature_dim: width of the features.
         spec: the spec string that it was built from.
-        has_source: whether its weights came from a file, a folder or a hub, so that they can be read again.
+        has_source: whether its weights came from a file, a folder or a hub, and can be read from there again.
     """
 
     feature_dim: int
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
     has_source: bool
 
     def blocks(self) -> list[nn.Module]:
-        """The repeated blocks, first to last; the last ones are what `unfreeze` frees.
+        """The repeated blocks, first to last; `unfreeze` lets the last ones train.
 
         Raises:
             SpecError: this architecture has no list of blocks that varalign knows.
@@ -81,27 +82,27 @@ class Encoder(nn.Module):
         return []
 
     def architecture(self) -> dict[str, Any]:
-        """Everything but the weights that the features depend on, as JSON values: enough to build the tower again."""
+        """Everything except the weights that the features depend on, as JSON values; enough to rebuild the tower."""
         raise NotImplementedError
 
     def to_config(self) -> dict[str, Any]:
-        """JSON values from which `varalign.encoders.build` makes the tower again, hub or no hub; the weights apart."""
+        """JSON values from which `varalign.encoders.build` rebuilds the tower without a hub; weights not included."""
         return {"spec": self.spec, "architecture": self.architecture()}
 
     def identity(self) -> dict[str, Any]:
-        """What the fingerprint covers besides the tensors: the architecture, less what changes without changing it."""
+        """The part of the architecture that the fingerprint covers, without values that do not affect the features."""
         return self.architecture()
 
     def weights_fingerprint(self) -> str:
-        """Hex SHA-256 over the architecture and the state dict: equal fingerprints, equal features.
+        """Hex SHA-256 over the architecture and the state dict: encoders with equal fingerprints give equal features.
 
-        Where the weights came from is not in it: a file and a tag with the same tensors have the same fingerprint.
-        Reads every weight once (about a second for ViT-B/32).
+        It does not cover the source: a file and a tag with the same tensors have the same fingerprint. It reads every
+        weight once, which takes about a second for ViT-B/32.
         """
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            # Bytes through uint8, since NumPy has no bfloat16. Waits for the device.
+            # Viewed as uint8, since NumPy has no bfloat16. The host waits for the device here.
             flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu()
             digest.update(memoryview(flat.numpy()))
         return digest.hexdigest()
@@ -135,35 +136,35 @@ class TextEncoder(Encoder):
     tokenizer: Tokenizer
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Text features (B, feature_dim) of ids (B, L) padded behind `lengths` (B,).
+        """Text features (B, feature_dim) of ids (B, L) padded after `lengths` (B,).
 
-        Keep `lengths` on the CPU: then padding that no text of the batch needs is cut off (the features stay the
-        same, the work does not), and nothing waits for the device.
+        Keep `lengths` on the CPU: columns that are padding in every text are then cut off, which saves work without
+        changing the features or waiting for the device.
         """
         raise NotImplementedError
 
 
 def cut_padding(ids: Tensor, lengths: Tensor) -> Tensor:
-    """`ids` without the columns that no text of the batch reaches; unchanged when `lengths` is not on the CPU."""
+    """`ids` without the columns that are padding in every text; unchanged if `lengths` is not on the CPU."""
     if lengths.device.type != "cpu" or lengths.numel() == 0:
         return ids
     return ids[:, : max(1, int(lengths.max()))]
 
 
 def token_mask(ids: Tensor, lengths: Tensor) -> Tensor:
-    """(B, L) bool: True on tokens, False on padding. A text without any token keeps its first position."""
+    """(B, L) bool: True for tokens, False for padding. The first position of an empty text is True."""
     positions = torch.arange(ids.shape[1], device=ids.device)
     return positions[None, :] < lengths.to(ids.device, non_blocking=True).clamp(min=1)[:, None]
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean over tokens: states (B, L, D), mask (B, L) bool with a True in every row, to (B, D)."""
+    """(B, D) mean over the tokens of states (B, L, D); mask (B, L) bool has a True in every row."""
     weights = mask.to(states.dtype).unsqueeze(-1)
     return (states * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 def known_blocks(tower: nn.Module, paths: tuple[str, ...], spec: str) -> list[nn.Module]:
-    """The children of the first of `paths` (dotted attribute names) that `tower` has."""
+    """The children of the first of `paths` (dotted attribute names) in `tower`; SpecError if it has none of them."""
     for path in paths:
         found: Any = tower
         for part in path.split("."):
@@ -176,13 +177,13 @@ def known_blocks(tower: nn.Module, paths: tuple[str, ...], spec: str) -> list[nn
 
 
 def present(tower: nn.Module, names: tuple[str, ...]) -> list[nn.Module | nn.Parameter]:
-    """Those attributes of `tower` among `names` that hold a module or a parameter."""
+    """The attributes of `tower` among `names` that are modules or parameters."""
     values = (getattr(tower, name, None) for name in names)
     return [value for value in values if isinstance(value, (nn.Module, nn.Parameter))]
 
 
 def parameters_of(parts: list[nn.Module | nn.Parameter]) -> Iterator[nn.Parameter]:
-    """The parameters of modules and parameters alike."""
+    """All parameters of a list of modules and parameters."""
     for part in parts:
         if isinstance(part, nn.Parameter):
             yield part
@@ -191,6 +192,6 @@ def parameters_of(parts: list[nn.Module | nn.Parameter]) -> Iterator[nn.Paramete
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` as JSON would give them back (tuples become lists), so that a saved config compares equal."""
+    """`values` after a round trip through JSON (tuples become lists), so that they compare equal to a saved config."""
     result: dict[str, Any] = json.loads(json.dumps(dict(values), sort_keys=True))
     return result

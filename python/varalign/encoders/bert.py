@@ -28,9 +28,9 @@ HUB_FILES = (
     "model*.safetensors",
     "model.safetensors.index.json",
 )
-# Facts about where and when a config was written, not about the model.
+# Entries of a config that describe its origin, not the model.
 VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation")
-# What changes the features at equal tensors; kept apart from the whole config, whose fields change with transformers.
+# Entries that affect the features at equal tensors; the other fields of a config change with transformers' version.
 IDENTITY = (
     "model_type",
     "hidden_act",
@@ -42,13 +42,14 @@ IDENTITY = (
 
 
 class BertEncoder(TextEncoder):
-    """A BERT-family model without its pooler; features are the mean of the last states over tokens, or the first one.
+    """A BERT-family model without its pooler; the features are the mean of the last layer's states, or the first state.
 
     Args:
         spec: kind `bert`; its name is a hub name or a folder with config.json, the weights and the vocabulary.
-        options: `tokenizer` (the folder's own by default); `pooling`, "mean" over all tokens (marks included, padding
-            not) or "cls", the state of the first token; `max_length`, 64 by default and no more than the model has
-            positions; with `architecture` and `tokenizer` and without `load_weights` no source is looked up.
+        options: `tokenizer` (by default the folder's own); `pooling`, "mean" over all tokens (special tokens included,
+            padding excluded) or "cls", the state of the first token; `max_length`, by default 64, at most the number of
+            the model's positions. With `architecture` and `tokenizer` and without `load_weights`, no source is looked
+            up.
     """
 
     def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
@@ -76,7 +77,7 @@ class BertEncoder(TextEncoder):
         self.has_source = True
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, feature_dim) features of ids (B, L) padded behind lengths (B,)."""
+        """(B, feature_dim) features of ids (B, L) padded after lengths (B,)."""
         ids = cut_padding(ids, lengths)
         mask = token_mask(ids, lengths)
         states: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
@@ -98,14 +99,14 @@ class BertEncoder(TextEncoder):
         )
 
     def identity(self) -> dict[str, Any]:
-        """What the fingerprint covers besides the tensors."""
+        """As `Encoder.identity`: the config's entries of `IDENTITY` only."""
         values = self.architecture()
         values["config"] = {key: values["config"][key] for key in IDENTITY if key in values["config"]}
         return values
 
 
 def _find_folder(spec: EncoderSpec) -> Path:
-    """The folder that a spec names, or the hub cache's folder for a hub name."""
+    """The folder that a spec names, or the folder of a hub name in the hub's cache."""
     folder = Path(spec.name).expanduser()
     if folder.is_dir():
         missing = [
@@ -142,7 +143,7 @@ def _sizes(model: Any, spec: EncoderSpec) -> tuple[int, int]:
     """Rows of the word embedding and width of the states.
 
     Raises:
-        SpecError: the model is not one tower for texts.
+        SpecError: the model is not a plain text encoder.
     """
     try:
         rows, width = int(model.get_input_embeddings().num_embeddings), int(model.config.hidden_size)
@@ -158,7 +159,7 @@ def _sizes(model: Any, spec: EncoderSpec) -> tuple[int, int]:
 
 
 def _config_of(folder: Path) -> Mapping[str, Any]:
-    """The config with its defaults; refused without `model_type`, which transformers may guess by the folder name."""
+    """The config with its defaults; refused without `model_type`, which transformers may guess from the folder name."""
     from transformers import AutoConfig, PretrainedConfig
 
     try:
@@ -177,7 +178,7 @@ def _read_model(folder: Path, spec: EncoderSpec) -> Any:
     for file in folder.glob("*.bin"):
         check_pickle(file)
     try:
-        # Local files only, so that nothing is looked up; pickles are read by transformers with weights_only.
+        # Local files only, so that nothing is downloaded; transformers reads pickles with weights_only.
         model, report = AutoModel.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )

@@ -1,4 +1,4 @@
-"""Builds an encoder from its spec: the kinds are the rows of `specs.KINDS`, whose files are imported here."""
+"""Builds an encoder from its spec; the file of a kind, named in its row of `specs.KINDS`, is imported on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build_image_encoder(spec: str, **options: Any) -> ImageEncoder:
 
     Raises:
         SpecError: the spec names nothing known, or a size is out of range.
-        WeightsUnavailable: its weights are not here and not to be downloaded now.
+        WeightsUnavailable: its weights are not on this machine and cannot be downloaded.
         WeightsError: its weights file is broken, holds more than tensors, or does not fit.
     """
     parsed, given = parse_spec(spec, "image"), ImageOptions(**options)
@@ -45,7 +45,7 @@ def build_text_encoder(spec: str, **options: Any) -> TextEncoder:
     Raises:
         SpecError: the spec names nothing known, pooling is unknown to the kind, or `lstm` gets neither captions nor
             tokenizer.
-        WeightsUnavailable: its weights are not here and not to be downloaded now.
+        WeightsUnavailable: its weights are not on this machine and cannot be downloaded.
         WeightsError: its weights file is broken, holds more than tensors, or does not fit.
     """
     parsed, given = parse_spec(spec, "text"), TextOptions(**options)

@@ -1,4 +1,4 @@
-"""CLIP's two towers through open_clip, each on its own: the other one is not kept."""
+"""CLIP's two towers through open_clip, each as an encoder of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from varalign.encoders.clip_source import find_clip
 from varalign.encoders.specs import EncoderSpec, SpecError
 from varalign.encoders.weights import WeightsError, first_line, load_exactly, read_state_dict
 
-# The half that is not wanted is built as small as open_clip allows, and dropped.
+# open_clip builds both towers: the unused one gets the smallest allowed size and is discarded.
 SMALL_VISION = {"layers": 1, "width": 64, "patch_size": 32, "image_size": 32}
 SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1, "context_length": 2, "vocab_size": 2}
 
@@ -33,12 +33,12 @@ SMALL_TEXT = {"layers": 1, "width": 64, "heads": 1, "context_length": 2, "vocab_
 class ClipImageEncoder(ImageEncoder):
     """CLIP's image tower; features are open_clip's `visual(pixels)`: pooled and projected, not normalised.
 
-    For ViT-B/32 that is 512 numbers: CLIP's own projection is part of the tower, the projection head comes behind it.
+    For ViT-B/32 they have 512 dimensions: CLIP's own projection is part of the tower, before the projection head.
 
     Args:
-        spec: kind `clip`; see `clip_source` for what its weights may be.
-        options: with `image_size` the position embeddings are interpolated as open_clip does it; with `architecture`
-            and without `load_weights` no source is looked up.
+        spec: kind `clip`; see `clip_source` for the forms of its weights.
+        options: with `image_size`, open_clip interpolates the position embeddings; with `architecture` and without
+            `load_weights`, no source is looked up.
     """
 
     def __init__(self, spec: EncoderSpec, options: ImageOptions) -> None:
@@ -100,9 +100,9 @@ class ClipTextEncoder(TextEncoder):
     """CLIP's text tower; features are open_clip's `encode_text(ids)`: pooled and projected, not normalised.
 
     Args:
-        spec: kind `clip`; see `clip_source` for what its weights may be.
-        options: `tokenizer` (CLIP's own with the model's context length by default); with `architecture` and without
-            `load_weights` no source is looked up.
+        spec: kind `clip`; see `clip_source` for the forms of its weights.
+        options: `tokenizer` (by default CLIP's own with the model's context length); with `architecture` and without
+            `load_weights`, no source is looked up.
     """
 
     def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
@@ -139,7 +139,7 @@ class ClipTextEncoder(TextEncoder):
         self.has_source = True
         self._quick_gelu = quick_gelu
         self._config = config
-        # The states up to the end mark, which a causal tower pools, do not depend on what stands behind it.
+        # A causal tower pools the state of the end token, which does not depend on later tokens: padding can be cut.
         self._cuts = self.text.attn_mask is not None and self.text.pool_type == "argmax"
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -149,11 +149,11 @@ class ClipTextEncoder(TextEncoder):
         return features
 
     def _short_forward(self, ids: Tensor) -> Tensor:
-        """The tower on fewer tokens than its context, which open_clip's own forward refuses (its mask is fixed)."""
+        """The tower on fewer tokens than its context length, which open_clip's forward refuses (its mask is fixed)."""
         text, length = self.text, ids.shape[1]
         states = text.token_embedding(ids) + text.positional_embedding[:length]
         states = text.ln_final(text.transformer(states, attn_mask=text.attn_mask[:length, :length]))
-        # The end mark has the highest id of the vocabulary; it stands once in every text.
+        # The end token has the highest id of the vocabulary and occurs once in every text.
         pooled: Tensor = states[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)]
         if text.text_projection is None:
             return pooled
@@ -187,12 +187,12 @@ class ClipTextEncoder(TextEncoder):
 def _build(
     spec: EncoderSpec, embed_dim: int, quick_gelu: bool, vision_cfg: Mapping[str, Any], text_cfg: Mapping[str, Any]
 ) -> Any:
-    """open_clip's model with its text tower as a module of its own (`text`), as CustomTextCLIP has it."""
+    """open_clip's CustomTextCLIP, which has the text tower as a module of its own (`text`)."""
     import open_clip
 
     try:
         return open_clip.CustomTextCLIP(embed_dim, dict(vision_cfg), dict(text_cfg), quick_gelu=quick_gelu).eval()
-    except Exception as error:  # a config made by others leads open_clip and torch to errors of many types
+    except Exception as error:  # on a bad config open_clip and torch raise errors of many types
         raise SpecError(f"'{spec}': open_clip cannot build a model of its config: {first_line(error)}") from error
 
 

@@ -1,16 +1,16 @@
-"""Where a `clip:` spec leads: architecture, activation, preprocessing and weights, by tag, file or folder.
+"""Resolves a `clip:` spec to architecture, activation, preprocessing and weights, by tag, file or folder.
 
-Where each setting comes from:
+Origin of each setting:
 
 - **A tag** (`openai`, `laion2b_s34b_b79k`, …): the architecture is open_clip's model of that name; QuickGELU, size,
-  mean, deviation and interpolation are the tag's record.
-- **A folder** with `open_clip_config.json`: all of it is in that file.
-- **A file**: the architecture is open_clip's model of that name; QuickGELU is in the name (`ViT-B-32-quickgelu`) or in
-  what `varalign convert` recorded; the preprocessing is what all tags of the model agree on.
+  mean, deviation and interpolation come from open_clip's record of the tag.
+- **A folder** with `open_clip_config.json`: all settings come from that file.
+- **A file**: the architecture is open_clip's model of that name; QuickGELU comes from the name (`ViT-B-32-quickgelu`)
+  or from the metadata that `varalign convert` wrote; the preprocessing is the one that all tags of the model share.
 
-A state dict does not say which GELU it was trained with, and OpenAI's weights give poor features with the wrong one.
-So OpenAI's from a plain file are `clip:ViT-B-32-quickgelu@FILE`; where a model's tags disagree and the file records
-nothing, a line on the logger `varalign` says which one is used.
+A state dict does not record which GELU it was trained with, and OpenAI's weights give poor features with the wrong one.
+The spec of OpenAI's weights in a plain file is therefore `clip:ViT-B-32-quickgelu@FILE`. If a model's tags differ and
+the file has no metadata, a warning on the logger `varalign` says which activation is used.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ QUICK_SUFFIX = "-quickgelu"
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A CLIP model as a spec names it.
+    """The CLIP model that a spec names.
 
     Attributes:
-        spec: the spec with an absolute path, where it names one.
+        spec: the spec, with its path made absolute if it names one.
         embed_dim: width of the features of both towers.
         quick_gelu: whether the activations are QuickGELU.
         vision_cfg: the image tower's fields that differ from open_clip's defaults.
         text_cfg: the text tower's, likewise.
-        preprocess: what the image tower expects.
-        checkpoint: the weights file; None where only the architecture is wanted.
+        preprocess: the preprocessing that the image tower expects.
+        checkpoint: the weights file; None if only the architecture is needed.
     """
 
     spec: str
@@ -62,16 +62,16 @@ class ClipSource:
 
 
 def find_clip(spec: EncoderSpec, *, option: str, load_weights: bool) -> ClipSource:
-    """Follow a `clip:` spec.
+    """Resolve a `clip:` spec.
 
     Args:
         spec: kind `clip`, with a name and weights.
         option: the command-line option that names the encoder, for the messages.
-        load_weights: False leaves the weights where they are (a tag is then not downloaded).
+        load_weights: False: only the architecture is needed, and a tag's weights are not downloaded.
 
     Raises:
         SpecError: unknown tag, missing file, or a folder that lacks its config or weights.
-        WeightsUnavailable: a tag whose weights are neither in the cache nor to be downloaded now.
+        WeightsUnavailable: a tag whose weights are not in the cache and cannot be downloaded.
     """
     import open_clip
 
@@ -225,7 +225,7 @@ def _preprocess(spec: EncoderSpec, size: Any, values: Mapping[str, Any]) -> Prep
 
 
 def _changed(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an open_clip config that differ from its defaults: one dict for one model, however written."""
+    """The fields of an open_clip config that differ from the defaults, so that equal models have equal dicts."""
     default = kind()
     try:
         given = kind(**values)
@@ -233,7 +233,7 @@ def _changed(kind: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         raise SpecError(f"this open_clip does not know a field of the model's config: {error}") from error
     fields = kind.__dataclass_fields__
     changed = plain({name: getattr(given, name) for name in fields if getattr(given, name) != getattr(default, name)})
-    # Says only where a vision tower's first weights came from; irrelevant once a checkpoint is loaded.
+    # The origin of a vision tower's initial weights, which the checkpoint replaces.
     changed.pop("timm_model_pretrained", None)
     return changed
 

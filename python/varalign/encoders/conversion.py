@@ -1,4 +1,4 @@
-"""Other people's weight files into safetensors, without running what is in them: `varalign convert IN OUT`."""
+"""Converts weight files to safetensors without running code in them: `varalign convert IN OUT`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from varalign.encoders.torchscript import read_torchscript
 from varalign.encoders.weights import WeightsError, is_torchscript, read_weights, safetensors_metadata
 
 OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
-"""Tensors beside the weights in OpenAI's CLIP archives: three sizes, which safetensors keep as metadata."""
+"""Three sizes that OpenAI's CLIP archives hold as tensors; the converted file has them as metadata."""
 QUICK_GELU_CODE = "1.702"
-"""The factor of QuickGELU, x · sigmoid(1.702 x), as it stands in the code text of an archive."""
+"""The factor of QuickGELU, x · sigmoid(1.702 x), in the code text of an archive."""
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ NO_DECAY_MODULES = (
 
 
 class DualEncoder(Towers):
-    """Images and texts into one space of unit vectors.
+    """Maps images and texts to unit vectors of one space.
 
     Args:
-        towers: the towers, which the dual encoder takes over with what is frozen in them.
-        shape: what the heads are built from.
-        heads: the image head and the text head, of that shape; None builds them from random weights.
+        towers: the towers; the dual encoder uses the same modules and keeps what is frozen.
+        shape: kind and sizes of the heads.
+        heads: the image head and the text head, of that shape; None builds them with random weights.
         logit_scale: α at the start, within [1, 100].
 
     Raises:
@@ -64,29 +64,29 @@ class DualEncoder(Towers):
 
     @property
     def logit_scale(self) -> Tensor:
-        """α = exp(log_logit_scale), a scalar with gradient; not clamped here, where a clamp would stop the gradient."""
+        """α = exp(log_logit_scale), a scalar with gradient; it is not clamped here, as that would stop the gradient."""
         return self.log_logit_scale.exp()
 
     @property
     def evaluation_scale(self) -> Tensor:
-        """α to read similarities with outside training; an ensemble's is chosen together with its share."""
+        """α for evaluation; that of an ensemble is chosen together with its share."""
         return self.image_head.logit_scale if isinstance(self.image_head, EnsembleHead) else self.logit_scale.detach()
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:
-        """Bring log α back into [log 1, log 100], in place, after an optimiser step."""
+        """Clamp log α to [log 1, log 100] in place; call it after each optimiser step."""
         self.log_logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
 
     def project_images(self, features: Tensor) -> Tensor:
-        """Unit image embeddings (B, embedding_dim) of image features; float32 under autocast, float64 stays."""
+        """Unit image embeddings (B, embedding_dim) of image features: float64 for float64 features, else float32."""
         return _unit(self.image_head(features))
 
     def project_texts(self, features: Tensor) -> Tensor:
-        """Unit text embeddings (B, embedding_dim) of text features; float32 under autocast, float64 stays."""
+        """Unit text embeddings (B, embedding_dim) of text features: float64 for float64 features, else float32."""
         return _unit(self.text_head(features))
 
     def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (B, D) of images and of texts, or of both sides' features where there are no towers."""
+        """Unit embeddings (B, D) of images and of texts; a side without a tower takes features."""
         return self.project_images(self.encode_images(pixels)), self.project_texts(self.encode_texts(ids, lengths))
 
     def parameter_groups(
@@ -94,14 +94,13 @@ class DualEncoder(Towers):
     ) -> list[dict[str, Any]]:
         """The trainable parameters as groups for an optimiser.
 
-        Heads, adapters, and towers that start from random weights, train at `lr`; pretrained towers at `tower_lr`; the
-        maps that residual heads got from a closed form at `map_lr` times `lr`. Biases, norms, embeddings (word,
-        position, class) and the logit scale have no decay: it would pull them to zero, which is no neutral value for
-        them, instead of keeping a map small.
+        Heads, adapters, and towers that start from random weights train at `lr`, pretrained towers at `tower_lr`, and
+        the closed-form maps in residual heads at `map_lr` times `lr`. Biases, norms, embeddings (word, position, class)
+        and the logit scale have no decay, because zero is not a neutral value for them.
 
         Returns:
-            Dicts with `name`, `params`, `lr` and `weight_decay`; empty groups are left out, every trainable parameter
-            is in exactly one. A schedule of the rate multiplies each group's own `lr`.
+            Dicts with `name`, `params`, `lr` and `weight_decay`, without empty groups; every trainable parameter is in
+            exactly one. A learning rate schedule multiplies each group's own `lr`.
         """
         undecayed = _undecayed(self)
         rates = {"pretrained_towers": tower_lr, "maps": lr * map_lr}
@@ -126,10 +125,10 @@ class DualEncoder(Towers):
         return "maps" if part == "head.linear.weight" and self.shape.head == "residual" else "heads"
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """The state dict without the weights of towers that are frozen whole and can be read again from their source.
+        """The state dict without the weights of fully frozen towers that can be read again from their source.
 
-        Those are known by their spec and fingerprint (`to_config`), so a checkpoint over CLIP and BERT is a few
-        megabytes. Adapters are in it; a tower with unfrozen blocks, or with random weights, is in it whole.
+        `to_config` records such a tower by its spec and fingerprint, so a checkpoint over CLIP and BERT takes a few
+        megabytes. Adapters are always included; a tower with unfrozen blocks or random weights is included whole.
         """
         left_out = tuple(f"{side}_encoder." for side in SIDES if self.from_source(side))
         return {
@@ -139,7 +138,7 @@ class DualEncoder(Towers):
         }
 
     def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `checkpoint_state` gave, in place; the weights of a tower that this model lacks are ignored.
+        """Load the tensors of `checkpoint_state`, in place; the weights of a tower that this model lacks are ignored.
 
         Raises:
             ValueError: tensors are missing or not known.
@@ -156,10 +155,10 @@ class DualEncoder(Towers):
         self.load_state_dict(state, strict=False)
 
     def to_config(self) -> dict[str, Any]:
-        """JSON values from which `dual_encoder_from_config` builds the model again; the weights are the checkpoint's.
+        """JSON values from which `dual_encoder_from_config` rebuilds the model; the checkpoint has the weights.
 
-        Call it after `freeze`. A tower that `checkpoint_state` leaves out is recorded with its fingerprint, which
-        takes about a second for a large one.
+        Call it after `freeze`. A tower that `checkpoint_state` leaves out is recorded with its fingerprint, which takes
+        about a second for a large tower.
         """
         config: dict[str, Any] = {
             **asdict(self.shape),

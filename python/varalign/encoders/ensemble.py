@@ -1,4 +1,4 @@
-"""A head that keeps the closed form whole and puts perceptrons trained from random weights beside it.
+"""A head with the closed form, unchanged, and an ensemble of perceptrons trained from random weights.
 
 B batch, F features, k dimensions of the closed form, K members, H hidden, D dimensions of a member.
 """
@@ -17,17 +17,18 @@ from varalign.encoders.residual import deviations
 class EnsembleHead(nn.Module):
     """[√(1 − share) · closed form, √(share / K) · member 1, …, √(share / K) · member K], each part of unit length.
 
-    The similarity of two embeddings is then (1 − share) · the closed form's cosine + share · the mean of the members'.
-    The closed form is right where the pairs say little, the members where it is too stiff, and what the members get
-    wrong by chance cancels. While training, the embedding is the members' part alone, at full length: they learn all of
-    the alignment, not what the closed form left over of pairs that it has seen. `share` is chosen by whoever evaluates
-    (`varalign.training.fusion`); it starts at 0, where the head is the closed form. Before `fill` the closed form is 0.
+    The similarity of two embeddings is then (1 − share) · cosine of the closed form + share · mean cosine of the
+    members. The closed form is more accurate with few pairs, the members can fit what a linear map cannot, and their
+    random errors average out. In training mode the embedding is the members' part alone, of unit length: the members
+    learn the whole alignment rather than the residuals of the closed form on pairs that it was fitted to.
+    `varalign.training.fusion` chooses `share` before each evaluation; it starts at 0, where the head equals the closed
+    form. Before `fill` the closed form is 0.
 
     Args:
         feature_dim: F.
         shape: `embedding_dim` is k + K · D, the width outside training; `members` K; `member_dim` D; `hidden_dim` H;
-            `dropout` after the members' activation; `input_noise`, the deviation of the noise on standardised features
-            while training, drawn for each member.
+            `dropout` after the members' activation; `input_noise`, standard deviation of the noise that is added to the
+            standardised features in training, drawn separately for each member.
 
     Raises:
         ValueError: no members, or an embedding no wider than they are.
@@ -69,7 +70,7 @@ class EnsembleHead(nn.Module):
         return torch.cat([(1 - self.share).sqrt() * closed, self.share.sqrt() * trained], dim=1)
 
     def parts(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, k) and (B, K·D): the closed form and the members, each of unit length whatever the share."""
+        """(B, k) closed form and (B, K·D) members, each part of unit length, whatever the share."""
         centred = self._centred(features)
         closed = nn.functional.normalize((centred @ self.closed_map).float(), dim=-1)
         return closed, self._trained(centred)
@@ -78,7 +79,7 @@ class EnsembleHead(nn.Module):
         return features.to(self.mean.dtype) - self.mean
 
     def _trained(self, centred: Tensor) -> Tensor:
-        """(B, K·D), of unit length together."""
+        """(B, K·D) members' outputs, together of unit length."""
         standardised = (centred / self.deviation).expand(self.members, *centred.shape)
         if self.training and self.noise > 0:
             standardised = standardised + self.noise * torch.randn_like(standardised)
@@ -89,7 +90,7 @@ class EnsembleHead(nn.Module):
 
     @torch.no_grad()
     def fill(self, linear_map: Tensor, mean: Tensor, covariance: Tensor) -> None:
-        """Take one side of a closed form: map (F, k), μ (F,), and the covariance (F, F) of the training features."""
+        """Copy one side of a closed form: map (F, k), μ (F,), and the covariance (F, F) of the training features."""
         self.mean.copy_(mean)
         self.deviation.copy_(deviations(covariance))
         self.closed_map.copy_(linear_map)

@@ -1,4 +1,4 @@
-"""What the projection heads of a dual encoder are built from. D dimensions of the shared space."""
+"""Kind and sizes of the projection heads of a dual encoder. D dimensions of the shared space."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ MEMBER_DIM = 64
 
 @dataclass(frozen=True)
 class HeadShape:
-    """Kind, sizes and rates of the heads, under the names that a run's `config.json` has for them.
+    """Kind, sizes and rates of the heads; the fields have the names of a run's `config.json`.
 
     Attributes:
         embedding_dim: D, width of the shared space.
         head: a name of `heads.HEADS`.
-        hidden_dim: width inside the heads' perceptrons; 0 leaves a residual head's perceptron out.
-        dropout: inside them, in [0, 1).
-        input_noise: deviation of the normal noise on the heads' inputs while training, in deviations of each feature.
+        hidden_dim: hidden width of the heads' perceptrons; 0: a residual head without perceptron.
+        dropout: in the perceptrons, in [0, 1).
+        input_noise: standard deviation of the normal noise on the heads' inputs in training, in standard deviations of
+            each feature.
         train_map: whether the linear map of a residual head has a gradient.
-        members, member_dim: perceptrons of an ensemble head, and the width of each.
+        members, member_dim: number of perceptrons in an ensemble head, and the output width of each.
 
     Raises:
         ValueError: for sizes or rates out of range.

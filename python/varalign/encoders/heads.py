@@ -17,9 +17,9 @@ from varalign.encoders.residual import ResidualHead
 class MLPHead(nn.Module):
     """Linear skip plus a two-layer perceptron: skip(x) + W₂ dropout(gelu(W₁ x)).
 
-    The skip alone is the linear head, so the perceptron only has to learn what a linear map leaves over. On frozen
-    features of Flickr8k (6,000 training images, 30 epochs, best epoch) mean dev recall was 42.0 %, with the linear head
-    41.2 % and with the perceptron alone 39.6 %; layer or batch norm before it moved that by 0.2 at most.
+    The skip alone is the linear head, so the perceptron only has to learn what a linear map cannot express. On frozen
+    features of Flickr8k (6,000 training images, 30 epochs, best epoch) mean dev recall was 42.0 %; with the linear head
+    it was 41.2 %, with the perceptron alone 39.6 %. Layer or batch norm before it changed that by at most 0.2.
 
     Args:
         feature_dim: F.
@@ -41,12 +41,12 @@ class MLPHead(nn.Module):
 
 
 class NoisyHead(nn.Sequential):
-    """A head whose inputs carry normal noise while it trains: `noise` deviations of each feature.
+    """A head that adds normal noise to its inputs in training.
 
     Args:
         head: the head.
         feature_dim: F.
-        noise: above 0.
+        noise: standard deviation of the noise in standard deviations of each feature, above 0.
     """
 
     deviation: Tensor
@@ -71,8 +71,8 @@ HEADS: dict[str, Callable[[int, HeadShape], nn.Module]] = {
     "ensemble": EnsembleHead,
     "identity": lambda feature_dim, shape: nn.Identity(),
 }
-"""Every kind of head, made from F and a shape. The closed form in "residual" and "ensemble" is 0 until `fill` or a
-state dict gives it; "identity" takes features that are in a shared space already."""
+"""Every kind of head, built from F and a shape. The closed form in "residual" and "ensemble" is 0 until `fill` or a
+state dict sets it; "identity" is for features that are in a shared space already."""
 
 
 def build_head(feature_dim: int, shape: HeadShape) -> nn.Module:
@@ -84,21 +84,21 @@ def build_head(feature_dim: int, shape: HeadShape) -> nn.Module:
     if shape.head not in HEADS:
         raise ValueError(f"unknown projection head '{shape.head}'; known: {', '.join(HEADS)}")
     head = HEADS[shape.head](feature_dim, shape)
-    noisy = shape.input_noise and shape.head in ("linear", "mlp")  # the others make their noise themselves
+    noisy = shape.input_noise and shape.head in ("linear", "mlp")  # the other kinds add the noise themselves
     return NoisyHead(head, feature_dim, shape.input_noise) if noisy else head
 
 
 def closed_form_heads(
     shape: HeadShape, found: ClosedForm, covariance: RunningCovariance, *, logit_scale: float = 1.0, seed: int = 0
 ) -> tuple[nn.Module, nn.Module]:
-    """The image head and the text head that hold a closed form.
+    """The image head and the text head with a closed form in them.
 
     Args:
-        shape: kind "residual" or "ensemble", its `embedding_dim` the closed form's and the members' together.
+        shape: of kind "residual" or "ensemble"; its `embedding_dim` includes the members of an ensemble.
         found: the closed form.
-        covariance: the one that it was fitted on; gives the deviations by which features are standardised.
-        logit_scale: at which the closed form's similarities are read; kept in an ensemble.
-        seed: draws the perceptrons, each side its own; the process's random state stays as it is.
+        covariance: the one that it was fitted on; it gives the standard deviations of the features.
+        logit_scale: of the closed form; stored in ensemble heads.
+        seed: of the perceptrons' weights, different on each side; the process's random state does not change.
     """
     heads = []
     sides = (

@@ -1,8 +1,8 @@
-"""Weights from their hubs: the local cache first, then one short try, announced on the logger `varalign`.
+"""Weights from hubs: the local cache first, then a download, which is announced on the logger `varalign`.
 
-With no network the libraries' own downloads retry for twenty seconds and more; here one request decides within
-`TIMEOUT` seconds whether the hub can be reached, through the same session (proxies included) as the download.
-`HF_HUB_OFFLINE=1` keeps every download off, torchvision's and open_clip's by address included.
+Without a network the libraries' own downloads retry for twenty seconds and more. Here one request, through the same
+session (proxies included), decides within `TIMEOUT` seconds whether the hub can be reached. `HF_HUB_OFFLINE=1` prevents
+every download, also torchvision's and open_clip's by address.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ LOGGER = logging.getLogger("varalign")
 TIMEOUT = 5.0
 """Seconds to wait for a hub's first answer."""
 ASK_AGAIN = 60.0
-"""Seconds after which a hub that gave no answer is asked again."""
-_SILENT: dict[str, tuple[float, str]] = {}  # address → when it gave no answer, and the message
+"""Seconds until a hub that did not answer is asked again."""
+_SILENT: dict[str, tuple[float, str]] = {}  # address → time of the unanswered request, and the message
 
 
 def download_url(url: str, *, spec: str, instead: str) -> Path:
-    """The file behind `url` in torch's hub cache, downloaded there if it is not in it yet.
+    """The file of `url` in torch's hub cache; downloaded if it is not there.
 
     Args:
-        url: where its file name ends `-HASH.ext`, the first digits of the SHA-256, these are checked.
+        url: if its file name ends in `-HASH.ext`, the first digits of the SHA-256, the download is checked against it.
         spec: the encoder spec, for the messages.
-        instead: the spec that names a file of one's own.
+        instead: the spec that names a local file, for the messages.
 
     Raises:
-        WeightsUnavailable: not in the cache and not to be downloaded now.
+        WeightsUnavailable: the file is not in the cache and cannot be downloaded.
     """
     import torch
 
@@ -59,10 +59,10 @@ def download_url(url: str, *, spec: str, instead: str) -> Path:
 
 
 def hub_file(repo: str, names: Sequence[str], *, spec: str, instead: str) -> Path:
-    """The first of `names` that a Hugging Face repository has: from the local cache, else downloaded into it.
+    """The first of `names` that a Hugging Face repository has, from the local cache or downloaded into it.
 
     Raises:
-        WeightsUnavailable: none is in the cache and none can be downloaded now.
+        WeightsUnavailable: none is in the cache and none can be downloaded.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -85,8 +85,8 @@ def hub_folder(
 
     Args:
         repo: `name` or `owner/name`.
-        patterns: which files to download; a further group of patterns only where those before it were not enough.
-        needed: groups of file names; the folder must have one of each group.
+        patterns: groups of patterns of files to download; a group is used only if those before it were not enough.
+        needed: groups of file names; the folder must have one file of each group.
 
     Raises:
         WeightsUnavailable: the cache lacks one and the hub cannot be reached, or has no such repository or file.
@@ -116,7 +116,7 @@ def hub_folder(
 
 
 def _download(repo: str, name: str, spec: str, instead: str) -> Path | None:
-    """One file of a repository, downloaded into the cache; None where the repository has no such file."""
+    """One file of a repository, downloaded into the cache; None if the repository has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -131,7 +131,7 @@ def _download(repo: str, name: str, spec: str, instead: str) -> Path | None:
 
 
 def _reach(repo: str, files: str, spec: str, instead: str) -> None:
-    """Announce a download and make sure, with one request, that the hub answers at all."""
+    """Announce a download, and check with one request that the hub answers."""
     from huggingface_hub import constants, get_session
 
     if _offline():
@@ -141,8 +141,8 @@ def _reach(repo: str, files: str, spec: str, instead: str) -> None:
         raise _unavailable(repo, files, spec, instead, silence)
     LOGGER.warning("downloading %s of %s from %s", files, repo, constants.ENDPOINT)
     try:
-        # Any answer will do, a 404 too: only silence means offline. The session is httpx's or requests', whose
-        # errors share no class below Exception.
+        # Any answer, even a 404, means that the hub is reachable. The session is httpx's or requests', whose errors
+        # have only Exception in common.
         get_session().head(f"{constants.ENDPOINT}/{repo}/resolve/main/README.md", timeout=TIMEOUT)
     except Exception as error:
         silence = f"{constants.ENDPOINT} gives no answer: {error}"
@@ -166,7 +166,7 @@ def _offline() -> bool:
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Within it, how long urllib, which torch's download uses, waits for a server."""
+    """While entered, sets the time that urllib, which torch's download uses, waits for a server."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

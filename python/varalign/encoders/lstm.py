@@ -20,17 +20,17 @@ MAX_LENGTH = 40
 class LSTMEncoder(TextEncoder):
     """Word embeddings (dropout) → LSTM over the packed sequence → pooled states.
 
-    Packing by length means that the LSTM never sees padding, so a text's features do not depend on its batch.
+    Since the sequence is packed by length, the LSTM sees no padding and a text's features do not depend on its batch.
 
     Args:
         spec: kind `lstm`.
-        options: `tokenizer`, else `captions` to build a word vocabulary from; its size and padding id shape the word
-            embedding. `bidirectional` doubles the feature dimension. `pooling` is the "mean" of the states over the
-            text's tokens, or the "last" state (both directions' ends). `architecture` holds other sizes than `SIZES`.
+        options: `tokenizer`, or `captions` to build a word vocabulary from. `bidirectional` doubles the feature
+            dimension. `pooling` is the "mean" of the states over the text's tokens, or the "last" state (the ends of
+            both directions). `architecture` may give other sizes than `SIZES`.
     """
 
     SIZES: Mapping[str, Any] = {"embedding_dim": 300, "hidden_dim": 512, "layers": 1, "dropout": 0.2}
-    """Width of the word embeddings, width of the state per direction, stacked layers, dropout on the embeddings and
+    """Width of the word embeddings, width of the state per direction, number of layers, dropout on the embeddings and
     between layers."""
 
     def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
@@ -64,8 +64,8 @@ class LSTMEncoder(TextEncoder):
         )
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, feature_dim) features of ids (B, L); lengths (B,) belong on the CPU (packing needs them there)."""
-        lengths = lengths.cpu().clamp(min=1)  # waits for the device when they are not on the CPU
+        """(B, feature_dim) features of ids (B, L); lengths (B,) should be on the CPU, where packing needs them."""
+        lengths = lengths.cpu().clamp(min=1)  # waits for the device if they are not on the CPU
         ids = cut_padding(ids, lengths)
         words = self.dropout(self.embedding(ids))
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)

@@ -1,4 +1,4 @@
-"""How deep a pickle nests, found without unpickling it."""
+"""Measures the nesting depth of a pickle without unpickling it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 LEGACY_PICKLES = 5
-"""Pickles in a file of torch.save that is no zip archive, before the tensors' bytes."""
+"""Number of pickles before the tensors' bytes in a file of torch.save's old format, which is no zip archive."""
 
 
 def nests_deeper(path: Path, limit: int) -> bool:
-    """Whether a pickle of a file of torch.save nests deeper, before the first operation that cannot be followed.
+    """Whether a pickle in a file of torch.save nests deeper than `limit`.
 
-    The hash of a tuple in a tuple, a million times over, overflows Python's stack and ends the process; torch's
-    unpickler does not prevent it.
+    The hash of a tuple nested a million deep overflows Python's stack and ends the process; torch's unpickler does not
+    prevent that. The check ends at the first operation that it cannot interpret.
     """
-    with suppress(Exception):  # torch's unpickler reports what is no pickle
+    with suppress(Exception):  # torch's unpickler reports damaged pickles
         if not zipfile.is_zipfile(path):
             with path.open("rb") as file:
                 return any(_deeper(file, limit) for _ in range(LEGACY_PICKLES))
@@ -29,7 +29,7 @@ def nests_deeper(path: Path, limit: int) -> bool:
 
 
 def _deeper(pickled: bytes | BinaryIO, limit: int) -> bool:
-    """The same of one pickle, by what each operation takes from the stack and puts there."""
+    """Whether one pickle nests deeper, by simulating the depth of every value on the pickle machine's stack."""
     stack: list[int | None] = []  # depths; None for a mark
     memo: dict[int, int] = {}
     argument: Any

@@ -1,4 +1,4 @@
-"""A projection head that starts at the closed form and learns what a linear map leaves over."""
+"""A projection head that starts as the closed form and learns a residual on top of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from varalign.encoders.head_shape import HeadShape
 class ResidualHead(nn.Module):
     """A(x − μ) + R((x − μ) / σ), not normalised: the caller scales to unit length.
 
-    R is features → hidden → dimensions with its last layer at 0, so before any step the head is the closed form. A is
-    scaled so that its outputs on the training features have mean norm 1, the scale on which R learns. Before `fill`
-    everything but R's first layer is 0 (σ is 1).
+    R is a perceptron F → hidden → D whose last layer starts at 0, so that before the first step the head equals the
+    closed form. A is scaled so that its outputs on the training features have mean norm 1, the scale on which R learns.
+    Before `fill`, σ is 1 and everything except R's first layer is 0.
 
     Args:
         feature_dim: F.
-        shape: `embedding_dim`; `hidden_dim` and `dropout` of R (0 leaves R out); `input_noise`, the deviation of the
-            noise added to standardised features while training, to A's input as well; `train_map`, whether A trains.
+        shape: `embedding_dim` D; `hidden_dim` and `dropout` of R (`hidden_dim` 0: no R); `input_noise`, standard
+            deviation of the noise that is added to the standardised features in training, for A and R; `train_map`,
+            whether A trains.
     """
 
     mean: Tensor
@@ -52,8 +53,8 @@ class ResidualHead(nn.Module):
 
     @torch.no_grad()
     def fill(self, linear_map: Tensor, mean: Tensor, covariance: Tensor) -> None:
-        """Take one side of a closed form: A (F, D), μ (F,), and the covariance (F, F) of the training features."""
-        # √(mean squared norm) stands for the mean norm: no second pass over the features, a few per cent apart.
+        """Copy one side of a closed form: A (F, D), μ (F,), and the covariance (F, F) of the training features."""
+        # √(mean squared norm) instead of the mean norm: a few per cent apart, but without a second pass over the data.
         norm = ((linear_map.T @ covariance) * linear_map.T).sum().clamp_min(0).sqrt()
         self.mean.copy_(mean)
         self.deviation.copy_(deviations(covariance))
@@ -61,9 +62,9 @@ class ResidualHead(nn.Module):
 
 
 def deviations(covariance: Tensor) -> Tensor:
-    """(F,) deviation of each feature from their covariance (F, F), by which to standardise.
+    """(F,) standard deviation of each feature from the covariance (F, F), for standardisation.
 
-    A feature that never changes has 1: it is left as it is, not blown up by a division by its rounding.
+    A constant feature gets 1, because a division by its rounding error would blow it up.
     """
     deviation = covariance.diagonal().clamp_min(0).sqrt()
     return torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))

@@ -21,8 +21,8 @@ DEFAULT_IMAGE_SIZE = 224
 class ResNet18(ImageEncoder):
     """torchvision's ResNet-18; features are the 512 globally averaged channels before the classifier.
 
-    Random weights, ImageNet's (`resnet18@imagenet`) or a torchvision state dict (`resnet18@FILE`). Fully
-    convolutional: any image size works with the same weights (224 by default, 112 for quick runs on a CPU).
+    Its weights are random, ImageNet's (`resnet18@imagenet`) or a torchvision state dict (`resnet18@FILE`). It is fully
+    convolutional, so any image size works with the same weights (224 by default, 112 for quick runs on a CPU).
     """
 
     def __init__(self, spec: EncoderSpec, options: ImageOptions) -> None:

@@ -1,4 +1,4 @@
-"""A dual encoder from what a run saved: its config, its tokenizer, and the sources of the towers that it left out."""
+"""Rebuilds a dual encoder from a run: its config, its tokenizer, and the sources of towers not in its checkpoints."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from varalign.encoders.towers import Towers
 def dual_encoder_from_config(
     config: Mapping[str, Any], *, tokenizer: Tokenizer | None = None, sides: Sequence[Side] = SIDES
 ) -> DualEncoder:
-    """Build the model again from `DualEncoder.to_config()`; `load_checkpoint_state` then fills it.
+    """Rebuild the model from `DualEncoder.to_config()`; `load_checkpoint_state` then loads its weights.
 
-    Towers that the checkpoint holds are built without hub, file or captions. A frozen tower that it leaves out is read
-    from its source by its spec, and must have the fingerprint that was recorded.
+    Towers whose weights are in the checkpoint are built without hub, file or captions. A frozen tower that is not in
+    it is read from its source by its spec, and must have the recorded fingerprint.
 
     Args:
-        config: what `to_config` gave, through JSON or not.
-        tokenizer: the run's saved tokenizer; None where there is no text tower.
-        sides: the towers to build; the model then has no other tower, and embeds nothing but these sides' inputs.
+        config: the values of `to_config`, before or after JSON.
+        tokenizer: the run's saved tokenizer; None if there is no text tower.
+        sides: the towers to build; the model embeds only the inputs of these sides.
 
     Raises:
-        WeightsUnavailable, SpecError: a left-out tower's source is gone.
-        WeightsChanged: it is there with other weights.
-        ValueError: a text tower, but no tokenizer.
+        WeightsUnavailable, SpecError: the source of a tower that is not in the checkpoint is gone.
+        WeightsChanged: that source has other weights now.
+        ValueError: there is a text tower, but no tokenizer.
     """
     image, text = (config[f"{side}_encoder"] if side in sides else None for side in SIDES)
     image_encoder: ImageEncoder | None = None
@@ -52,7 +52,7 @@ def dual_encoder_from_config(
     for side, rank in config.get("adapters", {}).items():
         if side in sides:
             towers.adapt(side, rank)
-    # Runs of earlier versions have no entry for what was added later: the default is what they were trained with.
+    # Runs of earlier versions lack fields that were added later; they were trained with the defaults of these fields.
     return DualEncoder(towers, HeadShape(**{f.name: config[f.name] for f in fields(HeadShape) if f.name in config}))
 
 

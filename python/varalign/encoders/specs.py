@@ -1,8 +1,8 @@
 """Encoder specs, `kind:name@weights`, and the table of encoder kinds.
 
 A new kind is one file with its class and one row of `KINDS`; `varalign.encoders.build` imports that file when such an
-encoder is built. Specs are read strictly: an unknown one lists the known ones and nothing is guessed. No torch here:
-the command line checks specs before anything heavy is imported.
+encoder is built. Specs are read strictly: the error for an unknown spec lists the known forms. This file imports no
+torch, so that the command line can check specs before anything heavy is imported.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ SIDES: tuple[Side, Side] = ("image", "text")
 
 
 class SpecError(ValueError):
-    """A spec that names nothing known, or an option that an encoder does not have; the message says what there is."""
+    """A spec that names nothing known, or an option that an encoder does not have; the message lists known ones."""
 
 
 class WeightsUnavailable(RuntimeError):
-    """Weights that are neither on this machine nor to be had from their hub now.
+    """Weights that are not on this machine and cannot be downloaded.
 
     The message says what to download, where to put it and which option names it. Commands end with exit code 2.
     """
 
 
 class WeightsChanged(RuntimeError):
-    """The weights a run was trained on are no longer those that its encoder spec leads to."""
+    """An encoder spec leads to other weights than those that the run was trained with."""
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What a spec string says.
+    """A parsed spec.
 
     Attributes:
         kind: the name of a row of `KINDS`.
-        name: the model's name, hub name or folder; empty where the kind takes none.
-        weights: what follows `@`; None where nothing does.
+        name: the model's name, hub name or folder; empty if the kind takes none.
+        weights: the part after `@`; None without one.
     """
 
     kind: str
@@ -54,11 +54,11 @@ class EncoderSpec:
 
     @property
     def has_source(self) -> bool:
-        """Whether the weights come from a file, a folder or a hub, rather than from random numbers."""
+        """Whether the weights come from a file, a folder or a hub; otherwise they are random."""
         return self.weights is not None or any(row.pretrained for row in KINDS if row.name == self.kind)
 
     def with_absolute_path(self) -> EncoderSpec:
-        """The spec with the file or folder that it names made absolute, so that it can be read from elsewhere later."""
+        """The spec with an absolute path of its file or folder, so that it works in any working directory."""
         place = self.weights if self.weights is not None else self.name
         path = Path(place).expanduser()
         if not place or not path.exists():
@@ -72,13 +72,13 @@ class EncoderKind:
     """One kind of encoder.
 
     Attributes:
-        name: what a spec begins with.
+        name: the first part of its specs.
         side: "image" or "text".
         place: `module:class`, imported when an encoder of this kind is built.
-        forms: every form of its specs; capitals stand for a name or a path. They are the grammar too: a kind takes a
-            name where a form has a colon, and weights where one has an `@`.
+        forms: every form of its specs; capitals stand for a name or a path. They also define the grammar: a kind takes
+            a name if its forms have a colon, and weights if one of them has an `@`.
         pretrained: whether its weights always come from a file, a folder or a hub.
-        check: raises SpecError for a name or weights that the kind does not have; None: every one is taken.
+        check: raises SpecError for a name or weights that the kind does not have; None: no check.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _check_clip(spec: EncoderSpec, side: Side) -> None:
     if spec.name in names or not names or (folder / "open_clip_config.json").is_file():
         return
     if looks_like_path(spec.weights) and not folder.exists():
-        return  # reported where the weights are read; a saved run may not need them
+        return  # a missing file is reported when the weights are read; a saved run may not need them
     near = difflib.get_close_matches(spec.name, names, n=5, cutoff=0.4)
     hint = f"near it: {', '.join(near)}; " if near else ""
     raise SpecError(
@@ -171,7 +171,7 @@ def parse_spec(text: str, side: Side) -> EncoderSpec:
     if row is None or named != bool(colon):
         raise unknown
     takes_weights = any("@" in form for form in row.forms)
-    # A kind without weights is named by a hub name or a folder, in which an `@` means nothing.
+    # In a kind without weights, an `@` is part of the hub name or folder.
     name, at, weights = rest.partition("@") if takes_weights or not named else (rest, "", "")
     spec = EncoderSpec(kind, name, weights if at else None)
     if named != bool(name) or (at and not (weights and takes_weights)):

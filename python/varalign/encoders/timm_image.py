@@ -20,12 +20,11 @@ BLOCKS = ("blocks", "stages", "layers", "features")
 
 
 class TimmImageEncoder(ImageEncoder):
-    """A timm model without its classifier; features are its pooled pre-classifier ones.
+    """A timm model without its classifier; the features are the pooled ones before the classifier.
 
-    Without `@` its weights are random; `@hub` loads those that the model's tag (or its default one) names, `@FILE` a
-    state dict in timm's format with the classifier that the model has by default. Size, mean, deviation and
-    interpolation are those of timm's data config; where that crops less than the whole short side (`crop_pct`),
-    varalign crops the whole one.
+    Without `@` its weights are random; `@hub` loads those of the model's tag (or its default tag), `@FILE` a state dict
+    in timm's format that includes the model's default classifier. Size, mean, deviation and interpolation come from
+    timm's data config; its `crop_pct` is ignored, and crops span the whole short side.
 
     Args:
         spec: kind `timm`.
@@ -80,11 +79,11 @@ class TimmImageEncoder(ImageEncoder):
         return known_blocks(self.net, BLOCKS, self.spec)
 
     def tail(self) -> list[nn.Module | nn.Parameter]:
-        """Final norm, pooling and what is left of the head."""
+        """Final norm, pooling and the rest of the head."""
         return present(self.net, ("norm", "fc_norm", "norm_pre", "attn_pool", "conv_head", "bn2", "final_conv", "head"))
 
     def architecture(self) -> dict[str, Any]:
-        """timm's name for it, and preprocessing."""
+        """The model's name in timm, and preprocessing."""
         return plain({"kind": "timm", "name": self.name, "preprocess": asdict(self.preprocess)})
 
 

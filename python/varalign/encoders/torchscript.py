@@ -1,13 +1,13 @@
-"""The tensors of a TorchScript archive, read without torch.jit, so that no program in it is compiled or run.
+"""Reads the tensors of a TorchScript archive without torch.jit, so that no program in it is compiled or run.
 
-Such an archive is a zip: `NAME/data.pkl` is a pickle of the module tree whose tensors point to the raw bytes in
-`NAME/data/KEY`; `NAME/code/` holds the programs as text. The pickle's operations are interpreted here: those that
-torch.jit writes, which make tensors, dicts, lists and records of modules, and no other. From the code text only each
-class's lists of parameters and buffers are read, which tell them from other attributes that hold tensors.
+Such an archive is a zip file. `NAME/data.pkl` is a pickle of the module tree, whose tensors point to the raw bytes in
+`NAME/data/KEY`; `NAME/code/` contains the programs as text. This file interprets only the pickle operations that
+torch.jit writes, which make tensors, dicts, lists and records of modules. From the code text it reads only each class's
+lists of parameters and buffers, which distinguish them from other attributes that hold tensors.
 
-An archive cannot make more work than its size allows: bytes of tensors are stored, not deflated, in the size that the
-pickle declares; a tensor has no more elements than are stored for it, all of them together at most `COPIES` times the
-file; the code text, the module tree and its depth are limited.
+The work is bounded by the archive's size: the bytes of tensors must be stored uncompressed in the size that the pickle
+declares; a tensor has at most as many elements as are stored for it, and all tensors together at most `COPIES` times
+the bytes of the file; the size of the code text and the number and depth of modules are limited.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ CLASS = re.compile(
     r"^class (\w+)\(Module\):\s+__parameters__ = \[(.*?)\]\s+__buffers__ = \[(.*?)\]", re.MULTILINE | re.DOTALL
 )
 MOST_CODE = 64 << 20
-"""Bytes of code text (0.5 MB for ViT-B/32)."""
+"""Maximum bytes of code text (ViT-B/32 has 0.5 MB)."""
 MOST_DEPTH = 64
 MOST_MODULES = 100_000
 MOST_NAME = 4096
-"""Characters in the name of a tensor, its modules' names included."""
+"""Maximum characters in the name of a tensor, with its modules' names."""
 
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 _CONSTANTS: dict[str, Callable[[], Any]] = {
@@ -63,7 +63,7 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 @dataclass
 class ModuleRecord:
-    """A module of the archive: its class's name and its attributes, nothing that can be called."""
+    """A module of the archive as data: the name of its class, and its attributes."""
 
     type_name: str
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -73,11 +73,11 @@ def read_torchscript(path: Path) -> tuple[dict[str, Tensor], str]:
     """Parameters and buffers of a TorchScript archive by their state dict names, and its code as text.
 
     Args:
-        path: what torch.jit.save or `ScriptModule.save` wrote.
+        path: a file of torch.jit.save or `ScriptModule.save`.
 
     Raises:
-        WeightsError: not such an archive, one that asks for more work than its size allows, or a pickle in it that
-            names anything but modules and tensors.
+        WeightsError: not such an archive, one that needs more work than its size allows, or one whose pickle names
+            anything but modules and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,13 +91,13 @@ def read_torchscript(path: Path) -> tuple[dict[str, Tensor], str]:
         raise
     except (zipfile.BadZipFile, StopIteration, KeyError, EOFError, OSError) as error:
         raise WeightsError(f"{path} is not a whole TorchScript archive: {error or 'no data.pkl'}") from error
-    except Exception as error:  # whatever zipfile, the operations of the pickle and torch raise on bytes made by others
+    except Exception as error:  # zipfile, the pickle operations and torch raise errors of any type on damaged bytes
         raise WeightsError(f"{path}: its data.pkl is not what torch.jit writes; refused ({error})") from error
     return dict(_tensors(tree, _declared(code), path)), "\n".join(code.values())
 
 
 class _Entries:
-    """The entries of an archive below its root; what is read of them in all is no more than the file holds."""
+    """The entries of an archive below its root; all reads together are limited to the size of the file."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str, path: Path) -> None:
         self.archive, self.root, self.path = archive, root, path
@@ -107,7 +107,7 @@ class _Entries:
         return f"{self.root}{name}" in self.archive.NameToInfo
 
     def stored(self, name: str, size: int | None = None) -> bytes:
-        """The bytes of an entry that is stored as it is, `size` of them where that is known."""
+        """The bytes of an uncompressed entry, which must be `size` if that is given."""
         entry = self.archive.getinfo(f"{self.root}{name}")
         if size is not None and entry.file_size < size:
             raise WeightsError(f"{self.path} is cut short: {name} holds {entry.file_size} bytes, not {size}")
@@ -121,7 +121,7 @@ class _Entries:
         return self.archive.read(entry)
 
     def code(self) -> dict[str, str]:
-        """The code text by file; torch.jit deflates it."""
+        """The code text by file; torch.jit compresses it."""
         below = f"{self.root}code/"
         found = [entry for entry in self.archive.infolist() if entry.filename.startswith(below)]
         found = [entry for entry in found if entry.filename.endswith(".py")]
@@ -133,10 +133,10 @@ class _Entries:
 
 
 class _Interpreter:
-    """Interprets the operations of a pickle that torch.jit writes; it imports nothing and calls only its own methods.
+    """Interprets the pickle operations that torch.jit writes; it imports nothing and calls only its own methods.
 
-    Python's own unpickler would do so too (with `find_class`), but can be made to reserve memory by a number in the
-    pickle, and to overflow the stack by a tuple in a tuple in a tuple.
+    Python's unpickler with `find_class` could do the same, but a number in the pickle can make it reserve memory, and
+    deeply nested tuples can make it overflow the stack.
     """
 
     def __init__(self, entries: _Entries) -> None:
@@ -158,7 +158,7 @@ class _Interpreter:
         memo: dict[int, Any] = {}
 
         def popped() -> list[Any]:
-            """What was pushed since the last mark."""
+            """The values pushed since the last mark, removed from the stack."""
             start = marks.pop()
             items = stack[start:]
             del stack[start:]
@@ -233,7 +233,7 @@ class _Interpreter:
             )
         if count == 0:
             return torch.empty(size, dtype=storage.dtype)
-        # as_strided itself refuses what would lie outside the storage. A copy, so that no two tensors share bytes.
+        # as_strided refuses strides that reach outside the storage. The clone lets no two tensors share bytes.
         return torch.as_strided(storage, size, stride, offset).clone(memory_format=torch.contiguous_format)
 
 
@@ -245,7 +245,7 @@ def _of(kind: type, value: Any) -> Any:
 
 def _fill(target: Any, items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Text and numbers alone: the hash of a tuple in a tuple in a tuple overflows the stack.
+        # Only texts and numbers as keys: the hash of deeply nested tuples overflows the stack.
         _of(dict, target)[_of(int, key) if isinstance(key, int) else _of(str, key)] = value
 
 
@@ -264,7 +264,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _declared(code: dict[str, str]) -> dict[str, set[str]]:
-    """Qualified class name → names of its parameters and buffers, as the code text lists them."""
+    """Qualified class name → names of its parameters and buffers, from the code text."""
     found = {}
     for file, text in code.items():
         package = file.removesuffix(".py").replace("/", ".")

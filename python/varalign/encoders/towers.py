@@ -1,4 +1,4 @@
-"""The two towers of a dual encoder: which parts of them train, and what features they give."""
+"""The two towers of a dual encoder: they compute the features, and parts of them can be frozen."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from varalign.encoders.specs import Side, SpecError
 
 
 class Towers(nn.Module):
-    """An image tower and a text tower, each whole, frozen, frozen but for its last blocks, or frozen with adapters.
+    """An image tower and a text tower; each trains whole, is frozen, is frozen except its last blocks, or has adapters.
 
-    Without a tower (features computed before, `--features`) its side takes features of the given width as they are.
+    A side without a tower (with `--features`) takes features of the given width and returns them unchanged.
 
     Args:
         image_encoder: the image tower, or None.
         text_encoder: the text tower, or None.
-        image_feature_dim: width of the image features where there is no image tower.
-        text_feature_dim: width of the text features where there is no text tower.
+        image_feature_dim: width of the image features, needed without an image tower.
+        text_feature_dim: width of the text features, needed without a text tower.
 
     Attributes:
-        frozen: side → number of unfrozen blocks, for the frozen sides only.
+        frozen: side → number of unfrozen blocks; frozen sides only.
         adapters: side → rank of its adapters.
         fingerprints: side → its tower's fingerprint before adapters were added.
 
     Raises:
-        ValueError: a side with neither tower nor width, or a width that is not the tower's.
+        ValueError: a side with neither tower nor width, or a width other than the tower's.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Towers(nn.Module):
         return self.image_encoder if side == "image" else self.text_encoder
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Image features (B, image_feature_dim) of pixels (B, 3, S, S); without a tower, of features as they are."""
+        """Image features (B, image_feature_dim) of pixels (B, 3, S, S); without a tower, `pixels` are the features."""
         return pixels if self.image_encoder is None else self._encoded("image", pixels)
 
     def encode_texts(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Text features (B, text_feature_dim) of ids (B, L) and lengths (B,), best left on the CPU.
+        """Text features (B, text_feature_dim) of ids (B, L) and lengths (B,), which are best on the CPU.
 
-        Without a tower `ids` are the features (B, text_feature_dim) and come back as they are.
+        Without a tower, `ids` are the features (B, text_feature_dim) and are returned unchanged.
         """
         if self.text_encoder is None:
             return ids
@@ -76,12 +76,12 @@ class Towers(nn.Module):
         return features
 
     def freeze(self, side: Side, unfreeze: int = 0) -> None:
-        """Keep a tower as it is: no gradients, and in eval mode even while training (BatchNorm and dropout too).
+        """Freeze a tower: it gets no gradients and stays in eval mode during training (BatchNorm and dropout too).
 
         Args:
             side: "image" or "text"; nothing happens on a side without a tower.
-            unfreeze: how many of its last blocks still train, with the parts after them (final norm,
-                projection). Embeddings and stem stay frozen.
+            unfreeze: number of its last blocks that still train, with the parts after them (final norm, projection).
+                Embeddings and stem stay frozen.
 
         Raises:
             SpecError: `unfreeze` is negative or more than the tower has blocks.
@@ -105,14 +105,14 @@ class Towers(nn.Module):
         self.train(self.training)
 
     def adapt(self, side: Side, rank: int) -> None:
-        """Train low-rank adapters, which at first change nothing, beside the linear layers of a frozen tower.
+        """Add trainable low-rank adapters to the linear layers of a frozen tower; they start with zero effect.
 
         Args:
-            side: "image" or "text", with a frozen pretrained tower. The adapters' names hold `.lora_`.
+            side: "image" or "text", with a frozen pretrained tower. The adapters' names contain `.lora_`.
             rank: R, at least 1.
 
         Raises:
-            SpecError: the tower is not frozen whole, has no such layers, or the package peft is not there.
+            SpecError: the tower is not fully frozen, has no such layers, or the package peft is not installed.
 
         Source: Hu et al., LoRA, ICLR 2022.
         """
@@ -125,16 +125,16 @@ class Towers(nn.Module):
         self.train(self.training)
 
     def fully_frozen(self, side: Side) -> bool:
-        """Whether a tower is there and none of it trains: its features can be computed once and kept."""
+        """Whether a side has a tower of which nothing trains, so that its features can be cached."""
         return self.encoder(side) is not None and self.frozen.get(side) == 0 and side not in self.adapters
 
     def from_source(self, side: Side) -> bool:
-        """Whether a tower's own weights are those of its source, and stay so: a checkpoint can leave them out."""
+        """Whether a tower's own weights are frozen at those of its source, so that a checkpoint can leave them out."""
         encoder = self.encoder(side)
         return encoder is not None and encoder.has_source and self.frozen.get(side) == 0
 
     def train(self, mode: bool = True) -> Any:
-        """Training mode for what trains; the frozen parts stay in eval mode."""
+        """Set training mode; frozen parts stay in eval mode."""
         super().train(mode)
         for side, unfreeze in self.frozen.items():
             encoder = self.encoder(side)

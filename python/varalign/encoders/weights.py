@@ -1,8 +1,8 @@
-"""Other people's weight files, read as tensors and never run.
+"""Reads other people's weight files without running code in them.
 
-Source of the rules: safetensors hold nothing but tensors; `.pt`, `.pth` and `.bin` files are pickles, which torch reads
-with `weights_only=True`, an unpickler that knows tensors and containers and calls nothing else; TorchScript archives
-hold programs and are refused here (`varalign convert` takes their tensors out without running them).
+safetensors files contain only tensors. `.pt`, `.pth` and `.bin` files are pickles, which torch reads with
+`weights_only=True`, an unpickler for tensors and containers only. TorchScript archives contain programs and are refused
+here; `varalign convert` takes their tensors out without running the programs.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from varalign.encoders.specs import SpecError
 
 MOST_NESTING = 500
 COPIES = 8
-"""Most bytes of tensors, in sizes of the file that holds them: weights that are tied are copied."""
+"""Maximum bytes of all tensors, as a multiple of the file's size; above 1, since tied weights are copied."""
 LEVELS = ("state_dict", "model_state_dict", "model", "net", "ema")
 """Names under which training scripts save a model's state dict, in the order in which they are looked for."""
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers put before all names of a state dict."""
 AVERAGED = "n_averaged"
-"""The number of averaged steps that torch's AveragedModel keeps beside a model's tensors."""
+"""The step counter that torch's AveragedModel stores beside a model's tensors."""
 COUNTER = "num_batches_tracked"
-"""A count that BatchNorm reads only without a momentum; files older than it lack it, and torch then takes 0."""
+"""A counter that BatchNorm reads only without a momentum; old files lack it, and torch then takes 0."""
 
 
 class WeightsError(ValueError):
@@ -38,7 +38,7 @@ class WeightsError(ValueError):
 
 
 def named_file(text: str, spec: str) -> Path:
-    """The file that a spec names behind `@`, absolute.
+    """The file that a spec names after `@`, as an absolute path.
 
     Raises:
         SpecError: no such file.
@@ -51,13 +51,13 @@ def named_file(text: str, spec: str) -> Path:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip with `code/` or `constants.pkl`, as torch.jit saves it."""
+    """Whether a file is a TorchScript archive: a zip with `code/` or `constants.pkl`, which torch.jit writes."""
     names = [entry.filename.partition("/")[2] for entry in _entries(path)]
     return any(name == "constants.pkl" or name.startswith("code/") for name in names)
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    """The entries of a zip archive; none of a file that is none, or a damaged one, which its reader reports."""
+    """The entries of a zip archive; empty for other files and damaged ones, on which the reader then fails."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
@@ -71,8 +71,8 @@ class Weights:
 
     Attributes:
         state: tensors by name, on the CPU.
-        taken: which part of the file they are ("'model' of its parts model, ema; prefix 'module.' removed"); empty
-            where the file holds nothing else and the names are as they stand in it.
+        taken: which part of the file they are ("'model' of its parts model, ema; prefix 'module.' removed"); empty if
+            they are all of the file, under its own names.
     """
 
     state: dict[str, Tensor]
@@ -85,18 +85,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> Weights:
-    """The model in a weights file, without running anything that is in it.
+    """The model in a weights file, read without running code in it.
 
-    Training scripts put the state dict under a name of `LEVELS`, or under one of them in another; the first that holds
-    tensors is taken. Wrappers (DataParallel, torch.compile, Lightning) put a prefix of `PREFIXES` before all names;
-    these are removed in any order.
+    Training scripts save the state dict under a name of `LEVELS`, possibly nested in another; the first one that holds
+    tensors is taken. Wrappers (DataParallel, torch.compile, Lightning) add a prefix of `PREFIXES` to all names; such
+    prefixes are removed in any order.
 
     Args:
-        path: `.safetensors`, or a pickle of torch's (`.pt`, `.pth`, `.bin`).
+        path: `.safetensors`, or a pickle of torch.save (`.pt`, `.pth`, `.bin`).
 
     Raises:
-        WeightsError: a TorchScript archive, a pickle of more than tensors, a broken file, no tensors in it, or tensors
-            beside or under a name that may be a model's.
+        WeightsError: a TorchScript archive, a pickle of more than tensors, a broken file, a file without tensors, or
+            with tensors in a mapping of another name, which may be another model.
     """
     if is_torchscript(path):
         raise WeightsError(
@@ -131,7 +131,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def _tensors_in(content: Any, name: Any) -> bool:
-    """Whether `content` has a mapping of this name that holds tensors, itself or in one of `LEVELS`."""
+    """Whether `content` has a mapping of this name with tensors in it, or in one of its `LEVELS`."""
     part = content.get(name) if isinstance(content, Mapping) else None
     if not isinstance(part, Mapping):
         return False
@@ -165,10 +165,10 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: Path, spec: str) -> None:
-    """Copy `state` into `module`; every name and shape must fit, but BatchNorm's counters may be absent.
+    """Copy `state` into `module`; every name and shape must fit, except that BatchNorm's counters may be missing.
 
     Raises:
-        WeightsError: names the first missing, unknown and misshapen tensors.
+        WeightsError: the message names the first missing, unknown and misshapen tensors.
     """
     wanted = module.state_dict()
     state = {**{name: value for name, value in wanted.items() if name.rpartition(".")[2] == COUNTER}, **state}
@@ -199,7 +199,7 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def check_pickle(path: Path) -> None:
-    """Refuse a file of torch.save that makes more work than its size allows, or ends the process.
+    """Refuse a file of torch.save that would need more work than its size allows, or would end the process.
 
     Raises:
         WeightsError: compressed entries, which may be gigabytes of zeros, or a pickle that is nested too deep.
@@ -221,7 +221,7 @@ def _read_pickle(path: Path) -> Any:
             f"{path} holds Python objects besides tensors, which would have to be run; refused. Save its state dict "
             f"(names and tensors) as safetensors where you trust it ({first_line(error)})"
         ) from error
-    except Exception as error:  # torch's unpickler raises errors of any type on bytes that are no pickle
+    except Exception as error:  # torch's unpickler raises errors of any type on damaged bytes
         raise WeightsError(f"{path} is not a whole weights file of torch's: {first_line(error)}") from error
 
 

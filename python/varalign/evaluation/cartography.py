@@ -1,4 +1,4 @@
-"""Pairs by what training made of them: learnt, ambiguous or probably wrong.
+"""Sorts pairs by their probability over the epochs: learnt, ambiguous or probably wrong.
 
 T captions, n of them seen in training.
 """
@@ -14,22 +14,22 @@ Floats = NDArray[np.float64]
 
 KINDS = ("learnt", "ambiguous", "probably wrong")
 UNSEEN = -1
-UNSTEADY = 0.2  # deviation over epochs above which a pair is ambiguous whatever its mean
+UNSTEADY = 0.2  # standard deviation over the epochs above which a pair is ambiguous, whatever its mean
 LEAST_PAIRS = 20
 SAMPLES = 100  # of the bootstrap
-SURE = 0.8  # posterior of the mixture from which a pair counts as learnt, or as wrong
+SURE = 0.8  # smallest posterior at which a pair counts as learnt, or as wrong
 
 
 @dataclass(frozen=True)
 class Cartography:
-    """What the epochs say of each pair.
+    """The kinds of all pairs, and the share of wrong ones.
 
     Attributes:
-        kind: (T,) int8, index into `KINDS`; -1 where the pair was never seen, or no pair can be judged.
-        probability_wrong: (T,) float64, posterior of the lower of two normals; NaN where never seen.
-        wrong_share: the lower normal's share of the pairs seen; 0 where one normal explains them as well.
-        low, high: its 95 % interval.
-        abstains: why no pair can be judged; empty where pairs are.
+        kind: (T,) int8, index into `KINDS`; -1 for a pair never seen, or if no pair can be judged.
+        probability_wrong: (T,) float64, posterior of the lower of two normals; NaN for a pair never seen.
+        wrong_share: share of the lower normal among the pairs seen; 0 if one normal fits as well.
+        low, high: 95 % interval of `wrong_share`.
+        abstains: why no pair can be judged; empty if pairs are judged.
     """
 
     kind: NDArray[np.int8]
@@ -40,31 +40,31 @@ class Cartography:
     abstains: str = ""
 
     def counts(self) -> dict[str, int]:
-        """How many pairs are of each kind."""
+        """The number of pairs of each kind."""
         return {name: int((self.kind == number).sum()) for number, name in enumerate(KINDS)}
 
 
 def cartography(
     mean: Floats, variance: Floats, owner: NDArray[np.int64], *, chance: float, seed: int = 0
 ) -> Cartography:
-    """Sort pairs by mean and variance of their positive probability over epochs.
+    """Sort pairs by mean and variance of their positive probability over the epochs.
 
-    The log odds of the means are taken as two normals, of which the lower one holds the pairs that training could not
-    learn; where one normal is as good (by the Bayesian information criterion) no pair is called wrong. A pair whose
-    probability moves by more than 0.2 (deviation over epochs), of which the mixture is less than 80 % sure, or whose
-    probability is no more than twice that of chance, is ambiguous.
+    Two normals are fitted to the log odds of the means; the lower one stands for the pairs that training could not
+    learn. If one normal fits as well (Bayesian information criterion), no pair is called wrong. A pair is ambiguous if
+    its probability has a standard deviation above 0.2 over the epochs, if the mixture is less than 80 % sure of it, or
+    if its probability is at most twice the chance level.
 
-    The interval of two normals is a bootstrap by image. Under one normal it reaches from 0 to the larger of 3 / images
-    (where none of n is seen, 3 / n is not excluded) and twice the share of pairs at no more than twice the chance: a
-    wrong pair has the chance's probability in the mean, so that at least every second one lies there (Markov).
+    With two normals the interval is a bootstrap over images. With one normal it reaches from 0 to the larger of
+    3 / images (rule of three) and twice the share of pairs with at most twice the chance probability: a wrong pair has
+    the chance probability on average, so at least half of them are among those (Markov's inequality).
 
-    No pair is judged where fewer than 20 were seen, or where the model tells pairs apart no better than chance: a mean
-    probability within three standard errors (by image) of the chance, or below its double.
+    No pair is judged if fewer than 20 were seen, or if the model tells pairs apart no better than chance: a mean
+    probability within three standard errors (over images) of the chance, or below twice the chance.
 
     Args:
-        mean, variance: (T,) of the positive probability over epochs, NaN for a pair never seen (`PairMoments`).
-        owner: (T,) the image row of each caption: images are what the bootstrap draws.
-        chance: the positive probability that a model without any knowledge gives a pair, in the mean.
+        mean, variance: (T,) of the positive probability over the epochs, NaN for a pair never seen (`PairMoments`).
+        owner: (T,) image row of each caption, the unit of the bootstrap.
+        chance: mean positive probability that a random model gives a pair.
         seed: of the bootstrap.
 
     Raises:
@@ -107,7 +107,7 @@ def cartography(
 
 
 def _blind(mean: Floats, place: NDArray[np.int64], chance: float) -> str:
-    """Why pairs of these mean probabilities cannot be judged; empty where they can. `place` is the image of each."""
+    """Why pairs with these mean probabilities cannot be judged; empty if they can. `place` is the image of each."""
     if len(mean) < LEAST_PAIRS:
         return f"training saw {len(mean)} pairs, too few to judge them by: at least {LEAST_PAIRS} are needed"
     counts = np.bincount(place)
@@ -128,7 +128,7 @@ def _log_odds(probability: Floats) -> Floats:
 
 
 def _two_normals(values: Floats, weight: Floats | None = None, start: Floats | None = None) -> Floats | None:
-    """EM for share, mean, deviation of the lower normal and mean, deviation of the upper; None where all are alike."""
+    """Share, mean, deviation of the lower and mean, deviation of the upper normal by EM; None for equal values."""
     weight = np.ones(len(values)) if weight is None else weight
     if start is None:
         low, middle, high = np.quantile(values, [0.1, 0.5, 0.9])
@@ -161,7 +161,7 @@ def _log_density(values: Floats, mean: float, deviation: float) -> Floats:
 
 
 def _posterior(values: Floats, found: Floats) -> Floats:
-    """Chance of each value to come from the lower normal."""
+    """The probability that each value comes from the lower normal."""
     share = np.clip(found[0], 1e-9, 1 - 1e-9)
     lower = np.log(share) + _log_density(values, found[1], found[2])
     upper = np.log(1 - share) + _log_density(values, found[3], found[4])
@@ -175,5 +175,5 @@ def _better_than_one(values: Floats, found: Floats) -> bool:
     lower = np.log(share) + _log_density(values, found[1], found[2])
     upper = np.log(1 - share) + _log_density(values, found[3], found[4])
     gain = np.logaddexp(lower, upper).sum() - one
-    # Two humps, not merely a longer tail: the normals must stand further apart than their deviations together.
+    # Requires two modes rather than one with a long tail: the means differ by more than the sum of the deviations.
     return bool(gain > 1.5 * np.log(len(values)) and found[3] - found[1] > found[2] + found[4])

@@ -1,7 +1,7 @@
 """PairMoments: running mean and variance of every training pair's positive probability and margin, over the epochs.
 
-Accumulates in float64 (Welford 1962), merges (Chan, Golub and LeVeque 1979), pickles, and gives its state as a dict of
-plain NumPy arrays for a checkpoint.
+Accumulates in float64 (Welford 1962), merges (Chan, Golub and LeVeque 1979), can be pickled, and gives its state as
+NumPy arrays for a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ QUANTITIES = ("probability", "margin")
 class PairMoments:
     """Running mean and variance, over the epochs, of every training pair's positive probability and margin.
 
-    n: number of pairs. High mean and low variance of the probability: learnt; low mean and low variance: the caption
-    probably does not belong to the image (Swayamdipta et al. 2020, "dataset cartography").
+    n: number of pairs. A high mean and low variance of the probability mean that the pair is learnt; a low mean and low
+    variance that the caption probably does not belong to the image (Swayamdipta et al. 2020, "dataset cartography").
     """
 
     def __init__(self, n: int) -> None:
@@ -29,15 +29,15 @@ class PairMoments:
         self.n = n
         self.count: NDArray[np.int64] = np.zeros(n, np.int64)
         """(n,) int64: how often each pair was seen."""
-        # A column a quantity: means, 0 where a pair was never seen, and sums of squared deviations.
+        # One column per quantity: means (0 for pairs never seen) and sums of squared deviations.
         self._means: Floats = np.zeros((n, 2))
         self._m2s: Floats = np.zeros((n, 2))
 
     def update(self, indices: ArrayLike, values: ArrayLike) -> None:
         """Add one observation of some pairs.
 
-        indices: (B,) integers within 0 to n; one may occur twice. values: (B, 2), positive probability and margin.
-        Raises ValueError, with nothing changed, where an index is out of range or the shapes do not fit.
+        indices: (B,) integers from 0 to n - 1; repetitions are allowed. values: (B, 2), positive probability and
+        margin. Raises ValueError, without any change, if an index is out of range or the shapes do not fit.
         """
         index = np.asarray(indices)
         value = np.asarray(values, dtype=np.float64)
@@ -49,7 +49,7 @@ class PairMoments:
         if len(wrong):
             raise ValueError(f"pair index {wrong[0]} is not within 0 to {self.n} (exclusive)")
         left = np.arange(len(index))
-        while len(left):  # once, unless a pair occurs twice: its observations are added one after the other
+        while len(left):  # each round adds one observation per pair; more than one round only with repetitions
             pairs, first = np.unique(index[left], return_index=True)
             rows, left = left[first], np.delete(left, first)
             self.count[pairs] += 1
@@ -60,7 +60,7 @@ class PairMoments:
             self._m2s[pairs] += delta * (added - means)
 
     def merge(self, other: PairMoments) -> None:
-        """Add all that `other` has seen. Raises ValueError where the number of pairs differs."""
+        """Add the observations of `other`. Raises ValueError if the number of pairs differs."""
         if self.n != other.n:
             raise ValueError(f"cannot merge moments of {other.n} pairs into those of {self.n}")
         pairs = np.flatnonzero(other.count)
@@ -96,7 +96,7 @@ class PairMoments:
         return variance
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Everything needed to go on later, as (n,) arrays."""
+        """The whole state as (n,) arrays."""
         state: dict[str, NDArray[Any]] = {"count": self.count.copy()}
         for column, quantity in enumerate(QUANTITIES):
             state[f"{quantity}_mean"] = self._means[:, column].copy()
@@ -105,7 +105,7 @@ class PairMoments:
 
     @classmethod
     def from_state(cls, state: Mapping[str, ArrayLike]) -> PairMoments:
-        """The accumulator that `state` came from; raises ValueError where its arrays do not fit each other."""
+        """The inverse of `state`; raises ValueError if the arrays do not fit each other."""
         parts = {
             key: np.asarray(state[key]) for quantity in QUANTITIES for key in (f"{quantity}_mean", f"{quantity}_m2")
         }

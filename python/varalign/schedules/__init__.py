@@ -28,7 +28,7 @@ def build_schedule(
     seed: int = 0,
     replay: Sequence[float] = (),
 ) -> LossSchedule:
-    """The schedule of that name; it takes the options that its class has and leaves the others.
+    """Build the schedule of that name with those of the options that its class takes.
 
     Args:
         name: one of `SCHEDULES`.

@@ -1,4 +1,4 @@
-"""What a step knows about one direction's similarity scores: what the losses tell a schedule."""
+"""Statistics of one direction's similarity scores in a step; the losses compute them for the schedules."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class DirectionStats:
         minimum: smallest similarity of all candidates.
         expected: sum of p s, p the softmax of the logits.
         variance: variance of the similarities, divided by the number of candidates.
-        candidates: how many candidates each query has.
-        logit_scale: (), what turned similarities into logits.
-        means: (3,) means over the queries of variance, entropy and spread, where a kernel has them already; else None.
+        candidates: number of candidates of each query.
+        logit_scale: (), the factor from similarities to logits.
+        means: (3,) means over the queries of variance, entropy and spread, if a kernel has computed them; else None.
     """
 
     lse: Tensor
@@ -60,7 +60,7 @@ class DirectionStats:
 
     @property
     def margin(self) -> Tensor:
-        """(queries,) best positive minus best negative: the query is right at rank 1 where this is above 0."""
+        """(queries,) best positive minus best negative; above 0, the query's top candidate is right."""
         return self.positive_max - self.negative_max
 
     @property

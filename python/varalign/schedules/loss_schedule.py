@@ -1,4 +1,4 @@
-"""What every loss schedule is built on: the interface, schedules by a moving average, other people's weightings.
+"""Base classes of the loss schedules: the interface, schedules by a moving average, other people's weightings.
 
 For schedules with a statistic q, q^ is its exponential moving average (bias-corrected) and
 
@@ -21,12 +21,11 @@ SMALLEST_LOSS = 1e-8  # smaller losses are raised to it before a weighting takes
 class LossSchedule(nn.Module):
     """Gives the two directions' weights at every step.
 
-    A schedule of one's own overrides `forward`; what it keeps between steps belongs in buffers (or parameters), so that
-    `state_dict` has it and a resumed run goes on as if never stopped. In `eval()` mode weights are given and nothing is
-    kept.
+    A subclass overrides `forward`. State that it keeps between steps belongs in buffers or parameters, so that
+    `state_dict` contains it and a resumed run equals an uninterrupted one. In `eval()` mode the state does not change.
 
     Attributes:
-        by_gradients: whether `losses` are instead the norms of the two losses' gradients by the embeddings.
+        by_gradients: whether `losses` are instead the gradient norms of the two losses with respect to the embeddings.
     """
 
     by_gradients = False
@@ -35,7 +34,7 @@ class LossSchedule(nn.Module):
         """The weights of this step.
 
         Args:
-            stats_i2t: the images' statistics; stats_t2i: the texts'; with a process group, over all ranks.
+            stats_i2t: the images' statistics. stats_t2i: the texts'. In a process group they cover all ranks.
             losses: (2,) the two directions' losses [i2t, t2i], for weightings that need them.
 
         Returns:
@@ -48,9 +47,10 @@ class StatisticSchedule(LossSchedule):
     """Weights in proportion to the moving average of one statistic of each direction.
 
     Args:
-        floor: smallest weight of a direction, 0 to 0.5. At 0.5 both are constant.
-        beta: decay of the moving average, 0 (none) up to, not including, 1.
-        gamma: exponent of the statistic, 0 or more: 0 gives equal weights, large ones nearly all to the larger.
+        floor: smallest weight of a direction, 0 to 0.5; at 0.5 both weights are constant.
+        beta: decay of the moving average, from 0 (no averaging) to below 1.
+        gamma: exponent of the statistic, at least 0. 0 gives equal weights; a large one gives the direction with the
+            larger statistic nearly all the weight.
     """
 
     average: Tensor
@@ -72,13 +72,13 @@ class StatisticSchedule(LossSchedule):
     def forward(self, stats_i2t: DirectionStats, stats_t2i: DirectionStats, losses: Tensor | None = None) -> Tensor:
         follow(self, stats_i2t.lse)
         values = self._value(stats_i2t), self._value(stats_t2i)
-        # torch.compile makes one kernel of what follows, together with what stands around it.
+        # torch.compile fuses the PyTorch code below with the operations around it, so it takes that path.
         if stats_i2t.means is not None and not torch.compiler.is_compiling():
             from varalign.kernels.weighting import next_weights
 
             return next_weights(values, self.average, self.steps, self.beta, self.floor, self.gamma, self.training)
         now = torch.stack(values).float()
-        # A step that has gone wrong (NaN, infinity) must not stay in the average for ever.
+        # A statistic that is not finite must not enter the average, where it would stay.
         sound = torch.isfinite(now).all()
         average = torch.where(sound, self.average * self.beta + now * (1 - self.beta), self.average)
         steps = self.steps + sound.to(self.steps.dtype)
@@ -86,14 +86,14 @@ class StatisticSchedule(LossSchedule):
             self.average.copy_(average)
             self.steps.copy_(steps)
         corrected = average / (1 - self.beta ** steps.clamp_min(1).float())
-        # Only the ratio counts: by the larger one first, so that a small number to a high power does not underflow.
+        # Only the ratio matters. Dividing by the larger one first keeps a high power from underflowing.
         largest = corrected.max()
         powers = (corrected / largest).pow(self.gamma)
         weights = self.floor + (1 - 2 * self.floor) * powers / powers.sum()
         return torch.where(largest > 0, weights, torch.full_like(weights, 0.5))
 
     def statistic(self, stats: DirectionStats) -> Tensor:
-        """() the statistic of one direction that has at least two candidates, 0 or more."""
+        """() the statistic of one direction, at least 0; called only with two candidates or more."""
         raise NotImplementedError
 
     def _value(self, stats: DirectionStats) -> Tensor:
@@ -101,7 +101,7 @@ class StatisticSchedule(LossSchedule):
 
 
 class Weighting(LossSchedule):
-    """Weights from the two losses; a step whose losses are not finite keeps the weights and moves nothing."""
+    """Weights from the two losses; a step whose losses are not finite keeps the last weights and all state."""
 
     last: Tensor
 
@@ -112,7 +112,7 @@ class Weighting(LossSchedule):
     @torch.no_grad()
     def forward(self, stats_i2t: DirectionStats, stats_t2i: DirectionStats, losses: Tensor | None = None) -> Tensor:
         if losses is None:
-            raise ValueError(f"{type(self).__name__} weighs by the two losses: pass losses=(2,)")
+            raise ValueError(f"{type(self).__name__} needs the two losses: pass losses=(2,)")
         if self.last.device != losses.device:
             self.to(losses.device)
         now = losses.detach().float().clamp_min(SMALLEST_LOSS)
@@ -125,17 +125,18 @@ class Weighting(LossSchedule):
         return weights
 
     def weigh(self, losses: Tensor) -> Tensor:
-        """(2,) weights of this step from its (2,) losses above 0; buffers moved to the next step's."""
+        """(2,) weights of this step from its (2,) losses, all above 0; also updates the buffers for the next step."""
         raise NotImplementedError
 
 
 def check(name: str, value: Any, sound: bool, wanted: str) -> None:
+    """Raise ValueError unless the value is `sound`; `wanted` names the range."""
     if not sound:
         raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
 def follow(schedule: LossSchedule, like: Tensor) -> None:
-    """Bring a schedule that was left on another device to the statistics' one, once."""
+    """Move a schedule to the device of the statistics if it is on another one."""
     buffer = next(schedule.buffers())
     if buffer.device != like.device:
         schedule.to(like.device)

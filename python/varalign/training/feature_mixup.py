@@ -1,4 +1,4 @@
-"""Mixup of features: training pairs made by mixing two pairs of a step (FuseMix).
+"""Mixup of features (FuseMix): each training pair is a mixture of two pairs of the step.
 
 B images of a step, D feature dimensions.
 """
@@ -16,11 +16,11 @@ from varalign.inputs.sources import Rows
 
 @dataclass(frozen=True)
 class FeatureMixup:
-    """The partner and the share of each pair of a step, the same for images and texts.
+    """The mixing partner and the share of each pair of a step, the same for images and texts.
 
     Attributes:
-        partner: (B,) places in the batch; one cycle through all of it, so that no pair is its own partner.
-        share: (B,) float32 within [½, 1] of the pair itself, so that the statistics of a mixed pair are mostly its own.
+        partner: (B,) places in the batch; they form one cycle, so no pair is its own partner.
+        share: (B,) float32 in [½, 1], weight of the pair itself; its statistics are therefore mostly its own.
 
     Source: Vouitsis et al., FuseMix, CVPR 2024; Zhang et al., mixup, ICLR 2018.
     """
@@ -33,8 +33,9 @@ class FeatureMixup:
         """Partners and shares of a batch, a pure function of seed, epoch and the batch.
 
         Args:
-            image_ids: (B,) of the batch, each once.
-            alpha: above 0, of the symmetric beta distribution of shares; 1 is uniform, smaller values mix less.
+            image_ids: (B,) of the batch, without repetitions.
+            alpha: parameter of the symmetric beta distribution of shares, above 0; 1 is uniform, smaller values mix
+                less.
             seed, epoch: of the draw.
         """
         generator = np.random.default_rng([seed, epoch, *image_ids[:2].tolist()])

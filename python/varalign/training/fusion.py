@@ -1,4 +1,4 @@
-"""How much an ensemble's members count beside the closed form: chosen on dev before each evaluation."""
+"""Chooses on dev, before each evaluation, the share of an ensemble's members in the similarity."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ SCALES = tuple(float(f"{MAX_LOGIT_SCALE ** (step / 24):.4g}") for step in range(
 class Fusion:
     """The choice of an ensemble's share and logit scale by the symmetric loss of dev pairs.
 
-    The members never count alone: at most their share is ¾. Share 0 is the closed form itself; another share is chosen
-    only where its loss is lower by twice the standard error of the pairs' differences, so that few dev pairs do not let
-    members in by luck.
+    The share is at most ¾. Share 0 is the closed form alone; a larger share is chosen only if its loss is lower by more
+    than twice the standard error of the pairs' differences, so that with few dev pairs chance does not decide.
 
     Args:
         model: with ensemble heads.
-        image_features: (N, Dx) of dev. text_features: (N, Dy) of one caption each.
-        batch_size: how many images are scored against each other, as in the run.
+        image_features: (N, Dx) of dev. text_features: (N, Dy) of one caption of each image.
+        batch_size: number of images that are scored against each other, as in the run.
     """
 
     def __init__(self, model: DualEncoder, image_features: Tensor, text_features: Tensor, batch_size: int) -> None:
@@ -52,7 +51,7 @@ class Fusion:
         """Set share and logit scale of both heads to the best of the grid on dev; returns the share.
 
         Args:
-            trained: whether the members have had a step; if not, the share is 0 and only the scale is chosen.
+            trained: whether the members have been trained; if not, the share is 0 and only the scale is chosen.
         """
         image_head, text_head = self.model.image_head, self.model.text_head
         assert isinstance(image_head, EnsembleHead) and isinstance(text_head, EnsembleHead)
@@ -66,7 +65,7 @@ class Fusion:
         for share in SHARES if trained else SHARES[:1]:
             mixed = torch.lerp(closed, members, share)
             means = torch.stack([pair_losses(mixed, scale).mean() for scale in SCALES])
-            scale = SCALES[int(means.argmin())]  # the host waits for the GPU here, once a share and epoch
+            scale = SCALES[int(means.argmin())]  # the host waits for the GPU here, once per share and evaluation
             losses = pair_losses(mixed, scale).flatten()
             if best is None or _clearly_lower(losses, best[2], kept=best[0]):
                 best = (share, scale, losses)
@@ -77,14 +76,14 @@ class Fusion:
         return best[0]
 
     def _similarities(self, images: Tensor, texts: Tensor) -> Tensor:
-        """(batches, N, N): consecutive batches, a last incomplete one left out unless it is the only one."""
+        """(batches, N, N) of consecutive batches, without the last incomplete one unless it is the only one."""
         size = min(self.batch_size, len(images))
         whole = len(images) // size * size
         return images[:whole].unflatten(0, (-1, size)) @ texts[:whole].unflatten(0, (-1, size)).transpose(1, 2)
 
 
 def _clearly_lower(ours: Tensor, theirs: Tensor, *, kept: float) -> bool:
-    """Whether our losses (n,) are lower on average; by two standard errors if theirs are of the closed form alone."""
+    """Whether losses `ours` (n,) have the lower mean; if `theirs` have share 0, by more than two standard errors."""
     gain = (theirs - ours).double()
     margin = 0.0 if kept > 0 else float(2 * gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else math.inf
     return float(gain.mean()) > margin

@@ -12,7 +12,7 @@ from varalign.options.config import TrainConfig
 
 
 def build_optimiser(model: DualEncoder, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over what trains: pretrained towers at their own rate, no decay for norms, biases and the scale."""
+    """AdamW over the trainable parameters in the groups of `DualEncoder.parameter_groups`."""
     groups = model.parameter_groups(
         lr=config.lr,
         tower_lr=config.tower_lr,
@@ -21,13 +21,13 @@ def build_optimiser(model: DualEncoder, config: TrainConfig) -> torch.optim.Adam
     )
     for group in groups:
         group["base_lr"] = group["lr"]
-    # The fused kernel reads from a tensor whether to step at all (see `step_guard`), without waiting for the host.
+    # The fused kernel reads from a tensor whether to skip the step (see `step_guard`), so the host need not decide.
     on_cuda = bool(groups) and all(p.is_cuda for group in groups for p in group["params"])
     return torch.optim.AdamW(groups, fused=True if on_cuda else None)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` times its own."""
+    """Set every group's rate to `factor` times its base rate."""
     for group in optimiser.param_groups:
         group["lr"] = group["base_lr"] * factor
 

@@ -1,4 +1,4 @@
-"""Weights of the training pairs: their probability of being right, judged before training or from the run itself."""
+"""Weights of the training pairs: their probability of being right, by closed-form scores or by the run's margins."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from varalign.inputs.parts import Inputs, Parts
 from varalign.options.declaration import ConfigError
 
 SEPARATION = 2.0
-"""Least Ashman's D at which two normals count as two groups: below it their mixture has one mode."""
+"""Smallest Ashman's D at which two normals count as two groups; below it their mixture has one mode."""
 
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """Scores of the training pairs and the weights that follow from them.
+    """Scores of the training pairs and the weights derived from them.
 
     Attributes:
-        weights: (T,) float32, one a caption of the data; 1 outside the training split.
+        weights: (T,) float32, one for each caption of the data; 1 outside the training split.
         scores: (T,) float64; NaN outside the training split.
-        by: whether an image's captions were judged together ("image") or each by itself ("pair").
+        by: whether an image's captions were judged together ("image") or separately ("pair").
         wrong_share, low, high: estimated share of wrong pairs and its 95 % interval.
         ridge: of the closed form that scored them.
-        abstains: why every pair weighs 1; empty where the scores say something.
+        abstains: why all weights are 1; empty if the scores can judge the pairs.
     """
 
     weights: Tensor
@@ -62,7 +62,7 @@ def score_pairs(inputs: Inputs, *, seed: int) -> PairVerdict:
     """Score every training pair in closed form.
 
     Args:
-        inputs: with towers that do not train.
+        inputs: with frozen towers.
         seed: of the folds.
 
     Raises:
@@ -92,14 +92,14 @@ def score_pairs(inputs: Inputs, *, seed: int) -> PairVerdict:
 
 
 def moment_weights(moments: PairMoments, parts: Parts) -> Tensor:
-    """The probability of each caption to be right, from its mean margin over the epochs so far.
+    """Each caption's probability of being right, from its mean margin over the epochs so far.
 
-    Two normals are fitted to the margins of the training pairs by EM (as Arazo et al. 2019 and DivideMix, Li et al.
-    2020, do to losses). Where they are not clearly two groups, or nothing was seen, every pair weighs 1: clean data
-    give one group of margins.
+    Two normals are fitted to the margins of the training pairs by EM, as Arazo et al. 2019 and DivideMix (Li et al.
+    2020) do with losses. Clean data have one group of margins: unless the two normals are clearly separate, and if
+    fewer than ten pairs were seen, all weights are 1.
 
     Args:
-        moments: what the run has seen, by caption.
+        moments: statistics of the run so far, by caption.
         parts: the data.
 
     Returns:
@@ -120,18 +120,18 @@ def moment_weights(moments: PairMoments, parts: Parts) -> Tensor:
         return weights
     upper = int(np.argmax(fitted.means_[:, 0]))
     probability = fitted.predict_proba(values)[:, upper]
-    # Normals of two widths cross twice: beyond the upper mean a pair is right, below the lower one it is wrong.
+    # Normals of different widths cross twice, so the posterior is set to 1 above the upper and 0 below the lower mean.
     probability = np.where(values[:, 0] >= high, 1.0, np.where(values[:, 0] <= low, 0.0, probability))
     weights[torch.from_numpy(captions[seen])] = torch.from_numpy(probability).float()
     return weights
 
 
 def weighted_mean(features: Tensor, weights: Tensor | None) -> Tensor:
-    """One text feature an image from several of its captions.
+    """The mean of the text features of several captions of each image.
 
     Args:
         features: (B, K, D).
-        weights: (B, K) at least 0; None, or a row that adds up to 0: all alike.
+        weights: (B, K) at least 0; None, or a row of zeros: equal weights.
 
     Returns:
         (B, D).

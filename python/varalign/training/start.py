@@ -1,8 +1,7 @@
-"""The start of a run: its sources, and its model, whose heads hold the closed form of the training pairs' features or
-random weights.
+"""The start of a run: opens its sources and builds its model, with heads from the closed form or from random weights.
 
-One pass over the training images, batch by batch, from cached rows or straight from the towers, keeps means and
-covariances only: memory is that of the covariances, whatever the number of pairs.
+The closed form needs one pass over the training pairs' features, read in batches from the cache or from the towers. The
+pass keeps only means and covariances, so its memory does not depend on the number of pairs.
 """
 
 from __future__ import annotations
@@ -37,15 +36,15 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class StartChoice:
-    """What the closed-form start came to, as `config.json` keeps it.
+    """The settings and results of the closed-form start, as written to `config.json`.
 
     Attributes:
         ridge, text_ridge, power, dimensions: the settings of the maps.
         recall: mean of i2t and t2i Recall@1 on dev (at most 1,000 of its images), a fraction.
-        tried: how many settings were tried.
-        pairs: training pairs fitted on.
-        logit_scale: at the least dev loss.
-        seconds: for all of it.
+        tried: number of settings tried.
+        pairs: number of training pairs in the fit.
+        logit_scale: at the minimum of the dev loss.
+        seconds: wall time of the start.
     """
 
     ridge: float
@@ -75,10 +74,10 @@ class StartChoice:
 
 @dataclass(frozen=True)
 class Beginning:
-    """How a run begins.
+    """The initial state of a run.
 
     Attributes:
-        parts: model and sources; their options hold what was chosen for the start.
+        parts: model and sources; their options include the settings chosen for the start.
         choice: of the closed form; None for a random start.
         pairs: scores and weights of the training pairs under `--pair-weighting closed-form`, else None.
     """
@@ -88,24 +87,24 @@ class Beginning:
     pairs: PairVerdict | None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: what was chosen and found."""
+        """For JSON: the choice and the pairs' estimate."""
         choice = None if self.choice is None else self.choice.as_dict()
         return {"closed_form": choice, "pairs": None if self.pairs is None else self.pairs.as_dict()}
 
 
 def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Beginning:
-    """Build model and sources, weigh the pairs if that is asked for, and seed what is drawn from here on.
+    """Build model and sources, compute pair weights if the options ask for them, and set torch's seed for training.
 
     Args:
-        config: the options, the recipe filled in.
+        config: the options, with the recipe filled in.
         data: the data, from `open_data`.
         device: where to train.
-        say: called with remarks on progress, on what was found and on what was chosen.
+        say: called with remarks on progress and results.
 
     Raises:
-        ConfigError: the features have nothing in common that a start could be made of, or the pairs cannot be weighed.
-        DataError: a tower gives NaN or infinity, naming the image or caption.
-        WeightsUnavailable: pretrained weights are neither here nor in reach.
+        ConfigError: the two sides' features are uncorrelated, or there are too few images to score pairs.
+        DataError: a tower gives NaN or infinity; the message names the image or caption.
+        WeightsUnavailable: pretrained weights are not on this machine and cannot be downloaded.
     """
     torch.manual_seed(config.seed)
     if config.resolved_start == "random":
@@ -120,7 +119,7 @@ def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Be
     pairs = _weighed(inputs, say)
     parts, choice = _closed_form_start(inputs, None if pairs is None else pairs.weights)
     say(choice.line())
-    torch.manual_seed(config.seed)  # so that a run that has to begin again draws the same
+    torch.manual_seed(config.seed)  # so that training draws the same numbers whatever the start has drawn
     return Beginning(parts, choice, pairs)
 
 
@@ -133,11 +132,11 @@ def _weighed(inputs: Inputs, say: Say) -> PairVerdict | None:
 
 
 def _closed_form_start(inputs: Inputs, pair_weights: Tensor | None) -> tuple[Parts, StartChoice]:
-    """The model whose heads hold the closed form of the training pairs, its settings chosen on dev.
+    """The model with the closed form of the training pairs in its heads; the settings are chosen on dev.
 
     Args:
         inputs: towers and sources.
-        pair_weights: (T,) how much each caption's pair counts in the fit; None: all alike.
+        pair_weights: (T,) weight of each caption's pair in the fit; None: all 1.
     """
     config, started = inputs.config, time.perf_counter()
     covariance = _covariance(inputs, pair_weights)
@@ -153,7 +152,7 @@ def _closed_form_start(inputs: Inputs, pair_weights: Tensor | None) -> tuple[Par
         found = _widened(found, config.embedding_dim)
     scale = _logit_scale(found, dev, config)
     heads = closed_form_heads(_shape(found, config), found, covariance, logit_scale=scale, seed=config.seed)
-    # Members learn from the usual scale, a residual from that of the closed form, on top of which it trains.
+    # Members start at the usual scale; a residual starts at that of the closed form that it is added to.
     first_scale = INITIAL_LOGIT_SCALE if config.members else scale
     model = DualEncoder(inputs.towers, _shape(found, config), heads=heads, logit_scale=first_scale)
     choice = StartChoice(
@@ -184,7 +183,7 @@ def _shape(found: ClosedForm, config: TrainConfig) -> HeadShape:
 
 
 def _chosen(covariance: RunningCovariance, dev: PairFeatures, config: TrainConfig) -> tuple[ClosedForm, int]:
-    """The closed form with the least loss on dev, among the settings that the options leave open; how many they are."""
+    """The closed form with the lowest dev loss among the settings that the options allow, and the number of them."""
     usual = Grid()
     grid = Grid(
         ridges=usual.ridges if config.ridge is None else (config.ridge,),
@@ -211,7 +210,7 @@ def _covariance(inputs: Inputs, pair_weights: Tensor | None) -> RunningCovarianc
 
 
 def _widened(found: ClosedForm, dimensions: int) -> ClosedForm:
-    """The same closed form in a wider space: the added dimensions are 0 and left to the residual."""
+    """The same closed form in a wider space; only the residual uses the added dimensions."""
     more = dimensions - found.dimensions
     pad = torch.nn.functional.pad
     return replace(
@@ -223,7 +222,7 @@ def _widened(found: ClosedForm, dimensions: int) -> ClosedForm:
 
 
 def _logit_scale(found: ClosedForm, dev: PairFeatures, config: TrainConfig) -> float:
-    """α at the least dev loss, of the first caption of each image, in the run's batches."""
+    """α at the minimum of the dev loss, with the first caption of each image and batches of the run's size."""
     if len(dev.rows) < 2:
         return MAX_LOGIT_SCALE
     first = torch.from_numpy(first_of_each(dev.owner.cpu().numpy())).to(dev.owner.device)
@@ -232,7 +231,7 @@ def _logit_scale(found: ClosedForm, dev: PairFeatures, config: TrainConfig) -> f
 
 
 def _set_deviations(parts: Parts) -> None:
-    """Give heads whose inputs get noise the deviations of the training features."""
+    """Set the standard deviations of the training features in heads that add noise to their inputs."""
     covariance = _covariance(parts, None)
     for head, matrix in ((parts.model.image_head, covariance.cov_x), (parts.model.text_head, covariance.cov_y)):
         assert isinstance(head, NoisyHead)

@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, and when and where checkpoints are written."""
+"""The state of a run, as checkpoints store it, and the writing and pruning of checkpoints."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from varalign.training.optimiser import build_optimiser
 
 
 class TrainingState:
-    """Everything that training changes: the one object that writes the parts of a checkpoint and reads them.
+    """All state that training changes. Only this object writes and reads the parts of a checkpoint.
 
     Args:
         config: the options.
         parts: data and model.
-        pair_weights: (T,) float32, how much each caption's pair counts in the loss; None: all alike.
+        pair_weights: (T,) float32, weight of each caption's pair in the loss; None: all 1.
 
     Attributes:
-        model, loss, optimiser, scaler, moments, pair_weights, position: its parts; all on the model's device but for
-            `moments`.
+        model, loss, optimiser, scaler, moments, pair_weights, position: the parts of the state; all tensors are on the
+            model's device.
     """
 
     def __init__(self, config: TrainConfig, parts: Parts, pair_weights: Tensor | None) -> None:
@@ -77,10 +77,10 @@ class TrainingState:
         return {checkpoints.POSITION: asdict(self.position), checkpoints.SCALER: self.scaler.state_dict()}
 
     def load(self, found: Checkpoint) -> None:
-        """Restore every part, torch's random states included, from a checkpoint of `tensors` and `values`.
+        """Restore every part, and torch's random states, from a checkpoint.
 
         Raises:
-            CheckpointError: its tensors are not those of this model, loss or data.
+            CheckpointError: its tensors do not fit this model, loss or data.
         """
         with found.fitting():
             found.fill(self.model)
@@ -100,13 +100,13 @@ class TrainingState:
 
 
 class Saver:
-    """Writes the checkpoints of a run, points `best` and `last` at them and deletes those that are not kept.
+    """Writes the checkpoints of a run, updates the links `best` and `last`, and deletes old checkpoints.
 
     Args:
         config: the options.
         run: the run folder.
-        state: what is saved.
-        log: the metrics, which are on the disk before a checkpoint that relies on them.
+        state: the state to save.
+        log: the metrics; they are synced to disk before each checkpoint.
     """
 
     def __init__(self, config: TrainConfig, run: RunFolder, state: TrainingState, log: MetricsLog) -> None:
@@ -117,20 +117,20 @@ class Saver:
         self._saved_at = time.monotonic()
 
     def is_due(self) -> bool:
-        """Whether `checkpoint_every` asks for a checkpoint now."""
+        """Whether a checkpoint is due by `checkpoint_every`."""
         if self._every_steps:
             return self.state.position.step % self._every_steps == 0
         return bool(self._every_seconds) and time.monotonic() - self._saved_at >= self._every_seconds
 
     def is_saved(self) -> bool:
-        """Whether the newest checkpoint is of the present position."""
+        """Whether the newest checkpoint has the current position."""
         return self._saved == self._place()
 
     def save(self) -> None:
-        """Write a checkpoint of the present position.
+        """Write a checkpoint of the current position.
 
         Raises:
-            OSError: the disk refused; checkpoints written before are whole.
+            OSError: the disk refused a write; earlier checkpoints are intact.
         """
         position = self.state.position
         self.log.sync()
@@ -141,20 +141,20 @@ class Saver:
         self._saved, self._saved_at = self._place(), time.monotonic()
 
     def point(self) -> None:
-        """Let `last` and `best` be the checkpoints of the present position and of the best one."""
+        """Link `last` to the checkpoint of the current position and `best` to that of the best position."""
         position = self.state.position
         for name, step in (("last", position.step), ("best", position.best_step)):
             if (self.folder / f"step-{step}").is_dir():
                 checkpoints.point(self.folder, name, self.folder / f"step-{step}")
 
     def go_back(self, say: Callable[[str], None]) -> bool:
-        """Restore the newest checkpoint from before the skipped steps, and delete those after it; false: there is none.
+        """Restore the newest checkpoint before the skipped steps and delete later ones; False if there is none.
 
         Args:
-            say: called with a line for each checkpoint that is damaged.
+            say: called with a line for each damaged checkpoint.
 
         Raises:
-            CheckpointError: checkpoints are there and none is whole.
+            CheckpointError: there are checkpoints, but all are damaged.
         """
         found = checkpoints.newest_checkpoint(self.folder, say, lambda position: not position.nonfinite)
         if found is None:
@@ -164,7 +164,7 @@ class Saver:
         for step, path in checkpoints.step_folders(self.folder):
             if step > position.step:
                 remove_folder(path)
-        if not (self.folder / f"step-{position.best_step}").is_dir():  # deleted, because a better one came after it
+        if not (self.folder / f"step-{position.best_step}").is_dir():  # pruned when a later one was better
             position.best_score, position.best_step, position.best_epoch = -1.0, position.step, position.epoch
         return True
 
@@ -182,7 +182,7 @@ def _flattened(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `_flattened`; hyperparameters stay those of `optimiser`."""
+    """The inverse of `_flattened`; the hyperparameters of `optimiser` do not change."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)

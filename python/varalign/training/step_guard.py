@@ -1,4 +1,4 @@
-"""Skips a step whose loss or gradient is not finite, without a GPU waiting for the host."""
+"""Skips steps whose loss or gradient is not finite, without a wait of the GPU for the host."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class StepGuard:
-    """Makes a whole step (backward, clip, optimiser) or none.
+    """Makes a step (backward, clipping, optimiser) as a whole, or skips it as a whole.
 
     A skipped step changes no weight, no optimiser state, no running statistic of a batch norm and no state of the loss
-    and its schedule. A finite step is bit for bit the one without the guard.
+    and its schedule. A finite step gives, bit for bit, the result of a step without the guard.
 
-    On a GPU the optimiser is torch's fused one, whose kernel reads the decision from a tensor (`found_inf`, made for
-    torch's GradScaler). On the CPU there is no queue to wait for, and the host reads it.
+    On a GPU the fused optimiser kernel reads the decision from a tensor (`found_inf`, made for torch's GradScaler). On
+    the CPU the host reads it, where nothing is queued.
 
     Args:
-        model: its parameters' gradients are clipped.
+        model: the gradients of its parameters are clipped.
         loss: the loss with its schedule; each step changes its buffers.
         optimiser: over the parameters of both.
-        scaler: disabled for everything but float16.
-        clip_grad: largest norm of the gradient; 0 leaves it alone.
+        scaler: disabled unless the precision is float16.
+        clip_grad: largest norm of the gradient; 0: no clipping.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class StepGuard:
         self._copies: list[tuple[Tensor, Tensor]] = []
 
     def begin(self) -> None:
-        """Copy what the forward pass changes; call it before."""
+        """Copy the buffers that the forward pass changes; call it before the forward pass."""
         moving: Iterable[Tensor] = [*self._statistics, *self.loss.buffers()]
         self._copies = [(buffer, buffer.clone()) for buffer in moving]
 
     def step(self, value: Tensor) -> Tensor:
-        """Backward from the loss's value (), clip, and step where everything is finite.
+        """Backward from the loss's value (), clip, and step if everything is finite.
 
         Returns:
             () bool on the device: whether the step was made.
@@ -64,7 +64,7 @@ class StepGuard:
             self.scaler.step(self.optimiser)
             for buffer, copy in self._copies:
                 buffer.copy_(torch.where(sound, buffer, copy))
-        elif sound:  # the CPU has no queue, so nothing waits here; Apple's GPU does
+        elif sound:  # no wait on the CPU; Apple's GPU waits for the host here
             self.scaler.step(self.optimiser)
         else:
             for buffer, copy in self._copies:

@@ -1,4 +1,4 @@
-"""The texts of a step: one or several captions per image, averaged into one text, or each a positive of its image."""
+"""The texts of a step: one or several captions of each image, averaged into one text, or each used as a positive."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from varalign.training.pair_weights import weighted_mean
 class StepTexts:
     """The captions of a step and how the loss uses them.
 
-    An encoder trained from random weights learns more from every caption as a positive of its own: one pass of the
-    image tower then serves all of an image's captions. Over frozen features their mean is the better text: it keeps
-    what the captions of an image share.
+    An encoder trained from random weights learns more if each caption is a positive: one pass of the image tower then
+    serves all captions of an image. With frozen features the mean of the captions works better, since it keeps what
+    they have in common.
 
     Attributes:
-        captions: (C,) caption rows, in the order in which their features are wanted.
-        owner: (N,) the place in the batch of each text's image.
-        shape: (B, K) where each text is the mean of K captions; None: each caption is a text.
+        captions: (C,) caption rows, in the order of the features that `join` takes.
+        owner: (N,) place in the batch of each text's image.
+        shape: (B, K) if each text is the mean of K captions; None if each caption is a text.
     """
 
     captions: Rows
@@ -43,11 +43,11 @@ class StepTexts:
         """The texts of a batch, a pure function of (seed, epoch, row).
 
         Args:
-            data: whose captions.
+            data: the data set.
             rows: (B,) image rows of the batch.
             seed, epoch: of the draw.
             count: K, at least 1.
-            use: "mean" or "each"; an image with fewer than K captions then gives each of them once.
+            use: "mean" or "each"; with "each", an image with fewer than K captions gives each of them once.
         """
         drawn = draw_captions(data, rows, seed=seed, epoch=epoch, count=count)
         if use == "mean" and count > 1:
@@ -57,14 +57,14 @@ class StepTexts:
         return cls(drawn[once], np.nonzero(once)[0].astype(np.int64))
 
     def join(self, features: Tensor, pair_weights: Tensor | None) -> Tensor:
-        """(N, D) text features of the captions' (C, D); `pair_weights` (C,) are shares in a mean."""
+        """(N, D) features of the texts, from the captions' (C, D); `pair_weights` (C,) weight the means."""
         if self.shape is None:
             return features
         each = None if pair_weights is None else pair_weights.view(self.shape)
         return weighted_mean(features.unflatten(0, self.shape), each)
 
     def weights(self, pair_weights: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """How much each image (B,) and each text (N,) counts in the loss: the mean over its captions' (C,) weights."""
+        """Weights of the images (B,) and texts (N,) in the loss: the means of their captions' (C,) weights."""
         if pair_weights is None:
             return None, None
         if self.shape is not None:
@@ -77,7 +77,7 @@ class StepTexts:
     def pair_values(self, images: DirectionStats, texts: DirectionStats, scale: Tensor) -> Tensor:
         """(C, 2): positive probability and margin of each caption with its image, each the mean of both directions.
 
-        Other captions of the same image are neither for nor against a pair: they leave its denominator.
+        The probability's denominator excludes the other captions of the same image.
 
         Args:
             images, texts: statistics of the two directions; an image is in the batch at most once.

@@ -1,14 +1,14 @@
-"""The trainer: the loop over epochs and steps of a run, and what is done when something goes wrong.
+"""The trainer: the loop over the epochs and steps of a run, with its error handling.
 
-The numbers of a step leave the device in blocks of `FLUSH_EVERY` steps, so that no step makes the GPU wait for the
-host.
+The results of a step are copied to the host in blocks of `FLUSH_EVERY` steps, so that no step makes the GPU wait for
+the host.
 
-- After a signal the step is finished, a checkpoint is written and the run ends.
-- A step whose loss or gradient is not finite is skipped. After many in a row the run goes back to the checkpoint before
-  them, with a lower learning rate; the second time it ends.
-- Where the disk refuses a file the run ends; the checkpoints before are whole.
+- After a signal the trainer finishes the step, writes a checkpoint and ends the run.
+- It skips a step whose loss or gradient is not finite. After many such steps in a row it goes back to the checkpoint
+  before them, with a lower learning rate; the second time it ends the run.
+- If the disk refuses a write, it ends the run; earlier checkpoints are intact.
 
-A run resumed from any checkpoint ends as if it had never been stopped.
+A run resumed from any checkpoint ends with the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from varalign.training.state import Saver, TrainingState
 from varalign.training.step import StepRecord, TrainingStep, fetched
 
 FLUSH_EVERY = 20
-LOWER_RATE = 0.1  # times the learning rate, after going back; there is only one try, so it is a bold one
+LOWER_RATE = 0.1  # factor on the learning rate after going back; strong, because the run goes back only once
 
 
 class Diverged(RunFailed):
@@ -60,8 +60,8 @@ class Trainer:
         config: the options.
         parts: the data, the model and its sources, as `inputs.assemble` makes them.
         run: the run folder.
-        pair_weights: (T,) float32, how much each caption's pair counts in the loss; None: all alike, until
-            `--pair-weighting moments` weighs them.
+        pair_weights: (T,) float32, weight of each caption's pair in the loss; None: all 1, until
+            `--pair-weighting moments` sets them.
     """
 
     reporter: ProgressReporter
@@ -82,17 +82,17 @@ class Trainer:
 
     @property
     def position(self) -> Position:
-        """Where the run stands."""
+        """The current position of the run."""
         return self.state.position
 
     def resume(self, say: Callable[[str], None]) -> bool:
-        """Go to the run's newest whole checkpoint; false if it has none yet.
+        """Restore the run's newest intact checkpoint; False if it has none yet.
 
         Args:
-            say: called with a line for each checkpoint that is damaged.
+            say: called with a line for each damaged checkpoint.
 
         Raises:
-            CheckpointError: checkpoints are there and none is whole.
+            CheckpointError: there are checkpoints, but all are damaged.
         """
         found = newest_checkpoint(self.run.checkpoints, say)
         if found is None:
@@ -100,7 +100,7 @@ class Trainer:
             return False
         self.state.load(found)
         self.log.cut(self.position.step, evaluations=self.position.evaluated)
-        self.saver.point()  # a kill may have come between a checkpoint and its links
+        self.saver.point()  # the process may have been killed between a checkpoint and its links
         if isinstance(self.parts.images, LiveImages):
             rows = {name: row for row, name in enumerate(self.parts.images.names)}
             known = self._quarantine.found.items()
@@ -112,16 +112,16 @@ class Trainer:
 
         Args:
             reporter: receives progress events.
-            stop: notes signals; None: nothing does.
+            stop: receives signals; None: signals are not handled.
 
         Returns:
-            Where the run ended; `checkpoints/best` holds the best weights.
+            The last position; `checkpoints/best` holds the best weights.
 
         Raises:
-            Diverged: loss or gradient stay not finite, or were so in every step.
-            TooManyBadImages: more than `max_bad` cannot be read.
-            Interrupted: a signal came; a checkpoint of this moment is there.
-            RunFailed: the disk refused a file of the run; checkpoints written before are whole.
+            Diverged: no step had a finite loss and gradient, or many in a row had not, even after going back.
+            TooManyBadImages: the share of unreadable images exceeds `max_bad`.
+            Interrupted: a signal came; a checkpoint of the current position is written.
+            RunFailed: the disk refused a write; earlier checkpoints are intact.
         """
         self.reporter, self._stop = reporter, stop or self._stop
         try:
@@ -145,7 +145,7 @@ class Trainer:
 
     def _train(self) -> None:
         if not self.position.evaluated and self.position.step == 0:
-            self._end_epoch(0)  # epoch 0: before any step, evaluated like every other
+            self._end_epoch(0)  # epoch 0, before the first step, is evaluated like every other epoch
         while self.position.epoch < self.config.epochs and not self._is_stale():
             self._run_epoch()
             if self.position.epoch + 1 in self.config.evaluated_epochs:
@@ -167,7 +167,7 @@ class Trainer:
         return f"lower --lr{' or set --precision fp32' if half else ''}"
 
     def _is_stale(self) -> bool:
-        """Whether dev has not improved for `patience` epochs, asked right after an evaluation."""
+        """Whether dev has not improved for `patience` epochs; only ever true right after an evaluation."""
         late = bool(self.config.patience) and self.position.stale >= self.config.patience
         return late and self.position.epoch in self.config.evaluated_epochs
 
@@ -177,7 +177,7 @@ class Trainer:
         return epoch_batches(parts.train_rows, config.batch_size, seed=config.seed, epoch=epoch, image_ids=ids)
 
     def _run_epoch(self) -> None:
-        """The steps of the epoch under way that are still to be made."""
+        """Make the remaining steps of the current epoch."""
         self.parts.model.train()
         position, config = self.position, self.config
         weighs = config.pair_weighting == "moments" and position.epoch >= round(config.pair_warmup * config.epochs)
@@ -198,10 +198,10 @@ class Trainer:
         self._flush()
 
     def _flush(self) -> None:
-        """Write the lines of the steps since the last time, and count the skipped ones.
+        """Write the metrics of the pending steps, and count the skipped ones.
 
         Raises:
-            _Streak: too many of them in a row.
+            _Streak: too many steps in a row were skipped.
         """
         if not self._pending:
             return
@@ -219,7 +219,7 @@ class Trainer:
             raise _Streak
 
     def _go_back(self) -> None:
-        """To the newest checkpoint from before the skipped steps, with a lower rate; the second time, stop."""
+        """Restore the newest checkpoint before the skipped steps and lower the rate; the second time raise Diverged."""
         before = self.position
         streak = f"loss or gradient is not finite, {before.nonfinite} steps in a row up to step {before.step}"
         if before.gone_back:
@@ -240,7 +240,7 @@ class Trainer:
             self._leave()
 
     def _end_epoch(self, epochs: int) -> None:
-        """Evaluate on dev, count `epochs` as done, save."""
+        """Evaluate on dev, count `epochs` more epochs, and write a checkpoint."""
         position = self.position
         try:
             with self._stop.at_once():
@@ -248,7 +248,7 @@ class Trainer:
                     self._fusion.choose(trained=position.step > 0)
                 result = evaluate(self.parts, "dev")
         except Interrupted:
-            self._leave()  # from before the evaluation, which a resumed run makes
+            self._leave()  # with a checkpoint before the evaluation, which a resumed run makes
         position.count_epochs(epochs)
         position.take_score(mean_recall(result))
         line = {"kind": "eval", "step": position.step, "epoch": position.epoch, "split": "dev", **result}
@@ -263,7 +263,7 @@ class Trainer:
         self.saver.save()
 
     def _leave(self) -> NoReturn:
-        """End the run because of a signal, with a checkpoint of the present position and a line on how to go on."""
+        """End the run after a signal: write a checkpoint of the current position, and say how to resume."""
         self._flush()
         if not self.saver.is_saved():
             self._save()

@@ -1,4 +1,4 @@
-"""WiSE-FT: weights between the start and the best of a run that fine-tunes pretrained towers."""
+"""WiSE-FT: interpolates between the initial and the best weights of a run that fine-tunes pretrained towers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def interpolated(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights (1 - share) * start + share * tuned; what is no floating point number comes from `tuned`."""
+    """Weights (1 - share) * start + share * tuned; tensors that are not floating point come from `tuned`."""
     return {
         name: torch.lerp(start[name].to(end.dtype), end, share) if end.is_floating_point() else end
         for name, end in tuned.items()
@@ -25,19 +25,19 @@ def interpolated(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share
 
 
 def go_part_of_the_way(parts: Parts, run: RunFolder, say: Callable[[str], None]) -> float:
-    """Replace the best checkpoint's weights by the best ones on dev of those on the line from the start to it.
+    """Replace the best checkpoint's weights by the interpolation with the initial weights that is best on dev.
 
-    Fine-tuning on few pairs costs a pretrained tower some of what it knew; weights between the two often keep both. The
-    start is the run before its first step, closed-form heads included. A best checkpoint that was replaced before is
-    left as it is.
+    Fine-tuning on few pairs makes a pretrained tower forget some of what it knew; interpolated weights often keep both.
+    The initial weights are those before the first step, closed-form heads included. If the best checkpoint was replaced
+    already, it does not change again.
 
     Args:
-        parts: of the run, which is at its end.
+        parts: of the finished run.
         run: its folder; `checkpoints/step-0` and `checkpoints/best` are read.
         say: called with one line.
 
     Returns:
-        The share of the way from the start, within (0, 1]; 1 leaves the best as it is.
+        The weight of the trained weights, within (0, 1]; 1 keeps the best checkpoint.
 
     Raises:
         CheckpointError: one of the two is damaged.

@@ -1,10 +1,10 @@
-"""The schedules that have a name: one a file, which is named as the schedule is and says `SCHEDULE = ITS_CLASS`.
+"""All named schedules: one in each file, which has the schedule's name and sets `SCHEDULE` to its class.
 
-A new schedule is a new file here: nothing else knows its name. Importing this package loads no torch.
+A new schedule is a new file here; no other file knows its name. Importing this package loads no torch.
 
-`uncertainty`, `imtl`, `imtl-g`, `dwa` and `famo` are other people's multi-task weightings, to compare with: the two
-directions are their two tasks. For two tasks each is a line or two; libraries of them (torchjd, LibMTL) take the
-gradient of every parameter for every task, a backward pass of the towers each.
+`uncertainty`, `imtl`, `imtl-g`, `dwa` and `famo` are other people's multi-task weightings, for comparison, with the two
+directions as their tasks. For two tasks each takes a few lines. The libraries of such weightings (torchjd, LibMTL)
+compute the gradient of every parameter for every task, which costs a backward pass of the towers per task.
 """
 
 import pkgutil

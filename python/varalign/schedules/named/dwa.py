@@ -11,10 +11,10 @@ from varalign.schedules.loss_schedule import SMALLEST_LOSS, Weighting, check
 
 
 class DWA(Weighting):
-    """Dynamic weight average: softmax of how slowly each loss falls, r = L(t-1) / L(t-2), over means of `period` steps.
+    """Dynamic weight average: softmax of r = L(t-1) / L(t-2), how slowly each loss falls, over periods of steps.
 
     Args:
-        period: steps whose mean is one t; the paper's is an epoch.
+        period: number of steps whose mean loss is L(t); in the paper an epoch.
         temperature: of the softmax.
 
     Source: Liu, Johns and Davison 2019.
@@ -31,7 +31,7 @@ class DWA(Weighting):
         self.period, self.temperature = period, temperature
         self.register_buffer("sums", torch.zeros(2))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("means", torch.zeros(2, 2))  # of the period before, and of the one before that
+        self.register_buffer("means", torch.zeros(2, 2))  # L(t-1) and L(t-2)
 
     def weigh(self, losses: Tensor) -> Tensor:
         ready = self.steps >= 2 * self.period

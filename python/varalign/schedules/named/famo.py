@@ -11,13 +11,14 @@ from varalign.schedules.loss_schedule import SMALLEST_LOSS, Weighting, check
 
 
 class FAMO(Weighting):
-    """Fast adaptive multi-task optimisation: equal progress of the logarithms, without a gradient of each task.
+    """Fast adaptive multi-task optimisation: equal progress of the log losses, without a gradient of each task.
 
-    With z = softmax(ξ) the weights are in proportion to z / L, and ξ moves by how much each log loss fell. The paper
-    takes the fall on the same batch after the step; here it is the fall to the next batch, which costs no second pass.
+    The weights are proportional to z / L with z = softmax(ξ), and ξ follows the decrease of each log loss. The paper
+    measures the decrease on the same batch after the step; here it is measured on the next batch, which needs no second
+    forward pass.
 
     Args:
-        rate: β, step of ξ. decay: γ, which pulls ξ to 0.
+        rate: β, step size of ξ. decay: γ, decay of ξ towards 0.
 
     Source: Liu et al. 2023, algorithm 1.
     """

@@ -11,12 +11,12 @@ from varalign.schedules.loss_schedule import Weighting, check
 
 
 class IMTL(Weighting):
-    """The loss balance of impartial multi-task learning (IMTL-L): minimises e^s L - s, weights in proportion to e^s.
+    """The loss balance of impartial multi-task learning (IMTL-L): minimises e^s L - s; weights proportional to e^s.
 
     Args:
-        rate: step of s.
+        rate: step size of s.
 
-    Source: Liu et al. 2021; `IMTLG` is its other half.
+    Source: Liu et al. 2021; `IMTLG` is the gradient balance of the same paper.
     """
 
     log_scale: Tensor

@@ -8,11 +8,11 @@ from varalign.schedules.loss_schedule import Weighting
 
 
 class IMTLG(Weighting):
-    """The gradient balance of impartial multi-task learning (IMTL-G): equal projections on both tasks' directions.
+    """The gradient balance of impartial multi-task learning (IMTL-G): equal projections onto both tasks' gradients.
 
-    With w_1 g_1 + w_2 g_2 as far along g_1 as along g_2, w_1 |g_1| (1 - cos) = w_2 |g_2| (1 - cos): of two tasks each
-    weighs in inverse proportion to its gradient's norm, whatever the angle. The gradients are those by the embeddings,
-    the representation that the two directions share; they cost a second and a third backward pass of the loss, not of
+    If w_1 g_1 + w_2 g_2 has equal projections onto g_1 and g_2, then w_1 |g_1| (1 - cos) = w_2 |g_2| (1 - cos). Each
+    weight is thus inversely proportional to the norm of its gradient, whatever the angle. The gradients are taken with
+    respect to the embeddings, which both directions share; this costs two more backward passes of the loss, but none of
     the towers.
 
     Source: Liu et al. 2021.

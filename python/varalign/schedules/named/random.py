@@ -30,7 +30,7 @@ class RandomSchedule(LossSchedule):
     @torch.no_grad()
     def forward(self, stats_i2t: DirectionStats, stats_t2i: DirectionStats, losses: Tensor | None = None) -> Tensor:
         follow(self, stats_i2t.lse)
-        # Not torch's generators: their state is the host's or the device's, and this draw must be the same on both.
+        # torch's generators differ between devices; this draw must be the same on all of them.
         uniform = (_mixed(_mixed(self.seed) ^ self.steps) >> 8).float() / (1 << 24)
         if self.training:
             self.steps.add_(1)

@@ -12,7 +12,7 @@ from varalign.schedules.loss_schedule import LossSchedule, follow
 
 
 class ReplaySchedule(LossSchedule):
-    """A control: the weights that another run had, in an order shuffled in time; from the start again after the last.
+    """A control: the weights of another run's steps in shuffled order; after the last one it starts again.
 
     Args:
         replay: w_i2t of each step of that run, each 0 to 1.

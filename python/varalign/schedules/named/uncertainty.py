@@ -11,10 +11,10 @@ from varalign.schedules.loss_schedule import Weighting, check
 
 
 class Uncertainty(Weighting):
-    """Minimises e^(-s) L + s over a log variance s of each direction: weights in proportion to e^(-s).
+    """Minimises e^(-s) L + s over a log variance s of each direction; weights proportional to e^(-s).
 
     Args:
-        rate: step of s.
+        rate: step size of s.
 
     Source: Kendall, Gal and Cipolla 2018.
     """
