@@ -59,8 +59,11 @@ def test_eval_visualize_embed_and_search_by_command(
     assert main(["eval", str(run), "--split", "test", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["images"] == 10 and result["texts"] == 20 and 0 <= result["i2t_recall@1"] <= 1
+    low, high = result["intervals"]["t2i_recall@10"]
+    assert low <= result["t2i_recall@10"] <= high
     assert main(["eval", str(run), "--noise", "drop-words=0.5,blur=1"]) == 0
-    assert "chance" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "chance" in table and "95 % interval" in table and "Of 10 images one is 10.0 points" in table
 
     assert main(["visualize", str(run), "--perplexities", "2", "3", "--out", str(tmp_path / "pictures")]) == 0
     files = [Path(line) for line in capsys.readouterr().out.splitlines()]

@@ -109,12 +109,12 @@ def test_what_is_too_little_to_learn_from_is_not_called_fit(tmp_path: Path) -> N
     assert not report.faults
     assert report.few == [
         "6 train images, wanted at least 50",
-        "3 dev images, wanted at least 11",
-        "3 test images, wanted at least 11",
+        "3 dev images, wanted at least 30",
+        "3 test images, wanted at least 30",
     ]
-    assert "too few: 3 dev images, wanted at least 11" in report.lines()
+    assert "too few: 3 dev images, wanted at least 30" in report.lines()
     assert report.lines()[-1] == (
-        "training would run, but its figures would say nothing; wanted at least 50 train, 11 dev, 11 test images"
+        "training would run, but its figures would say little; wanted at least 50 train, 30 dev, 30 test images"
     )
 
 

@@ -57,7 +57,7 @@ def test_a_whole_run_is_one_page(tmp_path):
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     rows = [
         {"model": "<b>ours</b>", "epochs": 2, "loss": 0.5, "i2t_recall@1": 0.5, "t2i_recall@1": 0.25}
-        | {"images": 1000, "texts": 5000},
+        | {"images": 1000, "texts": 5000, "intervals": {"i2t_recall@1": [0.47, 0.53], "t2i_recall@1": [0.2, 0.3]}},
         {"model": "chance", "i2t_recall@1": 0.001, "t2i_recall@1": float("nan")},
     ]
     photo = tmp_path / "dog & cat.jpg"
@@ -79,6 +79,7 @@ def test_a_whole_run_is_one_page(tmp_path):
         "broken.jpg (cannot be read)",
         "place 1,234",
         "<b>ours</b>",
+        "47.0–53.0",
     ):
         assert text in page.text
     assert "50.0" in page.text and "25.0" in page.text and "5,000" in page.text and "nan" not in page.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from varalign.runs.result_table import final_table, result_columns
+from varalign.runs.result_table import chance_remark, final_table, result_columns
 
 ROWS = [
     {"model": "resnet18 + lstm", "epochs": 30, "loss": 0.51234, "cosine_similarity": 0.6}
@@ -37,3 +37,23 @@ def test_missing_and_undefined_numbers_are_a_dash() -> None:
         "i2t R@1": ["–"],
     }
     assert note == ""
+
+
+def test_intervals_stand_below_their_row_and_few_images_are_said() -> None:
+    row = {**ROWS[0], "images": 24, "texts": 120}
+    row["intervals"] = {key: [0.9 * row[key], 1.0] for key in row if "recall@" in key}
+    assert final_table([row, {**ROWS[1], "images": 24, "texts": 120}]).splitlines()[2:] == [
+        "resnet18 + lstm      30  0.5123             0.6000        12.5        45.0        50.0",
+        "  95 % interval                                     11.2–100.0  40.5–100.0  45.0–100.0",
+        "chance                –       –                  –         0.1         1.0         1.0",
+        "Recall in percent, among 24 images, 120 texts. Of 24 images one is 4.2 points: with fewer than 30 such "
+        "figures say little.",
+    ]
+
+
+def test_a_run_is_at_chance_where_no_interval_lies_above_it() -> None:
+    chance = {"i2t_recall@1": 0.1, "t2i_recall@1": 0.1}
+    at = {"intervals": {"i2t_recall@1": [0.1, 0.4], "t2i_recall@1": [0.0, 0.2]}}
+    above = {"intervals": {**at["intervals"], "t2i_recall@1": [0.11, 0.2]}}
+    assert chance_remark(at, chance) == ["no better than chance: the 95 % interval of every recall reaches down to it"]
+    assert chance_remark(above, chance) == []

@@ -286,6 +286,8 @@ def test_one_seed_has_no_p_and_a_comparison_both_ways_counts_once(features_file:
     report = run_study(make_study(values), tmp_path / "one", workers=1, device="cpu", say=quiet)
     assert all(row["p"] is None and row["p_holm"] is None for row in report.comparisons)
     assert "one seed" in report.table()
+    first = report.summary[0]
+    assert first["mean_recall@1_low"] < first["mean_recall@1"] < first["mean_recall@1_high"]  # over images
     values = small(features_file, axes={"fraction": [100], "seed": [1, 2]}, tune=[], baseline=baselines)
     report = run_study(make_study(values), tmp_path / "two", workers=1, device="cpu", say=quiet)
     rows = {(row["schedule"], row["against"]): row for row in report.comparisons if row["metric"] == "mean_recall@1"}

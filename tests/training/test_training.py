@@ -87,6 +87,8 @@ def test_a_run_writes_its_contract_and_learns(
     assert best.state["progress"]["best_epoch"] == result.best_epoch
     assert {path.name for path in folder.path.iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "pictures"}
     assert json.loads(json.dumps(result.as_dict()))["test"] == result.test
+    assert set(result.test["intervals"]) == set(RECALL_KEYS)
+    assert all(low <= result.test[key] <= high for key, (low, high) in result.test["intervals"].items())
     assert "chance" in result.table()
 
 

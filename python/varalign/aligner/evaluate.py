@@ -11,7 +11,8 @@ from torch import Tensor
 
 from varalign.data.errors import DataError
 from varalign.evaluation.embedding_statistics import summary
-from varalign.evaluation.retrieval import retrieval
+from varalign.evaluation.intervals import recall_intervals
+from varalign.evaluation.retrieval import ranks, recalls
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows
@@ -85,13 +86,16 @@ def evaluate(parts: Parts, split: str) -> dict[str, Any]:
         split: `train`, `dev` or `test`.
 
     Returns:
-        `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `cosine_similarity` and the other statistics of
-        the embeddings, `loss` (½/½ symmetric, the model's logit scale, first caption of each image), `logit_scale`;
+        `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `intervals` (the [low, high] of each recall),
+        `cosine_similarity` and the other statistics of the embeddings, `loss` (½/½ symmetric, the model's logit scale,
+        first caption of each image), `logit_scale`;
         `unreadable`, a number of images, where some could not be read.
     """
     found = embed_split(parts, parts.data.rows(split))
     scale, pairs = float(parts.model.evaluation_scale), torch.from_numpy(found.pairs).to(found.texts.device)
-    result: dict[str, Any] = dict(retrieval(found.images, found.texts, pairs))
+    i2t, t2i = ranks(found.images, found.texts, pairs)
+    result: dict[str, Any] = dict(recalls(i2t, t2i))
+    result["intervals"] = recall_intervals(i2t, t2i, found.pairs)
     result |= summary(found.images, found.texts, pairs)
     result["loss"] = batched_loss(*found.first_pairs(), scale, parts.config.batch_size)
     result["logit_scale"] = scale

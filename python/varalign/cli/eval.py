@@ -49,14 +49,15 @@ def run(arguments: argparse.Namespace) -> int:
         options = {"seed": arguments.seed or 0, "same_caption": arguments.same_caption, **places(arguments)}
         model = zero_shot(arguments.zero_shot, arguments.data, **options)
     result = model.evaluate(arguments.split, noise=arguments.noise)
-    from varalign.runs.result_table import final_table
+    from varalign.runs.result_table import chance_remark, final_table
 
     mode = model.config.same_caption
     named = {"model": str(model.name), "split": arguments.split, "noise": arguments.noise, "same_caption": mode}
     named |= result
-    beside = [model.chance(arguments.split), model.reachable(arguments.split)]
-    lines = [final_table([{"epochs": model.epochs, **named}, *filter(None, beside)])]
+    chance, reachable = model.chance(arguments.split), model.reachable(arguments.split)
+    lines = [final_table([{"epochs": model.epochs, **named}, *filter(None, (chance, reachable))])]
     if "unreadable" in result:
         lines.append(f"{result['unreadable']} unreadable images left out")
     lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}" for key in STATISTICS]
+    lines += chance_remark(result, chance)
     return answer(arguments, named, lines)

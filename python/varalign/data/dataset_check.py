@@ -18,6 +18,7 @@ from varalign.data.folders import FoundFolder, read_folder
 from varalign.data.images import decode_image
 from varalign.data.index import SPLITS
 from varalign.data.reading import Reading
+from varalign.data.split_sizes import ENOUGH, split_sizes
 
 MAX_BAD = 0.01
 _BROKEN = ("broken image", "image not found", "no caption", "n/a", "todo", "null", "none", "nan")
@@ -25,21 +26,17 @@ _UNSPACED = re.compile(r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\u
 """Letters of scripts that put no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese."""
 _SHOWN = 10
 
-ENOUGH = {"train": 50, "dev": 11, "test": 11}
-"""Images from which on a split says something. Of ten candidates all are among the first ten: Recall@10 is then 1
-whatever was learnt. Below 50 training images nothing was ever measured here."""
-
 
 @dataclass
 class Report:
     """What `check_dataset` found.
 
-    splits: images in each split, with those in none. captions_per_image: least, mean and most. missing: "name (where)"
-    of each caption's image that is not there. unreadable: image name to what is wrong with it. copies: groups of
-    byte-identical images. suspicious: "name: 'caption': why". repeated: captions that stand under more than one image,
-    with their number. without_captions: images that no caption names. problems: why training would fail; empty where
-    it would not. few: splits that training runs on but that are too small for its figures to say anything. notes: what
-    loading the data says.
+    splits: images in each split, with those in none. sizes: the lines of `split_sizes`. captions_per_image: least, mean
+    and most. missing: "name (where)" of each caption's image that is not there. unreadable: image name to what is wrong
+    with it. copies: groups of byte-identical images. suspicious: "name: 'caption': why". repeated: captions that stand
+    under more than one image, with their number. without_captions: images that no caption names. problems: why training
+    would fail; empty where it would not. few: splits that training runs on but that are too small for its figures to
+    say much. notes: what loading the data says.
     """
 
     folder: str
@@ -47,6 +44,7 @@ class Report:
     images: int = 0
     captions: int = 0
     splits: dict[str, int] = field(default_factory=dict)
+    sizes: list[str] = field(default_factory=list)
     captions_per_image: dict[str, float] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -72,8 +70,9 @@ class Report:
         lines = [f"{self.folder}: {self.images:,} images, {self.captions:,} captions"]
         if self.captions_file:
             lines[0] += f" ({self.captions_file})"
-        if self.splits:
-            lines.append("splits: " + ", ".join(f"{count:,} {name}" for name, count in self.splits.items()))
+        lines += self.sizes
+        if self.splits.get("none"):
+            lines.append(f"in no split: {self.splits['none']:,} images")
         if self.captions_per_image:
             per = self.captions_per_image
             lines.append(f"captions an image: {per['least']:.0f} to {per['most']:.0f}, {per['mean']:.2f} on average")
@@ -97,7 +96,7 @@ class Report:
         lines.append("training would fail" if self.faults else "fit for training")
         if self.few and not self.faults:
             wanted = ", ".join(f"{least} {name}" for name, least in ENOUGH.items())
-            lines[-1] = f"training would run, but its figures would say nothing; wanted at least {wanted} images"
+            lines[-1] = f"training would run, but its figures would say little; wanted at least {wanted} images"
         return lines
 
 
@@ -148,6 +147,7 @@ def _note_faults_of_captions(report: Report, found: FoundFolder) -> None:
 def _describe(report: Report, dataset: ImageCaptions) -> None:
     report.notes = [note for note in dataset.notes if "left out" not in note and "copies of another" not in note]
     report.splits = {name: int((dataset.split == code).sum()) for name, code in SPLITS.items()}
+    report.sizes = split_sizes(dataset)
     report.splits["none"] = int((dataset.split < 0).sum())
     counts = np.diff(dataset.caption_offsets)
     report.captions_per_image = {"least": int(counts.min()), "mean": float(counts.mean()), "most": int(counts.max())}

@@ -214,10 +214,15 @@ def recalls(i2t: NDArray[np.int64], t2i: NDArray[np.int64], ks: Sequence[int] = 
     figures: dict[str, float] = {}
     for direction, found, candidates in (("i2t", i2t[i2t >= 0], texts), ("t2i", t2i[t2i >= 0], images)):
         for k in ks:
-            figures[f"{direction}_recall@{k}"] = float(np.mean((found < k) & (found < candidates)))
+            figures[f"{direction}_recall@{k}"] = float(np.mean(is_hit(found, k, candidates)))
     figures["images"] = images
     figures["texts"] = texts
     return figures
+
+
+def is_hit(found: NDArray[np.int64], k: int, candidates: int) -> NDArray[np.bool_]:
+    """Which ranks are hits at K among so many candidates; the rank −1 of no query is none."""
+    return (found >= 0) & (found < min(k, candidates))
 
 
 def mean_recall(figures: Mapping[str, Any]) -> float:

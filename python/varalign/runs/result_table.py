@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from varalign.data.split_sizes import FEW
+
 _MODES = {
     "positive": "; equal captions are one text",
     "distinct": "; equal captions are different texts (--same-caption distinct)",
@@ -27,30 +29,50 @@ def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[st
             row is `{"model": "chance", **varalign.evaluation.retrieval.chance(…)}`.
 
     Returns:
-        Each column's cells, a text a row, by its name; and a note for below the table, which may be empty. The note
-        holds the numbers of candidates if they are the same in all rows; otherwise they are a column.
+        Each column's cells, a text a row, by its name; and a note for below the table, which may be empty. Below a row
+        with `intervals` stands a row of them. The note holds the numbers of candidates if they are the same in all
+        rows, otherwise they are a column; and a warning where the images are few.
     """
-    columns = {
-        "model": [str(row.get("model", "–")) for row in rows],
-        "epochs": [_number(row.get("epochs"), 0) for row in rows],
-        "loss": [_number(row.get("loss"), 4) for row in rows],
-        "cosine similarity": [_number(row.get("cosine_similarity"), 4) for row in rows],
-    }
-    for direction in ("i2t", "t2i"):
-        keys = {key for row in rows for key in row if key.startswith(f"{direction}_recall@")}
-        for k in sorted(int(key.rpartition("@")[2]) for key in keys):
-            columns[f"{direction} R@{k}"] = [
-                _number(row.get(f"{direction}_recall@{k}"), 1, percent=True) for row in rows
-            ]
+    columns: dict[str, list[str]] = {"model": [], "epochs": [], "loss": [], "cosine similarity": []}
+    keys = {key for row in rows for key in row if "_recall@" in key}
+    recalls = sorted(keys, key=lambda key: (key[:3], int(key.rpartition("@")[2])))
+    names = {key: f"{key[:3]} R@{key.rpartition('@')[2]}" for key in recalls}
+    columns |= {name: [] for name in names.values()}
     counted = [candidates(row) if "images" in row and "texts" in row else "–" for row in rows]
-    known = {count for count in counted if count != "–"}
+    known = set(counted) - {"–"}
     if len(known) > 1:
-        columns["candidates"] = counted
-    has_recalls = any("R@" in name for name in columns)
-    if len(known) != 1 or not has_recalls:
-        return columns, ""
+        columns["candidates"] = []
+    for row, count in zip(rows, counted, strict=True):
+        line = {
+            "model": str(row.get("model", "–")),
+            "epochs": _number(row.get("epochs"), 0),
+            "loss": _number(row.get("loss"), 4),
+            "cosine similarity": _number(row.get("cosine_similarity"), 4),
+            **{name: _number(row.get(key), 1, percent=True) for key, name in names.items()},
+            "candidates": count,
+        }
+        lines = [line]
+        if "intervals" in row:
+            bounds = {names[key]: [_number(bound, 1, percent=True) for bound in row["intervals"][key]] for key in names}
+            lines.append({"model": "  95 % interval", **{name: "–".join(pair) for name, pair in bounds.items()}})
+        for name, cells in columns.items():
+            cells += [line.get(name, "") for line in lines]
     mode = next((row["same_caption"] for row in rows if "same_caption" in row), None)
-    return columns, f"Recall in percent, among {known.pop()}{_MODES.get(mode, '')}."
+    one = len(known) == 1 and recalls
+    notes = [f"Recall in percent, among {known.pop()}{_MODES.get(mode, '')}."] if one else []
+    least = min((row["images"] for row in rows if "images" in row), default=FEW)
+    if least < FEW and recalls:
+        notes.append(
+            f"Of {least} images one is {100 / least:.1f} points: with fewer than {FEW} such figures say little."
+        )
+    return columns, " ".join(notes)
+
+
+def chance_remark(row: Mapping[str, Any], chance: Mapping[str, Any]) -> list[str]:
+    """A line that says so where no recall is above chance: where all of their intervals reach down to it."""
+    if any(low > chance[key] + 1e-9 for key, (low, _) in row["intervals"].items()):
+        return []
+    return ["no better than chance: the 95 % interval of every recall reaches down to it"]
 
 
 def final_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from varalign.evaluation.intervals import bootstrap
 from varalign.runs.csv_table import csv_table
 from varalign.runs.json_text import json_text
 from varalign.study.grid import Condition, Pack
-from varalign.study.inference import METRICS, holm, interval, paired_differences, recalls
+from varalign.study.inference import METRICS, hits, holm, interval, paired_differences, recalls
 from varalign.study.pictures import draw_study
 from varalign.study.spec import TUNED, Study
 from varalign.study.store import Store
@@ -128,7 +129,10 @@ def settings(
 
 
 def summarise(results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
-    """A row for each setting: number of seeds, and each metric's mean with its 95 % half-width over the seeds."""
+    """A row for each setting: number of seeds, and each metric's mean with its 95 % half-width over the seeds.
+
+    With one seed, `_low` and `_high` are the interval over test images.
+    """
     rows = []
     for runs in settings(results).values():
         axes = {name: value for name, value in next(iter(runs.values()))[0].items() if name != "seed"}
@@ -137,6 +141,10 @@ def summarise(results: Sequence[tuple[Row, dict[str, Any]]]) -> list[Row]:
         for metric in METRICS:
             mean, half = interval([value[metric] for value in values])
             row[metric], row[f"{metric}_half_width"] = round(mean, 6), None if np.isnan(half) else round(half, 6)
+            if len(values) == 1:
+                (_, result), *_ = runs.values()
+                low, high = bootstrap(*(part[:, None] for part in hits(result, metric)))[:, 0].tolist()
+                row |= {f"{metric}_low": round(low, 6), f"{metric}_high": round(high, 6)}
         rows.append(row)
     return rows
 
@@ -199,7 +207,7 @@ def table(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
     """A Markdown table: recall in per cent ± half-width, and the differences of the mean R@1 from each baseline."""
     if not summary:
         return "no cell is finished yet"
-    axes = [name for name in summary[0] if name not in METRICS and not name.endswith("_half_width") and name != "seeds"]
+    axes = [name for name in summary[0] if name != "seeds" and not name.startswith(METRICS)]
     baselines = list(dict.fromkeys(row["against"] for row in comparisons))
     found = {
         (tuple(row[name] for name in axes), row["against"]): row for row in comparisons if row["metric"] == METRICS[0]
@@ -210,11 +218,17 @@ def table(summary: Sequence[Row], comparisons: Sequence[Row]) -> str:
     for row in summary:
         cells = [_axis(row[name]) for name in axes] + [str(row["seeds"])]
         for place, metric in enumerate(METRICS):
-            half = row[f"{metric}_half_width"]
-            cells.append(f"{100 * row[metric]:.1f}" + ("" if half is None or place else f" ± {100 * half:.1f}"))
+            cells.append(f"{100 * row[metric]:.1f}" + ("" if place else _interval(row, metric)))
         cells += [_difference(found.get((tuple(row[axis] for axis in axes), name))) for name in baselines]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _interval(row: Row, metric: str) -> str:
+    half = row[f"{metric}_half_width"]
+    if half is not None:
+        return f" ± {100 * half:.1f}"
+    return f" [{100 * row[f'{metric}_low']:.1f}, {100 * row[f'{metric}_high']:.1f}]"
 
 
 def _axis(value: Any) -> str:

@@ -15,6 +15,7 @@ import torch
 from varalign._core import __version__
 from varalign.aligner.aligner import Aligner
 from varalign.aligner.load import trained
+from varalign.data.split_sizes import split_sizes
 from varalign.inputs.assemble import assemble
 from varalign.inputs.models import saved_model
 from varalign.inputs.open_data import open_data
@@ -29,7 +30,7 @@ from varalign.runs.pairs import write_pairs
 from varalign.runs.progress import to_stderr
 from varalign.runs.quarantine import Quarantine, summary
 from varalign.runs.reporter import ProgressReporter, check_tensorboard
-from varalign.runs.result_table import final_table
+from varalign.runs.result_table import chance_remark, final_table
 from varalign.runs.run_errors import RunError
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
@@ -77,7 +78,8 @@ class TrainResult:
         """The final table with the zero-knowledge row, and where the run lies."""
         told = {"model": self.model, "epochs": self.epochs, "same_caption": self.same_caption}
         rows = [{**told, **self.test}, *filter(None, (self.chance, self.reachable))]
-        return f"{final_table(rows)}\nbest epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
+        last = f"best epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
+        return "\n".join([final_table(rows), last, *chance_remark(self.test, self.chance)])
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True)
     check(config, device)
     with _Session.begun(say, progress) as session:
         opened, data = open_data(config, session.say)
+        session.say("; ".join(split_sizes(data)))
         images = len(data.rows("train"))
         config = fill(opened, images)
         session.say(f"{config.start} start, {images:,} training images: {filled(opened, config) or 'as told'}")
