@@ -21,6 +21,10 @@ BERT = TokenizerKind(
 )
 
 
+class OtherTokenizer(ValueError):
+    """A folder whose tokenizer is whole, but not of BERT's kind, or of a setting that BERT's core lacks."""
+
+
 def read_bert_folder(folder: Path) -> tuple[str, dict[str, Any]]:
     """The vocabulary, one entry a line, and the options of `BERT.core`; raises what `bert_tokenizer` raises."""
     vocabulary_file, fast_file = folder / "vocab.txt", folder / "tokenizer.json"
@@ -66,7 +70,7 @@ def _refuse_other_tokenizers(fast: dict[str, Any], path: Path) -> None:
     }
     for name, (found, expected) in wanted.items():
         if found != expected:
-            raise ValueError(f"{path}: {name} must be {expected!r} for a BERT tokenizer, got {found!r}")
+            raise OtherTokenizer(f"{path}: {name} must be {expected!r} for a BERT tokenizer, got {found!r}")
     if not isinstance(model.get("vocab"), dict) or not model["vocab"]:
         raise ValueError(f"{path}: model.vocab must map entries to ids")
 
@@ -88,7 +92,7 @@ def _added_tokens(fast: dict[str, Any], config: dict[str, Any], folder: Path) ->
     added |= {int(number): token for number, token in config.get("added_tokens_decoder", {}).items()}
     for token in added.values():
         if any(token.get(flag) for flag in ("single_word", "lstrip", "rstrip", "normalized")):
-            raise ValueError(
+            raise OtherTokenizer(
                 f"{folder}: the added token {token.get('content')!r} is matched in a way that is not supported "
                 "(single_word, lstrip, rstrip or normalized is set)"
             )

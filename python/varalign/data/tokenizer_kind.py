@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from varalign._core import CaptionTokenizer
 from varalign.data.files import open_user_file
 
 
@@ -21,7 +21,7 @@ class TokenizerKind:
     """
 
     name: str
-    core: Callable[..., CaptionTokenizer]
+    core: Callable[..., Any]
     file: str
     read: Callable[[Path], str]
     written: Callable[[str], bytes]

@@ -1,12 +1,12 @@
-"""Caption tokenizers: CLIP's byte pairs, BERT's WordPiece, and whole words from the training captions.
+"""Caption tokenizers: CLIP's byte pairs, BERT's WordPiece, whole words from the training captions, transformers' own.
 
     >>> tokenizer = clip_tokenizer()
     >>> batch = tokenizer(["two dogs in the snow", ""])
     >>> batch.ids.shape, batch.lengths.tolist()
     ((2, 77), [7, 2])
 
-Ids are those of open_clip's `SimpleTokenizer` and transformers' `BertTokenizerFast` on every text. A new kind is a file
-with a `TokenizerKind`, and a row in `KINDS`.
+Ids are those of open_clip's `SimpleTokenizer` and transformers' `BertTokenizerFast` on every text; the kind "hf" runs
+the library's own tokenizer. A new kind is a file with a `TokenizerKind`, and a row in `KINDS`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from varalign._core import build_word_vocabulary
 from varalign.data.bert_tokens import BERT, read_bert_folder
 from varalign.data.clip_tokens import CLIP, open_clip_vocabulary
 from varalign.data.files import write_atomically
+from varalign.data.hf_tokens import HF, read_hf_folder
 from varalign.data.json_file import read_object
 from varalign.data.word_tokens import WORDS
 
-KINDS = {kind.name: kind for kind in (CLIP, BERT, WORDS)}
+KINDS = {kind.name: kind for kind in (CLIP, BERT, WORDS, HF)}
 DESCRIPTION = "varalign_tokenizer.json"
 
 
@@ -48,13 +49,15 @@ class TokenBatch:
 class Tokenizer:
     """Turns captions into rows of token ids: a start mark, the tokens, an end mark, padding up to `max_length`.
 
-    `kind` is "clip", "bert" or "words". Two tokenizers of one kind, vocabulary, length and options are equal and hash
-    alike; `fingerprint` (hex sha256 over these) says so across machines. Threads may share one. Made by
-    `clip_tokenizer`, `bert_tokenizer`, `word_tokenizer` and `load_tokenizer`.
+    `kind` is "clip", "bert", "words" or "hf". Two tokenizers of one kind, vocabulary, length and options are equal and
+    hash alike; `fingerprint` (hex sha256 over these) says so across machines. Threads may share one. Made by
+    `clip_tokenizer`, `bert_tokenizer`, `hf_tokenizer`, `word_tokenizer` and `load_tokenizer`.
     """
 
     def __init__(self, kind: str, vocabulary: str, max_length: int, options: dict[str, Any] | None = None) -> None:
-        """`vocabulary` is a file's text, one entry a line; `options` are the keyword arguments of the core's maker."""
+        """`vocabulary` is a file's text; `options` are the keyword arguments of the core's maker, and `prompt`, which
+        stands before each text.
+        """
         if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 2:
             raise ValueError(
                 f"max_length must be an int of at least 2 (the start and the end mark), got {max_length!r}"
@@ -65,7 +68,9 @@ class Tokenizer:
         self.max_length = max_length
         self._vocabulary = vocabulary
         self._options = dict(options or {})
-        self._core = KINDS[kind].core(vocabulary, **self._options)
+        settings = dict(self._options)
+        self.prompt: str = settings.pop("prompt", "")
+        self._core = KINDS[kind].core(vocabulary, **settings)
         self.vocabulary_size: int = self._core.vocabulary_size
         self.start_id, self.end_id, self.pad_id = self._core.marks
         described = json.dumps([kind, max_length, self._options], sort_keys=True)
@@ -83,6 +88,8 @@ class Tokenizer:
         if threads < 0:
             raise ValueError(f"threads must be 0 (as many as the batch is worth) or more, got {threads}")
         batch = tuple(texts)
+        if self.prompt:
+            batch = tuple(self.prompt + text if isinstance(text, str) else text for text in batch)
         ids = np.empty((len(batch), self.max_length), dtype=np.int64)
         lengths = np.empty(len(batch), dtype=np.int64)
         left = self._core.encode(batch, ids, lengths, threads)
@@ -140,7 +147,7 @@ def clip_tokenizer(context_length: int = 77, vocabulary: Path | None = None) -> 
     return Tokenizer("clip", CLIP.read(path), context_length)
 
 
-def bert_tokenizer(folder: Path, max_length: int = 64) -> Tokenizer:
+def bert_tokenizer(folder: Path, max_length: int = 64, prompt: str = "") -> Tokenizer:
     """BERT's WordPiece, as transformers' `BertTokenizerFast` does it, from the folder of a transformers model.
 
     The folder holds `vocab.txt` or `tokenizer.json`, whose vocabulary goes before that of `vocab.txt`. Whether letters
@@ -155,9 +162,22 @@ def bert_tokenizer(folder: Path, max_length: int = 64) -> Tokenizer:
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: its tokenizer files lack the form that transformers writes: {error!r}") from None
     try:
-        return Tokenizer("bert", vocabulary, max_length, options)
+        return Tokenizer("bert", vocabulary, max_length, _prompted(options, prompt))
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+
+
+def hf_tokenizer(folder: Path, max_length: int = 64, prompt: str = "", *, lower: bool = False) -> Tokenizer:
+    """The tokenizer that transformers makes of a model's folder, run by its library; `prompt` stands before each text.
+
+    `lower`: letters are lowered first. Raises ValueError where transformers cannot read it, or runs it in Python.
+    """
+    vocabulary, options = read_hf_folder(Path(folder), lower=lower)
+    return Tokenizer("hf", vocabulary, max_length, _prompted(options, prompt))
+
+
+def _prompted(options: dict[str, Any], prompt: str) -> dict[str, Any]:
+    return {**options, "prompt": prompt} if prompt else options
 
 
 def word_tokenizer(

@@ -38,18 +38,19 @@ class TextOptions:
     Attributes:
         captions: the training captions; `lstm` builds its word vocabulary from them.
         tokenizer: a saved run's tokenizer; then no vocabulary is built or read.
-        pooling: over the tokens: "mean" or "cls" for `bert`, "mean" or "last" for `lstm`; `clip` has its own.
+        pooling: over the tokens: "mean", "cls" or "last" for `bert` and `hf`, "mean" or "last" for `lstm`; "auto" is
+            what the encoder's folder says, else "mean"; `clip` has its own.
         bidirectional: whether the `lstm` reads in both directions.
-        max_length: maximum number of tokens; longer texts are cut. None: 40 for `lstm`, 64 for `bert`, the context
-            length for `clip`.
+        max_length: maximum number of tokens; longer texts are cut. None: 40 for `lstm`, for `bert` and `hf` 64 or what
+            a sentence-transformers folder says, the context length for `clip`.
         load_weights: False builds the architecture with random weights for a checkpoint to fill, without hub or file
-            (`bert` and `clip` from a folder need `architecture` and `tokenizer` for that).
+            (`bert`, `hf` and `clip` from a folder need `architecture` and `tokenizer` for that).
         architecture: the values of `TextEncoder.architecture()` of a saved run; then no source is looked up.
     """
 
     captions: Sequence[str] | None = None
     tokenizer: Tokenizer | None = None
-    pooling: str = "mean"
+    pooling: str = "auto"
     bidirectional: bool = False
     max_length: int | None = None
     load_weights: bool = True

@@ -63,6 +63,5 @@ def image_encoder_from_config(config: Mapping[str, Any], *, load_weights: bool) 
 
 def text_encoder_from_config(config: Mapping[str, Any], *, tokenizer: Tokenizer, load_weights: bool) -> TextEncoder:
     """The text encoder of a saved run, from `TextEncoder.to_config()` and the tokenizer saved beside it."""
-    architecture = config["architecture"]
-    options = {"pooling": architecture.get("pooling", "mean"), "architecture": architecture}
-    return build_text_encoder(config["spec"], tokenizer=tokenizer, load_weights=load_weights, **options)
+    options = {"tokenizer": tokenizer, "architecture": config["architecture"]}
+    return build_text_encoder(config["spec"], load_weights=load_weights, **options)

@@ -79,7 +79,13 @@ def hub_file(repo: str, names: Sequence[str], *, spec: str, instead: str) -> Pat
 
 
 def hub_folder(
-    repo: str, patterns: Sequence[Sequence[str]], needed: Sequence[Sequence[str]], *, spec: str, instead: str
+    repo: str,
+    patterns: Sequence[Sequence[str]],
+    needed: Sequence[Sequence[str]],
+    *,
+    spec: str,
+    instead: str,
+    inside: str = "",
 ) -> Path:
     """A folder with the files of a Hugging Face repository that match `patterns`, from the cache or downloaded into it.
 
@@ -87,6 +93,9 @@ def hub_folder(
         repo: `name` or `owner/name`.
         patterns: groups of patterns of files to download; a group is used only if those before it were not enough.
         needed: groups of file names; the folder must have one file of each group.
+        spec: the encoder spec, for the messages.
+        instead: the option with a folder of the user's own, for the messages.
+        inside: a folder in the repository that may hold the needed files in place of its root.
 
     Raises:
         WeightsUnavailable: the cache lacks one and the hub cannot be reached, or has no such repository or file.
@@ -95,7 +104,8 @@ def hub_folder(
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def complete(folder: Path) -> bool:
-        return all(any((folder / name).is_file() for name in group) for group in needed)
+        place = folder / inside if (folder / inside).is_dir() else folder
+        return all(any((place / name).is_file() for name in group) for group in needed)
 
     wanted = ", ".join(" or ".join(group) for group in needed)
     try:

@@ -35,7 +35,10 @@ class LSTMEncoder(TextEncoder):
 
     def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
         super().__init__()
-        chosen = {"bidirectional": options.bidirectional, "pooling": options.pooling}
+        chosen = {
+            "bidirectional": options.bidirectional,
+            "pooling": "mean" if options.pooling == "auto" else options.pooling,
+        }
         sizes = {**self.SIZES, **chosen, **(options.architecture or {})}
         if sizes["pooling"] not in POOLINGS:
             raise SpecError(f"'lstm' pools by {' or '.join(POOLINGS)}, not by '{sizes['pooling']}'")

@@ -136,6 +136,7 @@ KINDS = (
     ),
     EncoderKind("lstm", "text", "varalign.encoders.lstm:LSTMEncoder", ("lstm",)),
     EncoderKind("bert", "text", "varalign.encoders.bert:BertEncoder", ("bert:HUB-NAME", "bert:FOLDER"), True),
+    EncoderKind("hf", "text", "varalign.encoders.hf_text:HfTextEncoder", ("hf:HUB-NAME", "hf:FOLDER"), True),
     EncoderKind("clip", "text", "varalign.encoders.clip:ClipTextEncoder", _CLIP_FORMS, True, _check_clip),
 )
 

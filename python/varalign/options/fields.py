@@ -128,8 +128,10 @@ class Options:
     max_length: int | None = _encoders(
         "most tokens of a caption, special tokens included (default: the tokenizer's own)", low=3, high=512
     )
-    pooling: Literal["mean", "cls", "last"] = _encoders(
-        "how token vectors are pooled into one text vector (cls: bert only; last: lstm only)", "mean"
+    pooling: Literal["auto", "mean", "cls", "last"] = _encoders(
+        "how token vectors are pooled into one text vector (auto: as the encoder's folder says, else their mean; "
+        "cls: not with lstm)",
+        "auto",
     )
     bidirectional: bool = _encoders("run the LSTM in both directions", False)
     unfreeze: int = _encoders("train the last N blocks of frozen encoders too", 0, low=0, common=True)

@@ -1,0 +1,187 @@
+"""Text encoders of transformers and of sentence-transformers folders, with the library's own tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from varalign.data.json_file import read_object
+from varalign.data.tokenizers import Tokenizer, hf_tokenizer
+from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, known_blocks, plain, present, token_mask
+from varalign.encoders.sentence import Sentence, SentenceHead, read_sentence
+from varalign.encoders.specs import EncoderSpec, SpecError
+from varalign.encoders.transformers_model import (
+    WEIGHT_NAMES,
+    check_folder,
+    lasting_config,
+    model_folder,
+    random_model,
+    read_config,
+    read_model,
+)
+
+MAX_LENGTH = 64
+MOST_LENGTH = 512
+"""Tokens of a text that a folder's own limit is cut to: the ids of all captions lie in memory at that width."""
+POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
+"""What `--pooling` may say, and the name that it has in `sentence.POOLINGS`."""
+BLOCKS = ("encoder.layer", "transformer.layer", "layers", "encoder.layers", "encoder.block", "h")
+INSIDE = "0_Transformer"
+
+
+class HfTextEncoder(TextEncoder):
+    """A text model of transformers; features are what its folder says, else the pooled last states.
+
+    A sentence-transformers folder says pooling, layers behind it, prompt and longest text; its features are those of
+    `SentenceTransformer(folder).encode`. Another folder's are the mean of the last states over all tokens (marks
+    included, padding not), or what `pooling` says. The model's pooler, trained for next-sentence tasks, is left out.
+
+    Args:
+        spec: kind `hf`; its name is a hub name or a folder with config.json, weights and tokenizer.
+        options: `tokenizer` (the folder's own by default); `pooling`, "mean", "cls" or "last", where the folder does
+            not say; `max_length`, by default what a sentence-transformers folder says up to 512, else 64, and no more
+            than the model has positions; with `architecture` and `tokenizer` and without `load_weights` no source is
+            looked up.
+    """
+
+    KIND = "hf"
+    TOKENIZER_NAMES: tuple[str, ...] = (
+        "tokenizer.json",
+        "vocab.txt",
+        "vocab.json",
+        "sentencepiece.bpe.model",
+        "spiece.model",
+        "spm.model",
+        "tokenizer.model",
+    )
+
+    def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
+        super().__init__()
+        known, tokenizer, sentence = options.architecture, options.tokenizer, None
+        if known is not None and not options.load_weights and tokenizer is not None:
+            self.model = random_model(known["config"], spec)
+        else:
+            sentence = self._find(spec)
+            config = read_config(sentence.folder)
+            self.model = read_model(sentence.folder, spec) if options.load_weights else random_model(config, spec)
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None
+        self.model.eval()
+        rows, width = _sizes(self.model, spec)
+        if tokenizer is None:
+            assert sentence is not None
+            tokenizer = self._read_tokenizer(sentence, spec, _longest(self.model, sentence, options.max_length))
+        if known is None:
+            assert sentence is not None
+            known = _described(sentence, tokenizer, options.pooling, spec)
+        if tokenizer.vocabulary_size > rows:
+            raise SpecError(f"'{spec}': the tokenizer makes {tokenizer.vocabulary_size} tokens, the model knows {rows}")
+        pooling = known["pooling"]
+        modes = [pooling] if isinstance(pooling, str) else pooling
+        self.head = SentenceHead(modes, known.get("layers", ()), width, known.get("skip", 0))
+        if sentence is not None and options.load_weights and self.head.layers:
+            self.head.load(sentence.places, str(spec))
+        self._known = {key: known[key] for key in ("pooling", "layers", "skip") if key in known}
+        self.feature_dim = self.head.feature_dim
+        self.tokenizer = tokenizer
+        self.spec = str(spec.with_absolute_path())
+        self.has_source = True
+        self.eval()
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """(B, feature_dim) features of ids (B, L) padded behind lengths (B,)."""
+        ids = cut_padding(ids, lengths)
+        mask = token_mask(ids, lengths)
+        states: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        features: Tensor = self.head(states, mask)
+        return features
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's layers."""
+        return known_blocks(self.model, BLOCKS, self.spec)
+
+    def tail(self) -> list[nn.Module | nn.Parameter]:
+        """The norm after the layers, and the layers behind the pooling."""
+        return [*present(self.model, ("norm", "final_norm", "ln_f")), *self.head.layers]
+
+    def architecture(self) -> dict[str, Any]:
+        """The model's config, pooling, the layers behind it and the tokenizer's fingerprint."""
+        described = {"kind": self.KIND, "config": lasting_config(self.model), "tokenizer": self.tokenizer.fingerprint}
+        return plain({**described, **self._known})
+
+    def identity(self) -> dict[str, Any]:
+        """As `Encoder.identity`: of the config only what differs from its class's defaults."""
+        return {**self.architecture(), "config": lasting_config(self.model, whole=False)}
+
+    def _find(self, spec: EncoderSpec) -> Sentence:
+        needed = (("config.json",), WEIGHT_NAMES, self.TOKENIZER_NAMES)
+        sentence = read_sentence(model_folder(spec, needed, "--text-encoder", INSIDE))
+        check_folder(sentence.folder, needed, spec)
+        return sentence
+
+    def _read_tokenizer(self, sentence: Sentence, spec: EncoderSpec, max_length: int) -> Tokenizer:
+        try:
+            return hf_tokenizer(sentence.folder, max_length, sentence.prompt, lower=sentence.lower)
+        except ValueError as error:
+            raise SpecError(f"'{spec}': {error}") from error
+
+
+def _described(sentence: Sentence, tokenizer: Tokenizer, pooling: str, spec: EncoderSpec) -> dict[str, Any]:
+    """Pooling and layers, as `HfTextEncoder.architecture` holds them."""
+    if pooling not in ("auto", *POOLINGS):
+        raise SpecError(f"'{spec}' pools by {', '.join(POOLINGS)}, not by '{pooling}'")
+    modes = sentence.pooling or (POOLINGS.get(pooling, "mean"),)
+    if pooling != "auto" and modes != (POOLINGS[pooling],):
+        raise SpecError(
+            f"'{spec}': its folder says that it pools by {' and '.join(modes)}: leave out --pooling {pooling}"
+        )
+    known: dict[str, Any] = {"pooling": modes[0] if len(modes) == 1 else list(modes)}
+    if sentence.layers:
+        known["layers"] = list(sentence.layers)
+    if sentence.prompt and not sentence.pools_prompt:
+        ids = tokenizer([""])
+        length = int(ids.lengths[0])
+        known["skip"] = length - int(ids.ids[0, length - 1] == tokenizer.end_id)
+    return known
+
+
+def _longest(model: Any, sentence: Sentence, wanted: int | None) -> int:
+    """Tokens of the longest text: what is wanted, else what the folder says, within the model's positions."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limit = positions if isinstance(positions, int) and positions > 0 else MOST_LENGTH
+    for module in model.modules():  # RoBERTa and its like count positions from the padding's id on
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
+            limit = min(limit, module.position_embeddings.num_embeddings - padding - 1)
+    if wanted is None:
+        wanted = sentence.max_length
+    if wanted is None and sentence.pooling:
+        wanted = _tokenizer_limit(sentence.folder / "tokenizer_config.json")
+        return min(wanted, limit, MOST_LENGTH)
+    return min(MAX_LENGTH if wanted is None else wanted, limit, MOST_LENGTH)
+
+
+def _tokenizer_limit(file: Path) -> int:
+    found = read_object(file).get("model_max_length") if file.is_file() else None
+    return int(found) if isinstance(found, int | float) and found >= 2 else MOST_LENGTH
+
+
+def _sizes(model: Any, spec: EncoderSpec) -> tuple[int, int]:
+    """Rows of the word embedding and width of the states.
+
+    Raises:
+        SpecError: the model is not one tower for texts.
+    """
+    try:
+        rows, width = int(model.get_input_embeddings().num_embeddings), int(model.config.hidden_size)
+        alone = not model.config.is_encoder_decoder
+    except (NotImplementedError, AttributeError, TypeError, ValueError):
+        alone = False
+    if not alone:
+        raise SpecError(
+            f"'{spec}': it holds a {type(model).__name__}, which is no encoder of texts by itself; name the folder of "
+            "a text encoder"
+        )
+    return rows, width

@@ -1,0 +1,117 @@
+"""Models of transformers: their folder, local or from the hub, their config, and their weights without running code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varalign.encoders.base import plain
+from varalign.encoders.hub import hub_folder
+from varalign.encoders.specs import EncoderSpec, SpecError, looks_like_path
+from varalign.encoders.weights import WeightsError, check_pickle, first_line
+
+WEIGHT_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", "[0-9]_*/*.json", "[0-9]_*/model*.safetensors")
+PICKLES = ("pytorch_model.bin", "[0-9]_*/pytorch_model.bin")
+# Entries of a config that describe its origin, not the model.
+VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation")
+
+
+def model_folder(spec: EncoderSpec, needed: Sequence[Sequence[str]], option: str, inside: str = "") -> Path:
+    """The folder that a spec names, or the hub cache's folder for a hub name.
+
+    Args:
+        spec: its name is a folder or a hub name.
+        needed: groups of file names, of each of which the folder has one.
+        option: the option that names the encoder, for the message.
+        inside: a folder of these files in the named one (`0_Transformer`), taken where it is there.
+
+    Raises:
+        SpecError: no such folder, or it lacks a file.
+        WeightsUnavailable: a hub name that is neither in the cache nor to be downloaded now.
+    """
+    folder = Path(spec.name).expanduser()
+    if folder.is_dir():
+        check_folder(folder / inside if (folder / inside).is_dir() else folder, needed, spec)
+        return folder.resolve()
+    if looks_like_path(spec.name) or spec.name.count("/") > 1:
+        raise SpecError(f"'{spec}': no folder '{spec.name}'")
+    instead = f"{option} {spec.kind}:FOLDER"
+    return hub_folder(spec.name, [HUB_FILES, PICKLES], needed, spec=str(spec), instead=instead, inside=inside)
+
+
+def check_folder(folder: Path, needed: Sequence[Sequence[str]], spec: EncoderSpec) -> None:
+    """SpecError unless the folder has a file of each group."""
+    missing = [" or ".join(names) for names in needed if not any((folder / name).is_file() for name in names)]
+    if missing:
+        raise SpecError(f"'{spec}': folder {folder} lacks {', '.join(missing)}")
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """The config with its defaults; refused without `model_type`, which transformers may guess from the folder name."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    try:
+        named = "model_type" in PretrainedConfig.get_config_dict(folder, local_files_only=True)[0]
+        config: Mapping[str, Any] = (
+            AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
+            if named
+            else {}
+        )
+    except Exception as error:
+        raise WeightsError(f"{folder / 'config.json'}: transformers cannot read it: {first_line(error)}") from error
+    if not named:
+        raise WeightsError(f"{folder / 'config.json'}: has no model_type, so it does not say which model this is")
+    return config
+
+
+def read_model(folder: Path, spec: EncoderSpec) -> Any:
+    """The model of a folder in float32, every tensor that its features depend on read from the folder."""
+    from transformers import AutoConfig
+
+    for file in folder.glob("*.bin"):
+        check_pickle(file)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Local files only, so that nothing is downloaded; transformers reads pickles with weights_only.
+        model, report = _auto_class(config).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # each file format of transformers raises errors of its own
+        raise WeightsError(f"'{spec}': transformers cannot load {folder}: {first_line(error)}") from error
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise WeightsError(
+            f"'{spec}': the weights in {folder} lack {len(missing)} tensors ({', '.join(missing[:3])}, …)"
+        )
+    return model.to(torch.float32)
+
+
+def random_model(config: Mapping[str, Any], spec: EncoderSpec) -> Any:
+    """A model of a config with random weights, in float32."""
+    from transformers import AutoConfig
+
+    values = dict(config)
+    try:
+        described = AutoConfig.for_model(values.pop("model_type"), **values)
+        return _auto_class(described).from_config(described).to(torch.float32)
+    except Exception as error:  # each model of transformers raises errors of its own
+        raise WeightsError(f"'{spec}': transformers cannot build a model of its config: {first_line(error)}") from error
+
+
+def lasting_config(model: Any, *, whole: bool = True) -> dict[str, Any]:
+    """The model's config without facts of one time and place; `whole=False`: what differs from the class's defaults."""
+    values = model.config.to_dict() if whole else model.config.to_diff_dict()
+    return plain({key: value for key, value in values.items() if key not in VOLATILE})
+
+
+def _auto_class(config: Any) -> Any:
+    """AutoModel, or, of a model that writes texts (T5), the class of its encoder alone."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
+    return AutoModelForTextEncoding if getattr(encoder, "__name__", "").endswith("EncoderModel") else AutoModel
