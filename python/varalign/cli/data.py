@@ -8,7 +8,7 @@ from typing import Any
 
 from varalign.cli.arguments import add_json, add_option, add_reading, add_seed, answer
 from varalign.data.errors import DataError
-from varalign.data.reading import Reading
+from varalign.data.reading import Reading, of_hub
 
 
 def add(commands: Any) -> None:
@@ -70,6 +70,6 @@ def run_sample(arguments: argparse.Namespace) -> int:
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
-    if not arguments.folder.is_dir():
+    if not arguments.folder.is_dir() and not of_hub(arguments.folder):
         raise DataError(f"{arguments.folder}: no such folder; wanted one with captions.txt and Images/")
     return arguments.folder

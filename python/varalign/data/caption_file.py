@@ -62,8 +62,13 @@ class CaptionSource:
 
     @cached_property
     def text(self) -> str:
-        """The whole file as text; DataError where it is none."""
-        return read_text(self.path, self.notes)
+        """The whole file as text; DataError where it is none, or empty."""
+        text = read_text(self.path, self.notes)
+        if not first_line(text):
+            raise DataError(
+                f"{self.path}: the file is empty; wanted lines like 'name.jpg,caption' or 'name.jpg#0<TAB>caption'"
+            )
+        return text
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,16 @@ class CaptionFormat:
     """A form of captions files.
 
     files: names or patterns, relative to a data folder, under which it is looked for; the files of one pattern are read
-    together. suffixes: ends of names by which a file of any other name is taken, where it is the only one. knows:
-    whether a file has this form. read: reads it; raises DataError.
+    together. suffixes: ends of names by which a file of any other name is taken, where it is the only one. finds: what
+    is read of a data folder where the form has no file of its own. knows: whether a file has this form. read: reads it;
+    raises DataError.
     """
 
     files: tuple[str, ...]
     knows: Callable[[CaptionSource], bool]
     read: Callable[[CaptionSource], CaptionFile]
     suffixes: tuple[str, ...] = ()
+    finds: Callable[[Path], Path | None] | None = None
 
 
 class Pairs:

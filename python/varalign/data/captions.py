@@ -18,19 +18,22 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from varalign.data.caption_file import CaptionFile, CaptionSource, first_line
+from varalign.data.caption_file import CaptionFile, CaptionSource
+from varalign.data.captions_arrow import ARROW
+from varalign.data.captions_beside import BESIDE
 from varalign.data.captions_delimited import DELIMITED, FLICKR30K
 from varalign.data.captions_json import JSON
+from varalign.data.captions_parquet import PARQUET
 from varalign.data.captions_records import JSON_LINES
+from varalign.data.captions_tar import TAR
 from varalign.data.captions_token import TOKEN
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import readable
 from varalign.data.reading import Reading
 
-TEXT_FORMATS = (DELIMITED, TOKEN, JSON, JSON_LINES, FLICKR30K)
-FORMATS = TEXT_FORMATS
+FORMATS = (DELIMITED, TOKEN, JSON, JSON_LINES, FLICKR30K, PARQUET, TAR, BESIDE, ARROW)
 """In the order in which their files are looked for in a folder. A file is read by the last one that knows it: delimited
-text knows every text."""
+text knows every text, and archives are known before any text is read."""
 
 KNOWN_SLIP = "2258277193_586949ec62.jpg.1"
 
@@ -44,10 +47,6 @@ def read_captions(path: Path | str, reading: Reading = Reading(), *, skip_empty:
     path = Path(path)
     with readable(path):
         source = CaptionSource(path, reading)
-        if not first_line(source.text):
-            raise DataError(
-                f"{path}: the file is empty; wanted lines like 'name.jpg,caption' or 'name.jpg#0<TAB>caption'"
-            )
         form = next(form for form in reversed(FORMATS) if form.knows(source))
         return _without_empty(_without_known_slip(form.read(source)), skip_empty)
 

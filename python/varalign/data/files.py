@@ -169,6 +169,12 @@ class AppendedFile:
                 os.close(handle)
 
 
+def default_cache() -> Path:
+    """`$VARALIGN_CACHE`, else `~/.cache/varalign`."""
+    named = os.environ.get("VARALIGN_CACHE")
+    return Path(named) if named else Path.home() / ".cache" / "varalign"
+
+
 def cache_key(*parts: object) -> str:
     """A name for what depends on all `parts`: hexadecimal sha256 of their texts."""
     digest = hashlib.sha256()

@@ -24,13 +24,8 @@ from varalign.data.caption_file import CaptionFile
 from varalign.data.captions import FORMATS, read_captions
 from varalign.data.columns import named_split, split_word
 from varalign.data.errors import DataError, first_three, shown
-from varalign.data.image_folder import ImageFile, ImageFolder, is_companion
-from varalign.data.reading import Reading
-
-IMAGE_FOLDERS = (
-    *("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images", "flickr30k-images"),
-    ".",
-)
+from varalign.data.image_folder import IMAGE_FOLDERS, ImageFile, ImageFolder, is_companion
+from varalign.data.reading import Reading, of_hub
 
 
 class Missing(NamedTuple):
@@ -96,7 +91,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
             found.image_folders.append(images.base)
         located = _locate(images, read)
         found.notes.extend(_lenience(read, located))
-        prefix = f"{images.base.name}/" if len(parts) > 1 else ""
+        prefix = _prefix(folder, part, read, images) if len(parts) > 1 else ""
         rows: dict[str, int] = {}
         for name, image in located.items():
             if image is None:
@@ -129,6 +124,8 @@ def given_place(place: str, folder: Path) -> Path:
 
 def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
     """The captions files of a folder that belong together, and a note on others that are there."""
+    if of_hub(folder):
+        return [Part(folder, Path("."))], []
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "there is no such folder"
         raise DataError(
@@ -141,7 +138,8 @@ def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
     if not groups:
         patterns = [pattern for form in FORMATS for pattern in form.files]
         raise DataError(
-            f"{folder}: no captions file; wanted one of {', '.join(patterns)}, or name it (--captions FILE)"
+            f"{folder}: no captions file; wanted one of {', '.join(patterns)}, or a .txt beside each image; or name "
+            "it (--captions FILE)"
         )
     others = [str(part.file.relative_to(folder)) for parts in groups[1:] for part in parts]
     first = groups[0]
@@ -156,6 +154,9 @@ def _known_files(folder: Path) -> Iterator[list[Part]]:
             files = sorted(path for path in folder.glob(pattern) if path.is_file() and not is_companion(path.name))
             if files:
                 yield _together(folder, files)
+        place = form.finds(folder) if form.finds is not None else None
+        if place is not None:
+            yield [Part(place, folder)]
 
 
 def _split_folders(folder: Path) -> list[list[Part]]:
@@ -204,6 +205,13 @@ def _image_folder(folder: Path, part: Part, read: CaptionFile, reading: Reading)
             if any(images.holds(name, lenient=lenient) for name in wanted):
                 return images
     return candidates[0]
+
+
+def _prefix(folder: Path, part: Part, read: CaptionFile, images: ImageFolder) -> str:
+    """What tells the images of this part from those of others: their folder, or the archive that they lie in."""
+    if str(images.base) in read.image_folders:  # unpacked into the cache
+        return part.file.relative_to(folder).with_suffix("").as_posix() + "/"
+    return f"{images.base.name}/"
 
 
 def _locate(images: ImageFolder, read: CaptionFile) -> dict[str, ImageFile | None]:

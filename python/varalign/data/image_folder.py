@@ -31,6 +31,12 @@ OTHER_CASE = "are in another case than their files"
 SUBFOLDER = "are found in subfolders"
 WITHOUT_END = "lack the end of their files' names"
 
+IMAGE_FOLDERS = (
+    *("Images", "images", "Flicker8k_Dataset", "Flickr8k_Dataset", "flickr30k_images", "flickr30k-images"),
+    ".",
+)
+"""Where the images of a data folder lie, the likeliest first."""
+
 _TAIL = 512
 _READERS = 8  # reads from a cold disk wait, they do not compute
 _COMPANIONS = frozenset({".ds_store", "thumbs.db", "desktop.ini"})

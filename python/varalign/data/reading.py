@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 """Names of the separators, as `--separator` takes them."""
+
+
+HUB = "hf:"
+"""How a place of data begins that is a data set of the hub."""
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,8 @@ class Reading:
 
 READING = tuple(field.name for field in fields(Reading) if field.name != "cache")
 """The options that say how data are read."""
+
+
+def of_hub(place: Path | str) -> bool:
+    """Whether a place of data is a data set of the hub."""
+    return str(place).startswith(HUB)

@@ -12,11 +12,12 @@ import torch
 from varalign.data.datasets import ImageCaptions
 from varalign.data.decoded import DecodedCache, decoded_cache
 from varalign.data.features import FeatureSet
+from varalign.data.files import default_cache
 from varalign.data.images import Augment
 from varalign.data.noise import Noise, parse_noise
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.towers import Towers
-from varalign.inputs.feature_cache import default_cache, image_rows, text_rows
+from varalign.inputs.feature_cache import image_rows, text_rows
 from varalign.inputs.live import LiveCaptions, LiveImages
 from varalign.inputs.open_data import Data
 from varalign.inputs.parts import Inputs, Parts

@@ -7,7 +7,6 @@ common share nothing. The compiled core is in the key too, because it decides wh
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,12 +30,6 @@ FORMAT = 2
 """Raised whenever features of the same weights and files change, or the form of the file."""
 
 Say = Callable[[str], None]
-
-
-def default_cache() -> Path:
-    """`$VARALIGN_CACHE`, else `~/.cache/varalign`."""
-    named = os.environ.get("VARALIGN_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "varalign"
 
 
 def image_rows(towers: Towers, source: LiveImages, folder: Path, say: Say) -> FeatureRows:

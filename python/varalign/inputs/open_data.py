@@ -11,7 +11,7 @@ from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.folders import given_place
 from varalign.data.noise import parse_noise
-from varalign.data.reading import Reading
+from varalign.data.reading import Reading, of_hub
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
@@ -40,6 +40,8 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         config = replace(config, features=str(place))
     else:
         config, place = _folder(config, say)
+        if of_hub(place):
+            say(f"{place}: downloaded from https://huggingface.co/datasets where it is not in the hub's cache yet")
         data = load_dataset(
             place,
             seed=config.seed,
@@ -50,7 +52,7 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         )
         given = {name: getattr(config, name) for name in ("captions", "images")}
         found = {name: str(given_place(path, place).resolve()) for name, path in given.items() if path is not None}
-        config = replace(config, data=str(place.resolve()), **found)
+        config = replace(config, data=str(place if of_hub(place) else place.resolve()), **found)
     for note in data.notes:
         say(note)
     data = replace(data, same_caption=config.same_caption)

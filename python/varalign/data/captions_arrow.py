@@ -1,0 +1,106 @@
+"""Data sets of the library `datasets` (extra `hf`): a folder that `save_to_disk` wrote, or `hf:NAME` of the hub.
+
+No code of a data set is run: the library reads tables and images only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from varalign.data.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
+from varalign.data.captions_records import captions_of
+from varalign.data.columns import Columns, check_split_words, find_columns, refuse_columns, split_word
+from varalign.data.errors import DataError
+from varalign.data.files import content_key
+from varalign.data.reading import HUB, of_hub
+from varalign.data.unpacked import Example, unpack
+
+Rows = Iterator[tuple[str, Any, Any, str]]
+
+
+def _read(source: CaptionSource) -> CaptionFile:
+    path = source.path
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{path}: data sets of the library `datasets` are read by it: pip install 'varalign[hf]'"
+        ) from None
+    found = _from_hub(datasets, path.as_posix()) if of_hub(path) else _from_disk(datasets, path.parent)
+    parts: Mapping[str, Any] = found if isinstance(found, datasets.DatasetDict) else {"": found}
+    if len(parts) == 1 and split_word(next(iter(parts))) is None:
+        parts = {"": next(iter(parts.values()))}
+    check_split_words(path, "name of a part", parts)
+    first = next(iter(parts.values()))
+    columns = find_columns(first.column_names, source.reading)
+    if columns is None:
+        raise refuse_columns(str(path), first.column_names, source.reading)
+    rows = _rows(datasets, parts, columns)
+    if isinstance(first.features[columns.image], datasets.Value) and "string" in first.features[columns.image].dtype:
+        pairs = Pairs(source, columns._replace(split=columns.split or "part"))
+        for where, name, caption, word in rows:
+            name = checked_text(path, f"{where}.{columns.image}", name)
+            pairs.add(0, where, name, captions_of(source, f"{where}.{columns.caption}", caption), word)
+        return pairs.done("a saved data set")
+    files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
+    # Rows that were selected or shuffled differ in the fingerprint, not in the files.
+    content = content_key(files) + "".join(str(part._fingerprint) for part in parts.values())
+    return unpack(source, content, _examples(source, columns, rows), "a data set of the library datasets")
+
+
+def _from_disk(datasets: Any, folder: Path) -> Any:
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:  # the library raises whatever its parts raise
+        raise DataError(f"{folder}: not a data set that save_to_disk wrote: {_first_line(error)}") from None
+
+
+def _from_hub(datasets: Any, place: str) -> Any:
+    name, _, config = place.removeprefix(HUB).partition(":")
+    try:
+        return datasets.load_dataset(name, config or None)
+    except Exception as error:
+        raise DataError(
+            f"{place}: the hub does not give this data set ({_first_line(error)}); without a network, write it where "
+            "there is one (datasets.load_dataset(NAME).save_to_disk(DIR)) and pass --data DIR"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def _rows(datasets: Any, parts: Mapping[str, Any], columns: Columns) -> Rows:
+    """(where, image, caption, word of the split) of each row; images as they are stored, labels by their names."""
+    for split, part in parts.items():
+        wanted = part.select_columns([name for name in columns if name is not None])
+        labels = {}
+        for name, feature in wanted.features.items():
+            if isinstance(feature, datasets.Image):
+                wanted = wanted.cast_column(name, datasets.Image(decode=False))
+            elif isinstance(feature, datasets.ClassLabel):
+                labels[name] = feature.int2str
+        for number, row in enumerate(wanted):
+            values = [labels[name](row[name]) if name in labels else row[name] for name in columns if name is not None]
+            word = str(values[2]) if columns.split is not None else split
+            yield f"{split or 'row'}[{number}]", values[0], values[1], word
+
+
+def _examples(source: CaptionSource, columns: Columns, rows: Rows) -> Iterator[Example]:
+    for where, image, caption, word in rows:
+        data, name = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
+        if data is None and name:
+            data = Path(name).read_bytes()  # of the library's own cache
+        if not isinstance(data, bytes):
+            raise DataError(f"{source.path} {where}: no image in the column {columns.image!r}")
+        captions = captions_of(source, f"{where}.{columns.caption}", caption)
+        yield Example(str(name or ""), data, [captions] if isinstance(captions, str) else captions, word)
+
+
+ARROW = CaptionFormat(
+    files=("dataset_dict.json", "state.json"),
+    knows=lambda source: of_hub(source.path) or source.path.name in ARROW.files,
+    read=_read,
+)
