@@ -1,4 +1,4 @@
-//! Arguments from Python, checked: errors name the argument and say what came.
+//! Checks of arguments from Python; errors name the argument and its value.
 
 use numpy::ndarray::Dimension;
 use numpy::{Element, PyArrayMethods, PyReadonlyArray, PyReadwriteArray, PyUntypedArrayMethods};
@@ -14,7 +14,7 @@ pub fn natural<T: TryFrom<i128>>(name: &str, value: i128) -> PyResult<T> {
     })
 }
 
-/// Fails unless the elements lie one after the other, the last axis first, each at a place fit for its type.
+/// Fails unless the array is aligned and C-contiguous.
 fn check<T: Element, D: Dimension>(
     name: &str,
     array: &Bound<'_, numpy::PyArray<T, D>>,
@@ -30,7 +30,7 @@ fn check<T: Element, D: Dimension>(
     )))
 }
 
-/// The elements of an array, in the order of its axes.
+/// The elements of an array in C order.
 pub fn elements<'a, T: Element, D: Dimension>(
     name: &str,
     array: &'a PyReadonlyArray<'_, T, D>,
@@ -39,7 +39,7 @@ pub fn elements<'a, T: Element, D: Dimension>(
     Ok(array.as_slice()?)
 }
 
-/// The elements of an array to write to, in the order of its axes.
+/// The elements of a writable array in C order.
 pub fn elements_mut<'a, T: Element, D: Dimension>(
     name: &str,
     array: &'a mut PyReadwriteArray<'_, T, D>,

@@ -1,4 +1,4 @@
-//! Bindings of `image`: decoding, samples, and batches made ahead.
+//! Bindings of `image`: decoding, samples, and batches that are prepared in advance.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +48,7 @@ fn decode_image<'py>(
         .reshape([image.height, image.width, 3])
 }
 
-/// All settings that a sample's pixels depend on, beside its file, the epoch and the row.
+/// All settings that a sample's pixels depend on, besides its file, the epoch and the row.
 #[pyclass(frozen, module = "varalign._core", name = "ImagePreparation")]
 struct PyPreparation(Arc<Preparation>);
 
@@ -115,15 +115,15 @@ impl PyPreparation {
     }
 }
 
-/// A caller's batch: four axes, normalised float32 or levels.
+/// A caller's batch with four axes: normalised float32 values, or levels from 0 to 255.
 #[derive(FromPyObject)]
 enum Samples<'py> {
     Floats(PyReadwriteArray4<'py, f32>),
     Levels(PyReadwriteArray4<'py, u8>),
 }
 
-/// Samples of some files at once, into `out`, and the width and height of each picture into the rows of `sizes`; position
-/// and message of each that failed.
+/// Writes samples of some files into `out`, and the width and height of each picture into the rows of `sizes`; returns
+/// position and message of each file that failed.
 #[pyfunction]
 #[pyo3(signature = (paths, rows, preparation, out, epoch=0, threads=0, sizes=None))]
 #[allow(clippy::too_many_arguments)]
@@ -200,10 +200,10 @@ fn to_array<T: Element + numpy::Element>(
     Ok(pixels.into_pyarray(py).reshape(shape)?.into_any().unbind())
 }
 
-/// Pixels (rows, columns, 3), width and height of the file's picture, and what went wrong.
+/// Pixels (rows, columns, 3), width and height of the file's picture, and the error message if it failed.
 type ShrunkPicture = (Option<Py<PyArray3<u8>>>, (usize, usize), Option<String>);
 
-/// Whole pictures with their short sides at most `short`.
+/// Whole pictures, reduced so that their short sides are at most `short`.
 #[pyfunction]
 #[pyo3(signature = (paths, short, preparation, threads=0))]
 fn shrink_images(
@@ -237,7 +237,8 @@ struct PyKept(Arc<Kept>);
 
 #[pymethods]
 impl PyKept {
-    /// `entries`: offset, width, height, and the file's width and height, a row each; a width of 0 is not kept.
+    /// `entries`: for each row offset, width, height, and width and height of the original; a width of 0 means that the
+    /// picture is not in the file.
     #[new]
     fn new(path: PathBuf, entries: Vec<(u64, usize, usize, usize, usize)>) -> PyResult<PyKept> {
         let entries = entries
@@ -256,7 +257,7 @@ impl PyKept {
     }
 }
 
-/// A data set's files and how samples are made of them.
+/// The files of a data set and the settings of their samples.
 #[pyclass(frozen, module = "varalign._core", name = "ImagePipeline")]
 struct PyPipeline {
     paths: Arc<Vec<PathBuf>>,
@@ -321,7 +322,7 @@ enum AnyRun {
     Levels(Run<u8>),
 }
 
-/// Batches under way.
+/// A running preparation of batches.
 #[pyclass(module = "varalign._core", name = "ImageRun")]
 struct PyRun {
     run: Option<AnyRun>,

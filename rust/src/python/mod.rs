@@ -1,4 +1,4 @@
-//! Every Python binding of the crate, and nothing else; one file and one `register` a subject.
+//! All Python bindings of the crate, and nothing else: a file with a `register` function for each subject.
 
 mod arguments;
 mod images;

@@ -1,4 +1,4 @@
-//! Bindings of `stats`: the accumulators, with contiguous NumPy arrays in and out.
+//! Bindings of `stats`: the accumulators take and return contiguous NumPy arrays.
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1, PyReadonlyArrayDyn};
 use pyo3::prelude::*;
@@ -16,11 +16,11 @@ enum Values<'py> {
     Bytes(PyReadonlyArrayDyn<'py, u8>),
 }
 
-/// Count, mean, variance, minimum and maximum by column.
+/// Count, mean, variance, minimum and maximum of each column.
 #[pyclass(module = "varalign._core", name = "Moments")]
 struct PyMoments(RunningMoments);
 
-/// Count, then means, sums of squared deviations, minima and maxima by column.
+/// Count, then means, sums of squared deviations, minima and maxima of the columns.
 type MomentsParts<'py> = (
     u64,
     Bound<'py, PyArray1<f64>>,
@@ -111,7 +111,7 @@ impl PyMoments {
         }
     }
 
-    /// Adds all that `other` has seen, which may be `self`.
+    /// Adds the rows of `other`, which may be `self`.
     fn merge(slf: &Bound<'_, PyMoments>, other: &Bound<'_, PyMoments>) -> PyResult<()> {
         let other = other.try_borrow()?.0.clone();
         Ok(slf.try_borrow_mut()?.0.merge(&other)?)

@@ -10,14 +10,14 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::tokenize::{build_vocabulary, Clean, Input, TokenId, Tokenizer};
 
-/// Token ids as the caller wants them.
+/// The caller's array of token ids, int64 or int32.
 #[derive(FromPyObject)]
 enum Ids<'py> {
     Long(PyReadwriteArray2<'py, i64>),
     Int(PyReadwriteArray2<'py, i32>),
 }
 
-/// A tokenizer over one vocabulary; threads may share it. `varalign.data.tokenizers` is the public face.
+/// A tokenizer over one vocabulary, which threads may share. `varalign.data.tokenizers` is its public interface.
 #[pyclass(frozen, module = "varalign._core")]
 struct CaptionTokenizer {
     tokenizer: Tokenizer,
@@ -33,7 +33,8 @@ impl CaptionTokenizer {
         })
     }
 
-    /// BERT's WordPiece from the text of a vocabulary file, an entry a line; marks are start, end, padding, unknown.
+    /// BERT's WordPiece from the text of a vocabulary file with one entry per line; marks are start, end, padding,
+    /// unknown.
     #[staticmethod]
     #[pyo3(signature = (vocabulary, marks, special, *, lower, strip_accents, split_chinese))]
     fn bert(
@@ -64,7 +65,7 @@ impl CaptionTokenizer {
         })
     }
 
-    /// Whole words, a word a line, the first with id 4.
+    /// Whole words from a text with one word per line; the first has id 4.
     #[staticmethod]
     fn words(vocabulary: &str) -> PyResult<Self> {
         let words = if vocabulary.is_empty() {
@@ -99,7 +100,7 @@ impl CaptionTokenizer {
         self.encode_input(texts, Input::Texts, ids, lengths, threads)
     }
 
-    /// Encode texts that are repaired and cut into words, one word a line (CLIP).
+    /// Encode texts that are repaired and cut into words, one word per line (CLIP).
     fn encode_pieces(
         &self,
         texts: &Bound<'_, PyTuple>,
@@ -143,7 +144,7 @@ impl CaptionTokenizer {
             );
             return Err(Error::Value(message).into());
         }
-        // The tuple keeps every string alive, and strings do not change: borrowing them without the GIL is sound.
+        // Borrowing without the GIL is sound: the tuple keeps every string alive, and strings are immutable.
         let borrowed = borrow_texts(texts)?;
         let (ids, lengths) = (
             elements_mut("ids", &mut ids)?,
@@ -166,7 +167,7 @@ fn lines(text: &str) -> Result<Vec<&str>> {
     Ok(lines)
 }
 
-/// The texts as UTF-8, without a copy where they are ASCII; None where a text has none, holding half a surrogate pair.
+/// The texts as UTF-8, without a copy if they are ASCII; None for a text with a lone surrogate, which has no UTF-8 form.
 fn borrow_texts<'a>(texts: &'a Bound<'_, PyTuple>) -> PyResult<Vec<Option<&'a str>>> {
     let mut borrowed = Vec::new();
     memory::reserve(&mut borrowed, texts.len())?;

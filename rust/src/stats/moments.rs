@@ -1,10 +1,10 @@
-//! Count, mean, variance, minimum and maximum, column by column, in one pass and in float64.
+//! Count, mean, variance, minimum and maximum of each column, in one pass and in float64.
 //!
-//! Rows are summed in blocks. Within a block, d = x - c with c the column's first value there, so that a large mean costs
-//! the sums no digits: mean = c + (sum d) / n, m2 = sum d^2 - (sum d)^2 / n; blocks are short enough that rounding does not
-//! add up. Blocks and accumulators merge by Chan, Golub and LeVeque (1979): with delta = mean_b - mean_a and n = n_a + n_b,
-//! mean = mean_a + delta n_b / n, m2 = m2_a + m2_b + delta^2 n_a n_b / n.
-//! Blocks and the order in which they merge depend on the data's shape alone, never on threads.
+//! Rows are summed in blocks. Within a block, d = x - c, where c is the column's first value in the block, so that a large
+//! mean costs the sums no digits: mean = c + (sum d) / n, m2 = sum d^2 - (sum d)^2 / n. Blocks are so short that rounding
+//! errors do not accumulate. Blocks and accumulators are merged by the formula of Chan, Golub and LeVeque (1979): with
+//! delta = mean_b - mean_a and n = n_a + n_b, mean = mean_a + delta n_b / n, m2 = m2_a + m2_b + delta^2 n_a n_b / n.
+//! The blocks and the order of merging depend on the shape of the data only, not on the number of threads.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,11 +15,11 @@ use crate::threads::share;
 
 /// Values that one thread takes at a time.
 const CHUNK: usize = 1 << 19;
-/// Neighbouring values that are summed side by side, in vector registers.
+/// Neighbouring values that are summed in parallel, in vector registers.
 const LANES: usize = 8;
 /// Long rows (see [`add_rows`]) in a block.
 const BLOCK_ROWS: usize = 1024;
-/// Values of a block that are summed before the next: few enough to stay in the first-level cache.
+/// Values of a group of rows; few enough to fit in the first-level cache.
 const GROUP: usize = 1 << 12;
 
 /// An element type of the input.
@@ -48,9 +48,9 @@ pub struct Column {
     pub mean: f64,
     /// Sum of squared deviations from the mean.
     pub m2: f64,
-    /// Smallest value; NaN as soon as one value is.
+    /// Smallest value; NaN if any value is NaN.
     pub min: f64,
-    /// Largest value; NaN as soon as one value is.
+    /// Largest value; NaN if any value is NaN.
     pub max: f64,
 }
 
@@ -76,7 +76,7 @@ impl Column {
         let delta = other.mean - self.mean;
         self.mean += delta * (b / (a + b));
         self.m2 += other.m2 + delta * delta * (a / (a + b)) * b;
-        // NaN if either is, which `f64::min` would drop.
+        // NaN if either is NaN, unlike `f64::min`.
         let first = |first: bool, a: f64, b: f64| if a.is_nan() || first { a } else { b };
         self.min = first(self.min < other.min, self.min, other.min);
         self.max = first(self.max > other.max, self.max, other.max);
@@ -91,7 +91,7 @@ pub struct RunningMoments {
 }
 
 impl RunningMoments {
-    /// Nothing seen yet. There must be at least one column.
+    /// An accumulator without rows. There must be at least one column.
     pub fn new(columns: usize) -> Result<RunningMoments> {
         if columns == 0 {
             return Err(Error::Value(
@@ -128,7 +128,7 @@ impl RunningMoments {
         &self.columns
     }
 
-    /// Adds rows: `values` holds them one after the other, `columns` values each.
+    /// Adds rows; `values` holds them one after the other, one value for each column.
     pub fn update<T: Value>(&mut self, values: &[T], threads: usize) -> Result<()> {
         let width = self.columns.len();
         if !values.len().is_multiple_of(width) {
@@ -158,7 +158,7 @@ impl RunningMoments {
                 }
             }
         });
-        // Nothing is added unless all of it is.
+        // On an error nothing is added.
         for part in parts.into_iter().collect::<Result<Vec<_>>>()? {
             self.add(&part);
         }
@@ -186,7 +186,7 @@ impl RunningMoments {
     }
 }
 
-/// Sums of eight neighbouring columns, each less its shift, and their extremes.
+/// Sums and extremes of eight neighbouring columns; the sums are of values minus the column's shift.
 #[derive(Clone, Copy)]
 struct Tile<V> {
     sums: [f64; LANES],
@@ -213,7 +213,7 @@ impl<V: Value> Tile<V> {
             let d = x.wide().mul_add(one, -shifts[lane]);
             self.sums[lane] += d;
             self.squares[lane] = d.mul_add(d, self.squares[lane]);
-            // NaN is ignored here: `Sum::column` looks for it.
+            // NaN is ignored here; `Sum::column` checks for it.
             self.low[lane] = if x < self.low[lane] {
                 x
             } else {
@@ -228,7 +228,7 @@ impl<V: Value> Tile<V> {
     }
 }
 
-/// The same of one column.
+/// Sums and extremes of one column.
 struct Sum<V> {
     sum: f64,
     squares: f64,
@@ -245,14 +245,14 @@ impl<V: Value> Sum<V> {
         self.high = if high > self.high { high } else { self.high };
     }
 
-    /// The moments of `count` values; `any_nan` says whether one of them is not a number.
+    /// The moments of `count` values; `any_nan` tells whether one of them is NaN.
     fn column(&self, count: usize, shift: f64, any_nan: impl FnOnce() -> bool) -> Column {
         let n = count as f64;
         let m2 = self.squares - self.sum * self.sum / n;
         let nan = self.sum.is_nan() && any_nan();
         Column {
             mean: shift + self.sum / n,
-            // Rounding may leave a tiny negative number; NaN stays NaN.
+            // Rounding may give a tiny negative number; NaN stays NaN.
             m2: if m2 < 0.0 { 0.0 } else { m2 },
             min: if nan { f64::NAN } else { self.low.wide() },
             max: if nan { f64::NAN } else { self.high.wide() },
@@ -262,7 +262,7 @@ impl<V: Value> Sum<V> {
 
 /// Adds whole rows to empty columns, block by block.
 ///
-/// Rows of fewer than 256 columns are joined into long rows of a multiple of eight values, so that tiles are full.
+/// Rows of fewer than 256 columns are joined into long rows of a multiple of 16 values, which fill the tiles.
 #[inline(always)]
 fn add_rows<V: Value>(values: &[V], columns: &mut [Column]) -> Result<()> {
     let width = columns.len();
@@ -304,7 +304,7 @@ fn add_rows<V: Value>(values: &[V], columns: &mut [Column]) -> Result<()> {
                 );
             }
         }
-        // Columns that fill no tile, and rows that are too few to be joined.
+        // Columns beyond the last whole tile, and rows beyond the last whole long row.
         let odd = long_rows
             .chunks_exact(long)
             .flat_map(|row| (tiled..long).zip(&row[tiled..]));
@@ -325,19 +325,19 @@ fn add_rows<V: Value>(values: &[V], columns: &mut [Column]) -> Result<()> {
     Ok(())
 }
 
-/// Sets every tile to the sums of its eight columns over rows of `long` values, a group of rows at a time so that memory
-/// is read in order.
+/// Sets every tile to the sums of its eight columns over rows of `long` values, one group of rows at a time, so that each
+/// group stays in the cache.
 #[inline(always)]
 fn add_long_rows<V: Value>(rows: &[V], long: usize, shifts: &[f64], tiles: &mut [Tile<V>]) {
     for (tile, first) in tiles.iter_mut().zip(rows.as_chunks::<LANES>().0) {
         *tile = Tile::new(*first);
     }
     let shifts = shifts.as_chunks::<LANES>().0;
-    // x * 1 - c equals x - c, but runs on the multiplication units: additions, conversions and comparisons fill the others
-    // (0.17 instead of 0.19 ns a float32 from memory). `black_box` keeps the compiler from dropping the product.
+    // x * 1 - c equals x - c but uses the multiplication units, since additions, conversions and comparisons occupy the
+    // others (0.17 instead of 0.19 ns per float32 from memory). `black_box` keeps the compiler from removing the product.
     let one = std::hint::black_box(1.0);
     for group in rows.chunks((GROUP / long).max(LANES) * long) {
-        // Two tiles at a time: the additions of one alone wait for each other.
+        // Two tiles at a time, because the additions of one tile depend on each other.
         let (pairs, odd) = tiles.as_chunks_mut::<2>();
         for (index, pair) in pairs.iter_mut().enumerate() {
             add_group(group, long, 2 * index, shifts, one, pair);
@@ -355,7 +355,7 @@ fn add_long_rows<V: Value>(rows: &[V], long: usize, shifts: &[f64], tiles: &mut 
     }
 }
 
-/// Adds the values of `N` neighbouring tiles, of which the first is number `at`.
+/// Adds the values of a group of rows to `N` neighbouring tiles, the first of which has index `at`.
 #[inline(always)]
 fn add_group<V: Value, const N: usize>(
     rows: &[V],
@@ -368,7 +368,7 @@ fn add_group<V: Value, const N: usize>(
     let Some(shifts) = shifts[at..].first_chunk::<N>() else {
         return;
     };
-    // Copies that live in registers.
+    // Local copies stay in registers.
     let (mut sums, shifts) = (*tiles, *shifts);
     for row in rows.chunks_exact(long) {
         let Some(values) = row.as_chunks::<LANES>().0[at..].first_chunk::<N>() else {

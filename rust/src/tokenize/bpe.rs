@@ -1,12 +1,12 @@
 //! CLIP's byte-pair encoding.
 //!
-//! A text is cut into words (a contraction such as `'s`, a run of letters, one digit, a run of other characters), a
-//! word into bytes, the last byte marked as such, and then neighbours are merged: the pair that stands first in the
-//! list of merges, everywhere in the word, until no pair is in the list.
+//! A text is cut into words: a contraction such as `'s`, a run of letters, one digit, or a run of other characters. A
+//! word is cut into bytes, of which the last one is marked. Then neighbouring symbols are merged: of all pairs in the
+//! word, the one that comes first in the list of merges is merged everywhere, until no pair is in the list.
 //! Source: Radford et al. 2021, §2.4; Sennrich et al. 2016.
 //!
-//! Text that needs repair (other alphabets, HTML entities, control characters) is not cut here: `encode` says so, and
-//! the caller hands over the words.
+//! Text that needs repair (other alphabets, HTML entities, control characters) is not cut here: `encode` returns false,
+//! and the caller passes its words to `encode_pieces`.
 
 use super::cache::WordCache;
 use super::merges::{MergeScratch, Merges};
@@ -18,7 +18,7 @@ use crate::memory;
 const START_TEXT: &[u8] = b"<start_of_text>";
 const END_TEXT: &[u8] = b"<end_of_text>";
 
-/// Buffers for taking a text apart.
+/// Buffers for encoding a text.
 #[derive(Default)]
 pub struct BpeScratch {
     merging: MergeScratch,
@@ -40,20 +40,20 @@ pub struct Bpe {
 }
 
 impl Bpe {
-    /// Read the text of a vocabulary file: one line of header, then a merge a line, the most frequent first.
+    /// Read the text of a vocabulary file, as `Merges::new` does.
     pub fn new(vocabulary: &str) -> Result<Self> {
         Ok(Self {
             merges: Merges::new(vocabulary)?,
         })
     }
 
-    /// The ids of the start mark and of the end mark, the two last ones.
+    /// The ids of the start mark and of the end mark, the last two ids.
     pub fn marks(&self) -> (u32, u32) {
         let start = self.merges.symbols();
         (start, start + 1)
     }
 
-    /// Append the ids of a text, or say false and append nothing if it must be repaired and cut by the caller.
+    /// Append the ids of a text; false, and nothing is appended, if the caller must repair and cut it.
     pub fn encode<T: TokenId>(
         &self,
         text: &str,
@@ -95,7 +95,7 @@ impl Bpe {
         true
     }
 
-    /// Append what begins at a byte that is no letter, and return where it ends.
+    /// Append the word that begins at a byte other than a letter, and return its end.
     fn encode_other<T: TokenId>(
         &self,
         text: &[u8],
@@ -154,7 +154,7 @@ impl Bpe {
         });
     }
 
-    /// Append the ids of words that the caller has repaired and cut, one a line.
+    /// Append the ids of words that the caller has repaired and cut, one per line.
     pub fn encode_pieces<T: TokenId>(
         &self,
         pieces: &str,
@@ -182,8 +182,8 @@ impl Bpe {
     }
 }
 
-/// Whether no repair changes an ASCII text: no control character but white space, and no `&` that could begin an
-/// HTML entity.
+/// Whether repair would not change an ASCII text: it has no control character but white space, and no `&` that could
+/// begin an HTML entity.
 fn needs_no_repair(text: &[u8]) -> bool {
     text.iter().enumerate().all(|(at, &byte)| match byte {
         b'&' => matches!(
@@ -195,7 +195,7 @@ fn needs_no_repair(text: &[u8]) -> bool {
     })
 }
 
-/// The length of the contraction that a text beginning with an apostrophe begins with, or 0.
+/// The length of the contraction at the start of a text, which begins with an apostrophe; 0 for none.
 fn contraction(text: &[u8]) -> usize {
     let letter = |at: usize| text.get(at).map_or(0, u8::to_ascii_lowercase);
     match (letter(1), letter(2)) {

@@ -1,8 +1,8 @@
 //! The word cache: the token ids of words that were encoded before.
 //!
-//! A caption collection has few distinct words (Flickr8k: 9,000 in 480,000). A word of at most sixteen bytes that became at most
-//! three tokens, which is nearly every one, costs one probe of a table of 32-byte entries; others live in a hash
-//! map. Both are bounded. A cache belongs to one thread at a time.
+//! Captions have few distinct words (Flickr8k: 9,000 in 480,000). Nearly every word has at most sixteen bytes and three
+//! tokens; it is looked up with one probe of a table of 32-byte entries. Other words are in a hash map. Both tables are
+//! bounded. A cache belongs to one thread at a time.
 
 use rustc_hash::FxHashMap;
 
@@ -46,7 +46,7 @@ impl Default for WordCache {
     }
 }
 
-/// A slot number for a key: a 64×64-bit product folded, as wyhash and its kin do it.
+/// A slot number for a key: a folded 64×64-bit product, as in wyhash.
 #[inline(always)]
 fn slot_of(key: u128, slots: usize) -> usize {
     let product = u128::from(key as u64 ^ 0x9e37_79b9_7f4a_7c15)
@@ -55,13 +55,13 @@ fn slot_of(key: u128, slots: usize) -> usize {
 }
 
 impl WordCache {
-    /// Make room for the ids of a word of `length` bytes, of which each becomes one at most.
+    /// Make room for the ids of a word of `length` bytes, at most one per byte.
     pub fn reserve(&mut self, length: usize) -> Result<()> {
         self.ids.clear();
         memory::reserve(&mut self.ids, length)
     }
 
-    /// Append the ids of a word given by its key (see `scan::key`); `compute` makes them where the cache has none.
+    /// Append the ids of a word given by its key (see `scan::key`); `compute` makes them if the cache lacks the word.
     #[inline(always)]
     pub fn emit_key<T: TokenId>(
         &mut self,
@@ -86,7 +86,7 @@ impl WordCache {
         row: &mut Row<'_, T>,
         compute: impl FnOnce(&[u8], &mut Vec<u32>),
     ) {
-        // A zero byte inside a word would make its key that of a shorter word.
+        // A word that ends in zero bytes would have the key of a shorter word.
         if word.len() <= SHORT_BYTES && !word.contains(&0) {
             self.emit_key(scan::key(word), word.len(), row, compute);
         } else {
@@ -145,7 +145,7 @@ impl WordCache {
 
     fn insert(&mut self, key: u128, ids: &[u32]) {
         let mut larger = Vec::new();
-        // Without memory for a larger table the one there is stays.
+        // If there is no memory for a larger table, the present one is kept.
         if self.used * 2 >= self.short.len()
             && self.short.len() < LAST_SLOTS
             && memory::resize(&mut larger, self.short.len() * 4, Entry::default()).is_ok()
@@ -176,7 +176,7 @@ impl WordCache {
                 return;
             }
         }
-        // The neighbourhood is full: the newest word takes the best place.
+        // All probed slots are taken: the new word replaces the first one.
         self.short[home] = entry;
     }
 }

@@ -1,16 +1,16 @@
-//! BERT's basic tokenizer: repair a text and cut it into words and punctuation.
+//! BERT's basic tokenizer: it repairs a text and cuts it into words and punctuation.
 //!
-//! Control characters go, white space becomes a space, every Chinese character stands alone, accents are stripped by
-//! canonical decomposition, letters are lowered one by one (a final sigma too becomes σ); then words end at white space and
-//! at punctuation. Categories and decomposition come from the crates that Hugging Face's tokenizers uses, so that both
-//! know the same edition of Unicode. Source: Devlin et al. 2019; tokenizers, `BertNormalizer`.
+//! Repair drops control characters, turns white space into spaces, separates every Chinese character, strips accents by
+//! canonical decomposition and lowers each letter by itself (a final sigma becomes σ too). Words then end at white space
+//! and at punctuation. Categories and decomposition come from the crates that Hugging Face's tokenizers uses, so that
+//! both follow the same version of Unicode. Source: Devlin et al. 2019; tokenizers, `BertNormalizer`.
 
 use unicode_categories::UnicodeCategories;
 use unicode_normalization_alignments::UnicodeNormalization;
 
 use super::scan;
 
-/// What is made of the words of a text, in their order.
+/// Receives the words of a text in order.
 pub trait WordSink {
     /// A word of at most sixteen ASCII bytes, as its key.
     fn short(&mut self, key: u128, length: usize);
@@ -31,12 +31,12 @@ pub struct Clean {
     pub strip_accents: bool,
     /// Let every Chinese character be a word.
     pub split_chinese: bool,
-    /// Compose what is left (a letter and its accent are one character).
+    /// Compose characters (NFC: a letter and its accent become one character).
     pub compose: bool,
 }
 
 impl Clean {
-    /// Cut a text whose bytes all are printable ASCII.
+    /// Cut a text of printable ASCII characters.
     pub fn split_printable(&self, text: &[u8], buffer: &mut Vec<u8>, sink: &mut impl WordSink) {
         scan::load_text(buffer, text);
         let mut at = 0;

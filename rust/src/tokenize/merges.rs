@@ -2,16 +2,17 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, Result};
 use crate::memory;
 
-/// How many merges of a vocabulary file count: 49,152 less the 256 bytes less the two marks.
+/// Number of merges that are read: 49,152 less the 256 bytes and the two marks.
 const MERGES: usize = 49_152 - 256 - 2;
 const NONE: u32 = u32::MAX;
-/// Words of at most this many bytes are merged by looking at every pair each time, longer ones with a heap.
+/// Words of at most this many bytes are merged by scanning all pairs each time, longer ones with a heap.
 const SCANNED_BYTES: usize = 48;
 
 #[derive(Clone, Copy)]
@@ -40,7 +41,7 @@ impl MergeScratch {
                 links.clear();
                 memory::reserve(links, length)?;
             }
-            // A merge makes two pairs at most, and there are fewer merges than bytes.
+            // Each merge makes at most two pairs, and there are fewer merges than bytes.
             self.heap.clear();
             self.batch.clear();
             memory::reserve_heap(&mut self.heap, 3 * length)?;
@@ -53,8 +54,8 @@ impl MergeScratch {
 /// The merges of one vocabulary file.
 pub struct Merges {
     by_pair: FxHashMap<u64, Merge>,
-    inner: [u32; 256], // a byte's id inside a word
-    last: [u32; 256],  // a byte's id at its end
+    inner: [u32; 256], // id of each byte inside a word
+    last: [u32; 256],  // id of each byte at the end of a word
     symbols: u32,
 }
 
@@ -62,7 +63,7 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// The bytes in the order of their ids, and the character that stands for each in a vocabulary file.
+/// The bytes in the order of their ids, each with the character for it in a vocabulary file.
 fn byte_characters() -> Vec<(u8, char)> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let shown = (0..=255)
@@ -74,41 +75,53 @@ fn byte_characters() -> Vec<(u8, char)> {
         .collect()
 }
 
-impl Merges {
-    /// Read the text of a vocabulary file: one line of header, then a merge a line, the most frequent first.
-    pub fn new(vocabulary: &str) -> Result<Self> {
-        let characters = byte_characters();
+/// The symbols of a vocabulary, each with its id: 512 of single bytes, then one per merge.
+struct Symbols {
+    text: String, // holds every symbol: 49,000 small allocations would double the time
+    found: Vec<(Range<usize>, u32)>,
+}
+
+impl Symbols {
+    /// No symbol yet, with room for those of a vocabulary file of `bytes` bytes.
+    fn with_room(bytes: usize) -> Result<Self> {
+        let (mut text, mut found) = (String::new(), Vec::new());
+        memory::reserve_string(&mut text, bytes + 4096)?;
+        memory::reserve(&mut found, 512 + MERGES)?;
+        Ok(Self { text, found })
+    }
+
+    /// Append the symbol that two parts make.
+    fn push(&mut self, parts: [&str; 2], id: u32) {
+        let from = self.text.len();
+        self.text.push_str(parts[0]);
+        self.text.push_str(parts[1]);
+        self.found.push((from..self.text.len(), id));
+    }
+
+    /// Append the symbols of single bytes, and return the ids of each byte inside a word and at its end.
+    fn push_bytes(&mut self) -> ([u32; 256], [u32; 256]) {
         let (mut inner, mut last) = ([0; 256], [0; 256]);
-        // Every symbol stands in one string, which the map borrows: 49,000 small allocations would double the time.
-        let mut text = String::new();
-        memory::reserve_string(&mut text, vocabulary.len() + 4096)?;
-        let mut symbols: Vec<(std::ops::Range<usize>, u32)> = Vec::new();
-        memory::reserve(&mut symbols, 512 + MERGES)?;
-        let mut write = |parts: [&str; 2], id: u32| {
-            let from = text.len();
-            text.push_str(parts[0]);
-            text.push_str(parts[1]);
-            symbols.push((from..text.len(), id));
-        };
-        for (id, &(byte, character)) in (0u32..).zip(&characters) {
+        for (id, &(byte, character)) in (0u32..).zip(&byte_characters()) {
             inner[usize::from(byte)] = id;
             last[usize::from(byte)] = id + 256;
-            write([character.encode_utf8(&mut [0; 4]), ""], id);
-            write([character.encode_utf8(&mut [0; 4]), "</w>"], id + 256);
+            self.push([character.encode_utf8(&mut [0; 4]), ""], id);
+            self.push([character.encode_utf8(&mut [0; 4]), "</w>"], id + 256);
         }
-        let mut lines: Vec<&str> = Vec::new();
-        memory::reserve(&mut lines, MERGES)?;
-        lines.extend(vocabulary.split('\n').skip(1).take(MERGES));
-        let mut parts: Vec<(u32, &str, &str)> = Vec::new();
-        memory::reserve(&mut parts, lines.len())?;
+        (inner, last)
+    }
+
+    /// Append the symbols that the lines of merges make, and return the rank and the two parts of each merge.
+    fn push_merges<'a>(&mut self, lines: &[&'a str]) -> Result<Vec<(u32, &'a str, &'a str)>> {
+        let mut merges = Vec::new();
+        memory::reserve(&mut merges, lines.len())?;
         // A blank line takes an id and merges nothing, as in the reference, whose file ends without a line feed.
         for (rank, line) in (0u32..).zip(lines.iter()) {
             let mut words = line.split_whitespace();
             match (words.next(), words.next(), words.next()) {
                 (None, _, _) => {}
                 (Some(left), Some(right), None) => {
-                    write([left, right], 512 + rank);
-                    parts.push((rank, left, right));
+                    self.push([left, right], 512 + rank);
+                    merges.push((rank, left, right));
                 }
                 _ => {
                     let line: String = line.chars().take(60).collect();
@@ -120,21 +133,26 @@ impl Merges {
                 }
             }
         }
-        if parts.is_empty() {
+        if merges.is_empty() {
             return Err(Error::Value(
                 "CLIP vocabulary: no merges after the first line; give the bpe_simple_vocab file of open_clip".into(),
             ));
         }
+        Ok(merges)
+    }
+
+    /// The merges by the ids of their two parts.
+    fn by_pair(&self, merges: &[(u32, &str, &str)]) -> Result<FxHashMap<u64, Merge>> {
         // Equal symbols have one id, that of the last merge that makes them.
         let mut ids: FxHashMap<&str, u32> = FxHashMap::default();
-        memory::reserve_map(&mut ids, symbols.len())?;
-        for (range, id) in &symbols {
-            ids.insert(&text[range.clone()], *id);
+        memory::reserve_map(&mut ids, self.found.len())?;
+        for (range, id) in &self.found {
+            ids.insert(&self.text[range.clone()], *id);
         }
-        let repeated = ids.len() < symbols.len();
-        let mut merges = FxHashMap::default();
-        memory::reserve_map(&mut merges, parts.len())?;
-        for (&(rank, left, right), (range, id)) in parts.iter().zip(&symbols[512..]) {
+        let repeated = ids.len() < self.found.len();
+        let mut by_pair = FxHashMap::default();
+        memory::reserve_map(&mut by_pair, merges.len())?;
+        for (&(rank, left, right), (range, id)) in merges.iter().zip(&self.found[512..]) {
             let find = |symbol: &str| {
                 ids.get(symbol).copied().ok_or_else(|| {
                     Error::Value(format!(
@@ -145,14 +163,27 @@ impl Merges {
                 })
             };
             let result = if repeated {
-                ids[&text[range.clone()]]
+                ids[&self.text[range.clone()]]
             } else {
                 *id
             };
-            merges.insert(pair(find(left)?, find(right)?), Merge { rank, result });
+            by_pair.insert(pair(find(left)?, find(right)?), Merge { rank, result });
         }
+        Ok(by_pair)
+    }
+}
+
+impl Merges {
+    /// Read the text of a vocabulary file: a header line, then one merge per line, the most frequent first.
+    pub fn new(vocabulary: &str) -> Result<Self> {
+        let mut symbols = Symbols::with_room(vocabulary.len())?;
+        let (inner, last) = symbols.push_bytes();
+        let mut lines: Vec<&str> = Vec::new();
+        memory::reserve(&mut lines, MERGES)?;
+        lines.extend(vocabulary.split('\n').skip(1).take(MERGES));
+        let merges = symbols.push_merges(&lines)?;
         Ok(Self {
-            by_pair: merges,
+            by_pair: symbols.by_pair(&merges)?,
             inner,
             last,
             symbols: 512 + lines.len() as u32,
@@ -213,69 +244,68 @@ impl Merges {
         }
     }
 
-    /// The same merges in O(n log n): a word of 10,000 letters is legal. All places of the best pair are merged, from
-    /// left to right, before a pair that this makes is looked at, as scanning does it.
+    /// The same merges in O(n log n), for long words: a word of 10,000 letters is legal. As in scanning, all places of
+    /// the best pair are merged, from left to right, before any pair that these merges make.
     fn merge_by_heap(&self, scratch: &mut MergeScratch, ids: &mut Vec<u32>) {
-        let MergeScratch {
-            symbols,
-            next,
-            previous,
-            heap,
-            batch,
-            ..
-        } = scratch;
-        let count = symbols.len() as u32;
-        next.clear();
-        next.extend((1..count).chain([NONE]));
-        previous.clear();
-        previous.extend([NONE].into_iter().chain(0..count - 1));
-        heap.clear();
+        let count = scratch.symbols.len() as u32;
+        scratch.next.clear();
+        scratch.next.extend((1..count).chain([NONE]));
+        scratch.previous.clear();
+        scratch
+            .previous
+            .extend([NONE].into_iter().chain(0..count - 1));
+        scratch.heap.clear();
         for at in 0..count - 1 {
-            let (left, right) = (symbols[at as usize], symbols[at as usize + 1]);
-            if let Some(merge) = self.find(left, right) {
-                heap.push(Reverse((merge.rank, at, left, right)));
-            }
+            self.push_pair(scratch, at, at + 1);
         }
-        while let Some(&Reverse((rank, ..))) = heap.peek() {
+        while let Some(&Reverse((rank, ..))) = scratch.heap.peek() {
+            let mut batch = std::mem::take(&mut scratch.batch);
             batch.clear();
-            while let Some(&Reverse((same, at, left, right))) = heap.peek() {
+            while let Some(&Reverse((same, at, left, right))) = scratch.heap.peek() {
                 if same != rank {
                     break;
                 }
-                heap.pop();
+                scratch.heap.pop();
                 batch.push((at, left, right));
             }
-            for &(at, left, right) in batch.iter() {
-                let here = at as usize;
-                let neighbour = next[here];
-                if symbols[here] != left
-                    || neighbour == NONE
-                    || symbols[neighbour as usize] != right
-                {
-                    continue; // one of the two has been merged since
-                }
-                let Some(merge) = self.find(left, right) else {
-                    continue;
-                };
-                symbols[here] = merge.result;
-                symbols[neighbour as usize] = NONE;
-                next[here] = next[neighbour as usize];
-                if next[here] != NONE {
-                    previous[next[here] as usize] = at;
-                    let following = symbols[next[here] as usize];
-                    if let Some(made) = self.find(merge.result, following) {
-                        heap.push(Reverse((made.rank, at, merge.result, following)));
-                    }
-                }
-                if previous[here] != NONE {
-                    let before = symbols[previous[here] as usize];
-                    if let Some(made) = self.find(before, merge.result) {
-                        heap.push(Reverse((made.rank, previous[here], before, merge.result)));
-                    }
-                }
+            for &(at, left, right) in &batch {
+                self.merge_at(scratch, at, left, right);
             }
+            scratch.batch = batch;
         }
-        ids.extend(symbols.iter().filter(|&&symbol| symbol != NONE));
+        ids.extend(scratch.symbols.iter().filter(|&&symbol| symbol != NONE));
+    }
+
+    /// Merge the symbol at `at` with its neighbour, unless one of the two has been merged since they were a pair.
+    fn merge_at(&self, scratch: &mut MergeScratch, at: u32, left: u32, right: u32) {
+        let here = at as usize;
+        let neighbour = scratch.next[here] as usize;
+        if scratch.symbols[here] != left || scratch.symbols.get(neighbour) != Some(&right) {
+            return;
+        }
+        let Some(merge) = self.find(left, right) else {
+            return;
+        };
+        scratch.symbols[here] = merge.result;
+        scratch.symbols[neighbour] = NONE;
+        let following = scratch.next[neighbour];
+        scratch.next[here] = following;
+        if following != NONE {
+            scratch.previous[following as usize] = at;
+            self.push_pair(scratch, at, following);
+        }
+        if scratch.previous[here] != NONE {
+            self.push_pair(scratch, scratch.previous[here], at);
+        }
+    }
+
+    /// Put two neighbours on the heap if there is a merge for them.
+    fn push_pair(&self, scratch: &mut MergeScratch, at: u32, following: u32) {
+        let left = scratch.symbols[at as usize];
+        let right = scratch.symbols[following as usize];
+        if let Some(merge) = self.find(left, right) {
+            scratch.heap.push(Reverse((merge.rank, at, left, right)));
+        }
     }
 }
 

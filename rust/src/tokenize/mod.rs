@@ -1,4 +1,4 @@
-//! Caption tokenizers: lists of texts in, padded rows of token ids and their lengths out.
+//! Caption tokenizers: they turn lists of texts into padded rows of token ids and the rows' lengths.
 
 mod bpe;
 mod cache;
@@ -23,7 +23,7 @@ use row::Row;
 use wordpiece::WordPiece;
 use words::Words;
 
-/// Rows that a thread takes at a time; a batch of fewer than two of these stays on the caller's thread.
+/// Rows that a thread takes at a time; a batch of fewer than twice as many rows stays on the caller's thread.
 const CHUNK_ROWS: usize = 512;
 
 enum Model {
@@ -32,7 +32,7 @@ enum Model {
     Words(Words),
 }
 
-/// What one thread needs while it encodes, kept from call to call with the words it has met.
+/// Buffers and word cache of one encoding thread, kept between calls.
 #[derive(Default)]
 struct Workspace {
     buffer: Vec<u8>,
@@ -44,7 +44,7 @@ struct Workspace {
 }
 
 impl Workspace {
-    /// Makes room for a text, so that what follows allocates nothing of its size.
+    /// Makes room for a text, so that encoding it allocates nothing of its size.
     #[inline(always)]
     fn reserve(&mut self, text: &str) -> Result<()> {
         if text.len() <= self.room {
@@ -56,7 +56,7 @@ impl Workspace {
     #[cold]
     fn grow(&mut self, text: &str) -> Result<()> {
         scan::reserve_text(text, &mut self.buffer, &mut self.cleaned)?;
-        // Decomposed, a word may have three bytes for each that it had.
+        // Canonical decomposition may turn each byte of a word into three.
         self.cache.reserve(3 * text.len())?;
         self.bpe.reserve(text.len())?;
         self.room = text.len();
@@ -64,7 +64,7 @@ impl Workspace {
     }
 }
 
-/// A tokenizer: threads may share it.
+/// A tokenizer, which threads may share.
 pub struct Tokenizer {
     model: Model,
     start: u32,
@@ -74,12 +74,12 @@ pub struct Tokenizer {
     idle: Mutex<Vec<Workspace>>,
 }
 
-/// What the texts of a batch are.
+/// The form of the texts of a batch.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Input {
-    /// Captions as people write them.
+    /// Captions as written.
     Texts,
-    /// Captions repaired and cut into words by the caller, one word a line (CLIP only).
+    /// Captions that the caller has repaired and cut into words, one word per line (CLIP only).
     Pieces,
 }
 
@@ -152,7 +152,7 @@ impl Tokenizer {
         }
     }
 
-    /// How many ids there are.
+    /// The number of ids.
     pub fn vocabulary_size(&self) -> usize {
         self.vocabulary_size
     }
@@ -162,11 +162,11 @@ impl Tokenizer {
         (self.start, self.end, self.pad)
     }
 
-    /// Encode `texts` into the rows of `ids` (start mark, tokens, end mark, padding; what is too long is cut before the
-    /// end mark) and write the lengths, marks included. `threads` 0 takes as many as the batch is worth.
+    /// Encode `texts` into the rows of `ids` (start mark, tokens, end mark, padding; tokens that do not fit are dropped)
+    /// and write the lengths, marks included. With `threads` 0 the size of the batch decides the number of threads.
     ///
-    /// Returns the rows that the caller must repair and cut first (CLIP; see `Input::Pieces`), in ascending order; they
-    /// and every text that is None are left as they were.
+    /// Returns the rows that are not written, in ascending order: texts that are None, and texts that the caller must
+    /// repair and cut first (CLIP; see `Input::Pieces`).
     pub fn encode<T: TokenId>(
         &self,
         texts: &[Option<&str>],

@@ -1,7 +1,7 @@
-//! The threads that share a large batch, started once and kept.
+//! The threads that share a large batch; they are started once and kept.
 //!
-//! A process forked from one with threads has none of them: the pool is made anew where the process id changed, and
-//! the parent's is forgotten, since waiting for threads that do not exist would never end.
+//! A forked process has none of its parent's threads. When the process id has changed, a new pool is made and the
+//! parent's is leaked, because dropping it would wait forever for threads that do not exist.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -16,8 +16,8 @@ pub fn cores() -> usize {
     *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Run `work` on the caller's thread and on `helpers` threads of the pool, and wait for all of them. The work is done
-/// whole by the caller if the pool's threads are busy, or cannot be started.
+/// Run `work` on the caller's thread and on `helpers` threads of the pool, and wait for all of them. If the pool's
+/// threads are busy or cannot be started, the caller does the whole work.
 pub fn run(helpers: usize, work: impl Fn() + Sync) {
     let pool = if helpers == 0 { None } else { pool() };
     match pool {

@@ -1,6 +1,6 @@
 //! One row of the output: the ids of one text, cut where the row ends.
 
-/// An integer type that token ids are written as.
+/// An integer type for token ids.
 pub trait TokenId: Copy + Send {
     /// The id as this type; ids are below 2³¹.
     fn from_id(id: u32) -> Self;
@@ -20,7 +20,7 @@ impl TokenId for i64 {
     }
 }
 
-/// The tokens of one text between its start and its end mark; what does not fit is dropped.
+/// The tokens of one text between its start and its end mark; tokens that do not fit are dropped.
 pub struct Row<'a, T> {
     ids: &'a mut [T],
     used: usize,
@@ -32,7 +32,7 @@ impl<'a, T: TokenId> Row<'a, T> {
         Self { ids, used: 0 }
     }
 
-    /// How many ids the row holds.
+    /// The number of ids in the row.
     #[inline(always)]
     pub fn used(&self) -> usize {
         self.used
@@ -53,7 +53,7 @@ impl<'a, T: TokenId> Row<'a, T> {
         }
     }
 
-    /// Append the first `count` of three ids: all three are written where they fit, which is cheaper than a loop.
+    /// Append the first `count` of three ids. If all three fit they are all written, which is faster than a loop.
     #[inline(always)]
     pub fn push_short(&mut self, ids: &[u32; 3], count: usize) {
         if let Some(places) = self.ids.get_mut(self.used..self.used + 3) {

@@ -1,11 +1,11 @@
-//! Scanning ASCII captions sixteen bytes at a time, in plain integers.
+//! Scans ASCII captions sixteen bytes at a time in 128-bit integers.
 //!
-//! Every function here wants bytes below 0x80: the additions below then never carry into the next byte.
+//! Every function on such an integer requires bytes below 0x80, so that its additions do not carry into the next byte.
 
 use crate::error::Result;
 use crate::memory;
 
-/// How many bytes may be read past the last one of a scanned text; `load_text` appends as many zeros.
+/// Number of bytes that may be read past the end of a scanned text; `load_text` appends as many zeros.
 pub const PADDING: usize = 32;
 
 const ONES: u128 = u128::from_ne_bytes([0x01; 16]);
@@ -26,8 +26,8 @@ pub fn is_printable_without_ampersand(text: &[u8]) -> bool {
     })
 }
 
-/// Make room for repairing and scanning a text, however it is cut: decomposed and with spaces about Chinese characters it
-/// has at most three bytes for each of its own.
+/// Make room for repairing and scanning a text. Decomposition and spaces around Chinese characters at most triple its
+/// bytes.
 pub fn reserve_text(text: &str, buffer: &mut Vec<u8>, cleaned: &mut String) -> Result<()> {
     buffer.clear();
     memory::reserve(buffer, text.len() + PADDING)?;
@@ -42,7 +42,7 @@ pub fn load_text(buffer: &mut Vec<u8>, text: &[u8]) {
     buffer.extend_from_slice(&[0; PADDING]);
 }
 
-/// The sixteen bytes from `at` on, the first one lowest.
+/// The sixteen bytes from `at` on, with the first byte lowest.
 #[inline(always)]
 pub fn load(buffer: &[u8], at: usize) -> u128 {
     let mut bytes = [0; 16];
@@ -63,13 +63,13 @@ fn digits(bytes: u128) -> u128 {
     (bytes + ONES * (0x80 - b'0' as u128)) & !(bytes + ONES * (0x7f - b'9' as u128)) & HIGH
 }
 
-/// How many of the sixteen bytes, from the lowest on, are letters.
+/// The number of letters at the start of the sixteen bytes.
 #[inline(always)]
 pub fn letter_run(bytes: u128) -> usize {
     (!letters(bytes) & HIGH).trailing_zeros() as usize / 8
 }
 
-/// How many of the sixteen bytes, from the lowest on, are letters or digits.
+/// The number of letters and digits at the start of the sixteen bytes.
 #[inline(always)]
 pub fn alphanumeric_run(bytes: u128) -> usize {
     (!(letters(bytes) | digits(bytes)) & HIGH).trailing_zeros() as usize / 8
@@ -81,7 +81,7 @@ pub fn prefix(bytes: u128, length: usize) -> u128 {
     bytes & (u128::MAX >> (128 - 8 * length))
 }
 
-/// Lower-case letters; digits and the apostrophe stay as they are (other characters may not).
+/// The bytes with lower-case letters; digits and the apostrophe do not change, other characters may.
 #[inline(always)]
 pub fn lower(bytes: u128) -> u128 {
     bytes | CASE

@@ -1,5 +1,5 @@
-//! BERT's WordPiece: each word is the longest entry of the vocabulary that it begins with, then the longest `##` entry
-//! that the rest begins with, and so on; a word for which that fails, or of more than 100 characters, is `[UNK]`.
+//! BERT's WordPiece: a word is cut into the longest vocabulary entry at its start, then the longest `##` entry at the
+//! start of the rest, and so on. A word that cannot be cut, or has more than 100 characters, is `[UNK]`.
 //! Source: Devlin et al. 2019; Wu et al. 2016.
 
 use rustc_hash::FxHashMap;
@@ -13,7 +13,7 @@ use crate::memory;
 
 const LONGEST_WORD: usize = 100; // characters
 
-/// A vocabulary, the special tokens that may stand in a text, and how a text is repaired.
+/// A vocabulary, the special tokens that a text may contain, and the settings of its repair.
 pub struct WordPiece {
     whole: FxHashMap<Box<[u8]>, u32>,
     continued: FxHashMap<Box<[u8]>, u32>,
@@ -27,8 +27,8 @@ pub struct WordPiece {
 }
 
 impl WordPiece {
-    /// Entries in the order of their ids (an empty one is never matched), and the special tokens, which are matched in
-    /// the text as it stands.
+    /// `entries` are in the order of their ids; an empty one is never matched. `special` tokens are matched in the text
+    /// before any repair.
     pub fn new(entries: &[&str], unknown: &str, special: &[&str], clean: Clean) -> Result<Self> {
         let (mut whole, mut continued) = (FxHashMap::default(), FxHashMap::default());
         memory::reserve_map(&mut whole, entries.len())?;
@@ -121,7 +121,7 @@ impl WordPiece {
         }
     }
 
-    /// Cut a text at its special tokens, which are matched before any repair.
+    /// Cut a text at its special tokens, and encode the parts between them.
     fn encode_segments<T: TokenId>(
         &self,
         text: &str,

@@ -1,6 +1,6 @@
 //! A vocabulary of whole words, built from the training captions.
 //!
-//! Words are lower-case, composed (NFC) and cut as BERT's basic tokenizer cuts them; punctuation is dropped.
+//! Words are lowered, composed (NFC) and cut as in BERT's basic tokenizer; punctuation is dropped.
 
 use rustc_hash::FxHashMap;
 
@@ -77,8 +77,8 @@ fn split(text: &str, buffer: &mut Vec<u8>, cleaned: &mut String, sink: &mut impl
     }
 }
 
-/// The words of some texts that occur at least `min_count` times, the most frequent first and equally frequent ones in
-/// the order of their bytes, at most `max_words`. A text that is None is skipped.
+/// The words of some texts that occur at least `min_count` times, at most `max_words`: the most frequent first, and
+/// equally frequent ones in the order of their bytes. A text that is None is skipped.
 pub fn build_vocabulary(
     texts: &[Option<&str>],
     min_count: usize,
@@ -101,7 +101,7 @@ pub fn build_vocabulary(
             .into_iter()
             .filter(|&(_, count)| count >= min_count),
     );
-    // Words differ: an unstable sort, which allocates nothing, has one result.
+    // All words differ, so an unstable sort, which allocates nothing, has only one result.
     words.sort_unstable_by(|left: &(String, usize), right| {
         right.1.cmp(&left.1).then_with(|| left.0.cmp(&right.0))
     });
