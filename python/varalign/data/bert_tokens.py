@@ -46,9 +46,14 @@ def read_bert_folder(folder: Path) -> tuple[str, dict[str, Any]]:
     while (token := added.get(len(entries))) is not None:  # tokens added behind the vocabulary
         entries.append(token)
     special = {name: _content(config.get(f"{name}_token", token)) for name, token in BERT_SPECIAL.items()}
+    _refuse_further_tokens(config, {*special.values(), *added.values()}, folder)
     if special["mask"] not in entries:
+        if config.get("mask_token") is not None:
+            raise OtherTokenizer(f"{folder}: its mask token {special['mask']!r} stands behind the vocabulary")
         special["mask"] = special["unk"]
-    lower, strip_accents = bool(config.get("do_lower_case", True)), config.get("strip_accents")
+    lower, strip_accents = config.get("do_lower_case", True), config.get("strip_accents")
+    if not isinstance(lower, bool):
+        raise ValueError(f"{config_file}: do_lower_case must be true or false, got {lower!r}")
     return "\n".join(entries), {
         "marks": (special["cls"], special["sep"], special["pad"], special["unk"]),
         "special": sorted({*special.values(), *added.values()}),
@@ -56,6 +61,20 @@ def read_bert_folder(folder: Path) -> tuple[str, dict[str, Any]]:
         "strip_accents": lower if strip_accents is None else bool(strip_accents),
         "split_chinese": bool(config.get("tokenize_chinese_chars", True)),
     }
+
+
+def _refuse_further_tokens(config: dict[str, Any], known: set[str], folder: Path) -> None:
+    """Raise where the settings name special tokens besides BERT's five and the added ones, or match one in another way.
+
+    transformers matches each of them in a text, and puts one that the vocabulary lacks behind it.
+    """
+    extra = [config.get(f"{word}_special_tokens") or [] for word in ("additional", "extra")]
+    tokens = [token for many in extra for token in (many.values() if isinstance(many, dict) else many)]
+    tokens += [value for key, value in config.items() if key.endswith("_token") and value is not None]
+    for token in tokens:
+        odd = isinstance(token, dict) and (token.get("single_word") or token.get("normalized"))
+        if odd or _content(token) not in known:
+            raise OtherTokenizer(f"{folder}: its special token {_content(token)!r} is none of BERT's own")
 
 
 def _refuse_other_tokenizers(fast: dict[str, Any], path: Path) -> None:
