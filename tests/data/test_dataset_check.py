@@ -9,7 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from varalign.cli import main
 from varalign.data.dataset_check import Report, check_dataset
+from varalign.data.datasets import load_dataset
+from varalign.data.reading import Reading
 from varalign.data.sample import write_sample
 
 
@@ -60,7 +64,7 @@ def test_suspicious_and_repeated_captions_are_no_fault(folder: Path) -> None:
         "'scene_00003.jpg': 'A bell\\x07 rings': holds control characters",
         "'scene_00004.jpg': 'see https://example.org/x': holds a web address",
     ]
-    assert report.repeated == {"two dogs run .": 2}
+    assert report.repeated == {"two dogs run": 2}
     assert report.captions_per_image["most"] == 7
 
 
@@ -118,23 +122,6 @@ def test_what_is_too_little_to_learn_from_is_not_called_fit(tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize(
-    ("caption", "short"),
-    [
-        ("一只红狗在雪地里奔跑", False),
-        ("远处有两只鸟", False),
-        ("หมาวิ่งบนหาดทราย", False),
-        ("犬が走る", False),
-        ("狗", True),
-        ("собака", True),
-        ("dog", True),
-    ],
-)
-def test_captions_without_spaces_are_not_short_for_that(folder: Path, caption: str, short: bool) -> None:
-    add_captions(folder, f"scene_00000.jpg,{caption}")
-    assert len(check_dataset(folder).suspicious) == short
-
-
 def test_file_handles_that_ran_out_are_no_fault_of_an_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> bytes:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -149,7 +136,11 @@ def test_file_handles_that_ran_out_are_no_fault_of_an_image(folder: Path, monkey
 
 def test_an_empty_split_is_a_fault(folder: Path) -> None:
     (folder / "Flickr_8k.devImages.txt").write_text("")
-    assert check_dataset(folder).problems == ["the dev split has 0 images; training needs at least 1"]
+    assert check_dataset(folder).problems == [
+        "the dev split has 0 images; training needs at least 1; --split-by seed draws all three splits anew"
+    ]
+    report = check_dataset(folder, reading=Reading(split_by="seed"))
+    assert report.problems == [] and report.splits == {"train": 96, "dev": 12, "test": 12, "none": 0}
 
 
 def test_what_cannot_be_read_is_the_fault(tmp_path: Path, folder: Path) -> None:
@@ -159,6 +150,46 @@ def test_what_cannot_be_read_is_the_fault(tmp_path: Path, folder: Path) -> None:
     assert "say which of them holds the captions" in report.problems[0]
     assert isinstance(report, Report)
     assert report.lines()[-1] == "training would fail"
+
+
+def photo(seed: int) -> Image.Image:
+    """A picture of random soft blobs: two seeds have nothing in common."""
+    small = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), np.uint8)
+    return Image.fromarray(small).resize((160, 120), Image.Resampling.BICUBIC)
+
+
+def test_near_duplicates_are_listed_with_their_splits_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "Images").mkdir()
+    names = [f"{number:02}.jpg" for number in range(12)]
+    for number, name in enumerate(names):
+        photo(number).save(tmp_path / "Images" / name, quality=90)
+    photo(0).resize((80, 60)).save(tmp_path / "Images" / names[11], quality=60)  # 11 is 0 again
+    (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(f"{name},text {name}\n" for name in names))
+    for split, part in (("train", names[:6]), ("dev", names[6:9]), ("test", names[9:])):
+        (tmp_path / f"Flickr_8k.{split}Images.txt").write_text("\n".join(part) + "\n")
+    assert check_dataset(tmp_path).near_duplicates is None
+    assert (
+        main(["data", "check", str(tmp_path), "--near-duplicates", "--page", str(tmp_path / "p.html"), "--json"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    (pair,) = found["near_duplicates"]
+    assert pair["images"] == ["00.jpg", "11.jpg"] and pair["splits"] == ["train", "test"]
+    assert 0 <= pair["bits"] <= 24 and pair["cosine"] is None
+    assert found["near_across"] == {"train and test": 1}
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("<img") == 2 and "00.jpg, train" in page and "1 pairs, 1 of them in two splits" in page
+    assert main(["data", "check", str(tmp_path), "--near-duplicates", "--page", str(tmp_path / "p.html")]) == 2
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert main(["data", "check", str(tmp_path), "--page", "q.html"]) == 2
+    report = check_dataset(tmp_path, near_duplicates=True)
+    assert "near-duplicates (in train and test 1): 1" in report.lines()
+
+    together = load_dataset(tmp_path, reading=Reading(split_by="near-duplicates"))
+    assert together.split[[0, 11]].tolist() == [-1, 2], "the test image stays where it is"
+    assert any("1 images taken out of their split, near-duplicates of" in note for note in together.notes)
+    assert len(np.unique(together.image_ids)) == 12, "they remain two images"
 
 
 def test_flickr8k(shared_data: Path) -> None:

@@ -25,9 +25,10 @@ def test_first_of_each_agrees_with_first_captions() -> None:
 
 def test_what_training_lacks_is_named_for_each_split() -> None:
     assert small([0, 0, 1, 2]).lacking() == []
+    mend = "give some of its rows another `split`: 0 train, 1 dev, 2 test"
     assert small([0, 1, 1, -1]).lacking() == [
-        "the train split has 1 images; training needs at least 2",
-        "the test split has 0 images; training needs at least 1",
+        f"the train split has 1 images; training needs at least 2; {mend}",
+        f"the test split has 0 images; training needs at least 1; {mend}",
     ]
 
 

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_json, add_option, add_reading, add_seed, answer
+from varalign.cli.arguments import add_json, add_option, add_overwrite, add_reading, add_seed, answer
 from varalign.data.errors import DataError
+from varalign.data.outputs import check_output_file
 from varalign.data.reading import Reading, of_hub
 
 
@@ -18,7 +19,23 @@ def add(commands: Any) -> None:
     check = parts.add_parser("check", help="report what is there, missing, unreadable, duplicated or suspicious")
     check.add_argument("folder", metavar="DIR", type=Path)
     add_reading(check)
-    add_option(check, "cache")
+    for name in ("threads", "cache"):
+        add_option(check, name)
+    check.add_argument(
+        "--near-duplicates",
+        action="store_true",
+        help="compare every image with every other by a perceptual hash, and count those in two splits",
+    )
+    check.add_argument(
+        "--differing-bits",
+        type=int,
+        default=24,
+        metavar="N",
+        help="bits of 256 in which the hashes of near-duplicates differ at most (default 24)",
+    )
+    check.add_argument("--features", type=Path, metavar="FILE", help="features file: compare its images by cosine too")
+    check.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page with the pairs side by side")
+    add_overwrite(check)
     add_json(check)
     check.set_defaults(handler=run_check)
     stats = parts.add_parser("stats", help="measure pixels, image sizes, caption lengths and the vocabulary")
@@ -48,7 +65,17 @@ def run_check(arguments: argparse.Namespace) -> int:
     """Print what is at fault; exit code 1 where something is."""
     from varalign.data.dataset_check import check_dataset
 
-    report = check_dataset(_folder(arguments), reading=Reading.of(arguments))
+    folder, page = _folder(arguments), arguments.page
+    if not arguments.near_duplicates and (page is not None or arguments.features is not None):
+        raise DataError("--page and --features belong to --near-duplicates")
+    if page is not None:
+        check_output_file(page, overwrite=arguments.overwrite)
+    options = {name: getattr(arguments, name) for name in ("near_duplicates", "differing_bits", "features")}
+    report = check_dataset(folder, reading=Reading.of(arguments), threads=arguments.threads or None, **options)
+    if page is not None and report.near_duplicates is not None:
+        from varalign.pictures.near_duplicates_page import write_near_duplicates_page
+
+        write_near_duplicates_page(page, folder.resolve().name, report.near_duplicates)
     answer(arguments, report.as_dict(), report.lines())
     return 1 if report.faults else 0
 

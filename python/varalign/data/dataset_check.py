@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from varalign.data.caption_check import SPLIT_PAIRS, check_captions
 from varalign.data.datasets import ImageCaptions, assemble, missing_message
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import read_bytes
 from varalign.data.folders import FoundFolder, read_folder
 from varalign.data.images import decode_image
 from varalign.data.index import SPLITS
+from varalign.data.near_duplicates import DIFFERING, NearDuplicates, alike, find_near_duplicates
 from varalign.data.reading import Reading
 from varalign.data.split_sizes import ENOUGH, split_sizes
 
 MAX_BAD = 0.01
-_BROKEN = ("broken image", "image not found", "no caption", "n/a", "todo", "null", "none", "nan")
-_UNSPACED = re.compile(r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-"""Letters of scripts that put no spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese."""
 _SHOWN = 10
 
 
@@ -34,9 +33,12 @@ class Report:
     splits: images in each split, with those in none. sizes: the lines of `split_sizes`. captions_per_image: least, mean
     and most. missing: "name (where)" of each caption's image that is not there. unreadable: image name to what is wrong
     with it. copies: groups of byte-identical images. suspicious: "name: 'caption': why". repeated: captions that stand
-    under more than one image, with their number. without_captions: images that no caption names. problems: why training
-    would fail; empty where it would not. few: splits that training runs on but that are too small for its figures to
-    say much. notes: what loading the data says.
+    under more than one image, with their number. repeated_across: "train and test" and the like to the number of
+    captions in both. uncut: script to the number of captions whose words the word tokenizer cannot tell apart.
+    near_duplicates: pairs of `images`, with their `files`, `splits`, `bits` and `cosine`; None where nobody asked for
+    them. near_across: "train and test" and the like to the number of pairs. without_captions: images that no caption
+    names. problems: why training would fail; empty where it would not. few: splits that training runs on but that are
+    too small for its figures to say much. notes: what loading the data says.
     """
 
     folder: str
@@ -51,6 +53,10 @@ class Report:
     copies: list[list[str]] = field(default_factory=list)
     suspicious: list[str] = field(default_factory=list)
     repeated: dict[str, int] = field(default_factory=dict)
+    repeated_across: dict[str, int] = field(default_factory=dict)
+    uncut: dict[str, int] = field(default_factory=dict)
+    near_duplicates: list[dict[str, Any]] | None = None
+    near_across: dict[str, int] = field(default_factory=dict)
     without_captions: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -79,18 +85,28 @@ class Report:
         lines += [f"note: {note}" for note in self.notes]
         unreadable = [f"{shown(name)}: {why}" for name, why in self.unreadable.items()]
         repeated = [f"{shown(caption)}: {count:,} times" for caption, count in self.repeated.items()]
+        near = []
+        for one in self.near_duplicates or ():
+            named = (f"{shown(name)} ({split})" for name, split in zip(one["images"], one["splits"], strict=True))
+            near.append(f"{' = '.join(named)}: {alike(one)}")
         for title, items in (
             ("missing images", self.missing),
             ("unreadable images", unreadable),
             ("copies, byte for byte", [" = ".join(shown(name) for name in group) for group in self.copies]),
             ("suspicious captions", self.suspicious),
-            ("captions under more than one image", repeated),
+            *([] if self.near_duplicates is None else [("near-duplicates" + _across(self.near_across), near)]),
+            ("captions under more than one image" + _across(self.repeated_across), repeated),
             ("images without captions", [shown(name) for name in self.without_captions]),
         ):
             lines.append(f"{title}: {len(items):,}" if items else f"{title}: none")
             lines += [f"  {item}" for item in items[:_SHOWN]]
             if len(items) > _SHOWN:
                 lines.append(f"  and {len(items) - _SHOWN:,} more")
+        lines += [
+            f"no spaces between words: {count:,} captions ({script}): the LSTM's tokenizer makes a word of each run of "
+            "letters; a text encoder with subwords reads them, such as bert:bert-base-multilingual-cased"
+            for script, count in self.uncut.items()
+        ]
         lines += [f"fault: {problem}" for problem in self.problems]
         lines += [f"too few: {split}" for split in self.few]
         lines.append("training would fail" if self.faults else "fit for training")
@@ -100,6 +116,11 @@ class Report:
         return lines
 
 
+def _across(counts: dict[str, int]) -> str:
+    """ " (in train and test 3)", or nothing where there is none."""
+    return f" (in {', '.join(f'{name} {count:,}' for name, count in counts.items())})" if counts else ""
+
+
 def check_dataset(
     folder: Path | str,
     *,
@@ -107,11 +128,15 @@ def check_dataset(
     reading: Reading = Reading(),  # noqa: B008
     max_bad: float = MAX_BAD,
     threads: int | None = None,
+    near_duplicates: bool = False,
+    differing_bits: int = DIFFERING,
+    features: Path | str | None = None,
 ) -> Report:
     """Read captions and splits, decode every image, and report; nothing that is bad in the data raises.
 
     seed, reading: as for `load_dataset`. max_bad: share of unreadable images from which on training stops.
-    threads: for decoding; None takes the processors there are.
+    threads: for decoding; None takes the processors there are. near_duplicates: compare every image with every other,
+    as `find_near_duplicates` does with `differing_bits` and `features`; it raises DataError where these are wrong.
     """
     folder = Path(folder)
     report = Report(str(folder))
@@ -124,14 +149,36 @@ def check_dataset(
         )
         report.without_captions = found.bare
         _note_faults_of_captions(report, found)
-        dataset = assemble(found, seed=seed)
+        dataset = assemble(found, seed=seed, split_by=reading.split_by)
     except DataError as error:
         report.problems.append(str(error))
         return report
     _describe(report, dataset)
-    _judge_captions(report, dataset)
+    captions = check_captions(dataset)
+    report.suspicious, report.repeated = captions.suspicious, captions.repeated
+    report.repeated_across, report.uncut = captions.across, captions.uncut
     _decode_all(report, dataset, max_bad, threads)
+    if near_duplicates:
+        paths, names = dataset.image_paths, dataset.image_names
+        found_pairs = find_near_duplicates(paths, names, bits=differing_bits, features=features, threads=threads)
+        _list_near_duplicates(report, dataset, found_pairs)
     return report
+
+
+def _list_near_duplicates(report: Report, dataset: ImageCaptions, found: NearDuplicates) -> None:
+    split_names = {code: name for name, code in SPLITS.items()} | {-1: "no split"}
+    report.near_duplicates = [
+        {
+            "images": [dataset.image_names[row] for row in rows],
+            "files": [str(dataset.image_paths[row]) for row in rows],
+            "splits": [split_names[int(dataset.split[row])] for row in rows],
+            "bits": None if bits < 0 else bits,
+            "cosine": None if np.isnan(cosine) else round(cosine, 4),
+        }
+        for rows, bits, cosine in zip(found.pairs.tolist(), found.bits.tolist(), found.cosine.tolist(), strict=True)
+    ]
+    met = Counter(frozenset(one["splits"]) for one in report.near_duplicates)
+    report.near_across = {f"{a} and {b}": met[frozenset((a, b))] for a, b in SPLIT_PAIRS if met[frozenset((a, b))]}
 
 
 def _note_faults_of_captions(report: Report, found: FoundFolder) -> None:
@@ -161,30 +208,6 @@ def _describe(report: Report, dataset: ImageCaptions) -> None:
         for name, least in ENOUGH.items()
         if report.splits[name] < least
     ]
-
-
-def _judge_captions(report: Report, dataset: ImageCaptions) -> None:
-    owners: dict[str, set[int]] = {}
-    for caption, row in zip(dataset.captions, dataset.caption_image_ids.tolist(), strict=True):
-        why = _suspicion(caption)
-        if why:
-            report.suspicious.append(f"{shown(dataset.image_names[row])}: {shown(caption)}: {why}")
-        owners.setdefault(" ".join(caption.lower().split()), set()).add(int(dataset.image_ids[row]))
-    repeated = Counter({caption: len(rows) for caption, rows in owners.items() if len(rows) > 1})
-    report.repeated = dict(repeated.most_common())
-
-
-def _suspicion(caption: str) -> str:
-    """Why a caption says too little to learn from, or nothing."""
-    words = [word for word in caption.lower().split() if any(letter.isalnum() for letter in word)]
-    text = " ".join(words)
-    if any(text == mark or (" " in mark and mark in text) for mark in _BROKEN):
-        return "says that something went wrong"
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in caption.replace("\t", " ")):
-        return "holds control characters"
-    if "http://" in text or "https://" in text:
-        return "holds a web address"
-    return "a word or less" if len(words) + len(_UNSPACED.findall(text)) // 2 < 2 else ""
 
 
 def _decode_all(report: Report, dataset: ImageCaptions, max_bad: float, threads: int | None) -> None:

@@ -14,6 +14,7 @@ from varalign.data.errors import DataError, first_three, shown
 from varalign.data.folders import FoundFolder, Missing, read_folder
 from varalign.data.image_folder import identical_files
 from varalign.data.index import CaptionIndex
+from varalign.data.near_duplicates import find_near_duplicates
 from varalign.data.reading import Reading
 from varalign.data.same_captions import SameCaption
 from varalign.data.splits import choose_splits, limit_training
@@ -42,6 +43,7 @@ class ImageCaptions(CaptionIndex):
     image_bytes: NDArray[np.int64]
     notes: list[str] = field(default_factory=list)
     same_caption: SameCaption = "positive"
+    other_splits = "--split-by seed draws all three splits anew"
 
     @property
     def caption_owner(self) -> NDArray[np.int64]:
@@ -89,19 +91,23 @@ def load_dataset(
     found = read_folder(Path(folder), reading, skip_empty=skip_missing)
     if found.missing and not skip_missing:
         raise DataError(missing_message(found))
-    dataset = assemble(found, seed=seed, dataset_size=dataset_size)
+    dataset = assemble(found, seed=seed, dataset_size=dataset_size, split_by=reading.split_by)
     return dataset if captions_per_image is None else _first_captions_only(dataset, captions_per_image)
 
 
-def assemble(found: FoundFolder, *, seed: int = 0, dataset_size: int | None = None) -> ImageCaptions:
+def assemble(
+    found: FoundFolder, *, seed: int = 0, dataset_size: int | None = None, split_by: str | None = None
+) -> ImageCaptions:
     """The data set of what a folder holds, its missing images left out; DataError where no image or split is left."""
     if not found.images:
         raise DataError(
             f"{found.caption_files[0]}: no caption names an image that is in {_places(found)}; is it the right folder?"
         )
     names = [image.name for image in found.images]
-    image_ids = identical_files(found.images)
-    split, split_notes = choose_splits(found, image_ids, seed=seed)
+    image_ids = together = identical_files(found.images)
+    if split_by == "near-duplicates":
+        together = find_near_duplicates([image.path for image in found.images], names).groups(image_ids)
+    split, split_notes = choose_splits(found, together, seed=seed, split_by=split_by)
     if dataset_size is not None:
         split = limit_training(split, names, dataset_size, seed)
     return ImageCaptions(

@@ -53,6 +53,7 @@ class CaptionIndex:
     split: NDArray[np.int8]
     image_ids: Rows
     same_caption: SameCaption = "positive"
+    other_splits = "give some of its rows another `split`: 0 train, 1 dev, 2 test"
 
     @property
     def caption_owner(self) -> Rows:
@@ -172,7 +173,7 @@ class CaptionIndex:
         """What each split has too little of for training; empty where training can begin."""
         sizes = {name: int((self.split == code).sum()) for name, code in SPLITS.items()}
         return [
-            f"the {name} split has {sizes[name]} images; training needs at least {least}"
+            f"the {name} split has {sizes[name]} images; training needs at least {least}; {self.other_splits}"
             for name, least in (("train", 2), ("dev", 1), ("test", 1))
             if sizes[name] < least
         ]

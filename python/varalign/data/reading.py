@@ -9,6 +9,10 @@ from typing import Any
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 """Names of the separators, as `--separator` takes them."""
 
+SPLIT_BY = ("seed", "near-duplicates")
+"""How splits are made, as `--split-by` takes it: all drawn by the seed, whatever splits the data have; or as without
+the option, but near-duplicates stay together."""
+
 
 HUB = "hf:"
 """How a place of data begins that is a data set of the hub."""
@@ -21,7 +25,8 @@ class Reading:
     captions: the captions file; relative to the working folder, else to the data folder. images: the folder of images,
     likewise. separator: name in `SEPARATORS`. image_column, caption_column: of tables
     and JSON records. follow_links: whether images may be links that lead out of their folder. cache: folder in which
-    images that lie in archives are unpacked.
+    images that lie in archives are unpacked. split_by: one of `SPLIT_BY`; None takes the data's own splits, where it
+    has some, and draws them by the seed elsewhere.
     """
 
     captions: str | None = None
@@ -31,6 +36,7 @@ class Reading:
     caption_column: str | None = None
     follow_links: bool = False
     cache: str | None = None
+    split_by: str | None = None
 
     @classmethod
     def of(cls, options: Any) -> Reading:

@@ -5,12 +5,14 @@ in the names of files and folders (COCO's, `train/`), where there is more than o
 (Flickr_8k.trainImages.txt, .devImages.txt, .testImages.txt, all three, in the folder or in Flickr8k_text/), where an
 image in no list gets none; else a split drawn by the seed, image by image. Where a captions file has no test split
 (COCO's), half of its dev images, drawn by the seed, are the test split, and the other way round. Where it says that all
-images are for training, the splits are drawn from these; where it says that none is, it is refused.
+images are for training, the splits are drawn from these; where it says that none is, it is refused. `--split-by seed`
+draws all splits, whatever is there.
 
 The drawn split gives a tenth of the images each to dev and test, at least 1 and at most 5,000, and needs 3 different
 images. Images are ordered by a hash of seed and name, so the split depends on the seed and the set of images alone.
 Byte-identical files count as one image: they are drawn together. Where lists put copies into different splits, test
-keeps its copies, dev those that are not in test, train those that are in neither.
+keeps its copies, dev those that are not in test, train those that are in neither. With `--split-by near-duplicates` the
+same holds for images that are nearly the same.
 """
 
 from __future__ import annotations
@@ -36,20 +38,26 @@ LISTS = {
 MAX_HELD_OUT = 5000
 
 
-def choose_splits(found: FoundFolder, image_ids: NDArray[np.int64], *, seed: int) -> tuple[NDArray[np.int8], list[str]]:
+def choose_splits(
+    found: FoundFolder, image_ids: NDArray[np.int64], *, seed: int, split_by: str | None = None
+) -> tuple[NDArray[np.int8], list[str]]:
     """(I,) int8 splits (0 train, 1 dev, 2 test, -1 none) and the notes that say where they come from.
 
-    image_ids: (I,) equal for byte-identical files. Raises DataError where lists contradict each other, where one of the
+    image_ids: (I,) equal for images that stay in one split: byte-identical files, and near-duplicates where `split_by`
+    says so. Raises DataError where lists contradict each other, where one of the
     three is missing, or where there are too few images to draw a split.
     """
     names = [image.name for image in found.images]
     there = set(found.splits.values())
-    if there in ({"dev"}, {"test"}):
+    if split_by == "seed":
+        split, notes = seeded_split(names, image_ids, seed), []
+        source = f"splits drawn by seed {seed}, as --split-by says"
+    elif there in ({"dev"}, {"test"}):
         raise DataError(
             f"{found.caption_files[0]}: no image is left for training: every image that has a split is in "
-            f"{there.pop()}; add training images, or leave the splits out to have them drawn by seed"
+            f"{there.pop()}; add training images, or pass --split-by seed to have all splits drawn"
         )
-    if len(there) > 1:
+    elif len(there) > 1:
         split = np.full(len(names), -1, dtype=np.int8)
         for row, name in found.splits.items():
             split[row] = SPLITS[name]
@@ -66,7 +74,8 @@ def choose_splits(found: FoundFolder, image_ids: NDArray[np.int64], *, seed: int
     else:
         split = seeded_split(names, image_ids, seed)
         source, notes = f"splits drawn by seed {seed}, as no list is there", []
-    notes += separate_twins(split, image_ids, names)
+    twins = "near-duplicates" if split_by == "near-duplicates" else "copies"
+    notes += separate_twins(split, image_ids, names, twins)
     sizes = ", ".join(f"{int((split == code).sum()):,} {name}" for name, code in SPLITS.items())
     none = int((split < 0).sum())
     notes.insert(0, f"{source}: {sizes}" + (f"; {none:,} images in none" if none else ""))
@@ -126,10 +135,13 @@ def limit_training(split: NDArray[np.int8], names: list[str], size: int, seed: i
     return limited
 
 
-def separate_twins(split: NDArray[np.int8], image_ids: NDArray[np.int64], names: list[str] | None = None) -> list[str]:
+def separate_twins(
+    split: NDArray[np.int8], image_ids: NDArray[np.int64], names: list[str] | None = None, twins: str = "copies"
+) -> list[str]:
     """Set the split of copies to -1, in place: test keeps its copies, then dev. Returns the notes that say so.
 
-    image_ids: (I,) equal for copies. names: (I,) for the notes; rows stand for them where there are none.
+    image_ids: (I,) equal for copies. names: (I,) for the notes; rows stand for them where there are none. twins: what
+    the notes call them.
     """
     highest = np.full(int(image_ids.max(initial=-1)) + 1, -1, dtype=np.int8)
     np.maximum.at(highest, image_ids, split)
@@ -139,7 +151,7 @@ def separate_twins(split: NDArray[np.int8], image_ids: NDArray[np.int64], names:
     shown_names = [shown(names[row]) if names else f"row {row}" for row in clashes.tolist()]
     split[clashes] = -1
     return [
-        f"{len(clashes):,} images taken out of their split, copies of dev or test images: {first_three(shown_names)}"
+        f"{len(clashes):,} images taken out of their split, {twins} of dev or test images: {first_three(shown_names)}"
     ]
 
 

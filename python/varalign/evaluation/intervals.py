@@ -42,8 +42,8 @@ def recall_intervals(
     text, image = np.asarray(pairs).T
     share = 1.0 / np.bincount(text, minlength=len(t2i))[text]  # of a text's weight, from each of its images
     images = len(i2t)
-    hits = [is_hit(i2t, k, len(t2i)).astype(np.float64) for k in ks]
-    hits += [np.bincount(image, share * is_hit(t2i, k, images)[text], images) for k in ks]
+    hits: list[NDArray[np.float64]] = [is_hit(i2t, k, len(t2i)).astype(np.float64) for k in ks]
+    hits += [np.bincount(image, share * is_hit(t2i, k, images)[text], images).astype(np.float64) for k in ks]
     queries = [(i2t >= 0).astype(np.float64)] * len(ks) + [np.bincount(image, share, images)] * len(ks)
     low, high = bootstrap(np.stack(hits, axis=1), np.stack(queries, axis=1))
     keys = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in ks]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from varalign.data.reading import SEPARATORS
+from varalign.data.reading import SEPARATORS, SPLIT_BY
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.losses import LOSSES
 from varalign.options.declaration import Option, checkpoint_interval, declared, option
@@ -56,6 +56,11 @@ class Options:
     caption_column: str | None = _data("column of the captions (default: found by its name)", metavar="NAME")
     follow_links: bool = _data(
         "read images that are links leading out of their folder, as those of a hub's cache are", False
+    )
+    split_by: str | None = _data(
+        "seed draws train, dev and test anew, whatever splits the data have; near-duplicates keeps images that are "
+        "nearly the same in one split (default: the data's own splits, else drawn by seed)",
+        choices=SPLIT_BY,
     )
     dataset_size: int | None = _data(
         "train on N images of the training split, drawn by seed (default: all)", low=2, common=True

@@ -51,7 +51,7 @@ RULES = (
         "names encoders, and a features file already holds their output: leave it out",
     ),
     Rule(
-        "captions images separator image_column caption_column follow_links",
+        "captions images separator image_column caption_column follow_links split_by",
         _features,
         "says how a data folder is read, and a features file is none: leave it out",
     ),

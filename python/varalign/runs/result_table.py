@@ -59,7 +59,7 @@ def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[st
             cells += [line.get(name, "") for line in lines]
     mode = next((row["same_caption"] for row in rows if "same_caption" in row), None)
     one = len(known) == 1 and recalls
-    notes = [f"Recall in percent, among {known.pop()}{_MODES.get(mode, '')}."] if one else []
+    notes = [f"Recall in percent, among {known.pop()}{_MODES.get(str(mode), '')}."] if one else []
     least = min((row["images"] for row in rows if "images" in row), default=FEW)
     if least < FEW and recalls:
         notes.append(
