@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::error::{bad, cut_short};
 use super::idct::{self, Block, Transform};
-use super::smooth::{Known, Smoothing, SAVED};
 use crate::error::Result;
 use crate::image::format::{check_size, Choose, Wanted};
 use crate::image::{pool, Limits};
@@ -12,6 +11,12 @@ use crate::memory;
 
 /// libjpeg's largest side.
 const MAX_SIDE: usize = 65_500;
+
+/// Coefficients whose precision is kept: the first ten in the order of the file.
+pub const SAVED: usize = 10;
+
+/// For each of the first coefficients, the lowest bit that is known: 0 for all bits, -1 for none.
+pub type Known = [i32; SAVED];
 
 /// One colour component of the frame.
 pub struct Component {
@@ -92,24 +97,6 @@ impl Component {
             transform.idct_half(block, quant, out, stride);
         } else {
             idct::idct_reduced::<2>(block, quant, out, stride);
-        }
-    }
-
-    /// Samples of all blocks of a progressive file.
-    #[inline(always)]
-    pub fn put_all<T: Transform>(&mut self, transform: T, smoothing: Option<&Smoothing>) {
-        let coefficients = std::mem::take(&mut self.coefficients);
-        for (index, block) in coefficients.iter().enumerate() {
-            let (x, y) = (index % self.blocks.0, index / self.blocks.0);
-            if self.wanted.0.contains(&x) && self.wanted.1.contains(&y) {
-                // Blocks that fill up the units are not seen.
-                let inside = x < self.blocks_across && y < self.blocks_down;
-                let smooth = smoothing.filter(|_| inside);
-                let smooth = smooth.map(|smoothing| smoothing.block(self, &coefficients, x, y));
-                let block = smooth.as_ref().unwrap_or(block);
-                let any = block[1..].iter().fold(0, |any, value| any | value);
-                self.put(transform, self.sample(x, y), block, any == 0);
-            }
         }
     }
 

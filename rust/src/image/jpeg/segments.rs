@@ -3,12 +3,11 @@
 use std::rc::Rc;
 
 use super::error::{bad, cut_short};
-use super::frame::{Component, Frame};
+use super::frame::{Component, Frame, Known, SAVED};
 use super::huffman::Table;
 use super::idct::{Block, Transform};
 use super::part::{Scan, NATURAL};
 use super::scan::{decode_scan, Tables, MAX_BLOCKS};
-use super::smooth::{Known, SAVED};
 use super::standard;
 use crate::error::Result;
 use crate::image::format::Choose;

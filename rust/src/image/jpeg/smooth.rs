@@ -4,15 +4,9 @@
 //! of the 5 x 5 blocks around; where nothing but first coefficients is known, the first is smoothed too. The formulas are
 //! those of libjpeg-turbo (`jdcoefct.c`, from 2.1 on), whose pixels these are to the bit.
 
-use super::frame::{Component, Frame};
-use super::idct::Block;
+use super::frame::{Component, Frame, Known, SAVED};
+use super::idct::{Block, Transform};
 use super::part::NATURAL;
-
-/// Coefficients whose precision is kept: the first ten in the order of the file.
-pub const SAVED: usize = 10;
-
-/// For each of the first coefficients, the lowest bit that is known: 0 for all bits, -1 for none.
-pub type Known = [i32; SAVED];
 
 type Kernel = [[i32; 5]; 5];
 
@@ -89,6 +83,26 @@ const NARROW: &Kernels = &[
     (DIAGONALS, false),
     (TWICE_ACROSS_ROW, false),
 ];
+
+impl Component {
+    /// Samples of all blocks of a progressive file, smoothed where `smoothing` is given.
+    #[inline(always)]
+    pub fn put_all<T: Transform>(&mut self, transform: T, smoothing: Option<&Smoothing>) {
+        let coefficients = std::mem::take(&mut self.coefficients);
+        for (index, block) in coefficients.iter().enumerate() {
+            let (x, y) = (index % self.blocks.0, index / self.blocks.0);
+            if self.wanted.0.contains(&x) && self.wanted.1.contains(&y) {
+                // Blocks that fill up the units are not seen.
+                let inside = x < self.blocks_across && y < self.blocks_down;
+                let smooth = smoothing.filter(|_| inside);
+                let smooth = smooth.map(|smoothing| smoothing.block(self, &coefficients, x, y));
+                let block = smooth.as_ref().unwrap_or(block);
+                let any = block[1..].iter().fold(0, |any, value| any | value);
+                self.put(transform, self.sample(x, y), block, any == 0);
+            }
+        }
+    }
+}
 
 /// How the blocks of one component are smoothed.
 pub struct Smoothing {
