@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from varalign.aligner import hub
 from varalign.aligner.evaluate import embed_split, evaluate
 from varalign.aligner.export import write_embeddings, write_features
 from varalign.aligner.gallery import Gallery, open_gallery
+from varalign.canonical.hub_correction import HubCorrection, HubForm, as_items, as_queries
 from varalign.data.damage import damaged
 from varalign.data.errors import DataError
+from varalign.data.files import cache_key
 from varalign.data.noise import parse_noise
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import SIDES, Side
@@ -42,6 +45,7 @@ class Aligner:
         run: its run folder; None for a model that was not trained here.
         checkpoint: origin of the weights.
         parts: data and sources if they are open already; otherwise they are opened at first use.
+        bank: the file that keeps the hub correction of these weights; None: it is chosen at first use, and not kept.
     """
 
     def __init__(
@@ -53,8 +57,10 @@ class Aligner:
         run: RunFolder | None = None,
         checkpoint: Checkpoint | None = None,
         parts: Parts | None = None,
+        bank: Path | None = None,
     ) -> None:
         self.config, self.name, self.run = config, name, run
+        self._bank = bank
         self.epochs = 0 if checkpoint is None else checkpoint.epochs
         self._weights = "" if checkpoint is None else checkpoint.checksum
         self._build = build
@@ -72,6 +78,17 @@ class Aligner:
         """The data and the sources, opened at first use."""
         config, data = open_data(self.config, to_stderr)
         return assemble(config, data, self.model, to_stderr)
+
+    @cached_property
+    def hub(self) -> hub.Chosen:
+        """The hub correction that the model's own options ask for, with the line that says so."""
+        source, form = self.config.hub_correction, self.config.hub_form
+        if source == "off":
+            return hub.OFF
+        if self._bank is None:
+            return hub.choose(self.parts, source, form)
+        key = cache_key("hub correction", self._weights, source, form)
+        return hub.kept(self._bank, key, lambda: hub.choose(self.parts, source, form))
 
     def _with_tower(self, side: Side) -> DualEncoder:
         """A model with at least the tower of this side; a query does not need the other one, which may be large."""
@@ -105,7 +122,12 @@ class Aligner:
         return embedded_texts(self._with_tower("text"), self.config, texts)
 
     def rank(
-        self, queries: NDArray[np.float32], candidates: NDArray[np.float32], top: int = 5
+        self,
+        queries: NDArray[np.float32],
+        candidates: NDArray[np.float32],
+        top: int = 5,
+        *,
+        prior: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """The best candidates of each query by cosine similarity.
 
@@ -113,29 +135,50 @@ class Aligner:
             queries: (Q, D) unit vectors.
             candidates: (C, D) unit vectors.
             top: K, the number of candidates for each query.
+            prior: (C,) subtracted from the similarities of each candidate: that of a hub correction.
 
         Returns:
             Scores (Q, K) and rows of the candidates (Q, K), best first.
         """
-        scores, rows = top_k(torch.from_numpy(queries), torch.from_numpy(candidates), min(top, len(candidates)))
+        q, c = torch.from_numpy(queries), torch.from_numpy(candidates)
+        if prior is not None:
+            q, c = as_queries(q), as_items(c, torch.from_numpy(prior))
+        scores, rows = top_k(q, c, min(top, len(candidates)))
         return scores.numpy(), rows.numpy()
 
-    def evaluate(self, split: str = "test", *, noise: str | None = None) -> dict[str, Any]:
+    def evaluate(
+        self,
+        split: str = "test",
+        *,
+        noise: str | None = None,
+        hub_correction: str | None = None,
+        hub_form: HubForm | None = None,
+    ) -> dict[str, Any]:
         """The numbers of `eval --json` on a split.
 
         Args:
             split: `train`, `dev` or `test`.
             noise: noise to inject into it, in the form of `--noise`.
+            hub_correction: as `eval --hub-correction`; None: as the model's options say.
+            hub_form: as `eval --hub-form`; None: as the model's options say.
 
         Raises:
             DataError: `noise` names an unknown kind, or a rate out of range.
         """
-        parts = self.parts
+        parts, correction = self.parts, self._correction(hub_correction, hub_form, split)
         if noise is not None:
             kinds = parse_noise(noise)
             data = damaged(parts.data, kinds, split, self.config.seed)
             parts = assemble(parts.config, data, self.model, to_stderr, noise=kinds)
-        return evaluate(parts, split)
+        found = evaluate(parts, split, correction)
+        return {**found, "hub_correction": None if correction is None else correction.name}
+
+    def _correction(self, source: str | None, form: HubForm | None, split: str) -> HubCorrection | None:
+        if source is None and form is None:
+            return self.hub.correction
+        chosen = hub.choose(self.parts, source or self.config.hub_correction, form or self.config.hub_form, split)
+        to_stderr(chosen.line)
+        return chosen.correction
 
     def chance(self, split: str = "test") -> dict[str, Any]:
         """The recalls of a random ranking on a split, as a row of the result table."""
@@ -205,7 +248,7 @@ class Aligner:
 
     def write_embeddings(self, file: Path, *, split: str = "all") -> dict[str, Any]:
         """Write the embeddings of a split, or of all images, with ids: see `export.write_embeddings`."""
-        return write_embeddings(self.parts, self.rows(split), file)
+        return write_embeddings(self.parts, self.rows(split), file, self.hub.correction)
 
     def write_features(self, file: Path) -> dict[str, Any]:
         """Write the towers' outputs as a features file for `train --features`: see `export.write_features`."""
@@ -215,14 +258,15 @@ class Aligner:
         """The images of the run's data that fit a text best, with their first captions.
 
         Returns:
-            `image`, `caption` and `score` (cosine similarity) of each, best first.
+            `image`, `caption` and `score` of each, best first. The score is the cosine similarity; with a hub
+            correction, less the image's prior.
         """
         gallery = self._gallery(split, "text")
         query = self.embed_texts([text])
-        scores, rows = self.rank(query, gallery.images, top)
+        scores, rows = self.rank(query, gallery.images, top, prior=gallery.image_prior)
         if gallery.changed(rows[0]):
             gallery = self._gallery(split, "text", fresh=True)
-            scores, rows = self.rank(query, gallery.images, top)
+            scores, rows = self.rank(query, gallery.images, top, prior=gallery.image_prior)
         return _hits(scores[0], rows[0], gallery.image_labels)
 
     def search_captions(self, image: Path, *, top: int = 5, split: str = "all") -> list[dict[str, Any]]:
@@ -232,7 +276,7 @@ class Aligner:
             `image` (that the caption belongs to), `caption` and `score` of each, best first.
         """
         gallery = self._gallery(split, "image")
-        scores, rows = self.rank(self.embed_images([image]), gallery.texts, top)
+        scores, rows = self.rank(self.embed_images([image]), gallery.texts, top, prior=gallery.text_prior)
         return _hits(scores[0], rows[0], gallery.text_labels)
 
     def _gallery(self, split: str, side: Side, *, fresh: bool = False) -> Gallery:
@@ -240,7 +284,10 @@ class Aligner:
         self._require_towers(side)
         assert self.run is not None
         file = self.run.path / "search" / f"{split}.safetensors"
-        return open_gallery(file, self.config, self._weights, lambda: (self.parts, self.rows(split)), fresh=fresh)
+        correction = self.hub.correction
+        return open_gallery(
+            file, self.config, self._weights, lambda: (self.parts, self.rows(split)), correction, fresh=fresh
+        )
 
 
 def _hits(scores: NDArray[Any], rows: NDArray[Any], labels: list[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from varalign.canonical.hub_correction import HubCorrection, corrected_ranks
 from varalign.data.errors import DataError
 from varalign.evaluation.embedding_statistics import summary
 from varalign.evaluation.intervals import recall_intervals
@@ -78,24 +79,29 @@ def embed_split(parts: Parts, image_rows: Rows, *, every_caption: bool = False) 
     )
 
 
-def evaluate(parts: Parts, split: str) -> dict[str, Any]:
+def evaluate(parts: Parts, split: str, correction: HubCorrection | None = None) -> dict[str, Any]:
     """Evaluate on a split.
 
     Args:
         parts: model and data; the batch size of its options is that of the loss.
         split: `train`, `dev` or `test`.
+        correction: of the scores that rank; the statistics and the loss are those of the similarities.
 
     Returns:
         `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `intervals` (the [low, high] of each recall),
         `cosine_similarity` and the other statistics of the embeddings, `loss` (½/½ symmetric, the model's logit scale,
-        first caption of each image), `logit_scale`;
-        `unreadable`, a number of images, where some could not be read.
+        first caption of each image), `logit_scale`; `unreadable`, a number of images, where some could not be read;
+        with a correction `uncorrected`, the recalls without it.
     """
     found = embed_split(parts, parts.data.rows(split))
     scale, pairs = float(parts.model.evaluation_scale), torch.from_numpy(found.pairs).to(found.texts.device)
-    i2t, t2i = ranks(found.images, found.texts, pairs)
+    plain = i2t, t2i = ranks(found.images, found.texts, pairs)
+    if correction is not None:
+        i2t, t2i = corrected_ranks(found.images, found.texts, pairs, correction)
     result: dict[str, Any] = dict(recalls(i2t, t2i))
     result["intervals"] = recall_intervals(i2t, t2i, found.pairs)
+    if correction is not None:
+        result["uncorrected"] = recalls(*plain)
     result |= summary(found.images, found.texts, pairs)
     result["loss"] = batched_loss(*found.first_pairs(), scale, parts.config.batch_size)
     result["logit_scale"] = scale

@@ -10,6 +10,8 @@ import numpy as np
 from safetensors.numpy import save as save_arrays
 
 from varalign.aligner.evaluate import embed_split
+from varalign.aligner.hub import priors
+from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, save_features, write_strings
@@ -19,8 +21,11 @@ from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows, gathered
 
 
-def write_embeddings(parts: Parts, rows: Rows, file: Path) -> dict[str, Any]:
+def write_embeddings(parts: Parts, rows: Rows, file: Path, correction: HubCorrection | None = None) -> dict[str, Any]:
     """Write embeddings of these images and their captions with ids, and the images' names beside them.
+
+    With a hub correction `image_prior` (I,) and `text_prior` (T,) are written too. The score of a query q for an item g
+    is then q·g − prior(g), the inner product of [q, 1] and [g, −prior(g)].
 
     Returns:
         What was written: `file`, `images`, `texts`.
@@ -39,6 +44,7 @@ def write_embeddings(parts: Parts, rows: Rows, file: Path) -> dict[str, Any]:
         "text_rows": found.captions,
         "text_image_ids": found.owner,
         "split": parts.data.split[found.rows],
+        **priors(found, correction),
     }
     if file.suffix == ".npz":
         packed = io.BytesIO()

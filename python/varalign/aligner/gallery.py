@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.aligner.evaluate import embed_split
+from varalign.aligner.hub import priors
+from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.datasets import ImageCaptions
 from varalign.data.files import cache_key
 from varalign.data.images import IMAGE_SUFFIXES
@@ -32,6 +34,7 @@ class Gallery:
     Attributes:
         images: (I, D) unit vectors. texts: (T, D) unit vectors.
         image_labels: (I,) image name and first caption. text_labels: (T,) image name and caption.
+        image_prior, text_prior: (I,) and (T,) of the hub correction; None without one.
         files: (I,) image files. file_states: (I,) their `_file_state` when they were embedded.
     """
 
@@ -41,6 +44,8 @@ class Gallery:
     text_labels: list[tuple[str, str]]
     files: list[str]
     file_states: list[list[int]]
+    image_prior: NDArray[np.float32] | None = None
+    text_prior: NDArray[np.float32] | None = None
 
     def changed(self, rows: Iterable[int]) -> bool:
         """Whether the file of one of these images has changed since it was embedded."""
@@ -48,7 +53,13 @@ class Gallery:
 
 
 def open_gallery(
-    file: Path, config: TrainConfig, weights: str, open_parts: Callable[[], tuple[Parts, Rows]], *, fresh: bool = False
+    file: Path,
+    config: TrainConfig,
+    weights: str,
+    open_parts: Callable[[], tuple[Parts, Rows]],
+    correction: HubCorrection | None = None,
+    *,
+    fresh: bool = False,
 ) -> Gallery:
     """Read the gallery from its file, or compute and write it.
 
@@ -61,6 +72,7 @@ def open_gallery(
         config: the options that name the data.
         weights: checksum of the weights.
         open_parts: opens model and data; returns them with the image rows of the gallery.
+        correction: of the scores; None: the scores are cosine similarities.
         fresh: compute it in any case.
     """
 
@@ -81,14 +93,25 @@ def open_gallery(
             "images": found.images.cpu().numpy(),
             "texts": found.texts.cpu().numpy(),
             "labels": np.frombuffer(json.dumps(labels).encode(), np.uint8),
+            **priors(found, correction),
         }
 
     options = [getattr(config, name) for name in _DATA_OPTIONS]
     state = [_folder_state(Path(place)) for place in (config.data, config.images) if place is not None]
     state += [_file_state(config.captions)] if config.captions is not None else []
-    found = kept_arrays(file, cache_key(weights, options, state), arrays, fresh=fresh)
+    corrected = None if correction is None else (correction.name, correction.tau)
+    found = kept_arrays(file, cache_key(weights, options, corrected, state), arrays, fresh=fresh)
     labels = json.loads(found["labels"].tobytes())
-    return Gallery(found["images"], found["texts"], *(labels[name] for name in ("images", "texts", "files", "states")))
+    return Gallery(
+        found["images"],
+        found["texts"],
+        image_labels=labels["images"],
+        text_labels=labels["texts"],
+        files=labels["files"],
+        file_states=labels["states"],
+        image_prior=found.get("image_prior"),
+        text_prior=found.get("text_prior"),
+    )
 
 
 def _file_state(file: str) -> list[int]:

@@ -69,7 +69,8 @@ def load(
     found = load_checkpoint(folder.checkpoints / checkpoint)
     build = partial(_build, folder, found, pick_device(device))
     name = str(folder.config().get("name", folder.path.name))
-    return Aligner(build, config, name=name, run=folder, checkpoint=found)
+    bank = folder.bank if checkpoint == "best" else None
+    return Aligner(build, config, name=name, run=folder, checkpoint=found, bank=bank)
 
 
 def _build(run: RunFolder, checkpoint: Checkpoint, device: torch.device, sides: Sequence[Side]) -> DualEncoder:
@@ -83,7 +84,8 @@ def trained(parts: Parts, run: RunFolder) -> Aligner:
     best = load_checkpoint(run.checkpoints / "best")
     best.fill(parts.model)
     model = parts.model.eval()
-    return Aligner(lambda sides: model, parts.config, name=parts.name, run=run, checkpoint=best, parts=parts)
+    given = {"name": parts.name, "run": run, "checkpoint": best, "parts": parts, "bank": run.bank}
+    return Aligner(lambda sides: model, parts.config, **given)  # type: ignore[arg-type]
 
 
 def zero_shot(
@@ -112,7 +114,7 @@ def zero_shot(
     """
     if not spec.startswith("clip:"):
         raise SpecError(f"--zero-shot {spec!r}: takes CLIP, whose towers share a space: clip:MODEL@WEIGHTS")
-    encoders = {"image_encoder": spec, "text_encoder": spec, "start": "random"}
+    encoders = {"image_encoder": spec, "text_encoder": spec, "start": "random", "hub_correction": "off"}
     places = {"data": str(data), "seed": seed, "device": device, "threads": threads, "cache": cache}
     places |= {name: getattr(reading, name) for name in READING}
     config = TrainConfig(**encoders, **places, skip_missing=skip_missing)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 from varalign.cli.arguments import add_json, add_option, add_run, add_split, answer, load, places
 from varalign.data.errors import DataError
 
+SOURCES = ("auto", "off", "train", "dev", "gallery")
 STATISTICS = (
     "cosine_similarity",
     "cosine_similarity_non_pairs",
@@ -31,6 +32,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--seed", type=int, metavar="S", help="with --zero-shot: seed of the split (default 0)")
     add_option(parser, "same_caption").default = None  # the run's own
     parser.add_argument("--noise", metavar="SPEC", help="inject noise into the split, such as blur=0.5,drop-words=0.2")
+    parser.add_argument(
+        "--hub-correction",
+        choices=SOURCES,
+        help="another correction than the run's own: a bank of train or dev queries, or of the evaluated split's own "
+        "(gallery: the table says so)",
+    )
+    add_option(parser, "hub_form").default = None  # the run's own
     add_json(parser)
     parser.set_defaults(handler=run)
 
@@ -48,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         options = {"seed": arguments.seed or 0, "same_caption": arguments.same_caption, **places(arguments)}
         model = zero_shot(arguments.zero_shot, arguments.data, **options)
-    result = model.evaluate(arguments.split, noise=arguments.noise)
+    how = {"hub_correction": arguments.hub_correction, "hub_form": arguments.hub_form}
+    result = model.evaluate(arguments.split, noise=arguments.noise, **how)
     from varalign.runs.result_table import chance_remark, final_table
 
     mode = model.config.same_caption

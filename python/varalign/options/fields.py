@@ -268,6 +268,17 @@ class Options:
         "number of evaluations on dev, evenly spaced, besides the one at the start; 0: one after each epoch", 0, low=0
     )
     patience: int = _training("stop after N epochs without a better mean recall on dev; 0: never", 0, low=0)
+    hub_correction: Literal["auto", "off", "train", "dev"] = _training(
+        "after training, score with a correction for items that are near every query, by a bank of queries from train "
+        "or dev (auto: the larger of them, where Recall@1 of dev gains by it)",
+        "auto",
+        common=True,
+    )
+    hub_form: Literal["bank", "variance"] = _training(
+        "what the hub correction keeps of its bank: the embeddings (bank), or their mean and covariance alone "
+        "(variance)",
+        "bank",
+    )
     seed: int = _training(
         "seed of splits, sample order, augmentation and weights", 0, metavar="S", low=0, high=2**63 - 1, common=True
     )

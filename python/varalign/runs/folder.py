@@ -68,13 +68,14 @@ class RunFolder:
         metrics: file of steps and evaluations.
         pairs: table of the training pairs and their weights.
         quarantine: list of the images that could not be read.
+        bank: the hub correction and its bank.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.assets, self.checkpoints, self.pictures = path / "assets", path / "checkpoints", path / "pictures"
-        self.metrics, self.pairs, self.quarantine = (
-            path / name for name in ("metrics.jsonl", "pairs.csv", "quarantine.jsonl")
+        self.metrics, self.pairs, self.quarantine, self.bank = (
+            path / name for name in ("metrics.jsonl", "pairs.csv", "quarantine.jsonl", "bank.safetensors")
         )
 
     @classmethod
@@ -175,12 +176,13 @@ class RunFolder:
     def options(self, say: Callable[[str], object] | None = None) -> dict[str, Any]:
         """The run's options: those that this version knows, a removed value replaced by what took its place.
 
-        A run of before `same_caption` told equal captions apart, and does so still.
+        A run of before `same_caption` told equal captions apart, and does so still; one of before `hub_correction` had
+        none.
 
         Raises:
             RunError: as `config`.
         """
-        options = {"same_caption": "distinct", **self.config()["options"]}
+        options = {"same_caption": "distinct", "hub_correction": "off", **self.config()["options"]}
         return replace_removed({name: value for name, value in options.items() if name in OPTIONS}, say)
 
     def write_config(self, value: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[st
         with `intervals` stands a row of them. The note holds the numbers of candidates if they are the same in all
         rows, otherwise they are a column; and a warning where the images are few.
     """
+    rows = [line for row in rows for line in _lines(row)]
     columns: dict[str, list[str]] = {"model": [], "epochs": [], "loss": [], "cosine similarity": []}
     keys = {key for row in rows for key in row if "_recall@" in key}
     recalls = sorted(keys, key=lambda key: (key[:3], int(key.rpartition("@")[2])))
@@ -73,6 +74,13 @@ def chance_remark(row: Mapping[str, Any], chance: Mapping[str, Any]) -> list[str
     if any(low > chance[key] + 1e-9 for key, (low, _) in row["intervals"].items()):
         return []
     return ["no better than chance: the 95 % interval of every recall reaches down to it"]
+
+
+def _lines(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A row, and below one with a hub correction its recalls without it."""
+    if not row.get("uncorrected"):
+        return [row]
+    return [row, {"model": "  without hub correction", **row["uncorrected"]}]
 
 
 def final_table(rows: Sequence[Mapping[str, Any]]) -> str:

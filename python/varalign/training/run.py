@@ -274,6 +274,7 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
             if config.wise_ft:
                 go_part_of_the_way(parts, run, say)
             aligner = trained(parts, run)
+            say(aligner.hub.line)
             test, chance, reachable = (of("test") for of in (aligner.evaluate, aligner.chance, aligner.reachable))
             Quarantine(run.quarantine).add(parts.bad_images())
             told = {"model": parts.name, "epochs": position.epoch, "same_caption": config.same_caption}
