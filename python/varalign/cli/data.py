@@ -1,4 +1,4 @@
-"""`varalign data`: check or measure a data folder, or write the built-in sample."""
+"""`varalign data`: check, measure or convert a data folder, or write the built-in sample."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from varalign.cli.arguments import add_json, add_option, add_overwrite, add_read
 from varalign.data.errors import DataError
 from varalign.data.outputs import check_output_file
 from varalign.data.reading import Reading, of_hub
+from varalign.runs.progress import to_stderr
+
+FORMS = ("parquet", "imagefolder")
 
 
 def add(commands: Any) -> None:
     """Add the commands to the program."""
-    parser = commands.add_parser("data", help="check or measure a data folder, or write the built-in sample")
+    parser = commands.add_parser("data", help="check, measure or convert a data folder, or write the built-in sample")
     parts = parser.add_subparsers(metavar="WHAT", required=True, parser_class=type(parser))
     check = parts.add_parser("check", help="report what is there, missing, unreadable, duplicated or suspicious")
     check.add_argument("folder", metavar="DIR", type=Path)
@@ -55,6 +58,24 @@ def add(commands: Any) -> None:
         add_option(stats, name)
     add_json(stats)
     stats.set_defaults(handler=run_stats)
+    convert = parts.add_parser(
+        "convert",
+        help="write a data set, in whatever form it is, as one Parquet file or as a folder that `datasets` reads",
+        description="Write a data set, in whatever form it is, as one Parquet file (extra `parquet`) or as a folder of "
+        "the form `imagefolder` of the library `datasets`. Images keep their bytes.",
+    )
+    convert.add_argument("folder", metavar="DIR", type=Path)
+    convert.add_argument(
+        "--to", required=True, choices=FORMS, help="one file, or a folder with train, validation, test"
+    )
+    convert.add_argument("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write")
+    add_overwrite(convert)
+    add_seed(convert, "splits that are drawn")
+    add_reading(convert)
+    for name in ("skip_missing", "cache"):
+        add_option(convert, name)
+    add_json(convert)
+    convert.set_defaults(handler=run_convert)
     sample = parts.add_parser("sample", help="write the built-in data set: drawn scenes with five captions each")
     sample.add_argument("folder", metavar="DIR", type=Path)
     add_seed(sample, "the scenes")
@@ -87,6 +108,24 @@ def run_stats(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in ("size", "bert", "seed", "threads", "skip_missing")}
     summary = summarise(_folder(arguments), images=arguments.draw, reading=Reading.of(arguments), **options)
     return answer(arguments, summary.as_dict(), summary.lines())
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Convert, and print what was written."""
+    from varalign.data.convert import check_target, convert_dataset
+    from varalign.data.datasets import load_dataset
+
+    folder, form, out = _folder(arguments), arguments.to, arguments.out
+    check_target(form, out, overwrite=arguments.overwrite)
+    options = {"seed": arguments.seed, "skip_missing": arguments.skip_missing, "reading": Reading.of(arguments)}
+    dataset = load_dataset(folder, **options)
+    for note in dataset.notes:
+        to_stderr(note)
+    written = convert_dataset(dataset, form, out)
+    lines = [f"{out}: {written['images']:,} images, {written['captions']:,} captions"]
+    if written["left_out"]:
+        lines.append(f"{written['left_out']:,} images in no split left out; --to parquet keeps them")
+    return answer(arguments, {"out": str(out), **written}, lines)
 
 
 def run_sample(arguments: argparse.Namespace) -> int:
