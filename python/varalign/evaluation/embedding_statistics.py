@@ -1,4 +1,4 @@
-"""How embeddings lie in the shared space: similarity of pairs and of non-pairs, modality gap, alignment, uniformity."""
+"""Statistics of embeddings: similarity of pairs and of non-pairs, modality gap, alignment, uniformity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from varalign.evaluation.retrieval import Array, as_matrix, check_pairs
 
 
 def _unit(name: str, given: Array, device: torch.device | None = None) -> Tensor:
-    """The given rows in float64, scaled to unit length (a row of zeros becomes NaN, as its cosine is undefined)."""
+    """The rows in float64, scaled to unit length; a row of zeros, whose cosine is undefined, becomes NaN."""
     rows = as_matrix(name, given, device)
     scaled: Tensor = rows / rows.norm(dim=1, keepdim=True)
     return scaled
@@ -22,13 +22,13 @@ def _unit(name: str, given: Array, device: torch.device | None = None) -> Tensor
 def uniformity(embeddings: Array, *, t: float = 2.0, chunk: int = 1024) -> float:
     """How evenly the points cover the sphere: the log of the mean Gaussian potential of two different points.
 
-    log mean_{i<j} exp(−t ‖x_i − x_j‖²): 0 when all points are one, lower is more even (about −2t in high dimensions for
-    random directions). NaN for fewer than two points.
+    log mean_{i<j} exp(−t ‖x_i − x_j‖²): 0 if all points are equal; lower is more even (about −2t for random directions
+    in high dimensions). NaN for fewer than two points.
 
     Args:
         embeddings: (N, D) floating point, N ≥ 2; scaled to unit length here.
-        t: the potential's sharpness, above 0.
-        chunk: rows compared at once; (chunk, N) is the largest matrix held.
+        t: sharpness of the potential, above 0.
+        chunk: rows compared at once; the largest matrix is (chunk, N).
 
     Source: Wang & Isola 2020, "Understanding contrastive representation learning through alignment and uniformity on
     the hypersphere", §4.1.2.
@@ -37,11 +37,11 @@ def uniformity(embeddings: Array, *, t: float = 2.0, chunk: int = 1024) -> float
     count = len(points)
     if count < 2:
         return math.nan
-    points = points.to(torch.float32)  # the exponent's error of some 1e-6 is far below what a mean over pairs shows
+    points = points.to(torch.float32)  # the exponent's error of about 1e-6 does not show in a mean over pairs
     total = torch.zeros((), dtype=torch.float64, device=points.device)
     for start in range(0, count, chunk):
         block = points[start : start + chunk]
-        # the block against itself holds each of its pairs twice and the diagonal; against later rows each pair once
+        # within the block each pair counts twice, beside the diagonal; with later rows each pair counts once
         inside = (block @ block.T).mul_(2 * t).sub_(2 * t).exp_()
         inside.fill_diagonal_(0.0)
         total += 0.5 * inside.sum(dtype=torch.float64)

@@ -27,6 +27,7 @@ from varalign.pictures.run_page import write_report
 from varalign.runs.checkpoint import step_folders
 from varalign.runs.folder import RunFolder
 from varalign.runs.pairs import write_pairs
+from varalign.runs.position import Position
 from varalign.runs.progress import to_stderr
 from varalign.runs.quarantine import Quarantine, summary
 from varalign.runs.reporter import ProgressReporter, check_tensorboard
@@ -49,10 +50,10 @@ class TrainResult:
         run: the run folder.
         model: the spec strings of its encoders.
         epochs: epochs trained.
-        best_epoch: the epoch whose weights are the best on dev; 0 is the start.
+        best_epoch: the epoch with the best weights on dev; 0 is the start.
         seconds: wall time, set-up and evaluation included.
         test: the numbers of `eval --json` on the test split with the best weights.
-        chance: what a ranking without any knowledge reaches there.
+        chance: the recalls of a random ranking there.
         reachable: what no model exceeds there, where equal captions are told apart; else None.
         same_caption: whether equal captions are one text, as `--same-caption`.
         aligner: the trained model, ready to embed and rank.
@@ -75,7 +76,7 @@ class TrainResult:
         return {"run": str(self.run), **{name: getattr(self, name) for name in names}}
 
     def table(self) -> str:
-        """The final table with the zero-knowledge row, and where the run lies."""
+        """The final table with the row of chance, and the place of the run folder."""
         told = {"model": self.model, "epochs": self.epochs, "same_caption": self.same_caption}
         rows = [{**told, **self.test}, *filter(None, (self.chance, self.reachable))]
         last = f"best epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
@@ -84,12 +85,12 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class _Session:
-    """What stays the same from the command to the result.
+    """The surroundings of one training command.
 
     Attributes:
         say: called with each remark.
         shows: whether the live line and a line per epoch go to standard error.
-        stop: notes signals.
+        stop: receives signals.
         started: `time.perf_counter()` at the beginning.
     """
 
@@ -101,7 +102,7 @@ class _Session:
     @classmethod
     @contextmanager
     def begun(cls, say: Say | None, shows: bool) -> Iterator[_Session]:
-        """While entered, signals are handled; one that comes before training says that nothing is saved."""
+        """While entered, signals are handled; the message on one before training says that nothing is saved."""
         with StopSignals() as stop:
             try:
                 yield cls(say or to_stderr, shows, stop, time.perf_counter())
@@ -123,10 +124,10 @@ def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True)
         The result; everything else is in the run folder.
 
     Raises:
-        DataError: options or data that no run can be made of.
-        WeightsUnavailable: pretrained weights are neither here nor in reach.
+        DataError: options that contradict each other, or data that cannot be trained on.
+        WeightsUnavailable: pretrained weights are not on this machine and cannot be downloaded.
         RunError: the output folder cannot be used.
-        Interrupted: SIGINT or SIGTERM came; the message says what is saved and how to go on.
+        Interrupted: SIGINT or SIGTERM came; the message says what is saved and how to resume.
     """
     config.validate()
     device = pick_device(config.device)
@@ -165,14 +166,14 @@ def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True)
 
 
 def check(config: TrainConfig, device: torch.device) -> None:
-    """Refuse what can be refused before anything is written.
+    """Check what can be checked before anything is written.
 
     Args:
         config: the options, validated.
-        device: where the run is to train.
+        device: where the run will train.
 
     Raises:
-        ConfigError: a precision, a loss's number or a reporter that cannot be had.
+        ConfigError: a precision, a loss's strength or a reporter that is not available.
     """
     pick_precision(config.precision, device)
     new_loss(config, None)
@@ -180,7 +181,7 @@ def check(config: TrainConfig, device: torch.device) -> None:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    """What changes the last digits of sums; the number of torch's threads is set by OMP_NUM_THREADS."""
+    """Versions and settings that affect the last digits of sums; OMP_NUM_THREADS sets torch's threads."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -190,7 +191,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of the machine is not as it was when a run began, as a remark; empty where all is."""
+    """A remark on the entries of `_machine` that have changed since the run began; empty if none has."""
     names = ("torch", "device", "torch_threads")
     changed = [name for name in names if name in then and then[name] != now[name]]
     told = ", ".join(f"{name} was {then[name]} and is {now[name]}" for name in changed)
@@ -199,7 +200,7 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, progress: bool = True) -> TrainResult:
-    """Go on with a run that was interrupted, from its newest whole checkpoint.
+    """Resume an interrupted run from its newest intact checkpoint.
 
     Args:
         path: the run folder.
@@ -207,7 +208,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, pro
         say, progress: as for `train`.
 
     Raises:
-        RunError: no such run, or its data are not what they were.
+        RunError: no such run, or its data have changed.
     """
     run = RunFolder.open(path)
     with run.locked(), _Session.begun(say, progress) as session:
@@ -237,7 +238,7 @@ def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, pro
 
 
 def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Session) -> TrainResult:
-    """Train to the end, evaluate the best weights and write what is left; without a start, from the last checkpoint."""
+    """Train to the end, then evaluate; without a start, go on from the last checkpoint."""
     config, say = parts.config, session.say
     pairs = None if start is None else start.pairs
     trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None)
@@ -269,13 +270,23 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
     bad = parts.bad_images()
     if bad:
         say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")
+    return _evaluated(parts, run, position, session)
+
+
+def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Session) -> TrainResult:
+    """Evaluate the best weights on the test split and write the run's page.
+
+    Raises:
+        Interrupted: the message says that training is saved and how to evaluate later.
+    """
+    config, say = parts.config, session.say
     try:
         with session.stop.at_once():
             if config.wise_ft:
                 go_part_of_the_way(parts, run, say)
             aligner = trained(parts, run)
             say(aligner.hub.line)
-            test, chance, reachable = (of("test") for of in (aligner.evaluate, aligner.chance, aligner.reachable))
+            test, chance, reachable = aligner.evaluate("test"), aligner.chance("test"), aligner.reachable("test")
             Quarantine(run.quarantine).add(parts.bad_images())
             told = {"model": parts.name, "epochs": position.epoch, "same_caption": config.same_caption}
             write_report(run, [{**told, **test}, *filter(None, (chance, reachable))])
