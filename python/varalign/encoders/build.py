@@ -8,12 +8,23 @@ from typing import Any
 
 from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.base import ImageEncoder, ImageOptions, TextEncoder, TextOptions
-from varalign.encoders.specs import SpecError, kind_of, parse_spec
+from varalign.encoders.hub import LOGGER
+from varalign.encoders.specs import EncoderSpec, Side, SpecError, kind_of, parse_spec
 
 
 def _class_of(place: str) -> Any:
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _parsed(text: str, side: Side) -> EncoderSpec:
+    """The spec, or the one that its kind hands it over to, with a line on the logger `varalign`."""
+    spec = parse_spec(text, side)
+    hands_over = kind_of(spec, side).hands_over
+    other = hands_over(spec) if hands_over else None
+    if other is not None:
+        LOGGER.warning("'%s' is read as %s: its folder has the format of that kind", spec, other)
+    return other or spec
 
 
 def build_image_encoder(spec: str, **options: Any) -> ImageEncoder:
@@ -28,7 +39,7 @@ def build_image_encoder(spec: str, **options: Any) -> ImageEncoder:
         WeightsUnavailable: its weights are not on this machine and cannot be downloaded.
         WeightsError: its weights file is broken, holds more than tensors, or does not fit.
     """
-    parsed, given = parse_spec(spec, "image"), ImageOptions(**options)
+    parsed, given = _parsed(spec, "image"), ImageOptions(**options)
     if given.image_size is not None and given.image_size < 1:
         raise SpecError(f"image_size is a number of pixels, at least 1, not {given.image_size}")
     encoder: ImageEncoder = _class_of(kind_of(parsed, "image").place)(parsed, given)
@@ -48,7 +59,7 @@ def build_text_encoder(spec: str, **options: Any) -> TextEncoder:
         WeightsUnavailable: its weights are not on this machine and cannot be downloaded.
         WeightsError: its weights file is broken, holds more than tensors, or does not fit.
     """
-    parsed, given = parse_spec(spec, "text"), TextOptions(**options)
+    parsed, given = _parsed(spec, "text"), TextOptions(**options)
     if given.max_length is not None and given.max_length < 2:
         raise SpecError(f"max_length is a number of tokens, at least 2, not {given.max_length}")
     encoder: TextEncoder = _class_of(kind_of(parsed, "text").place)(parsed, given)

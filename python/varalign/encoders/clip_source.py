@@ -25,10 +25,9 @@ from varalign.data.files import read_bytes
 from varalign.data.images import Preprocess, prepare
 from varalign.encoders.base import plain
 from varalign.encoders.hub import LOGGER, download_url, hub_file
-from varalign.encoders.specs import EncoderSpec, SpecError
+from varalign.encoders.specs import CLIP_CONFIG, EncoderSpec, SpecError
 from varalign.encoders.weights import named_file, safetensors_metadata
 
-CONFIG_NAME = "open_clip_config.json"
 WEIGHT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -101,10 +100,9 @@ def _from_tag(spec: EncoderSpec, tag: Mapping[str, Any], option: str, load_weigh
 def _from_folder(spec: EncoderSpec, folder: Path, load_weights: bool) -> ClipSource:
     import open_clip
 
-    config_file = folder / CONFIG_NAME
+    config_file = folder / CLIP_CONFIG
     if not config_file.is_file():
-        transformers = " (its config.json is transformers' format, another one)" * (folder / "config.json").is_file()
-        raise SpecError(f"'{spec}': folder {folder} has no {CONFIG_NAME}, which says what the model is{transformers}")
+        raise SpecError(f"'{spec}': folder {folder} has no {CLIP_CONFIG}, which says what the model is")
     try:
         config = json.loads(read_bytes(config_file))
     except (ValueError, RecursionError) as error:
@@ -152,7 +150,7 @@ def _from_file(spec: EncoderSpec, path: Path) -> ClipSource:
     if recorded.get("source") != "openai" and any(other != known[0] for other in known):
         raise SpecError(
             f"'{spec}': the weights of {spec.name} come with different preprocessing, and a file does not say which: "
-            f"put it as {WEIGHT_NAMES[0]} into a folder with the {CONFIG_NAME} that belongs to it, and name the folder"
+            f"put it as {WEIGHT_NAMES[0]} into a folder with the {CLIP_CONFIG} that belongs to it, and name the folder"
         )
     return _source(spec, model, quick, {} if recorded.get("source") == "openai" or not known else known[0], path)
 

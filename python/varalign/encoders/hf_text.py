@@ -15,6 +15,7 @@ from varalign.encoders.specs import EncoderSpec, SpecError
 from varalign.encoders.transformers_model import (
     WEIGHT_NAMES,
     check_folder,
+    has_projection,
     lasting_config,
     model_folder,
     random_model,
@@ -27,8 +28,24 @@ MOST_LENGTH = 512
 """Tokens of a text that a folder's own limit is cut to: the ids of all captions lie in memory at that width."""
 POOLINGS = {"mean": "mean", "cls": "cls", "last": "lasttoken"}
 """What `--pooling` may say, and the name that it has in `sentence.POOLINGS`."""
-BLOCKS = ("encoder.layer", "transformer.layer", "layers", "encoder.layers", "encoder.block", "h")
+BLOCKS = (
+    "encoder.layer",
+    "transformer.layer",
+    "layers",
+    "encoder.layers",
+    "encoder.block",
+    "h",
+    "text_model.encoder.layers",
+)
 INSIDE = "0_Transformer"
+OWN_VECTORS = {
+    "CLIPTextModelWithProjection": "text_embeds",
+    "CLIPTextModel": "pooler_output",
+    "SiglipTextModel": "pooler_output",
+}
+"""Models that make one vector of a text themselves, and its name among their outputs."""
+UNMASKED = ("SiglipTextModel",)
+"""Those that read the padding too, so that every text has the model's full length."""
 
 
 class HfTextEncoder(TextEncoder):
@@ -37,6 +54,7 @@ class HfTextEncoder(TextEncoder):
     A sentence-transformers folder says pooling, layers behind it, prompt and longest text; its features are those of
     `SentenceTransformer(folder).encode`. Another folder's are the mean of the last states over all tokens (marks
     included, padding not), or what `pooling` says. The model's pooler, trained for next-sentence tasks, is left out.
+    The text towers of CLIP and SigLIP give their own vectors.
 
     Args:
         spec: kind `hf`; its name is a hub name or a folder with config.json, weights and tokenizer.
@@ -61,30 +79,38 @@ class HfTextEncoder(TextEncoder):
         super().__init__()
         known, tokenizer, sentence = options.architecture, options.tokenizer, None
         if known is not None and not options.load_weights and tokenizer is not None:
-            self.model = random_model(known["config"], spec)
+            self.model = random_model(known["config"], spec, "text", projected=known.get("projected", False))
         else:
             sentence = self._find(spec)
             config = read_config(sentence.folder)
-            self.model = read_model(sentence.folder, spec) if options.load_weights else random_model(config, spec)
+            if options.load_weights:
+                self.model = read_model(sentence.folder, spec, "text")
+            else:
+                self.model = random_model(config, spec, "text")
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None
         self.model.eval()
         rows, width = _sizes(self.model, spec)
+        self._own = OWN_VECTORS.get(type(self.model).__name__)
+        self._unmasked = type(self.model).__name__ in UNMASKED
         if tokenizer is None:
             assert sentence is not None
-            tokenizer = self._read_tokenizer(sentence, spec, _longest(self.model, sentence, options.max_length))
+            limit = _longest(self.model, sentence, options.max_length, own=self._own is not None)
+            if self._unmasked and options.max_length not in (None, limit):
+                raise SpecError(f"'{spec}': its model reads {limit} tokens of each text: leave out --max-length")
+            tokenizer = self._read_tokenizer(sentence, spec, limit)
         if known is None:
             assert sentence is not None
-            known = _described(sentence, tokenizer, options.pooling, spec)
+            known = _described(sentence, tokenizer, options.pooling, spec, own=self._own is not None)
         if tokenizer.vocabulary_size > rows:
             raise SpecError(f"'{spec}': the tokenizer makes {tokenizer.vocabulary_size} tokens, the model knows {rows}")
         pooling = known["pooling"]
-        modes = [pooling] if isinstance(pooling, str) else pooling
+        modes = [] if self._own else [pooling] if isinstance(pooling, str) else pooling
         self.head = SentenceHead(modes, known.get("layers", ()), width, known.get("skip", 0))
         if sentence is not None and options.load_weights and self.head.layers:
             self.head.load(sentence.places, str(spec))
         self._known = {key: known[key] for key in ("pooling", "layers", "skip") if key in known}
-        self.feature_dim = self.head.feature_dim
+        self.feature_dim = _own_width(self.model) if self._own else self.head.feature_dim
         self.tokenizer = tokenizer
         self.spec = str(spec.with_absolute_path())
         self.has_source = True
@@ -92,10 +118,12 @@ class HfTextEncoder(TextEncoder):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, feature_dim) features of ids (B, L) padded behind lengths (B,)."""
+        if self._unmasked:
+            return self.model(input_ids=ids)[self._own]  # type: ignore[no-any-return]
         ids = cut_padding(ids, lengths)
         mask = token_mask(ids, lengths)
-        states: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        features: Tensor = self.head(states, mask)
+        found = self.model(input_ids=ids, attention_mask=mask.long())
+        features: Tensor = found[self._own] if self._own else self.head(found.last_hidden_state, mask)
         return features
 
     def blocks(self) -> list[nn.Module]:
@@ -104,12 +132,15 @@ class HfTextEncoder(TextEncoder):
 
     def tail(self) -> list[nn.Module | nn.Parameter]:
         """The norm after the layers, and the layers behind the pooling."""
-        return [*present(self.model, ("norm", "final_norm", "ln_f")), *self.head.layers]
+        names = ("norm", "final_norm", "ln_f", "final_layer_norm", "head", "text_projection")
+        inner = present(getattr(self.model, "text_model", nn.Module()), names)
+        return [*present(self.model, names), *inner, *self.head.layers]
 
     def architecture(self) -> dict[str, Any]:
         """The model's config, pooling, the layers behind it and the tokenizer's fingerprint."""
         described = {"kind": self.KIND, "config": lasting_config(self.model), "tokenizer": self.tokenizer.fingerprint}
-        return plain({**described, **self._known})
+        projected = {"projected": True} if has_projection(self.model) else {}
+        return plain({**described, **self._known, **projected})
 
     def identity(self) -> dict[str, Any]:
         """As `Encoder.identity`: of the config only what differs from its class's defaults."""
@@ -128,8 +159,14 @@ class HfTextEncoder(TextEncoder):
             raise SpecError(f"'{spec}': {error}") from error
 
 
-def _described(sentence: Sentence, tokenizer: Tokenizer, pooling: str, spec: EncoderSpec) -> dict[str, Any]:
-    """Pooling and layers, as `HfTextEncoder.architecture` holds them."""
+def _described(
+    sentence: Sentence, tokenizer: Tokenizer, pooling: str, spec: EncoderSpec, *, own: bool
+) -> dict[str, Any]:
+    """Pooling and layers, as `HfTextEncoder.architecture` holds them; `own`: the model makes one vector itself."""
+    if own:
+        if pooling != "auto" or sentence.pooling:
+            raise SpecError(f"'{spec}': its model makes one vector of a text itself, so that nothing is pooled")
+        return {"pooling": "own"}
     if pooling not in ("auto", *POOLINGS):
         raise SpecError(f"'{spec}' pools by {', '.join(POOLINGS)}, not by '{pooling}'")
     modes = sentence.pooling or (POOLINGS.get(pooling, "mean"),)
@@ -147,7 +184,13 @@ def _described(sentence: Sentence, tokenizer: Tokenizer, pooling: str, spec: Enc
     return known
 
 
-def _longest(model: Any, sentence: Sentence, wanted: int | None) -> int:
+def _own_width(model: Any) -> int:
+    """Width of the vectors of a model of `OWN_VECTORS`."""
+    last = getattr(model, "text_projection", None) or getattr(model, "head", None)
+    return int(model.config.hidden_size if last is None else last.out_features)
+
+
+def _longest(model: Any, sentence: Sentence, wanted: int | None, *, own: bool) -> int:
     """Tokens of the longest text: what is wanted, else what the folder says, within the model's positions."""
     positions = getattr(model.config, "max_position_embeddings", None)
     limit = positions if isinstance(positions, int) and positions > 0 else MOST_LENGTH
@@ -156,7 +199,7 @@ def _longest(model: Any, sentence: Sentence, wanted: int | None) -> int:
         if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
             limit = min(limit, module.position_embeddings.num_embeddings - padding - 1)
     if wanted is None:
-        wanted = sentence.max_length
+        wanted = limit if own else sentence.max_length
     if wanted is None and sentence.pooling:
         wanted = _tokenizer_limit(sentence.folder / "tokenizer_config.json")
         return min(wanted, limit, MOST_LENGTH)

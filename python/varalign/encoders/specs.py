@@ -17,6 +17,8 @@ from typing import Literal
 
 Side = Literal["image", "text"]
 SIDES: tuple[Side, Side] = ("image", "text")
+CLIP_CONFIG = "open_clip_config.json"
+"""The file that open_clip's folders have, and no others."""
 
 
 class SpecError(ValueError):
@@ -79,6 +81,7 @@ class EncoderKind:
             a name if its forms have a colon, and weights if one of them has an `@`.
         pretrained: whether its weights always come from a file, a folder or a hub.
         check: raises SpecError for a name or weights that the kind does not have; None: no check.
+        hands_over: gives the spec of another kind that reads what this one's spec leads to, None where this kind does.
     """
 
     name: str
@@ -87,6 +90,7 @@ class EncoderKind:
     forms: tuple[str, ...]
     pretrained: bool = False
     check: Callable[[EncoderSpec, Side], None] | None = None
+    hands_over: Callable[[EncoderSpec], EncoderSpec | None] | None = None
 
 
 @functools.cache
@@ -107,7 +111,7 @@ def _check_clip(spec: EncoderSpec, side: Side) -> None:
         )
     names = clip_models()
     folder = Path(spec.weights).expanduser()
-    if spec.name in names or not names or (folder / "open_clip_config.json").is_file():
+    if spec.name in names or not names or any((folder / name).is_file() for name in (CLIP_CONFIG, "config.json")):
         return
     if looks_like_path(spec.weights) and not folder.exists():
         return  # a missing file is reported when the weights are read; a saved run may not need them
@@ -119,6 +123,13 @@ def _check_clip(spec: EncoderSpec, side: Side) -> None:
     )
 
 
+def _clip_of_transformers(spec: EncoderSpec) -> EncoderSpec | None:
+    """`hf:` with the folder, where that is transformers' and not open_clip's."""
+    folder = Path(spec.weights or "").expanduser()
+    is_transformers = (folder / "config.json").is_file() and not (folder / CLIP_CONFIG).is_file()
+    return EncoderSpec("hf", str(folder)) if spec.weights and is_transformers else None
+
+
 _CLIP_FORMS = ("clip:MODEL@TAG", "clip:MODEL@FILE", "clip:MODEL@FOLDER")
 KINDS = (
     EncoderKind(
@@ -127,17 +138,28 @@ KINDS = (
         "varalign.encoders.resnet:ResNet18",
         ("resnet18", "resnet18@imagenet", "resnet18@FILE"),
     ),
-    EncoderKind("clip", "image", "varalign.encoders.clip:ClipImageEncoder", _CLIP_FORMS, True, _check_clip),
+    EncoderKind(
+        "clip",
+        "image",
+        "varalign.encoders.clip:ClipImageEncoder",
+        _CLIP_FORMS,
+        True,
+        _check_clip,
+        _clip_of_transformers,
+    ),
     EncoderKind(
         "timm",
         "image",
         "varalign.encoders.timm_image:TimmImageEncoder",
         ("timm:MODEL", "timm:MODEL@hub", "timm:MODEL@FILE"),
     ),
+    EncoderKind("hf", "image", "varalign.encoders.hf_image:HfImageEncoder", ("hf:HUB-NAME", "hf:FOLDER"), True),
     EncoderKind("lstm", "text", "varalign.encoders.lstm:LSTMEncoder", ("lstm",)),
     EncoderKind("bert", "text", "varalign.encoders.bert:BertEncoder", ("bert:HUB-NAME", "bert:FOLDER"), True),
     EncoderKind("hf", "text", "varalign.encoders.hf_text:HfTextEncoder", ("hf:HUB-NAME", "hf:FOLDER"), True),
-    EncoderKind("clip", "text", "varalign.encoders.clip:ClipTextEncoder", _CLIP_FORMS, True, _check_clip),
+    EncoderKind(
+        "clip", "text", "varalign.encoders.clip:ClipTextEncoder", _CLIP_FORMS, True, _check_clip, _clip_of_transformers
+    ),
 )
 
 IMAGE_SPECS = tuple(form for row in KINDS if row.side == "image" for form in row.forms)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from varalign.encoders.base import plain
 from varalign.encoders.hub import hub_folder
-from varalign.encoders.specs import EncoderSpec, SpecError, looks_like_path
+from varalign.encoders.specs import EncoderSpec, Side, SpecError, looks_like_path
 from varalign.encoders.weights import WeightsError, check_pickle, first_line
 
 WEIGHT_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -18,6 +19,15 @@ HUB_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors", "[0-9]_*/*.json
 PICKLES = ("pytorch_model.bin", "[0-9]_*/pytorch_model.bin")
 # Entries of a config that describe its origin, not the model.
 VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "_attn_implementation")
+DUAL = ("clip", "siglip")
+"""Models with a tower for images and one for texts."""
+PROJECTED = {
+    "clip_vision_model": "CLIPVisionModelWithProjection",
+    "clip_text_model": "CLIPTextModelWithProjection",
+}
+"""The classes of CLIP's towers with their projection, by the type of their config."""
+ALONE = {"siglip_vision_model": "SiglipVisionModel", "siglip_text_model": "SiglipTextModel"}
+"""The classes of SigLIP's towers, one of which AutoModel does not know."""
 
 
 def model_folder(spec: EncoderSpec, needed: Sequence[Sequence[str]], option: str, inside: str = "") -> Path:
@@ -68,18 +78,23 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def read_model(folder: Path, spec: EncoderSpec) -> Any:
-    """The model of a folder in float32, every tensor that its features depend on read from the folder."""
+def read_model(folder: Path, spec: EncoderSpec, side: Side) -> Any:
+    """The tower of a folder in float32, in evaluation mode, every tensor that its features depend on read from it.
+
+    A pooler that the folder has no tensors for is taken off. Of a model with two towers (CLIP, SigLIP) only this side's
+    is built.
+    """
     from transformers import AutoConfig
 
     for file in folder.glob("*.bin"):
         check_pickle(file)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        place, part = _tower(config, side)
         # Local files only, so that nothing is downloaded; transformers reads pickles with weights_only.
-        model, report = _auto_class(config).from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
-        )
+        options = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+        with _no_report():
+            model, report = place.from_pretrained(folder, config=part, **options)
     except Exception as error:  # each file format of transformers raises errors of its own
         raise WeightsError(f"'{spec}': transformers cannot load {folder}: {first_line(error)}") from error
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
@@ -87,17 +102,22 @@ def read_model(folder: Path, spec: EncoderSpec) -> Any:
         raise WeightsError(
             f"'{spec}': the weights in {folder} lack {len(missing)} tensors ({', '.join(missing[:3])}, …)"
         )
-    return model.to(torch.float32)
+    if report["missing_keys"]:
+        model.pooler = None
+    return model.to(torch.float32).eval()
 
 
-def random_model(config: Mapping[str, Any], spec: EncoderSpec) -> Any:
-    """A model of a config with random weights, in float32."""
+def random_model(config: Mapping[str, Any], spec: EncoderSpec, side: Side, *, projected: bool = False) -> Any:
+    """A tower of a config with random weights, in float32, in evaluation mode; `projected`: with CLIP's projection."""
     from transformers import AutoConfig
 
     values = dict(config)
     try:
         described = AutoConfig.for_model(values.pop("model_type"), **values)
-        return _auto_class(described).from_config(described).to(torch.float32)
+        if projected:
+            described.architectures = [PROJECTED[described.model_type]]
+        place, part = _tower(described, side)
+        return place._from_config(part).to(torch.float32).eval()
     except Exception as error:  # each model of transformers raises errors of its own
         raise WeightsError(f"'{spec}': transformers cannot build a model of its config: {first_line(error)}") from error
 
@@ -108,10 +128,43 @@ def lasting_config(model: Any, *, whole: bool = True) -> dict[str, Any]:
     return plain({key: value for key, value in values.items() if key not in VOLATILE})
 
 
-def _auto_class(config: Any) -> Any:
-    """AutoModel, or, of a model that writes texts (T5), the class of its encoder alone."""
-    from transformers import AutoModel, AutoModelForTextEncoding
-    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+def has_projection(model: Any) -> bool:
+    """Whether the tower is one of CLIP's with its projection."""
+    return type(model).__name__ in PROJECTED.values()
 
+
+def _tower(config: Any, side: Side) -> tuple[Any, Any]:
+    """The class of a side's tower and its config: of a model with two towers, of an encoder alone, or the model's own.
+
+    Of a model that writes texts (T5) it is the class of its encoder.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING
+
+    if config.model_type in DUAL:
+        part = config.vision_config if side == "image" else config.text_config
+        if part.model_type in PROJECTED:
+            part.projection_dim = config.projection_dim
+        return getattr(transformers, {**PROJECTED, **ALONE}[part.model_type]), part
+    projected = PROJECTED.get(config.model_type)
+    name = projected if projected in (config.architectures or ()) else ALONE.get(config.model_type)
+    if name:
+        return getattr(transformers, name), config
     encoder = MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(config), None)
-    return AutoModelForTextEncoding if getattr(encoder, "__name__", "").endswith("EncoderModel") else AutoModel
+    found = MODEL_MAPPING[type(config)]
+    if side == "text" and getattr(encoder, "__name__", "").endswith("EncoderModel"):
+        return encoder, config
+    return found[0] if isinstance(found, tuple) else found, config
+
+
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Within it transformers prints no table of the tensors that a tower does not take."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
