@@ -350,6 +350,55 @@ def test_absolute_paths_inside_the_folder_are_found(tmp_path: Path) -> None:
         assert pairs == {(picture(name), text) for name, text in PAIRS}
 
 
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    """A split folder without captions, images without captions, and a shard's lonely members; at a second time too."""
+    READ["imagefolder in split folders"][0](tmp_path / "data")
+    (tmp_path / "data" / "test" / "metadata.jsonl").unlink()
+    (tmp_path / "data" / "train" / "bare.png").write_bytes(picture("f.jpg"))
+    found, pairs = pairs_of(tmp_path / "data", Reading(), tmp_path / "cache")
+    assert len(pairs) == 10
+    assert "no captions in test/: left out" in found.notes
+    assert "1 images have no caption and are left out: 'bare.png'" in found.notes
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards" / "0.tar", "w") as archive:
+        for member in (*NAMES, *(name[:-4] + ".txt" for name in NAMES[:4]), "lost.txt", "._a.jpg"):
+            data = picture(member) if member in NAMES else member.encode()
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    for _ in range(2):
+        found, pairs = pairs_of(tmp_path / "shards", Reading(), tmp_path / "cache")
+        assert len(pairs) == 4
+        assert "0.tar: 2 images without a caption beside them are left out: 'e', 'f'" in found.notes
+        assert "0.tar: 1 captions without an image beside them are left out: 'lost'" in found.notes
+
+
+def test_unpacked_images_that_were_changed_are_unpacked_again(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "data", tmp_path / "cache"
+    folder.mkdir()
+    READ["a tar shard with .txt"][0](folder)
+    before, pairs = pairs_of(folder, Reading(), cache)
+    before.image_paths[0].write_bytes(b"")
+    again, same = pairs_of(folder, Reading(), cache)
+    assert same == pairs and again.image_paths == before.image_paths
+    assert any("6 images unpacked into" in note for note in again.notes)
+    assert [path.name for path in (cache / "unpacked").iterdir()] == [again.image_paths[0].parent.name]
+
+
+def test_names_in_archives_lead_nowhere_else(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    members = ["../../a.jpg", "/abs/a.png", "x/a.jpg", "x/A.jpg", "é\n.jpg", "....jpg"]
+    samples = [{"bytes": picture(name), "path": path} for name, path in zip(NAMES, members, strict=True)]
+    parquet(folder / "a.parquet", {"image": samples, "caption": NAMES})
+    found, pairs = pairs_of(folder, Reading(), tmp_path / "cache")
+    assert pairs == {(picture(name), name) for name in NAMES}
+    assert all(path.parent.parent == tmp_path / "cache" / "unpacked" for path in found.image_paths)
+    assert found.image_names[:3] == ["a.jpg", "a.png", "a-2.jpg"]
+
+
 def tar_of_a_folder(folder: Path) -> None:
     with tarfile.open(folder / "all.tar", "w") as archive:
         for name in NAMES:

@@ -97,7 +97,7 @@ def open_gallery(
         }
 
     options = [getattr(config, name) for name in _DATA_OPTIONS]
-    state = [_folder_state(Path(place)) for place in (config.data, config.images) if place is not None]
+    state: list[object] = [_folder_state(Path(place)) for place in (config.data, config.images) if place is not None]
     state += [_file_state(config.captions)] if config.captions is not None else []
     corrected = None if correction is None else (correction.name, correction.tau)
     found = kept_arrays(file, cache_key(weights, options, corrected, state), arrays, fresh=fresh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -167,7 +167,12 @@ def numbered_lines(path: Path, text: str) -> Iterator[tuple[int, str]]:
 
 def first_line(text: str) -> str:
     """The first line that is not blank; empty where all are."""
-    return next((line.rstrip("\n") for line in io.StringIO(text, newline=None) if line.strip()), "")
+    found = re.search(r"\S", text)
+    if found is None:
+        return ""
+    at = found.start()
+    ends = [end for end in (text.find("\n", at), text.find("\r", at)) if end >= 0]
+    return text[max(text.rfind("\n", 0, at), text.rfind("\r", 0, at)) + 1 : min(ends, default=len(text))]
 
 
 def one_line(caption: str) -> str:

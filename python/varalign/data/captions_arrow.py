@@ -11,7 +11,7 @@ from typing import Any
 
 from varalign.data.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
 from varalign.data.captions_records import captions_of
-from varalign.data.columns import Columns, check_split_words, find_columns, refuse_columns, split_word
+from varalign.data.columns import Columns, check_split_words, require_columns, split_word
 from varalign.data.errors import DataError
 from varalign.data.files import content_key
 from varalign.data.reading import HUB, of_hub
@@ -34,9 +34,7 @@ def _read(source: CaptionSource) -> CaptionFile:
         parts = {"": next(iter(parts.values()))}
     check_split_words(path, "name of a part", parts)
     first = next(iter(parts.values()))
-    columns = find_columns(first.column_names, source.reading)
-    if columns is None:
-        raise refuse_columns(str(path), first.column_names, source.reading)
+    columns = require_columns(str(path), first.column_names, source.reading)
     rows = _rows(datasets, parts, columns)
     if isinstance(first.features[columns.image], datasets.Value) and "string" in first.features[columns.image].dtype:
         pairs = Pairs(source, columns._replace(split=columns.split or "part"))
@@ -99,8 +97,11 @@ def _examples(source: CaptionSource, columns: Columns, rows: Rows) -> Iterator[E
         yield Example(str(name or ""), data, [captions] if isinstance(captions, str) else captions, word)
 
 
+_MARKS = ("dataset_dict.json", "state.json")
+"""Files that save_to_disk writes into the folder of several parts, and of one."""
+
 ARROW = CaptionFormat(
-    files=("dataset_dict.json", "state.json"),
-    knows=lambda source: of_hub(source.path) or source.path.name in ARROW.files,
+    files=_MARKS,
+    knows=lambda source: of_hub(source.path) or source.path.name in _MARKS,
     read=_read,
 )

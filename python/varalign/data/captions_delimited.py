@@ -59,12 +59,16 @@ class Dialect:
         return re.compile(rf"{self._space}(?:({re.escape(self.separator)})|\Z)")
 
     @cached_property
+    def others(self) -> re.Pattern[str]:
+        """Any of the other separators."""
+        return re.compile("[" + "".join(re.escape(other) for other in _NAMES if other != self.separator) + "]")
+
+    @cached_property
     def row_start(self) -> re.Pattern[str]:
         """The beginning of a row whose first column is an image name: no quoted caption goes on with one."""
-        return re.compile(
-            rf'[ \t]*"?[^"{re.escape(self.separator)}]{{1,1000}}{_SUFFIX}"?\s*{re.escape(self.separator)}',
-            re.IGNORECASE,
-        )
+        separator = re.escape(self.separator)
+        name = rf'[^"{separator}]{{1,1000}}{_SUFFIX}'
+        return re.compile(rf'[ \t]*(?:"{name}"|{name})\s*{separator}', re.IGNORECASE)
 
 
 def _read(source: CaptionSource) -> CaptionFile:
@@ -227,7 +231,7 @@ def _closing_quote(record: str, start: int) -> int | None:
 
 
 def _refuse_other_separator(path: Path, number: int, text: str, dialect: Dialect) -> None:
-    if not any(separator in text for separator in _NAMES if separator != dialect.separator):
+    if not dialect.others.search(text):
         return
     match = _NAME_FIRST.match(text)
     if match and match[1] != dialect.separator:

@@ -12,7 +12,7 @@ from typing import Any
 
 from varalign.data.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
 from varalign.data.captions_records import captions_of
-from varalign.data.columns import Columns, find_columns, refuse_columns
+from varalign.data.columns import Columns, require_columns
 from varalign.data.errors import DataError
 from varalign.data.files import file_digest, open_user_file
 from varalign.data.unpacked import Example, unpack
@@ -32,9 +32,7 @@ def _read(source: CaptionSource) -> CaptionFile:
         try:
             table = pyarrow.parquet.ParquetFile(file)
             schema = table.schema_arrow
-            columns = find_columns(schema.names, source.reading)
-            if columns is None:
-                raise refuse_columns(str(path), schema.names, source.reading)
+            columns = require_columns(str(path), schema.names, source.reading)
             kind = schema.field(columns.image).type
             labels = _label_names(schema.metadata, columns)
             if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_integer(kind):
@@ -89,7 +87,7 @@ def _label_names(metadata: dict[bytes, bytes] | None, columns: Columns) -> dict[
     """The names of class labels, by column, as the library `datasets` writes them into the schema."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: list(features[name]["names"]) for name in columns if "names" in features.get(name, {})}
+        return {name: list(features[name]["names"]) for name in columns if name and "names" in features.get(name, {})}
     except (KeyError, ValueError, TypeError):
         return {}
 

@@ -19,7 +19,7 @@ from varalign.data.caption_file import (
     numbered_lines,
     one_line,
 )
-from varalign.data.columns import find_columns, refuse_columns
+from varalign.data.columns import require_columns
 from varalign.data.errors import DataError, shown
 from varalign.data.json_file import load_json
 
@@ -32,14 +32,13 @@ def read_records(source: CaptionSource, records: Iterable[tuple[int, str, Any]],
     Raises:
         DataError: naming the file and the record.
     """
-    path, pairs = source.path, None
+    path = source.path
+    pairs: Pairs | None = None
     for line, where, record in records:
         if not isinstance(record, dict):
             raise DataError(f"{path} {where}: wanted an object with an image and a caption, got {shown(repr(record))}")
         if pairs is None:
-            columns = find_columns(list(record), source.reading)
-            if columns is None:
-                raise refuse_columns(f"{path} {where}", list(record), source.reading)
+            columns = require_columns(f"{path} {where}", list(record), source.reading)
             pairs = Pairs(source, columns)
         for key in columns[:2]:
             if key not in record:

@@ -52,6 +52,14 @@ def find_columns(names: Sequence[str], reading: Reading) -> Columns | None:
     return Columns(image, caption, _chosen(names, None, SPLIT_COLUMNS))
 
 
+def require_columns(where: str, names: Sequence[str], reading: Reading) -> Columns:
+    """The columns to read among `names`; DataError beginning with `where` where there are none."""
+    columns = find_columns(names, reading)
+    if columns is None:
+        raise refuse_columns(where, names, reading)
+    return columns
+
+
 def refuse_columns(where: str, names: Sequence[str], reading: Reading) -> DataError:
     """The error for columns among which the image's or the caption's is not: it lists them and says what to do."""
     columns = ", ".join(shown(name.strip(), 40) for name in names[:20]) + (" and more" if len(names) > 20 else "")

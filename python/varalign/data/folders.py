@@ -12,6 +12,7 @@ file's own folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
     parts, notes = _find_parts(folder, reading)
     found = FoundFolder(folder, [part.file for part in parts], [], [], [], np.zeros(0, np.int64), notes=notes)
     places_split = len({part.split for part in parts}) > 1
-    row_of: dict[Path, int] = {}
+    row_of: dict[str, int] = {}  # by the path as text: a Path takes ten times as long to hash
     owner: list[int] = []
     for part in parts:
         read = read_captions(part.file, reading, skip_empty=skip_empty)
@@ -96,7 +97,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
         for name, image in located.items():
             if image is None:
                 continue
-            rows[name] = row_of.setdefault(image.path, len(row_of))
+            rows[name] = row_of.setdefault(os.fspath(image.path), len(row_of))
             if rows[name] == len(found.images):
                 found.images.append(image._replace(name=prefix + image.name))
             split = (read.splits or {}).get(name, part.split if places_split and read.splits is None else None)
@@ -110,9 +111,8 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
             else:
                 found.missing.append(Missing(part.file, line, name))
     found.caption_owner = np.array(owner, dtype=np.int64)
-    named = {image.path for image in found.images}
-    there = [(base / name, name) for base in found.image_folders for name in ImageFolder(base).names()]
-    found.bare = [name for path, name in there if path not in named]
+    there = [(os.path.join(base, name), name) for base in found.image_folders for name in ImageFolder(base).names()]
+    found.bare = [name for path, name in there if path not in row_of]
     return found
 
 
@@ -134,7 +134,9 @@ def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
         )
     if reading.captions is not None:
         return [Part(given_place(reading.captions, folder), folder)], []
-    groups = list(_known_files(folder)) or _split_folders(folder) or _only_files(folder)
+    notes: list[str] = []
+    groups = list(_known_files(folder)) or _split_folders(folder, notes)
+    groups = groups or _without_files(folder) or _only_files(folder)
     if not groups:
         patterns = [pattern for form in FORMATS for pattern in form.files]
         raise DataError(
@@ -142,9 +144,10 @@ def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
             "it (--captions FILE)"
         )
     others = [str(part.file.relative_to(folder)) for parts in groups[1:] for part in parts]
-    first = groups[0]
-    note = f"captions from {first[0].file.relative_to(folder)}; also there and not read: {first_three(others)}"
-    return first, [note] if others else []
+    if others:
+        read = groups[0][0].file.relative_to(folder)
+        notes.append(f"captions from {read}; also there and not read: {first_three(others)}")
+    return groups[0], notes
 
 
 def _known_files(folder: Path) -> Iterator[list[Part]]:
@@ -154,18 +157,25 @@ def _known_files(folder: Path) -> Iterator[list[Part]]:
             files = sorted(path for path in folder.glob(pattern) if path.is_file() and not is_companion(path.name))
             if files:
                 yield _together(folder, files)
-        place = form.finds(folder) if form.finds is not None else None
-        if place is not None:
-            yield [Part(place, folder)]
 
 
-def _split_folders(folder: Path) -> list[list[Part]]:
-    """The captions files in the folders of the splits, as one data set."""
-    parts = []
+def _split_folders(folder: Path, notes: list[str]) -> list[list[Part]]:
+    """The captions files in the folders of the splits, as one data set; a note names folders without any."""
+    parts: list[Part] = []
+    without: list[str] = []
     for place in sorted(path for path in folder.iterdir() if path.is_dir() and split_word(path.name)):
-        group: list[Part] = next(iter(_known_files(place)), None) or next(iter(_only_files(place)), [])
+        group = next(_known_files(place), []) or next(iter(_only_files(place)), [])
         parts += [part._replace(split=split_word(place.name)) for part in group]
+        without += [] if group else [f"{place.name}/"]
+    if parts and without:
+        notes.append(f"no captions in {first_three(without)}: left out")
     return [parts] if parts else []
+
+
+def _without_files(folder: Path) -> list[list[Part]]:
+    """What forms that have no file of their own find."""
+    places = [place for form in FORMATS if form.finds is not None and (place := form.finds(folder)) is not None]
+    return [[Part(place, folder)] for place in places]
 
 
 def _only_files(folder: Path) -> list[list[Part]]:

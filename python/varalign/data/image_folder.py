@@ -120,8 +120,8 @@ class ImageFolder:
             size = entry.stat().st_size
         except OSError:
             return None
-        path = self.base / parent / entry.name
-        return ImageFile(f"{parent}/{entry.name}" if parent else entry.name, path, size, unlike)
+        inside = f"{parent}/{entry.name}" if parent else entry.name
+        return ImageFile(inside, self.base / inside, size, unlike)
 
     def holds(self, name: str, *, lenient: bool = True) -> bool:
         """Whether `find` finds the image; a name that leads out of the folder is none of its images."""

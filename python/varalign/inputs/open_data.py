@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions, load_dataset
@@ -51,7 +52,9 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
             reading=Reading.of(config),
         )
         given = {name: getattr(config, name) for name in ("captions", "images")}
-        found = {name: str(given_place(path, place).resolve()) for name, path in given.items() if path is not None}
+        found: dict[str, Any] = {
+            name: str(given_place(path, place).resolve()) for name, path in given.items() if path is not None
+        }
         config = replace(config, data=str(place if of_hub(place) else place.resolve()), **found)
     for note in data.notes:
         say(note)

@@ -82,7 +82,7 @@ class Settings:
 
     def config(self, **options: Any) -> TrainConfig:
         """The options of training under which data and features are opened."""
-        names = ("dataset_size", "seed", "noise", "skip_missing", "device", "threads", "cache")
+        names = ["dataset_size", "seed", "noise", "skip_missing", "device", "threads", "cache"]
         names += READING if "features" not in options else ()
         return TrainConfig(**{name: getattr(self, name) for name in names}, **options).validate()
 
