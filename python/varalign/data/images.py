@@ -2,8 +2,8 @@
 
 Pixels are Pillow's: `ImageOps.exif_transpose(image).convert("RGB")`, then Pillow's antialiased resampling to the short
 side and the centre square (one level in two thousand is off by one), in float32 `(level / 255 - mean) / std`. JPEG
-(and the first picture of an MPO), PNG, WebP, the first frame of a GIF, and BMP, known by content and never by name;
-everything else is refused by its name.
+(and the first picture of an MPO), PNG, WebP, the first frame of a GIF, BMP, and the first picture of a TIFF, known by
+content and never by name; everything else is refused by its name. Not Pillow's: 16-bit grey keeps its high byte.
 
 What a file may cost is limited before anything is allocated for it: `MAX_PIXELS` pixels, 1 GiB while it is decoded,
 1 GiB on disk. The scans of a progressive JPEG may pass over the picture many times: at most 500, and 2^25 blocks of
@@ -28,7 +28,7 @@ from varalign.data.files import file_digest
 MAX_PIXELS: int = _core.MAX_PIXELS
 """Width times height above which a file is refused before it is decoded (Pillow's bound)."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".mpo"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".dib", ".mpo", ".tif", ".tiff"})
 """Ends of the names by which image files are recognised in a folder or a captions file; decoding goes by content."""
 
 AnyPath = str | os.PathLike[str]

@@ -6,7 +6,7 @@
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::format::{damaged, Choose, Decoder, Stored, Wanted};
-use super::{bmp, exif, gif, jpeg, png, webp, Limits, Rgb};
+use super::{bmp, exif, gif, jpeg, png, tiff, webp, Limits, Rgb};
 use crate::error::{Error, Result};
 
 /// The formats that are decoded: name and decoder, by the first bytes.
@@ -21,6 +21,13 @@ fn decoder_of(data: &[u8]) -> Option<(&'static str, Decoder)> {
         }
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
             Some(("WebP", |data, limits, _| webp::decode(data, limits)))
+        }
+        [b'I', b'I', 0x2a | 0x2b, 0, ..]
+        | [b'M', b'M', 0, 0x2a | 0x2b, ..]
+        | [b'M', b'M', 0x2a, 0, ..]
+        | [b'I', b'I', 0, 0x2a, ..]
+        | [b'I', b'I', b'R' | b'U', ..] => {
+            Some(("TIFF", |data, limits, _| tiff::decode(data, limits)))
         }
         [b'B', b'M', ..] => Some(("BMP", |data, limits, _| bmp::decode(data, limits))),
         _ if bmp::is_dib(data) => Some(("BMP", |data, limits, _| bmp::decode(data, limits))),
@@ -37,7 +44,6 @@ fn name_of_other(data: &[u8]) -> String {
     };
     let name = match data {
         [] => return "the file is empty".into(),
-        [b'I', b'I', 0x2a | 0x2b, 0, ..] | [b'M', b'M', 0, 0x2a | 0x2b, ..] => "TIFF",
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => brand(data),
         [0, 0, 0, 0x0c, b'j', b'P', ..] | [0xff, 0x4f, 0xff, 0x51, ..] => "JPEG 2000",
         [0xff, 0x0a, ..] | [0, 0, 0, 0x0c, b'J', b'X', b'L', b' ', ..] => "JPEG XL",
@@ -86,7 +92,7 @@ pub fn decode(data: &[u8], limits: &Limits) -> Result<Rgb> {
 pub fn decode_wanted(data: &[u8], limits: &Limits, choose: Choose<'_>) -> Result<(Rgb, usize)> {
     let Some((name, decoder)) = decoder_of(data) else {
         return Err(Error::Image(format!(
-            "{}; supported are JPEG (MPO), PNG, WebP, GIF and BMP, whatever the file's name",
+            "{}; supported are JPEG (MPO), PNG, WebP, GIF, BMP and TIFF, whatever the file's name",
             name_of_other(data)
         )));
     };
@@ -117,8 +123,7 @@ mod tests {
     #[test]
     fn other_formats_are_refused_by_name() {
         for (data, name) in [
-            (b"II\x2a\0abc".as_slice(), "TIFF"),
-            (b"\0\0\0\x20ftypavif", "AVIF"),
+            (b"\0\0\0\x20ftypavif".as_slice(), "AVIF"),
             (b"\0\0\0\x20ftypheic", "HEIF"),
             (b"", "empty"),
             (b"hello, world", "text file"),
@@ -137,6 +142,7 @@ mod tests {
             b"GIF89a",
             b"RIFF\0\0\0\0WEBP",
             b"BM",
+            b"II\x2a\0",
         ] {
             message(data);
         }

@@ -21,6 +21,7 @@ mod pool;
 mod resize;
 #[cfg(target_arch = "x86_64")]
 mod resize_v3;
+mod tiff;
 mod webp;
 mod weights;
 

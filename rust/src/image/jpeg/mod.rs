@@ -23,17 +23,33 @@ mod skip;
 mod smooth;
 mod standard;
 
+pub(super) use render::{inks_to_rgb, Colors};
+
 use error::bad;
 use idct::{Portable, Transform};
 use segments::File;
 use smooth::Smoothing;
 
 use super::format::{Choose, Stored, Wanted};
-use super::{pool, Limits};
+use super::{pool, Limits, Rgb};
 use crate::error::Result;
 
 /// The first picture of a JPEG (or MPO) file, as stored, of which only what `choose` wants must be there.
 pub(super) fn decode(data: &[u8], limits: &Limits, choose: Choose<'_>) -> Result<Stored> {
+    decode_of(data, limits, choose, None)
+}
+
+/// A picture that is part of a file of another format, which says what its samples mean.
+pub(super) fn decode_as(data: &[u8], colors: Colors, limits: &Limits) -> Result<Rgb> {
+    Ok(decode_of(data, limits, &|_, _| Wanted::ALL, Some(colors))?.image)
+}
+
+fn decode_of(
+    data: &[u8],
+    limits: &Limits,
+    choose: Choose<'_>,
+    colors: Option<Colors>,
+) -> Result<Stored> {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         return simd.vectorize(Decode {
@@ -41,9 +57,10 @@ pub(super) fn decode(data: &[u8], limits: &Limits, choose: Choose<'_>) -> Result
             data,
             limits,
             choose,
+            colors,
         });
     }
-    decode_inner(Portable, data, limits, choose)
+    decode_inner(Portable, data, limits, choose, colors)
 }
 
 /// A call of [`decode_inner`] as a struct: a closure might not be inlined into the code compiled for AVX2.
@@ -53,6 +70,7 @@ struct Decode<'a> {
     data: &'a [u8],
     limits: &'a Limits,
     choose: Choose<'a>,
+    colors: Option<Colors>,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -61,7 +79,7 @@ impl pulp::NullaryFnOnce for Decode<'_> {
 
     #[inline(always)]
     fn call(self) -> Result<Stored> {
-        decode_inner(self.simd, self.data, self.limits, self.choose)
+        decode_inner(self.simd, self.data, self.limits, self.choose, self.colors)
     }
 }
 
@@ -71,6 +89,7 @@ fn decode_inner<T: Transform>(
     data: &[u8],
     limits: &Limits,
     choose: Choose<'_>,
+    colors: Option<Colors>,
 ) -> Result<Stored> {
     let mut file = File::new(data, limits, choose);
     loop {
@@ -95,9 +114,17 @@ fn decode_inner<T: Transform>(
     let wanted = frame.wanted.ok_or_else(nothing)?;
     if orientation != 1 && wanted.area.is_some() {
         // The orientation came after the picture: what was left out may be what is wanted.
-        return decode_inner_whole(data, limits);
+        return decode_inner_whole(data, limits, colors);
     }
-    let colors = render::colors_of(&frame.components, jfif, adobe);
+    let colors = match colors {
+        None => render::colors_of(&frame.components, jfif, adobe),
+        Some(colors) if colors.components() == frame.components.len() => colors,
+        Some(_) => {
+            return Err(bad(
+                "damaged: has more or fewer components than its file declares",
+            ))
+        }
+    };
     let smoothing = if frame.progressive {
         Smoothing::of(&frame, scans)
     } else {
@@ -125,6 +152,6 @@ fn decode_inner<T: Transform>(
 /// Apart from the usual path, so that the compiler inlines the decoder there once.
 #[cold]
 #[inline(never)]
-fn decode_inner_whole(data: &[u8], limits: &Limits) -> Result<Stored> {
-    decode(data, limits, &|_, _| Wanted::ALL)
+fn decode_inner_whole(data: &[u8], limits: &Limits, colors: Option<Colors>) -> Result<Stored> {
+    decode_of(data, limits, &|_, _| Wanted::ALL, colors)
 }

@@ -16,6 +16,19 @@ pub enum Colors {
     Rgb,
     Cmyk,
     Ycck,
+    /// CMYK that is not inverted.
+    Inks,
+}
+
+impl Colors {
+    /// Components of a pixel.
+    pub fn components(self) -> usize {
+        match self {
+            Colors::Grey => 1,
+            Colors::YCbCr | Colors::Rgb => 3,
+            Colors::Cmyk | Colors::Ycck | Colors::Inks => 4,
+        }
+    }
 }
 
 /// How a component's rows come to full width and height.
@@ -86,10 +99,12 @@ pub fn render(
                     out.copy_from_slice(&[full(0)[x], full(1)[x], full(2)[x]]);
                 }
             }
-            Colors::Cmyk => {
+            Colors::Cmyk | Colors::Inks => {
                 let (c, m, y, k) = (full(0), full(1), full(2), full(3));
+                let flip = if colors == Colors::Inks { 255 } else { 0 };
                 for (x, out) in out.chunks_exact_mut(3).enumerate() {
-                    out.copy_from_slice(&inks_to_rgb([c[x], m[x], y[x]], k[x]));
+                    let inks = [c[x], m[x], y[x]].map(|ink| ink ^ flip);
+                    out.copy_from_slice(&inks_to_rgb(inks, k[x] ^ flip));
                 }
             }
             Colors::Ycck => {
@@ -239,7 +254,7 @@ fn ycc_to_rgb(y: u8, cb: u8, cr: u8) -> [u8; 3] {
 }
 
 /// Stored inks (inverted, as Adobe writes them and Pillow assumes of every file) to RGB by Pillow's formula.
-fn inks_to_rgb(stored: [u8; 3], stored_black: u8) -> [u8; 3] {
+pub fn inks_to_rgb(stored: [u8; 3], stored_black: u8) -> [u8; 3] {
     let light = u32::from(stored_black);
     stored.map(|ink| {
         let product = u32::from(255 - ink) * light + 128;
