@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from varalign.aligner import hub
+from varalign.aligner import hub_bank
 from varalign.aligner.evaluate import embed_split, evaluate
 from varalign.aligner.export import write_embeddings, write_features
 from varalign.aligner.gallery import Gallery, open_gallery
@@ -80,15 +80,15 @@ class Aligner:
         return assemble(config, data, self.model, to_stderr)
 
     @cached_property
-    def hub(self) -> hub.Chosen:
+    def hub(self) -> hub_bank.Chosen:
         """The hub correction that the model's own options ask for, with the line that says so."""
         source, form = self.config.hub_correction, self.config.hub_form
         if source == "off":
-            return hub.OFF
+            return hub_bank.OFF
         if self._bank is None:
-            return hub.choose(self.parts, source, form)
+            return hub_bank.choose(self.parts, source, form)
         key = cache_key("hub correction", self._weights, source, form)
-        return hub.kept(self._bank, key, lambda: hub.choose(self.parts, source, form))
+        return hub_bank.kept(self._bank, key, lambda: hub_bank.choose(self.parts, source, form))
 
     def _with_tower(self, side: Side) -> DualEncoder:
         """A model with at least the tower of this side; a query does not need the other one, which may be large."""
@@ -176,7 +176,7 @@ class Aligner:
     def _correction(self, source: str | None, form: HubForm | None, split: str) -> HubCorrection | None:
         if source is None and form is None:
             return self.hub.correction
-        chosen = hub.choose(self.parts, source or self.config.hub_correction, form or self.config.hub_form, split)
+        chosen = hub_bank.choose(self.parts, source or self.config.hub_correction, form or self.config.hub_form, split)
         to_stderr(chosen.line)
         return chosen.correction
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.aligner.evaluate import embed_split
-from varalign.aligner.hub import priors
+from varalign.aligner.hub_bank import priors
 from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.datasets import ImageCaptions
 from varalign.data.files import cache_key

@@ -112,7 +112,7 @@ def run_stats(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Convert, and print what was written."""
-    from varalign.data.convert import check_target, convert_dataset
+    from varalign.data.converted import check_target, convert_dataset
     from varalign.data.datasets import load_dataset
 
     folder, form, out = _folder(arguments), arguments.to, arguments.out

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from varalign.cli import main
-from varalign.data.convert import MARK, convert_dataset
+from varalign.data.converted import MARK, convert_dataset
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError
 from varalign.data.reading import Reading
