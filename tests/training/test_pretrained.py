@@ -114,3 +114,28 @@ def test_no_hub_and_nothing_local_is_one_message(
     message = capsys.readouterr().err
     assert "Traceback" not in message and "--image-encoder" in message and "varalign: error:" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("hf:facebook/dinov2-small", "hf:intfloat/multilingual-e5-small"),
+        ("resnet18@imagenet", "bert:bert-base-uncased"),
+        ("clip:ViT-B-32@openai", "clip:ViT-B-32@openai"),
+        ("timm:test_vit@hub", "hf:xlm-roberta-base"),
+    ],
+)
+def test_without_a_hub_each_kind_ends_in_one_message_on_both_towers(
+    nothing_local: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    image: str,
+    text: str,
+) -> None:
+    line = ["train", "--image-encoder", image, "--text-encoder", text, "--data", str(image_folder)]
+    assert main([*line, "--out", str(tmp_path / "run")]) == 2
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("varalign: error:")]
+    assert f"'{image}'" in message and f"'{text}'" in message
+    assert "--image-encoder" in message and "--text-encoder" in message
+    assert not (tmp_path / "run").exists()

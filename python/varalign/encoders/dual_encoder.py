@@ -131,11 +131,13 @@ class DualEncoder(Towers):
         megabytes. Adapters are always included; a tower with unfrozen blocks or random weights is included whole.
         """
         left_out = tuple(f"{side}_encoder." for side in SIDES if self.from_source(side))
-        return {
-            name: tensor
-            for name, tensor in self.state_dict().items()
-            if ADAPTER in name or not name.startswith(left_out)
-        }
+        state, places = {}, set()
+        for name, tensor in self.state_dict().items():
+            if ADAPTER in name or not name.startswith(left_out):
+                # Tied weights, T5's embedding, share their memory, which safetensors refuses.
+                state[name] = tensor.clone() if tensor.numel() and tensor.data_ptr() in places else tensor
+                places.add(tensor.data_ptr())
+        return state
 
     def load_checkpoint_state(self, state: Mapping[str, Tensor]) -> None:
         """Load the tensors of `checkpoint_state`, in place; the weights of a tower that this model lacks are ignored.
