@@ -285,7 +285,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
             if config.wise_ft:
                 go_part_of_the_way(parts, run, say)
             aligner = trained(parts, run)
-            say(aligner.hub_bank.line)
+            say(aligner.hub.line)
             test, chance, reachable = aligner.evaluate("test"), aligner.chance("test"), aligner.reachable("test")
             Quarantine(run.quarantine).add(parts.bad_images())
             told = {"model": parts.name, "epochs": position.epoch, "same_caption": config.same_caption}
