@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from varalign.aligner.evaluate import embed_split
 from varalign.cli import main
 from varalign.data.errors import DataError
+from varalign.data.reading import Reading
 from varalign.encoders import saved
 from varalign.options.config import TrainConfig
 
@@ -51,6 +52,17 @@ def test_embeddings_of_files_and_of_the_split_agree(run: Path, image_folder: Pat
     expected = sorted((images @ texts[0]).tolist(), reverse=True)[:3]
     assert scores[0].tolist() == pytest.approx(expected, abs=1e-6)
     assert rows.shape == (1, 3)
+
+
+def test_a_run_is_measured_on_captions_named_elsewhere(run: Path, image_folder: Path, tmp_path: Path) -> None:
+    rows = (image_folder / "captions.txt").read_text().splitlines()
+    lines = [json.dumps(dict(zip(("img", "title"), row.split(",", 1), strict=True))) for row in rows if ".jpg," in row]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    own, other = (
+        varalign.load(run, device="cpu", reading=reading).evaluate("test")
+        for reading in (Reading(), Reading(captions=str(tmp_path / "a.jsonl")))
+    )
+    assert own == other and own["images"] == 10
 
 
 def test_eval_visualize_embed_and_search_by_command(

@@ -50,6 +50,29 @@ def test_underscores_and_dashes_name_the_same_option_and_values_keep_theirs() ->
     assert parsed("train --out=a_b")["out"] == "a_b"
 
 
+def test_options_are_not_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--caption` could be `--captions`, `--caption-column` or `--captions-per-image`."""
+    for line in ("train --caption a.csv", "train --captions-per 2", "data check DIR --image photos"):
+        with pytest.raises(SystemExit) as caught:
+            build_parser().parse_args(line.split())
+        assert caught.value.code == 2
+        assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_folder_is_checked_and_measured_as_the_user_says_it_is_read(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (image_folder / "captions.txt").read_text().replace("image,caption", "foto;wort").replace(".jpg,", ".jpg;")
+    (tmp_path / "a.csv").write_text(text)
+    reading = ["--captions", str(tmp_path / "a.csv"), "--images", str(image_folder / "Images")]
+    reading += ["--separator", "semicolon", "--image-column", "foto", "--caption-column", "wort", "--json"]
+    main(["data", "check", str(image_folder), *reading])
+    checked = json.loads(capsys.readouterr().out)
+    assert checked["captions_file"] == str(tmp_path / "a.csv") and not checked["problems"]
+    assert main(["data", "stats", str(tmp_path), "--draw", "3", "--size", "16", *reading]) == 0
+    assert json.loads(capsys.readouterr().out)["captions"] == checked["captions"]
+
+
 def test_perplexities_as_the_papers_script_has_them() -> None:
     assert parsed("visualize --perplexities 5 10 30 50")["perplexities"] == [5, 10, 30, 50]
 

@@ -442,7 +442,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "test images only": (
         with_file("captions.csv", table([(n, t, "test") for n, t in PAIRS], ("image", "text", "split"))),
-        "no image is left for training: every image that has a split is in test; add training images, or leave",
+        "no image is left for training: every image that has a split is in test; add training images, or pass",
     ),
     "several files that may be it": (
         lambda folder: (with_file("a.csv", PLAIN)(folder), with_file("b.csv", PLAIN)(folder)),

@@ -12,7 +12,7 @@ from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.folders import given_place
 from varalign.data.noise import parse_noise
-from varalign.data.reading import Reading, of_hub
+from varalign.data.reading import HUB, Reading, of_hub
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
@@ -42,7 +42,10 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     else:
         config, place = _folder(config, say)
         if of_hub(place):
-            say(f"{place}: downloaded from https://huggingface.co/datasets where it is not in the hub's cache yet")
+            from huggingface_hub.constants import ENDPOINT
+
+            name = str(place).removeprefix(HUB).partition(":")[0]
+            say(f"{place}: downloaded from {ENDPOINT}/datasets/{name}, unless the cache of `datasets` has it")
         data = load_dataset(
             place,
             seed=config.seed,
