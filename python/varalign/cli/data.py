@@ -19,6 +19,11 @@ def add(commands: Any) -> None:
     """Add the commands to the program."""
     parser = commands.add_parser("data", help="check, measure or convert a data folder, or write the built-in sample")
     parts = parser.add_subparsers(metavar="WHAT", required=True, parser_class=type(parser))
+    for add_part in (_add_check, _add_stats, _add_convert, _add_sample):
+        add_part(parts)
+
+
+def _add_check(parts: Any) -> None:
     check = parts.add_parser("check", help="report what is there, missing, unreadable, duplicated or suspicious")
     check.add_argument("folder", metavar="DIR", type=Path)
     add_reading(check)
@@ -41,6 +46,9 @@ def add(commands: Any) -> None:
     add_overwrite(check)
     add_json(check)
     check.set_defaults(handler=run_check)
+
+
+def _add_stats(parts: Any) -> None:
     stats = parts.add_parser("stats", help="measure pixels, image sizes, caption lengths and the vocabulary")
     stats.add_argument("folder", metavar="DIR", type=Path)
     stats.add_argument(
@@ -58,6 +66,9 @@ def add(commands: Any) -> None:
         add_option(stats, name)
     add_json(stats)
     stats.set_defaults(handler=run_stats)
+
+
+def _add_convert(parts: Any) -> None:
     convert = parts.add_parser(
         "convert",
         help="write a data set, in whatever form it is, as one Parquet file or as a folder that `datasets` reads",
@@ -76,6 +87,9 @@ def add(commands: Any) -> None:
         add_option(convert, name)
     add_json(convert)
     convert.set_defaults(handler=run_convert)
+
+
+def _add_sample(parts: Any) -> None:
     sample = parts.add_parser("sample", help="write the built-in data set: drawn scenes with five captions each")
     sample.add_argument("folder", metavar="DIR", type=Path)
     add_seed(sample, "the scenes")
