@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import types
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from varalign.data.tokenizers import word_tokenizer
 from varalign.encoders import specs
 from varalign.encoders.base import TextEncoder, TextOptions
-from varalign.encoders.build import build_text_encoder
+from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.saved import dual_encoder_from_config
 from varalign.encoders.specs import EncoderKind, EncoderSpec, SpecError
@@ -69,3 +71,29 @@ def test_every_row_names_a_class_in_a_file(row: EncoderKind) -> None:
 
     assert issubclass(_class_of(row.place), nn.Module)
     assert all(form.startswith(row.name) for form in row.forms)
+
+
+@pytest.mark.parametrize(("name", "size"), [("efficientformer_l1", 96), ("crossvit_tiny_240", 112)])
+def test_an_image_size_that_fails_in_the_forward_pass_is_refused_when_the_model_is_built(name: str, size: int) -> None:
+    with pytest.raises(SpecError, match=f"this model takes no images of {size} x {size} pixels: The size of tensor"):
+        build_image_encoder(f"timm:{name}", image_size=size)
+
+
+def test_fewer_pixels_than_a_patch_are_refused(clip_folder: Callable[..., tuple[Path, Any]]) -> None:
+    folder, _ = clip_folder()
+    with pytest.raises(SpecError, match="its position embeddings cannot be resampled to this image size"):
+        build_image_encoder(f"clip:ViT-tiny@{folder}", image_size=7)
+
+
+def test_a_timm_file_is_resampled_to_another_image_size(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit").eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    encoder = build_image_encoder(f"timm:test_vit@{tmp_path / 'w.pth'}", image_size=96).eval()
+    model.set_input_size((96, 96))
+    pixels = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        wanted = model.forward_head(model.forward_features(pixels), pre_logits=True)
+        torch.testing.assert_close(encoder(pixels), wanted, atol=1e-5, rtol=0)

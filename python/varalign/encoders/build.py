@@ -6,10 +6,13 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from varalign.data.tokenizers import Tokenizer
 from varalign.encoders.base import ImageEncoder, ImageOptions, TextEncoder, TextOptions
 from varalign.encoders.hub import LOGGER
 from varalign.encoders.specs import EncoderSpec, Side, SpecError, kind_of, parse_spec
+from varalign.encoders.weights import first_line
 
 
 def _class_of(place: str) -> Any:
@@ -43,7 +46,23 @@ def build_image_encoder(spec: str, **options: Any) -> ImageEncoder:
     if given.image_size is not None and given.image_size < 1:
         raise SpecError(f"image_size is a number of pixels, at least 1, not {given.image_size}")
     encoder: ImageEncoder = _class_of(kind_of(parsed, "image").place)(parsed, given)
+    if given.image_size is not None and given.architecture is None:
+        _try_size(encoder, parsed)
     return encoder
+
+
+def _try_size(encoder: ImageEncoder, spec: EncoderSpec) -> None:
+    """Encode one black image: an architecture tells only in its forward pass that it cannot take a size."""
+    size, training = encoder.preprocess.size, encoder.training
+    try:
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:  # each library's models raise errors of their own
+        raise SpecError(
+            f"'{spec}': this model takes no images of {size} x {size} pixels: {first_line(error)}; leave out the image "
+            "size, or pass another one"
+        ) from error
+    encoder.train(training)
 
 
 def build_text_encoder(spec: str, **options: Any) -> TextEncoder:

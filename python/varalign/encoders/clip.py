@@ -204,7 +204,12 @@ def _load(model: Any, part: str, checkpoint: Any, spec: str) -> None:
     if "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)
     if part == "visual" and "visual.positional_embedding" in state:
-        resize_pos_embed(state, model)
+        try:
+            resize_pos_embed(state, model)
+        except (RuntimeError, ValueError) as error:  # fewer pixels than a patch
+            raise SpecError(
+                f"'{spec}': its position embeddings cannot be resampled to this image size: {first_line(error)}"
+            ) from error
     prefix = f"{part}."
     tower = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not tower:
