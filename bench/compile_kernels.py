@@ -41,6 +41,7 @@ KERNELS = {
     "positive": tiles.positive_pass,
     "gradient": tiles.gradient_block,
     "merge": queries.merge_parts,
+    "merge ids": queries.merge_ids,
     "settle": queries.settle_queries,
     "finish": queries.finish_gradients,
     "match compared": matching.match_by_comparing,
@@ -59,7 +60,7 @@ PRODUCTS = (*PASSES, "quadratic")
 # Arguments that are numbers; the rest are constants or point to float32 unless `signature` says otherwise.
 NUMBERS = {
     *("M", "N", "Q", "D", "begin", "end", "tiles_per_split", "row_begin", "column_begin", "height", "width"),
-    *("row_first", "column_first", "count", "queries", "pairs", "column_count", "row_count", "column_programs"),
+    *("row_first", "column_first", "count", "queries", "pairs", "P", "column_count", "row_count", "column_programs"),
     *("stride_um", "stride_vn", "stride_row"),
 }
 FRACTIONS = {"keep", "fresh", "floor", "rest", "gamma"}
@@ -161,9 +162,10 @@ def switches_of(task: str, dtype: str) -> list[tuple[tuple[str, int], ...]]:
     kept = 2 if dtype != "fp32" else 1
     weights = {"IMAGE_WEIGHTS": [False, True], "TEXT_WEIGHTS": [False, True]}
     axes: dict[str, dict[str, list[Any]]] = {
-        "similarity": {"CACHE": [0, kept], "STATISTICS": [True, False]},
-        "positive": {"TERMS": [False, True]},
-        "gradient": {"CACHE": [0, kept], "IGNORE": [False, True]},
+        "similarity": {"CACHE": [0, kept], "STATISTICS": [True, False], "IDS": [1, 2]},
+        "positive": {"TERMS": [False, True], "IDS": [1, 2]},
+        "gradient": {"CACHE": [0, kept], "IGNORE": [False, True], "IDS": [1, 2]},
+        "merge ids": {"TERMS": [False, True], "IDS": [2, 8], "BQ": [128]},
         "merge": {"STATISTICS": [True, False], "BP": [1, 64], "BQ": [64]},
         "settle": {"VARIANCE": [True, False], "IGNORE": [False, True], "BQ": [128]},
         "finish": {"SLOPE": [True, False], "BR": [16], "BD": [128, 16]},

@@ -74,7 +74,7 @@ def tune(task: str, n: int, d: int, dtype: torch.dtype, *, dry_run: bool) -> tup
     terms = torch.full((4, 2 * n), 25.0, device=device)
     terms[f.SHARE], terms[f.INVERSE_COUNT] = 1.0, 1.0
     upstream = torch.full((2 * n,), 1 / n, device=device)
-    table, norms, empty = kernel.match(u, v, None, None), *kernel.kept_like(u, v, 0)[1:]
+    table, norms, empty = kernel.match(u, v, None, None), *kernel.kept_like(u, v, None, 0)[1:]
 
     def run() -> object:
         if task == "similarity":

@@ -1,9 +1,10 @@
-"""Which images and texts belong together: from ids to 32-bit codes and to ranges of queries sorted by id.
+"""Which images and texts belong together: from ids to 32-bit codes and to ranges of ids in their order.
 
-Queries are counted through: the M images are 0 to M - 1, the N texts M to M + N - 1; Q = M + N. The table of `match`,
-int32, tells the tile passes two things. Codes: equal where ids are, 32 bits, because a thread holds a tile's columns
-and 64-bit ids would spill. The order by id: a query's positives are one range of it, so that sums over positives need
-no pass over all M x N.
+An image has K ids, most often one; a text has one and belongs to every image that has it. The ids are counted through:
+those of image i are i K to i K + K - 1, that of text j is M K + j; P = M K + N. The table of `match`, int32, tells the
+tile passes two things. Codes: equal where ids are, 32 bits, because a thread holds a tile's columns and 64-bit ids
+would spill. The ids in ascending order: a query's positives by one of its ids are one range of it, so that sums over
+positives need no pass over all M x N.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import triton.language as tl
 from torch import Tensor
 from varalign.kernels.host import on
 
-# Rows of the table, Q wide.
-CODE = 0  # of query q: where its group begins in the order
-ORDER = 1  # the query at a place of the order
-BEGIN = 2  # of the group of the query at that place: the first place
+# Rows of the table, P wide. A group is what has one id.
+CODE = 0  # of id p: where its group begins in the order
+ORDER = 1  # the id at a place of the order
+BEGIN = 2  # of the group of the id at that place: the first place
 END = 3  # one behind the last
 ROWS = 4
 
-# Up to so many queries every id is compared with every other, in one launch: a sort of 64-bit keys is a dozen.
+# Up to so many ids every id is compared with every other, in one launch: a sort of 64-bit keys is a dozen.
 COMPARED = 8192
 
 
@@ -33,7 +34,7 @@ def _ids_at(row_ids, column_ids, places, M, Q):
 
 @triton.jit
 def match_by_comparing(row_ids, column_ids, table, M, Q, BQ: tl.constexpr, BC: tl.constexpr):
-    """A query's place in a stable sort is the number of smaller ids, and of equal ones before it."""
+    """An id's place in a stable sort is the number of smaller ids, and of equal ones before it; M K = M, P = Q here."""
     query = tl.program_id(0) * BQ + tl.arange(0, BQ)
     query_mask = query < Q
     ids = _ids_at(row_ids, column_ids, query, M, Q)
@@ -99,14 +100,21 @@ def match_pairs(table, M, Q, pairs, BQ: tl.constexpr):
     tl.store(table + 3 * Q + place, begin + 1 + paired.to(tl.int32), mask=mask)
 
 
-def empty_table(rows: Tensor, columns: Tensor) -> Tensor:
-    return torch.empty(ROWS, rows.shape[0] + columns.shape[0], dtype=torch.int32, device=rows.device)
+def empty_table(rows: Tensor, columns: Tensor, row_ids: Tensor | None) -> Tensor:
+    count = rows.shape[0] if row_ids is None else row_ids.numel()
+    return torch.empty(ROWS, count + columns.shape[0], dtype=torch.int32, device=rows.device)
+
+
+def ids_of_a_row(table: Tensor, rows: Tensor, columns: Tensor) -> int:
+    """K."""
+    return (table.shape[1] - columns.shape[0]) // rows.shape[0]
 
 
 def match(rows: Tensor, columns: Tensor, row_ids: Tensor | None, column_ids: Tensor | None) -> Tensor:
-    """The (ROWS, M + N) int32 table of the embeddings' int64 ids; without ids, image i belongs to text i."""
-    m, queries = rows.shape[0], rows.shape[0] + columns.shape[0]
-    table = empty_table(rows, columns)
+    """The (ROWS, P) int32 table of int64 ids, (M,) or (M, K), and (N,); without ids, image i belongs to text i."""
+    table = empty_table(rows, columns, row_ids)
+    queries = table.shape[1]
+    m = queries - columns.shape[0]
     with on(rows.device):
         if row_ids is None or column_ids is None:
             match_pairs[(triton.cdiv(queries, 256),)](table, m, queries, min(m, queries - m), BQ=256)
@@ -115,6 +123,6 @@ def match(rows: Tensor, columns: Tensor, row_ids: Tensor | None, column_ids: Ten
                 row_ids.contiguous(), column_ids.contiguous(), table, m, queries, BQ=16, BC=256
             )
         else:
-            sorted_ids, order = torch.sort(torch.cat([row_ids, column_ids]), stable=True)
+            sorted_ids, order = torch.sort(torch.cat([row_ids.reshape(-1), column_ids]), stable=True)
             match_sorted[(triton.cdiv(queries, 256),)](sorted_ids, order, table, queries, queries.bit_length(), BQ=256)
     return table

@@ -26,7 +26,7 @@ from varalign.kernels import host, queries, tiles, variances
 from varalign.kernels import query_fields as f
 from varalign.kernels.host import on, product_options, triton_dtype, wide_dtype
 from varalign.kernels.launch_table import Launch, launch
-from varalign.kernels.matching import CODE, empty_table, match
+from varalign.kernels.matching import CODE, empty_table, ids_of_a_row, match
 
 # Column partials of one call of the similarity pass: 16 bytes a column and row block. At N = 256k this is 2,048
 # columns.
@@ -104,7 +104,8 @@ def tile_sums(
             tiles.similarity_pass[(row_blocks, splits)](
                 rows, columns, scale, table[CODE], row_parts, column_parts, cache, norms,
                 m, n, rows.shape[1], *rows.stride(), *columns.stride(), begin, end, per_split,
-                CACHE=_cache_kind(cache), STATISTICS=statistics, PARTS=variances.PARTS, **_options(config, rows),
+                CACHE=_cache_kind(cache), STATISTICS=statistics, IDS=ids_of_a_row(table, rows, columns),
+                PARTS=variances.PARTS, **_options(config, rows),
             )  # fmt: skip
             # The rows' parts are whole after the last columns.
             programs = [triton.cdiv(end - begin, 64), triton.cdiv(m, 64) if end == n else 0]
@@ -195,8 +196,8 @@ def _gradients(
             tiles.gradient_block[grid](
                 rows, columns, scale, table[CODE], terms, upstream, _or(gain, scale), cache, norms, g,
                 m, n, rows.shape[1], *rows.stride(), *columns.stride(), top, left, u.shape[0], v.shape[0],
-                IGNORE=ignore, CACHE=_cache_kind(cache), GAIN=gain is not None, PARTS=variances.PARTS,
-                **_options(config, rows),
+                IGNORE=ignore, CACHE=_cache_kind(cache), GAIN=gain is not None, IDS=ids_of_a_row(table, rows, columns),
+                PARTS=variances.PARTS, **_options(config, rows),
             )  # fmt: skip
             host.multiply(total, g, v, add=left > 0)
             host.multiply(column_total[left : left + block], g.T, u, add=top > 0)
@@ -227,9 +228,9 @@ def _finish(
     return slopes
 
 
-def kept_like(rows: Tensor, columns: Tensor, cache_bytes: int) -> Kept:
+def kept_like(rows: Tensor, columns: Tensor, row_ids: Tensor | None, cache_bytes: int) -> Kept:
     """Uninitialised tensors of the shapes that `tile_sums` keeps, for tracing without data."""
-    return empty_table(rows, columns), variances.empty_norms(rows), _empty_cache(rows, columns, cache_bytes)
+    return empty_table(rows, columns, row_ids), variances.empty_norms(rows), _empty_cache(rows, columns, cache_bytes)
 
 
 def _empty_cache(rows: Tensor, columns: Tensor, cache_bytes: int) -> Tensor:
@@ -252,12 +253,17 @@ def _cache_kind(cache: Tensor) -> int:
 def _positive_pass(
     rows: Tensor, columns: Tensor, scale: Tensor, table: Tensor, sums: Tensor, out: Tensor, *, terms: bool
 ) -> None:
-    count = rows.shape[0] + columns.shape[0]
-    config = _launch("positive", rows, count)
-    tiles.positive_pass[(triton.cdiv(count, config.block_m),)](
-        rows, columns, scale, table, sums, out, rows.shape[0], count, rows.shape[1], *rows.stride(), *columns.stride(),
-        TERMS=terms, **_options(config, rows),
+    m, count, entries = rows.shape[0], rows.shape[0] + columns.shape[0], table.shape[1]
+    each, config = ids_of_a_row(table, rows, columns), _launch("positive", rows, entries)
+    parts = out if each == 1 else out.new_empty(out.shape[0], entries)
+    tiles.positive_pass[(triton.cdiv(entries, config.block_m),)](
+        rows, columns, scale, table, sums, parts, m, count, entries, rows.shape[1], *rows.stride(), *columns.stride(),
+        TERMS=terms, IDS=each, **_options(config, rows),
     )  # fmt: skip
+    if each > 1:
+        queries.merge_ids[(triton.cdiv(count, 128),)](
+            parts, out, m, count, entries, TERMS=terms, IDS=each, WIDE=triton_dtype(out.dtype), BQ=128
+        )
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

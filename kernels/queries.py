@@ -76,6 +76,47 @@ def merge_parts(
 
 
 @triton.jit
+def merge_ids(
+    parts, out, M, Q, P, TERMS: tl.constexpr, IDS: tl.constexpr, WIDE: tl.constexpr, BQ: tl.constexpr
+):  # fmt: skip
+    """Merge the sums of `tiles.positive_pass`, parts (.., P), over the IDS ids of each image, into out (.., Q)."""
+    query = tl.program_id(0).to(tl.int64) * BQ + tl.arange(0, BQ)
+    image = query < M
+    slot = parts + tl.where(image, query * IDS, query + M * (IDS - 1))
+    count = tl.zeros([BQ], dtype=WIDE)
+    total = tl.zeros([BQ], dtype=WIDE)
+    m = tl.full([BQ], -float("inf"), dtype=WIDE)
+    l = tl.zeros([BQ], dtype=WIDE)  # noqa: E741
+    w = tl.zeros([BQ], dtype=WIDE)
+    for k in tl.static_range(IDS):
+        there = (query < Q) & (image | (k == 0))
+        if TERMS:
+            total += tl.load(slot + k, mask=there, other=0.0)
+            l += tl.load(slot + P + k, mask=there, other=0.0)  # noqa: E741
+        else:
+            count += tl.load(slot + f.POSITIVE_COUNT * P + k, mask=there, other=0.0)
+            total += tl.load(slot + f.POSITIVE_TOTAL * P + k, mask=there, other=0.0)
+            part_m = tl.load(slot + f.POSITIVE_MAX * P + k, mask=there, other=-float("inf"))
+            m_new = tl.maximum(m, part_m)
+            base = tl.where(m_new == -float("inf"), 0.0, m_new)
+            grow = tl.exp(part_m - base)
+            shrink = tl.exp(m - base)
+            l = l * shrink + tl.load(slot + f.POSITIVE_SUM * P + k, mask=there, other=0.0) * grow  # noqa: E741
+            w = w * shrink + tl.load(slot + f.POSITIVE_WEIGHTED * P + k, mask=there, other=0.0) * grow
+            m = m_new
+    slot = out + query
+    if TERMS:
+        tl.store(slot, total, mask=query < Q)
+        tl.store(slot + Q, l, mask=query < Q)
+    else:
+        tl.store(slot + f.POSITIVE_COUNT * Q, count, mask=query < Q)
+        tl.store(slot + f.POSITIVE_TOTAL * Q, total, mask=query < Q)
+        tl.store(slot + f.POSITIVE_MAX * Q, m, mask=query < Q)
+        tl.store(slot + f.POSITIVE_SUM * Q, l, mask=query < Q)
+        tl.store(slot + f.POSITIVE_WEIGHTED * Q, w, mask=query < Q)
+
+
+@triton.jit
 def settle_queries(
     sums, scale_ptr, variance, ignored, values, statistics, terms, Q,
     VARIANCE: tl.constexpr, IGNORE: tl.constexpr, BQ: tl.constexpr,

@@ -3,7 +3,7 @@
 Letters: U (M, D) and V (N, D) the embeddings, z = scale * U V' the logits; m running maximum, l running sum of
 exponentials, w the same weighted by z, low running minimum. Offsets are 64-bit: N * D may pass 2^31.
 
-Tables with a value a query hold Q = M + N of them, the rows' first. Ids come as the table of `matching`.
+Tables with a value a query hold Q = M + N of them, the rows' first. Ids come as the table of `matching`, IDS of a row.
 
 No atomics anywhere: each program writes its own slots, and slots are merged in a fixed order, so every run gives the
 same bits.
@@ -51,11 +51,22 @@ def _cache_step(longest, scale, PARTS: tl.constexpr):
 
 
 @triton.jit
+def _has_id(codes, rows, row_mask, column_codes, IDS: tl.constexpr):
+    """(BM, BN) whether a column's code is one of the row's IDS codes."""
+    row_codes = tl.load(codes + rows * IDS, mask=row_mask, other=-1)
+    found = row_codes[:, None] == column_codes[None, :]
+    for k in tl.static_range(1, IDS):
+        row_codes = tl.load(codes + rows * IDS + k, mask=row_mask, other=-1)
+        found = found | (row_codes[:, None] == column_codes[None, :])
+    return found
+
+
+@triton.jit
 def similarity_pass(
     U, V, scale_ptr, codes, row_parts, column_parts, cache, longest,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd, begin, end, tiles_per_split,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr, STATISTICS: tl.constexpr,
-    PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    IDS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Running m, l, w of the negatives and low of all candidates, for the rows over the columns begin:end and back.
 
@@ -70,7 +81,8 @@ def similarity_pass(
     scale = tl.load(scale_ptr)
     if CACHE == 2:
         step = _cache_step(longest, scale, PARTS)
-    row_codes = tl.load(codes + rows, mask=row_mask, other=-1)
+    if IDS == 1:
+        row_codes = tl.load(codes + rows, mask=row_mask, other=-1)
     row_slot = row_parts + split * 4 * M + rows
     started = rows < tl.where(begin > 0, M, 0)
     m = tl.load(row_slot, mask=started, other=-float("inf"))
@@ -99,9 +111,13 @@ def similarity_pass(
                 tl.store(kept + place, level.to(tl.int16), mask=inside)
             else:
                 tl.store(kept + place, z, mask=inside)
-        column_codes = tl.load(codes + M + columns, mask=column_mask, other=-1)
+        column_codes = tl.load(codes + M * IDS + columns, mask=column_mask, other=-1)
         # Padding and positives are -inf before any maximum is taken.
-        negative = tl.where(inside & (row_codes[:, None] != column_codes[None, :]), z, -float("inf"))
+        if IDS == 1:
+            other = row_codes[:, None] != column_codes[None, :]
+        else:
+            other = _has_id(codes, rows, row_mask, column_codes, IDS) == 0
+        negative = tl.where(inside & other, z, -float("inf"))
         m_new = tl.maximum(m, tl.max(negative, 1))
         base = tl.where(m_new == -float("inf"), 0.0, m_new)
         e = tl.exp(negative - base[:, None])
@@ -140,23 +156,35 @@ def _embeddings_of(
 
 
 @triton.jit
+def _query_of(ids, M, IDS: tl.constexpr):
+    """The query that an id belongs to, both counted through: IDS of each image, then one of each text."""
+    if IDS == 1:
+        queries = ids
+    else:
+        queries = tl.where(ids < M * IDS, ids // IDS, ids - M * (IDS - 1))
+    return queries
+
+
+@triton.jit
 def positive_pass(
     U, V, scale_ptr, table, sums, out,
-    M, Q, D, stride_um, stride_ud, stride_vn, stride_vd,
-    TERMS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    M, Q, P, D, stride_um, stride_ud, stride_vn, stride_vd,
+    TERMS: tl.constexpr, IDS: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Sums over every query's positives alone, which lie in one range of the order by id: no pass over all M x N.
+    """Sums over the positives of every id of every query, which lie in one range of the order: no pass over all M x N.
 
-    Images and texts stand in one order (`matching`), so that a block's positives lie around it; half of a tile, image
-    with image and text with text, is no pair and left out. Into out (.., Q): with TERMS the two sums of
-    duplicates="ignore", given the negatives' sums (2, Q), otherwise count, total, m, l, w.
+    Images' and texts' ids stand in one order (`matching`), so that a block's positives lie around it; half of a tile,
+    image with image and text with text, is no pair and left out. With TERMS the two sums of duplicates="ignore", given
+    the negatives' sums (2, Q), otherwise count, total, m, l, w; into out (.., Q), where a query has several ids
+    (.., P), one sum an id.
     """
     position = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
-    inside = position < Q
-    queries = tl.load(table + Q + position, mask=inside, other=0).to(tl.int64)
-    first = tl.load(table + 2 * Q + position, mask=inside, other=Q)
-    last = tl.load(table + 3 * Q + position, mask=inside, other=0)
+    inside = position < P
+    ids = tl.load(table + P + position, mask=inside, other=0).to(tl.int64)
+    queries = _query_of(ids, M, IDS)
+    first = tl.load(table + 2 * P + position, mask=inside, other=P)
+    last = tl.load(table + 3 * P + position, mask=inside, other=0)
     begin = tl.min(first, 0)
     end = tl.max(last, 0)
     scale = tl.load(scale_ptr)
@@ -172,7 +200,7 @@ def positive_pass(
     for start in range(begin, end, BN):
         place = start + tl.arange(0, BN).to(tl.int64)
         some = place < end
-        others = tl.load(table + Q + place, mask=some, other=0).to(tl.int64)
+        others = _query_of(tl.load(table + P + place, mask=some, other=0).to(tl.int64), M, IDS)
         z = tl.zeros([BM, BN], dtype=WIDE)
         for low in range(0, D, BK):
             d = low + depth
@@ -206,15 +234,16 @@ def positive_pass(
             total += tl.sum(tl.where(positive, z, 0.0), 1)
             count += tl.sum(positive.to(WIDE), 1)
             m = m_new
+    # With one id a query P is Q, and the id is the query.
     if TERMS:
-        tl.store(out + queries, total, mask=inside)
-        tl.store(out + Q + queries, l, mask=inside)
+        tl.store(out + ids, total, mask=inside)
+        tl.store(out + P + ids, l, mask=inside)
     else:
-        tl.store(out + f.POSITIVE_COUNT * Q + queries, count, mask=inside)
-        tl.store(out + f.POSITIVE_TOTAL * Q + queries, total, mask=inside)
-        tl.store(out + f.POSITIVE_MAX * Q + queries, m, mask=inside)
-        tl.store(out + f.POSITIVE_SUM * Q + queries, l, mask=inside)
-        tl.store(out + f.POSITIVE_WEIGHTED * Q + queries, w, mask=inside)
+        tl.store(out + f.POSITIVE_COUNT * P + ids, count, mask=inside)
+        tl.store(out + f.POSITIVE_TOTAL * P + ids, total, mask=inside)
+        tl.store(out + f.POSITIVE_MAX * P + ids, m, mask=inside)
+        tl.store(out + f.POSITIVE_SUM * P + ids, l, mask=inside)
+        tl.store(out + f.POSITIVE_WEIGHTED * P + ids, w, mask=inside)
 
 
 @triton.jit
@@ -243,7 +272,7 @@ def _gradient_tile(
     rows, columns, row_mask, column_mask, corner, row_first, column_first, Q, N, D,
     stride_um, stride_ud, stride_vn, stride_vd,
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
-    PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    IDS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """(BM, BN) derivatives of the loss by the logits, both directions; 0 outside the matrix.
 
@@ -260,9 +289,8 @@ def _gradient_tile(
         z = tl.load(cache + corner + place, mask=inside, other=0).to(WIDE)
         if CACHE == 2:
             z = z * _cache_step(longest, scale, PARTS)
-    row_codes = tl.load(codes + row_first + rows, mask=row_mask, other=-1)
-    column_codes = tl.load(codes + column_first + columns, mask=column_mask, other=-1)
-    positive = (row_codes[:, None] == column_codes[None, :]) & inside
+    column_codes = tl.load(codes + column_first * IDS + columns, mask=column_mask, other=-1)
+    positive = _has_id(codes, row_first + rows, row_mask, column_codes, IDS) & inside
     some = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
     slot = terms + row_first + rows
     shift = tl.load(slot + f.SHIFT * Q, mask=row_mask, other=0.0)
@@ -292,7 +320,7 @@ def gradient_block(
     U, V, scale_ptr, codes, terms, upstream, gain_ptr, cache, longest, out,
     M, N, D, stride_um, stride_ud, stride_vn, stride_vd, row_begin, column_begin, height, width,
     IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
-    GAIN: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    GAIN: tl.constexpr, IDS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Write the block height x width of derivatives at (row_begin, column_begin); matrix products follow."""
     # Eight row blocks walk the columns together, so that their tiles of U and V are read from the cache.
@@ -310,7 +338,7 @@ def gradient_block(
         U, V, tl.load(scale_ptr), codes, terms, upstream, load_gain(gain_ptr, GAIN), cache, longest,
         row_begin + r, column_begin + c, r < height, c < width, corner, 0, M, M + N, N, D,
         stride_um, stride_ud, stride_vn, stride_vd,
-        IGNORE, WIDE, PRECISION, UPCAST, CACHE, PARTS, BM, BN, BK,
+        IGNORE, WIDE, PRECISION, UPCAST, CACHE, IDS, PARTS, BM, BN, BK,
     )  # fmt: skip
     inside = (r < height)[:, None] & (c < width)[None, :]
     written = out + row_block.to(tl.int64) * BM * width + column_block * BN

@@ -134,6 +134,21 @@ def test_copies_of_an_image_are_no_non_pairs(quick):
     assert known.wrong_share < 0.1
 
 
+def test_equal_captions_are_no_non_pairs(quick):
+    """Two images of each of 50 kinds, with equal captions; told apart, some non-pairs are as good as the pairs."""
+    x, y, ids = made_up(50, noise=0.3)
+    g = torch.Generator().manual_seed(3)
+    features = torch.cat([x, x + 0.1 * torch.randn(x.shape, generator=g)]), torch.cat([y, y])
+    owner = torch.cat([ids, ids + 50])
+    known = pair_scores(*features, owner, text_ids=torch.arange(len(y)).repeat(2))
+    apart = pair_scores(*features, owner, text_ids=torch.arange(2 * len(y)))
+    assert known.image_scores.mean() > apart.image_scores.mean() + 0.2
+    assert torch.equal(apart.scores, pair_scores(*features, owner).scores)
+    assert known.wrong_share < 0.1
+    with pytest.raises(ValueError, match="every text is right for every image"):
+        pair_scores(*features, owner, text_ids=torch.zeros(2 * len(y), dtype=torch.int64))
+
+
 @pytest.mark.parametrize(
     "change,message",
     [

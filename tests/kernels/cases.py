@@ -50,6 +50,11 @@ def ids_of(kind: str, m: int, n: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(m * n)
         image = torch.randint(0, m + 1, (m,), generator=generator) * (1 << 40) - 5
         text = torch.randint(0, m + 1, (n,), generator=generator) * (1 << 40) - 5
+    elif kind == "several":
+        # Three ids an image, some without a text; a text may have three images or none.
+        generator = torch.Generator().manual_seed(m * n)
+        image = (torch.randint(0, m + 3, (m, 1), generator=generator) + torch.arange(3)) % (m + 3) * (1 << 40) - 5
+        text = torch.randint(0, m + 4, (n,), generator=generator) * (1 << 40) - 5
     return image.to(DEVICE), text.to(DEVICE)
 
 
@@ -113,7 +118,7 @@ GRID = {
     "d": [1, 17, 64, 130],
     "scale": [1.0, 14.3, 100.0],
     "dtype": [torch.float32, torch.bfloat16, torch.float16, torch.float64],
-    "ids": ["pairs", "groups of five", "one group", "shuffled"],
+    "ids": ["pairs", "groups of five", "one group", "shuffled", "several"],
     "ignore": [False, True],
     "cache_bytes": [0, 1 << 28],
     "strided": [False, True],
@@ -193,6 +198,7 @@ BLOCKS = Case(90, 101, 24, 14.3, torch.float32, "shuffled", True, 0, False)
 @pytest.mark.usefixtures("small_blocks")
 def test_blocks_of_every_kind(dtype: torch.dtype, cache_bytes: int) -> None:
     check(replace(BLOCKS, dtype=dtype, cache_bytes=cache_bytes))
+    check(replace(BLOCKS, dtype=dtype, cache_bytes=cache_bytes, ids="several"))
     check(replace(BLOCKS, dtype=dtype, cache_bytes=cache_bytes, m=81, n=40, ids="groups of five", ignore=False))
 
 

@@ -53,6 +53,7 @@ IDS = {
     "pairs": lambda m, n: (None, None) if m == n else (torch.arange(m), torch.arange(n)),
     "groups of five": lambda m, n: (torch.arange(m), torch.arange(n) // 5),
     "random": lambda m, n: (torch.arange(m).flip(0) // 2 * 3, torch.arange(n) % (m + 2)),
+    "several": lambda m, n: ((torch.arange(m)[:, None] + torch.arange(3)) % (m + 3), torch.arange(n) * 2 % (m + 4)),
     "one group": lambda m, n: (torch.full((m,), 4), torch.full((n,), 4)),
 }
 
@@ -70,7 +71,9 @@ def test_equals_the_matrix(
     scale.requires_grad_()
     image_ids, text_ids = IDS[ids](m, n)
     nll_i2t, nll_t2i, *stats = contrastive(u, v, scale, image_ids, text_ids, duplicates=duplicates)
-    positive = torch.eye(m, n, dtype=torch.bool) if image_ids is None else image_ids[:, None] == text_ids[None, :]
+    positive = torch.eye(m, n, dtype=torch.bool)
+    if image_ids is not None:
+        positive = (image_ids.view(m, -1, 1) == text_ids).any(1)
     wanted = [
         written_out(u, v, scale, positive, duplicates),
         written_out(v, u, scale, positive.T, duplicates),
@@ -88,6 +91,21 @@ def test_equals_the_matrix(
             field = getattr(direction, name)
             assert not field.requires_grad
             torch.testing.assert_close(field, fields[name], **close, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("duplicates", ["positive", "ignore"])
+def test_ids_that_no_text_has_change_nothing(duplicates: str) -> None:
+    """Values, statistics and gradients are the same, to rounding."""
+    u, v = unit(6, 8, 31).requires_grad_(), unit(6, 8, 32)
+    labels = torch.tensor([0, 1, 0, 2, 1, 0])
+    padded = torch.stack([-1 - torch.arange(6), labels, 100 + torch.arange(6)], 1)
+    results = []
+    for ids in (labels, padded, padded.to(torch.int32), labels[:, None]):
+        output = ContrastiveLoss("variance", duplicates)(u, v, 12.0, ids, labels)
+        results.append([output.loss, output.stats_i2t.stacked(), *torch.autograd.grad(output.loss, u)])
+    for other in results[1:]:
+        for one, wanted in zip(other, results[0], strict=True):
+            torch.testing.assert_close(one, wanted, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("d", [1, 384, 512, 768])
@@ -300,8 +318,9 @@ def test_fake_implementations_agree() -> None:
     from varalign.losses.operator import contrastive_forward
 
     u, v = unit(6, 4, 23, torch.float32).requires_grad_(), unit(5, 4, 24, torch.float32)
-    arguments = (u, v, torch.tensor(9.0), torch.arange(6), torch.arange(5), True, 1 << 20, "reference")
-    torch.library.opcheck(contrastive_forward, arguments)
+    for ids in (torch.arange(6), torch.arange(12).view(6, 2)):
+        arguments = (u, v, torch.tensor(9.0), ids, torch.arange(5), True, 1 << 20, "reference")
+        torch.library.opcheck(contrastive_forward, arguments)
 
 
 @pytest.mark.parametrize(
@@ -313,8 +332,17 @@ def test_fake_implementations_agree() -> None:
         ({"logit_scale": 0.0}, "logit_scale must be above 0 and finite, not 0.0"),
         ({"logit_scale": math.inf}, "logit_scale must be above 0 and finite, not inf"),
         ({"logit_scale": torch.ones(2)}, r"one number, not of shape \(2,\)"),
-        ({"image_ids": torch.zeros(4, dtype=torch.int64)}, r"image_ids must be \(3,\) integers, not \(4,\)"),
+        (
+            {"image_ids": torch.zeros(4, dtype=torch.int64)},
+            r"must be \(3,\) or \(3, K\) integers, not \(4,\)",
+        ),
         ({"image_ids": torch.zeros(3)}, "integers, not .* of torch.float32"),
+        ({"image_ids": torch.tensor([[0, 3], [1, 1], [2, 4]])}, "need both image_ids and text_image_ids"),
+        (
+            {"image_ids": torch.tensor([[0, 3], [1, 1], [2, 4]]), "text_image_ids": torch.arange(3)},
+            "the ids of an image must differ, those of row 1 do not",
+        ),
+        ({"text_image_ids": torch.zeros(3, 1, dtype=torch.int64)}, r"text_image_ids must be \(3,\) integers"),
         ({"duplicates": "drop"}, "one of positive, ignore, not 'drop'"),
         ({"text_embeddings": torch.zeros(2, 5), "image_ids": torch.arange(3)}, "need both"),
     ],

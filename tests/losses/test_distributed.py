@@ -19,13 +19,18 @@ from varalign.losses.contrastive import ContrastiveLoss, ContrastiveOutput
 DIMENSIONS = 12
 
 
-def batch(image_sizes: list[int], text_sizes: list[int]) -> tuple[torch.Tensor, ...]:
-    """Every rank's data, one after the other; ids repeat across ranks, and some have no partner."""
+def batch(image_sizes: list[int], text_sizes: list[int], several: bool) -> tuple[torch.Tensor, ...]:
+    """Every rank's data, one after the other; ids repeat across ranks, and some have no partner.
+
+    With `several` an image has three ids, so that a text may belong to images of all ranks.
+    """
     generator = torch.Generator().manual_seed(5)
     images = torch.randn(sum(image_sizes), DIMENSIONS, generator=generator, dtype=torch.float64)
     texts = torch.randn(sum(text_sizes), DIMENSIONS, generator=generator, dtype=torch.float64)
     image_ids = torch.randint(0, 2 * len(images), (len(images),), generator=generator) // 3
     text_ids = torch.randint(0, 2 * len(images), (len(texts),), generator=generator) // 3
+    if several:
+        image_ids = torch.stack([image_ids, image_ids + 1, image_ids + 3], 1)
     weights = [torch.rand(len(part), generator=generator, dtype=torch.float64) for part in (images, texts)]
     return images, texts, image_ids, text_ids, *weights
 
@@ -50,12 +55,14 @@ def parameters() -> tuple[torch.Tensor, torch.Tensor]:
     return weight, torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
 
 
-def work(rank: int, folder: str, image_sizes: list[int], text_sizes: list[int], duplicates: str, backend: str) -> None:
+def work(
+    rank: int, folder: str, image_sizes: list[int], text_sizes: list[int], duplicates: str, backend: str, several: bool
+) -> None:
     torch.set_num_threads(1)
     # By its name: the package's attribute `contrastive` is the function.
     importlib.import_module("varalign.losses.contrastive").choose_backend = lambda embeddings: backend
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(image_sizes))
-    data = batch(image_sizes, text_sizes)
+    data = batch(image_sizes, text_sizes, several)
     i, t = sum(image_sizes[:rank]), sum(text_sizes[:rank])
     rows, columns = slice(i, i + image_sizes[rank]), slice(t, t + text_sizes[rank])
     weight, log_scale = parameters()
@@ -77,13 +84,14 @@ def work(rank: int, folder: str, image_sizes: list[int], text_sizes: list[int], 
 
 
 CASES = {
-    "even": ([8, 8], [8, 8], "positive", "reference"),
-    "uneven": ([3, 8], [9, 2], "positive", "reference"),
-    "four uneven, ignored, weighted": ([7, 2, 5, 1], [3, 9, 1, 6], "ignore", "reference"),
+    "even": ([8, 8], [8, 8], "positive", "reference", False),
+    "uneven": ([3, 8], [9, 2], "positive", "reference", False),
+    "uneven, several ids": ([3, 8], [9, 2], "positive", "reference", True),
+    "four uneven, ignored, weighted": ([7, 2, 5, 1], [3, 9, 1, 6], "ignore", "reference", False),
 }
 if importlib.util.find_spec("triton") is not None:
-    CASES["uneven, kernels"] = ([3, 8], [9, 2], "positive", "triton")
-    CASES["uneven, ignored, weighted, kernels"] = ([7, 2], [3, 9], "ignore", "triton")
+    CASES["uneven, kernels"] = ([3, 8], [9, 2], "positive", "triton", False)
+    CASES["uneven, several ids, ignored, weighted, kernels"] = ([7, 2], [3, 9], "ignore", "triton", True)
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +107,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_cases(folder: Path) -> None:
-    for name, (image_sizes, text_sizes, duplicates, backend) in CASES.items():
+    for name, (image_sizes, *rest) in CASES.items():
         (folder / name).mkdir()
-        arguments = (str(folder / name), image_sizes, text_sizes, duplicates, backend)
+        arguments = (str(folder / name), image_sizes, *rest)
         multiprocessing.start_processes(work, arguments, nprocs=len(image_sizes), start_method="fork")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_equal_one_process(folders: Path, case: str) -> None:
-    image_sizes, text_sizes, duplicates, _ = CASES[case]
+    image_sizes, text_sizes, duplicates, _, several = CASES[case]
     weight, log_scale = parameters()
-    whole = step(weight, log_scale, batch(image_sizes, text_sizes), duplicates, None)
+    whole = step(weight, log_scale, batch(image_sizes, text_sizes, several), duplicates, None)
     ranks = [torch.load(folders / case / f"{rank}.pt", weights_only=True) for rank in range(len(image_sizes))]
     close = {"rtol": 1e-10, "atol": 1e-12}
     for result in ranks:

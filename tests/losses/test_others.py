@@ -28,7 +28,9 @@ def made_up(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return normalize(u, dim=1), normalize(v, dim=1)
 
 
-def batch_of(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor | None = None) -> Batch:
+def batch_of(
+    u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor | None = None, positive: torch.Tensor | None = None
+) -> Batch:
     g = torch.Generator().manual_seed(5)
     scale = torch.tensor(SCALE, dtype=u.dtype) if scale is None else scale
     weight = torch.randn(7, 5, generator=g).to(u.dtype)
@@ -36,7 +38,7 @@ def batch_of(u: torch.Tensor, v: torch.Tensor, scale: torch.Tensor | None = None
         u,
         v,
         scale,
-        IDS[:, None] == TEXT_IDS[None],
+        IDS[:, None] == TEXT_IDS[None] if positive is None else positive,
         image_rows=torch.tensor([0, 1, 2, 3]),
         caption_rows=torch.arange(6),
         image_features=torch.randn(4, 9, generator=g).to(u.dtype),
@@ -94,6 +96,40 @@ def test_values_are_the_papers(name: str) -> None:
     i2t, t2i, _ = build_objective(name, images=4, captions=6)(batch_of(u, v))
     assert i2t.tolist() == pytest.approx(slow(name, z.tolist(), images.tolist(), IDS.tolist(), TEXT_IDS.tolist()))
     assert t2i.tolist() == pytest.approx(slow(name, z.T.tolist(), texts.tolist(), TEXT_IDS.tolist(), IDS.tolist()))
+
+
+class Shared(frozenset[int]):
+    """In place of an id: equal to what it shares an element with."""
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self & other)  # type: ignore[operator]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+@pytest.mark.parametrize("name", ["nt-xent", "dcl", "hard-negatives", "gce", "sogclr", "isogclr", "soft-targets"])
+def test_values_where_a_text_has_several_images(name: str) -> None:
+    u, v = made_up()
+    positive = torch.zeros(4, 6, dtype=torch.bool)
+    positive[[0, 0, 1, 1, 2, 3, 3], [0, 1, 1, 2, 3, 1, 4]] = True
+    z, images, texts = SCALE * u @ v.T, SCALE * u @ u.T, SCALE * v @ v.T
+    found = build_objective(name, images=4, captions=6)(batch_of(u, v, positive=positive))
+    for got, logits, own, mask in ((found[0], z, images, positive), (found[1], z.T, texts, positive.T)):
+        queries = [Shared(row.nonzero()[:, 0].tolist()) for row in mask]
+        candidates = [Shared({j}) for j in range(mask.shape[1])]
+        wanted = slow(name, logits.tolist(), own.tolist(), queries, candidates)  # type: ignore[arg-type]
+        assert got.tolist() == pytest.approx(wanted)
+
+
+def test_a_loss_takes_the_relation_from_the_ids() -> None:
+    u, v = made_up()
+    loss = ComparisonLoss(build_objective("dcl", images=4, captions=6), build_schedule("fixed"))
+    ids, text_ids = torch.tensor([[3, 1], [5, 1], [9, -1], [4, 1]]), torch.tensor([3, 1, 5, 9, 4, 8])
+    wanted = build_objective("dcl", images=4, captions=6)(batch_of(u, v, positive=(ids[:, :, None] == text_ids).any(1)))
+    output = loss(u, v, SCALE, ids, text_ids)
+    assert float(output.loss_i2t) == pytest.approx(float(wanted[0].mean()))
+    assert float(output.loss_t2i) == pytest.approx(float(wanted[1].sum()) / 5)
 
 
 def test_soft_targets_without_a_share_are_the_plain_loss() -> None:

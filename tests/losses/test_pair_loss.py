@@ -28,6 +28,33 @@ def test_losses_are_the_mean_of_both_directions() -> None:
     assert pair_losses(torch.zeros(2, 3, 3), 5.0).tolist() == [[pytest.approx(math.log(3))] * 3] * 2
 
 
+def test_texts_that_several_images_have_are_positives() -> None:
+    """Image 0 and 2 have one text, image 3 has it beside its own: losses, their batches and the best scale."""
+    u, v = (x.double() for x in pairs(12))
+    ids = torch.stack([torch.arange(12), 100 + torch.arange(12)], 1), torch.arange(12)
+    for image in (0, 2, 3):
+        ids[0][image, 1] = 50
+    for text in (0, 2):
+        ids[1][text] = 50
+    positive = torch.eye(12, dtype=torch.bool)
+    for image in (0, 2, 3):
+        positive[image, [0, 2]] = True
+
+    def written_out(scale: float) -> torch.Tensor:
+        z, values = scale * u @ v.T, []
+        for i in range(12):
+            row, column = z[i][positive[i]].mean(), z[:, i][positive[:, i]].mean()
+            values.append((z[i].logsumexp(0) - row + z[:, i].logsumexp(0) - column) / 2)
+        return torch.stack(values)
+
+    torch.testing.assert_close(pair_losses(u @ v.T, 7.0, positive), written_out(7.0))
+    assert batched_loss(u, v, 7.0, 12, ids) == pytest.approx(float(written_out(7.0).mean()))
+    best = best_logit_scale(u, v, ids=ids)
+    grid = [float(written_out(best * f).mean()) for f in (0.99, 1.0, 1.01)]
+    assert min(grid) == grid[1] and best != pytest.approx(best_logit_scale(u, v), rel=1e-3)
+    assert least_loss(u, v, ids=ids) == pytest.approx(grid[1], rel=1e-4)
+
+
 def test_batched_loss_leaves_an_incomplete_batch_out_unless_it_is_the_only_one() -> None:
     u, v = pairs(11)
     parts = [both(u[:4], v[:4], 9.0), both(u[4:8], v[4:8], 9.0)]

@@ -22,12 +22,14 @@ def unit(*shape: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
-@pytest.mark.parametrize(("images", "texts"), [(1, 1), (2, 3), (9, 7)])
-def test_losses_statistics_and_gradients_equal_the_unbatched_loss(images: int, texts: int) -> None:
+@pytest.mark.parametrize(("images", "texts", "several"), [(1, 1, 1), (2, 3, 1), (9, 7, 1), (9, 7, 2)])
+def test_losses_statistics_and_gradients_equal_the_unbatched_loss(images: int, texts: int, several: int) -> None:
     u, v = unit(3, images, 5, seed=0).requires_grad_(), unit(3, texts, 5, seed=1).requires_grad_()
     scale = torch.tensor([3.0, 14.0, 100.0], dtype=torch.float64, requires_grad=True)
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(0, 6, (3, images), generator=generator)
+    if several > 1:
+        ids = torch.stack([ids, ids + 2], 2)
     text_ids = torch.randint(0, 6, (3, texts), generator=generator)
     losses, stats_i2t, stats_t2i = batched_contrastive(u, v, scale, ids, text_ids)
     weights = torch.tensor([[0.3, 0.7], [0.5, 0.5], [0.9, 0.1]], dtype=torch.float64)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from varalign.data.index import CaptionIndex
 from varalign.losses.contrastive import contrastive
-from varalign.training.step_texts import StepTexts
+from varalign.training.step_texts import Relation, StepTexts
 
 COUNTS = (5, 1, 3, 5, 2)
 
@@ -52,6 +52,27 @@ def test_means_and_weights() -> None:
     images, each = step("each", 3, [1, 2]).weights(torch.tensor([0.2, 1.0, 0.0, 0.5]))
     assert images is not None and images.tolist() == pytest.approx([0.2, 0.5])
     assert each is not None and len(each) == 4
+
+
+def test_pair_values_of_texts_with_several_images_against_a_loop() -> None:
+    """Texts 0 and 3 are one, of images 0 and 2; image 1 has it beside its own. Other positives are not counted."""
+    texts = StepTexts(np.arange(5), np.array([0, 1, 1, 2, 3]))
+    generator = torch.Generator().manual_seed(1)
+    u, v = (
+        torch.nn.functional.normalize(torch.randn(n, 6, dtype=torch.float64, generator=generator), dim=1)
+        for n in (4, 5)
+    )
+    ids = torch.tensor([[9, -1], [1, 9], [9, -2], [3, -3]]), torch.tensor([9, 1, 1, 9, 3])
+    scale, s = torch.tensor(5.0, dtype=torch.float64), u @ v.T
+    *_, stats_i2t, stats_t2i = contrastive(u, v, scale, *ids)
+    found = texts.pair_values(stats_i2t, stats_t2i, scale, Relation(u, v, *ids))
+    positive = (ids[0][:, :, None] == ids[1]).any(1)
+    for j, i in enumerate(texts.owner.tolist()):
+        pair, e = torch.exp(scale * s[i, j]), torch.exp(scale * s)
+        by_image = pair / (pair + e[i][~positive[i]].sum())
+        by_text = pair / (pair + e[:, j][~positive[:, j]].sum())
+        margin = s[i, j] - (s[i][~positive[i]].max() + s[:, j][~positive[:, j]].max()) / 2
+        torch.testing.assert_close(found[j], torch.stack([(by_image + by_text) / 2, margin]), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from varalign.canonical.hub_correction import HubCorrection, corrected_ranks
 from varalign.data.errors import DataError
+from varalign.data.pair_ids import pair_ids
 from varalign.evaluation.embedding_statistics import summary
 from varalign.evaluation.intervals import recall_intervals
 from varalign.evaluation.retrieval import ranks, recalls
+from varalign.inputs.pair_features import sent
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows
-from varalign.losses.pair_loss import batched_loss
+from varalign.losses.pair_loss import Ids, batched_loss
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class SplitEmbeddings:
         texts: (T, D), grouped by image. captions: (T,) their caption rows. owner: (T,) their images, as rows of
             `images`, ascending.
         pairs, first: as of `varalign.data.index.Candidates`.
+        first_ids: ids of `first_pairs`, as the losses take them, where a caption belongs to several images.
         unreadable: number of images that could not be read.
     """
 
@@ -39,6 +42,7 @@ class SplitEmbeddings:
     owner: Rows
     pairs: Rows
     first: Rows
+    first_ids: Ids | None
     unreadable: int
 
     def first_pairs(self) -> tuple[Tensor, Tensor]:
@@ -67,6 +71,7 @@ def embed_split(parts: Parts, image_rows: Rows, *, every_caption: bool = False) 
     kept = data.candidates(rows)
     texts = [part for _, part in encoded_rows(parts, "text", kept.captions, TEXT_BATCH, head=model.project_texts)]
     images = images[torch.from_numpy(kept.places).to(images.device)]
+    captioned = kept.rows[kept.first[:, 0]]
     return SplitEmbeddings(
         images,
         kept.rows,
@@ -75,6 +80,7 @@ def embed_split(parts: Parts, image_rows: Rows, *, every_caption: bool = False) 
         kept.owner,
         kept.pairs,
         kept.first,
+        sent(pair_ids(data, captioned, data.first_captions(captioned)), images.device),
         unreadable=len(image_rows) - len(rows),
     )
 
@@ -103,6 +109,6 @@ def evaluate(parts: Parts, split: str, correction: HubCorrection | None = None) 
     if correction is not None:
         result["uncorrected"] = recalls(*plain)
     result |= summary(found.images, found.texts, pairs)
-    result["loss"] = batched_loss(*found.first_pairs(), scale, parts.config.batch_size)
+    result["loss"] = batched_loss(*found.first_pairs(), scale, parts.config.batch_size, found.first_ids)
     result["logit_scale"] = scale
     return result | ({"unreadable": found.unreadable} if found.unreadable else {})

@@ -56,7 +56,7 @@ def choose(parts: Parts, source: str, form: HubForm, split: str = "test") -> Cho
     dev = _embedded(parts, "dev")
     if len(dev.first) < 2:
         return Chosen(None, "hub correction: none, fewer than 2 dev images have a caption to find the logit scale by")
-    scale = best_logit_scale(*dev.first_pairs(), batch_size=parts.config.batch_size)
+    scale = best_logit_scale(*dev.first_pairs(), ids=dev.first_ids, batch_size=parts.config.batch_size)
 
     def correction(images: Tensor, texts: Tensor, bank: str) -> HubCorrection:
         return HubCorrection.of(images, _thinned(texts), scale, source=bank, form=form)

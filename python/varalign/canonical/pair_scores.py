@@ -76,6 +76,7 @@ def pair_scores(
     rows: Tensor | None = None,
     *,
     image_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
     by: Literal["image", "pair", "auto"] = "image",
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -98,6 +99,7 @@ def pair_scores(
         text_image_ids: (T,) rows of image_features.
         rows: (n,) the images to diagnose. None: all that have captions.
         image_ids: (I,) equal for copies of one image; copies share a fold and are not non-pairs. None: all differ.
+        text_ids: (T,) equal for equal captions, which are not non-pairs of any image that has one. None: all differ.
         by: the unit that is right or wrong. "image": all captions of an image together. "pair": each caption alone.
             "auto": "image" if, after the first round, captions of one image are wrong together (`wrong_together`).
         seed: of the folds and the bootstrap.
@@ -110,7 +112,8 @@ def pair_scores(
     model. The bootstrap keeps folds and ridge.
 
     Raises:
-        ValueError: too few images, ids that are no rows, an unknown `by`, or NaN features; the message names the rows.
+        ValueError: too few images, ids that are no rows, no non-pairs, an unknown `by`, or NaN features; the message
+            names the rows.
     """
     x, y = torch.as_tensor(image_features), torch.as_tensor(text_features)
     ids = check_owners(text_image_ids, len(x), len(y))
@@ -130,7 +133,8 @@ def pair_scores(
     require_finite(x[rows], "image_features of the diagnosed images")
     require_finite(y[texts], "text_features of the diagnosed captions")
     owner = local_rows(rows, len(x))[ids[texts]]
-    scorer = _Scorer(x[rows], y[texts], owner, groups, seed, torch.device(device))
+    same = None if text_ids is None else _shared(torch.as_tensor(text_ids)[texts], groups[owner])
+    scorer = _Scorer(x[rows], y[texts], owner, groups, same, seed, torch.device(device))
 
     weights, ridge = torch.ones(len(texts), dtype=torch.float64), None
     for number in range(ROUNDS):
@@ -224,8 +228,18 @@ class _Scored:
 class _Scorer:
     """Holds the folds; fits on all folds but one, and scores that one."""
 
-    def __init__(self, x: Tensor, y: Tensor, owner: Tensor, groups: Tensor, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        owner: Tensor,
+        groups: Tensor,
+        text_ids: Tensor | None,
+        seed: int,
+        device: torch.device,
+    ) -> None:
         self.x, self.y, self.owner, self.groups, self.device = x, y, owner, groups, device
+        self.text_ids = text_ids  # (t,); None where no text stands at two images
         count = int(groups.max()) + 1
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         self.fold = (order % FOLDS)[groups]  # of each image
@@ -267,21 +281,44 @@ class _Scorer:
                 local = local_rows(images, n)[self.owner]
                 mine = (local >= 0).nonzero()[:, 0]
                 own, group = local[mine].to(self.device), self.groups[images].to(self.device)
+                at = None if self.text_ids is None else _standing(self.text_ids[mine].to(self.device), own, group)
                 u, v = found.embed_images(self.x[images]), found.embed_texts(self.y[mine])
                 together = torch.zeros(len(images), v.shape[1], device=self.device).index_add_(0, own, v)
                 together = torch.nn.functional.normalize(together, dim=1)
                 each = torch.arange(len(images), device=self.device)
-                out.image[images] = _scores(u, together, each, group, out.image_null)
+                alike = group[:, None] == group[None] if at is None else at[0] @ at[0].T > 0
+                out.image[images] = _scores(u, together, each, alike, out.image_null)
                 if captions:
-                    out.pair[mine] = _scores(u, v, own, group, out.pair_null)
+                    right = group[:, None] == group[own][None] if at is None else at[0][:, at[1]] > 0
+                    out.pair[mine] = _scores(u, v, own, right, out.pair_null)
         return out
 
 
-def _scores(u: Tensor, v: Tensor, own: Tensor, group: Tensor, null: Tensor) -> Tensor:
-    """Scores of the pairs (own[j], j); the scores of non-pairs are added to the histogram `null` in place."""
+def _shared(text_ids: Tensor, group: Tensor) -> Tensor | None:
+    """The text ids (t,) as they are, or None where no text is at captions of two groups (t,) of images."""
+    pairs = torch.unique(torch.stack([text_ids, group]), dim=1)
+    return text_ids if len(torch.unique(text_ids)) < pairs.shape[1] else None
+
+
+def _standing(text_ids: Tensor, own: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, texts) 1 where an image, or a copy of it, has the text, else 0; and (t,) which text each caption is."""
+    number = torch.unique(text_ids, return_inverse=True)[1]
+    place = torch.unique(group, return_inverse=True)[1]
+    has = torch.zeros(int(place.max()) + 1, int(number.max()) + 1, device=own.device)
+    has[place[own], number] = 1
+    return has[place], number
+
+
+def _scores(u: Tensor, v: Tensor, own: Tensor, right: Tensor, null: Tensor) -> Tensor:
+    """Scores of the pairs (own[j], j); the scores of non-pairs are added to the histogram `null` in place.
+
+    right: (n, t) bool, what is no non-pair: images and texts that belong together.
+    """
     with exact_products():
         s = u @ v.T
-    other = (group[:, None] != group[own][None]).float()  # non-pairs: images and captions of other ids
+    other = (~right).float()
+    if not bool(other.any()):
+        raise ValueError("pair scores compare pairs with non-pairs, and here every text is right for every image")
     rows, columns = other.sum(1).clamp_min(1), other.sum(0).clamp_min(1)
     kept = s * other
     row_mean, column_mean = kept.sum(1) / rows, kept.sum(0) / columns

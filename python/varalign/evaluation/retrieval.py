@@ -294,11 +294,11 @@ def _expected_hits(right: NDArray[Any], candidates: int, k: int) -> float:
 def reachable(
     text_ids: NDArray[np.int64], owner: NDArray[np.int64], images: int, ks: Sequence[int] = KS
 ) -> dict[str, float]:
-    """The largest Recall@K of any model where each caption is right for its own image alone, though equal ones exist.
+    """Recall@K of a perfect model where each caption is right for its own image alone, though equal captions exist.
 
-    Equal captions have one embedding. So they tie, and ties count against: an image is hit at K where a caption of it
-    equals fewer than K captions of other images. And they rank the images alike: among the top K are at most K of the
-    images that a caption stands at.
+    No model tells equal captions apart: they stand together, in an order drawn at random (exact ties, which count
+    against the model, are worse). So an image is hit at K by a caption with c copies at it and o at other images with
+    the probability 1 − C(o, K) / C(o + c, K), and of the images at which a text stands K are among the text's top K.
 
     Args:
         text_ids: (T,) equal for equal captions. owner: (T,) the image of each, from 0. images: I.
@@ -307,19 +307,23 @@ def reachable(
     Returns:
         The keys of `retrieval`.
     """
-    classes = np.unique(text_ids, return_inverse=True)[1]
-    pairs, pair_of, counts = np.unique(classes * images + owner, return_inverse=True, return_counts=True)
-    others = np.bincount(classes)[classes] - counts[pair_of]
-    least = np.full(images, len(owner))
-    np.minimum.at(least, owner, others)
-    least = least[np.unique(owner)]
-    # The captions of one text at one image, of a text's images those with the most captions first.
-    order = np.lexsort((-counts, pairs // images))
-    counts, of_text = counts[order], (pairs // images)[order]
-    place = np.arange(len(order)) - np.searchsorted(of_text, of_text)
-    figures = {f"i2t_recall@{k}": float((least < k).mean()) for k in _check_ks(ks)}
-    figures |= {f"t2i_recall@{k}": float(counts[place < k].sum() / len(owner)) for k in ks}
-    return {**figures, "images": images, "texts": len(owner)}
+    text = np.unique(text_ids, return_inverse=True)[1]
+    codes, counts = np.unique(text * images + owner, return_counts=True)  # a pair of a text and an image each
+    text_of, image_of = np.divmod(codes, images)
+    others = np.bincount(text)[text_of] - counts
+    # Of a text's images those with the most copies of the caption first.
+    order = np.lexsort((-counts, text_of))
+    place = np.empty(len(codes), np.int64)
+    place[order] = np.arange(len(codes)) - np.searchsorted(text_of[order], text_of[order])
+    i2t, t2i = {}, {}
+    for k in _check_ks(ks):
+        drawn = np.arange(k)
+        missed = np.clip(others[:, None] - drawn, 0, None) / np.clip((others + counts)[:, None] - drawn, 1, None)
+        least = np.ones(images)
+        np.minimum.at(least, image_of, missed.prod(axis=1))
+        i2t[f"i2t_recall@{k}"] = float(1 - least[np.unique(owner)].mean())
+        t2i[f"t2i_recall@{k}"] = float(counts[place < k].sum() / len(owner))
+    return {**i2t, **t2i, "images": images, "texts": len(owner)}
 
 
 def top_k(query_embeddings: Array, candidates: Array, k: int, *, chunk: int | None = None) -> tuple[Tensor, Tensor]:

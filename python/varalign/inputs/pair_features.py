@@ -13,6 +13,9 @@ from torch import Tensor
 from varalign.canonical.choice import DEV_IMAGES
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
+from varalign.data.index import first_of_each
+from varalign.data.pair_ids import PairIds, pair_ids
+from varalign.inputs.open_data import Data
 from varalign.inputs.parts import Inputs
 from varalign.inputs.sources import FeatureRows, Rows, chunks
 from varalign.inputs.tower_loop import IMAGE_BATCH, TEXT_BATCH, encoded_rows, run_tower
@@ -34,6 +37,23 @@ class PairFeatures:
     captions: Rows
     text_features: Tensor
     owner: Tensor
+
+
+def first_pairs(data: Data, pairs: PairFeatures) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """The images that have a caption and the first one of each, as rows of the features, (P,) and (P,).
+
+    The third are their ids, as the losses take them, where such a caption belongs to several of the images.
+    """
+    first = first_of_each(pairs.owner.cpu().numpy())
+    images = pairs.owner.cpu().numpy()[first]
+    device = pairs.owner.device
+    ids = sent(pair_ids(data, pairs.rows[images], pairs.captions[first]), device)
+    return torch.from_numpy(images).to(device), torch.from_numpy(first).to(device), ids
+
+
+def sent(ids: PairIds | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """The ids as tensors on the device."""
+    return None if ids is None else (torch.from_numpy(ids.images).to(device), torch.from_numpy(ids.texts).to(device))
 
 
 def thinned(rows: NDArray[np.int64]) -> NDArray[np.int64]:

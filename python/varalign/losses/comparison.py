@@ -12,6 +12,7 @@ from varalign.losses.contrastive import ContrastiveOutput, contrastive, prepared
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.means import mean_over_queries
 from varalign.losses.objective import Batch, Objective
+from varalign.losses.relation import positive_pairs
 from varalign.losses.step_calls import StepCalls
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class ComparisonLoss(nn.Module):
         images, texts = images.to(scale.dtype), texts.to(scale.dtype)  # 16 bits lose a loss's digits in the logits
         if not self._calls.recomputing:  # which is of the call that was shown last
             self._shown, self._context = self._context, {}
-        batch = Batch(images, texts, scale, ids[:, None] == text_ids[None], **self._shown)
+        batch = Batch(images, texts, scale, positive_pairs(ids, text_ids), **self._shown)
         values_i2t, values_t2i, added = self._calls.values(self.objective, batch)
         loss_i2t = mean_over_queries(values_i2t, stats_i2t, image_weights)
         loss_t2i = mean_over_queries(values_t2i, stats_t2i, text_weights)

@@ -13,6 +13,7 @@ from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, ga
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.means import direction_losses
 from varalign.losses.operator import choose_backend, contrastive_forward
+from varalign.losses.relation import checked_ids
 from varalign.losses.step_calls import StepCalls
 from varalign.schedules import LossSchedule, build_schedule
 from varalign.schedules.direction_stats import DirectionStats
@@ -52,15 +53,17 @@ def contrastive(
     """Contrastive loss of every image and every text, with statistics of their scores, in memory linear in the batch.
 
     For image i with similarities s_ij = u_i . v_j and logits z = logit_scale * s, the value is
-    LSE_j z_ij - mean of z_ij over its positives (the texts with its id); for texts the same over columns. A query
+    LSE_j z_ij - mean of z_ij over its positives (the texts with an id of its); for texts the same over columns. A query
     without positives has value 0. Where an embedding is NaN, so are the values that it touches.
 
     Args:
         image_embeddings: (M, D) unit vectors (others are computed as they are), float64, float32, bfloat16 or float16.
         text_embeddings: (N, D) on the same device; M and N may differ.
         logit_scale: () above 0, the inverse temperature.
-        image_ids: (M,) integers that name the images; none: image i and text i are the pairs.
-        text_image_ids: (N,) the image that each text describes; none: `image_ids`, where M = N.
+        image_ids: (M,) integers that name the images; none: image i and text i are the pairs. (M, K) where a text may
+            belong to several images: it does to those that have its id. The K ids of an image differ; where it needs
+            fewer, the others are numbers that no text has (best none of them twice).
+        text_image_ids: (N,) the id of each text, that of the image it describes; none: `image_ids`, where M = N.
         duplicates: several positives of a query share its softmax ("positive"), or each is scored against the negatives
             alone ("ignore").
         cache_bytes: what the forward pass may keep of the logits to spare the backward pass one matrix product.
@@ -75,9 +78,10 @@ def contrastive(
         RuntimeError: from a second derivative.
 
     Example:
-        Two images, three texts, the first image described twice::
+        Two images, three texts, the first image described twice; then with a third text that both images have::
 
             contrastive(images, texts, 14.3, image_ids=tensor([7, 9]), text_image_ids=tensor([7, 7, 9]))
+            contrastive(images, texts, 14.3, tensor([[7, 1], [9, 1]]), tensor([7, 9, 1]))
 
     Source: van den Oord et al. 2018 (InfoNCE); Radford et al. 2021 (CLIP); Khosla et al. 2020 for several positives.
     """
@@ -327,7 +331,7 @@ def prepared(
 def prepared_ids(
     images: Tensor, texts: Tensor, image_ids: Tensor | None, text_image_ids: Tensor | None, group: Any
 ) -> tuple[Tensor, Tensor]:
-    """Ids of both sides as (M,) and (N,) int64 on the embeddings' device; without any, pair i is image i, text i."""
+    """Ids as (M,) or (M, K), and (N,) int64 on the embeddings' device; without any, pair i is image i, text i."""
     if image_ids is None and text_image_ids is None:
         count = max(images.shape[0], texts.shape[0])
         ids = torch.arange(count, device=images.device)
@@ -336,14 +340,12 @@ def prepared_ids(
         return ids[: images.shape[0]], ids[: texts.shape[0]]
     if images.shape[0] == texts.shape[0]:
         image_ids = text_image_ids if image_ids is None else image_ids
-        text_image_ids = image_ids if text_image_ids is None else text_image_ids
+        if text_image_ids is None and image_ids is not None and image_ids.ndim == 1:
+            text_image_ids = image_ids
     if image_ids is None or text_image_ids is None:
         raise ValueError(
             f"{images.shape[0]} images and {texts.shape[0]} texts need both image_ids and text_image_ids; one was given"
         )
-    for name, ids, queries in (("image_ids", image_ids, images), ("text_image_ids", text_image_ids, texts)):
-        if not isinstance(ids, Tensor):
-            raise TypeError(f"{name} must be a tensor of integers, not {type(ids).__name__}")
-        if ids.shape != (queries.shape[0],) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ValueError(f"{name} must be ({queries.shape[0]},) integers, not {tuple(ids.shape)} of {ids.dtype}")
-    return image_ids.to(images.device, torch.int64), text_image_ids.to(images.device, torch.int64)
+    image_ids = checked_ids("image_ids", image_ids, images.shape[0], several=True)
+    text_image_ids = checked_ids("text_image_ids", text_image_ids, texts.shape[0], several=False)
+    return image_ids.to(images.device), text_image_ids.to(images.device)

@@ -59,7 +59,7 @@ def contrastive_across_ranks(
     Args:
         images: (M_r, D) and texts (N_r, D) of this rank; `sizes` of every rank.
         scale: (), the same on every rank.
-        image_ids: (M_r,) and text_image_ids (N_r,) int64, comparable between ranks.
+        image_ids: (M_r,) or (M_r, K), K the rank's own, and text_image_ids (N_r,) int64, comparable between ranks.
     """
     outputs = _AcrossRanks.apply(
         images, texts, scale, image_ids, text_image_ids, sizes, ignore, cache_bytes, backend, group

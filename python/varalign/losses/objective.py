@@ -49,9 +49,11 @@ class Batch:
         return self.positive.to(self.images.dtype) / counts
 
     @cached_property
-    def owner(self) -> Tensor:
-        """(N,) the place of each text's image; 0 where there is none."""
-        return self.positive.int().argmax(0)
+    def text_share(self) -> Tensor:
+        """(M, N): 1 over the number of a text's images at each of them; a text without any is counted to the first."""
+        given = self.positive.clone()
+        given[0] |= ~given.any(0)
+        return given.to(self.images.dtype) / given.sum(0)
 
 
 Values = tuple[Tensor, Tensor, Tensor | None]

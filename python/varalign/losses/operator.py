@@ -84,8 +84,8 @@ def contrastive_forward(
     Args:
         rows: (M, D) image embeddings; columns: (N, D) text embeddings; one floating dtype.
         scale: () logit scale, float32 or float64 as the losses are.
-        row_ids: (M,) int64; column_ids: (N,) int64: positives are where they are equal. None for both: text i belongs
-            to image i.
+        row_ids: (M,) or (M, K) int64; column_ids: (N,) int64: positives are where the column's is among the row's. None
+            for both: text i belongs to image i.
         ignore: `duplicates="ignore"`.
         cache_bytes: how much the forward pass may keep for the backward pass.
         backend: "triton" or "reference".
@@ -103,7 +103,7 @@ def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, s
     queries = rows.shape[0] + columns.shape[0]
     shapes = ((queries,), (len(f.STATISTICS), queries), (f.QUERY_TERMS, queries))
     made = (scale.new_empty(shape, device=rows.device) for shape in shapes)
-    return (*made, *passes(backend).kept_like(rows, columns, cache_bytes))
+    return (*made, *passes(backend).kept_like(rows, columns, row_ids, cache_bytes))
 
 
 @torch.library.custom_op("varalign::contrastive_backward", mutates_args=())

@@ -6,8 +6,9 @@ O((M + N) * D + chunk): no M x N matrix exists unless it is at most one chunk, w
 Any device and dtype; 16-bit embeddings are computed in float32, float64 in float64.
 
 u, v embeddings; z logits; a row is an image, a column a text. Tables with a value a query hold Q = M + N of them, the
-rows' first. `Kept` is what the forward pass keeps for the backward pass: here the ids (Q,), nothing in place of the
-kernels' norms, and the cache.
+rows' first. A row has K ids, most often one; a column has one, and is a positive of the rows that have it. `Kept` is
+what the forward pass keeps for the backward pass: here the ids (M K + N,), nothing in place of the kernels' norms, and
+the cache.
 """
 
 from __future__ import annotations
@@ -31,25 +32,31 @@ CHUNK_LOGITS = 1 << 20
 
 @dataclass(frozen=True)
 class _Matches:
-    """Texts sorted by id, so that a query's positives are one range of them."""
+    """Texts sorted by id, so that the positives by each id of a row are one range of them."""
 
     order: Tensor  # (N,) columns in the order of their ids
-    first: Tensor  # (M,) where each row's range begins in `order`
-    counts: Tensor  # (M,) how long it is
+    first: Tensor  # (M K,) where the range of each id of each row begins in `order`
+    counts: Tensor  # (M K,) how long it is
+    each: int  # K, ids of a row
 
     @classmethod
-    def of(cls, row_ids: Tensor, column_ids: Tensor) -> _Matches:
+    def of(cls, ids: Tensor, rows: Tensor, columns: Tensor) -> _Matches:
+        """From the ids (M K + N,) of the rows (M, D) and the columns (N, D)."""
+        row_ids, column_ids = ids.split([ids.shape[0] - columns.shape[0], columns.shape[0]])
         ordered, order = torch.sort(column_ids, stable=True)
         first = torch.searchsorted(ordered, row_ids)
-        return cls(order, first, torch.searchsorted(ordered, row_ids, right=True) - first)
+        counts = torch.searchsorted(ordered, row_ids, right=True) - first
+        return cls(order, first, counts, row_ids.shape[0] // rows.shape[0])
 
     def pairs(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
         """Row (counted from `begin`) and column of every positive pair of the rows begin:end."""
-        counts = self.counts[begin:end]
-        rows = torch.repeat_interleave(counts)
+        part = slice(begin * self.each, end * self.each)
+        counts = self.counts[part]
+        owners = torch.repeat_interleave(counts)
         ends = counts.cumsum(0)
-        within = torch.arange(rows.shape[0], device=rows.device) - (ends - counts)[rows]
-        return rows, self.order[self.first[begin:end][rows] + within]
+        within = torch.arange(owners.shape[0], device=owners.device) - (ends - counts)[owners]
+        columns = self.order[self.first[part][owners] + within]
+        return owners if self.each == 1 else owners // self.each, columns
 
 
 def _wide(embeddings: Tensor) -> Tensor:
@@ -119,7 +126,7 @@ def tile_sums(
         rows: (M, D) image embeddings.
         columns: (N, D) text embeddings.
         scale: (), above 0.
-        row_ids: (M,) int64; a text is a positive of an image where their ids are equal.
+        row_ids: (M,) or (M, K) int64; a text is a positive of an image where its id is among the image's.
         column_ids: (N,) int64. None for both: text i is the positive of image i.
         cache_bytes: the logits are returned as the cache, for the backward pass, where they are one chunk and fit this.
         statistics: without them NEGATIVE_WEIGHTED and MINIMUM, which the loss does not need, are NaN.
@@ -129,7 +136,8 @@ def tile_sums(
         row_ids, column_ids = (torch.arange(x.shape[0], device=x.device) for x in (rows, columns))
     sums = _empty_sums(u.shape[0] + v.shape[0], u)
     row_sums, column_sums = sums[:, : u.shape[0]], sums[:, u.shape[0] :]
-    matches = _Matches.of(row_ids, column_ids)
+    ids = torch.cat([row_ids.reshape(-1), column_ids])
+    matches = _Matches.of(ids, rows, columns)
     cache = u.new_empty(0)
     for begin, end in _chunks(u.shape[0], v.shape[0]):
         z = (u[begin:end] * scale) @ v.T
@@ -152,7 +160,7 @@ def tile_sums(
         row_sums[:, begin:end] = block
     if not statistics:
         sums[[f.NEGATIVE_WEIGHTED, f.MINIMUM]] = torch.nan
-    return sums, (torch.cat([row_ids, column_ids]), scale.new_empty(0), cache)
+    return sums, (ids, scale.new_empty(0), cache)
 
 
 def _add_positives(sums: Tensor, queries: Tensor, z: Tensor) -> None:
@@ -196,7 +204,7 @@ def positive_terms(rows: Tensor, columns: Tensor, scale: Tensor, kept: Kept, sum
     negatives, all_terms = negative_lse(sums), u.new_zeros(2, m + v.shape[0])
     row_negatives, column_negatives = negatives[:m], negatives[m:]
     row_terms, column_terms = all_terms[:, :m], all_terms[:, m:]
-    matches = _Matches.of(kept[0][:m], kept[0][m:])
+    matches = _Matches.of(kept[0], rows, columns)
     for begin, end in _chunks(u.shape[0], v.shape[0]):
         r, c = matches.pairs(begin, end)
         z = ((u[begin:end] * scale) @ v.T)[r, c]
@@ -233,7 +241,7 @@ def tile_gradients(
     row_terms, column_terms = terms[:, :m], terms[:, m:]
     row_upstream, column_upstream = upstream[:m], upstream[m:]
     row_gradient, column_gradient = torch.empty_like(u), torch.zeros_like(v)
-    matches = _Matches.of(ids[:m], ids[m:])
+    matches = _Matches.of(ids, rows, columns)
     for begin, end in _chunks(u.shape[0], v.shape[0]):
         z = cache if cache.numel() else (u[begin:end] * scale) @ v.T
         r, c = matches.pairs(begin, end)
@@ -260,10 +268,10 @@ def _positive_gradient(z: Tensor, terms: Tensor, ignore: bool) -> Tensor:
     return torch.where(inverse == 1, -terms[f.SHARE], torch.exp(z - terms[f.POSITIVE_SHIFT]) - inverse)
 
 
-def kept_like(rows: Tensor, columns: Tensor, cache_bytes: int) -> Kept:
-    """Uninitialised tensors of the shapes that `tile_sums` keeps for these embeddings, for tracing without data."""
+def kept_like(rows: Tensor, columns: Tensor, row_ids: Tensor | None, cache_bytes: int) -> Kept:
+    """Uninitialised tensors of the shapes that `tile_sums` keeps for these arguments, for tracing without data."""
     m, n = rows.shape[0], columns.shape[0]
     dtype = torch.promote_types(rows.dtype, torch.float32)
     cached = m * n <= max(CHUNK_LOGITS, n) and m * n * dtype.itemsize <= cache_bytes
-    ids = rows.new_empty(m + n, dtype=torch.int64)
+    ids = rows.new_empty((m if row_ids is None else row_ids.numel()) + n, dtype=torch.int64)
     return ids, rows.new_empty(0, dtype=dtype), rows.new_empty((m, n) if cached else (0,), dtype=dtype)

@@ -18,11 +18,12 @@ from torch import Tensor
 from varalign.data.damage import damaged
 from varalign.data.features import FeatureSet
 from varalign.data.noise import parse_noise
+from varalign.data.pair_ids import pair_ids
 from varalign.data.same_captions import SameCaption
 from varalign.data.sampler import epoch_batches
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.evaluation.retrieval import matrix_ranks, mean_recall, ranks, recalls
-from varalign.inputs.pair_features import thinned
+from varalign.inputs.pair_features import sent, thinned
 from varalign.options.config import TrainConfig
 from varalign.options.fields import OPTIONS
 from varalign.options.recipe import fill
@@ -48,6 +49,7 @@ class Split:
         images: (I, Dx). texts: (T, Dy), grouped by image.
         owner: (T,) ascending rows of `images`.
         pairs: (E, 2) and first: (P, 2) as of `varalign.data.index.Candidates`.
+        ids: of the images and captions of `first`, (P,) or (P, K) and (P,), where a caption belongs to several images.
     """
 
     images: Tensor
@@ -55,6 +57,7 @@ class Split:
     owner: Rows
     pairs: Tensor
     first: Tensor
+    ids: tuple[Tensor, Tensor] | None
 
     @staticmethod
     def of(data: FeatureSet, name: str, device: torch.device) -> Split:
@@ -63,7 +66,9 @@ class Split:
         images = torch.from_numpy(data.image_features[found.rows]).to(device)
         texts = torch.from_numpy(data.text_features[found.captions]).to(device)
         pairs, first = (torch.from_numpy(array).to(device) for array in (found.pairs, found.first))
-        return Split(images, texts, found.owner, pairs, first)
+        rows = found.rows[found.first[:, 0]]
+        ids = sent(pair_ids(data, rows, data.first_captions(rows)), device)
+        return Split(images, texts, found.owner, pairs, first, ids)
 
 
 @dataclass
@@ -235,16 +240,18 @@ def train_runs(runs: Sequence[Run], bench: Bench) -> list[dict[str, Any]]:
         for batch in zip(*(run.batches[epoch] for run in runs), strict=True):
             rows = np.stack(batch)
             drawn = [_texts(run, chosen, epoch, bench) for run, chosen in zip(runs, rows, strict=True)]
-            texts = torch.stack([features for features, _ in drawn])
-            pair_weights = [weight for _, weight in drawn if weight is not None]
+            texts = torch.stack([features for features, _, _ in drawn])
+            pair_weights = [weight for _, weight, _ in drawn if weight is not None]
             chosen = torch.from_numpy(rows).to(bench.device)
+            ids = _stacked_ids(image_ids[chosen], [found for _, _, found in drawn])
             factor = rate_factor(len(losses), total, warmup=first.warmup, schedule=first.lr_schedule)
             loss, weight = batched.step(
                 bench.image_features[chosen],
                 texts,
-                image_ids[chosen],
+                ids[0],
                 factor,
                 torch.stack(pair_weights) if pair_weights else None,
+                ids[1],
             )
             losses.append(loss)
             weights.append(weight[:, 0])
@@ -297,7 +304,8 @@ def _fusion(run: Run, dev: Split) -> Fusion | None:
         return None
     kept = torch.from_numpy(thinned(np.arange(len(dev.first)))).to(dev.first.device)
     image, text = dev.first[kept].unbind(1)
-    return Fusion(run.model, dev.images[image], dev.texts[text], run.config.batch_size)
+    ids = None if dev.ids is None else (dev.ids[0][kept], dev.ids[1][kept])
+    return Fusion(run.model, dev.images[image], dev.texts[text], run.config.batch_size, ids)
 
 
 def _shapes(run: Run) -> tuple[tuple[int, ...], ...]:
@@ -309,13 +317,27 @@ def _shapes(run: Run) -> tuple[tuple[int, ...], ...]:
     return (*lengths, *(tuple(tensor.shape) for tensor in run.model.state_dict().values()))
 
 
-def _texts(run: Run, rows: Rows, epoch: int, bench: Bench) -> tuple[Tensor, Tensor | None]:
+def _stacked_ids(image_ids: Tensor, found: Sequence[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor | None]:
+    """Ids of several runs' batches, (R, B) or (R, B, K) and (R, B): `found` where a run has some, else `image_ids`."""
+    if all(ids is None for ids in found):
+        return image_ids, None
+    each = [(own, own) if ids is None else ids for own, ids in zip(image_ids, found, strict=True)]
+    images = [ids.view(len(ids), -1) for ids, _ in each]
+    width = max(ids.shape[1] for ids in images)  # a repeated id changes nothing in a matrix of pairs
+    images = [torch.cat([ids, ids[:, :1].expand(-1, width - ids.shape[1])], 1) for ids in images]
+    return torch.stack(images), torch.stack([ids for _, ids in each])
+
+
+def _texts(
+    run: Run, rows: Rows, epoch: int, bench: Bench
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
     """(B, Dy) text features of these images in a step, and (B,) weights of the pairs if they are weighted."""
     config = run.config
     texts = StepTexts.draw(run.data, rows, seed=config.seed, epoch=epoch, count=config.captions_per_step, use="mean")
     captions = torch.from_numpy(texts.captions).to(bench.device)
     each = None if run.pair_weights is None else run.pair_weights[captions]
-    return texts.join(bench.text_features[captions], each), texts.weights(each)[0]
+    ids = sent(texts.pair_ids(run.data, rows), bench.device)
+    return texts.join(bench.text_features[captions], each), texts.weights(each)[0], ids
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.kernels.query_fields import STATISTICS
 from varalign.losses.gradient_norms import gradient_norms
+from varalign.losses.relation import positive_pairs
 from varalign.options.config import TrainConfig
 from varalign.schedules import LossSchedule
 from varalign.schedules.direction_stats import DirectionStats
@@ -56,7 +57,7 @@ def batched_contrastive(
     Args:
         image_embeddings: (R, M, K · D) unit vectors. text_embeddings: (R, N, K · D).
         logit_scale: (R,) above 0.
-        image_ids: (R, M) integers that name the images. text_image_ids: (R, N).
+        image_ids: (R, M) integers that name the images, or (R, M, K). text_image_ids: (R, N).
         query_weights: (R, M) and (R, N), at least 0, how much each image and each text counts in the mean of its
             direction; None: all alike.
         members: K spaces side by side in the embeddings; each is aligned by itself, and values and statistics are means
@@ -65,7 +66,7 @@ def batched_contrastive(
     u, v = (_apart(x, members) for x in (image_embeddings, text_embeddings))
     s = u @ v.transpose(2, 3)
     z = s * logit_scale[:, None, None, None]
-    positive = (image_ids[:, :, None] == text_image_ids[:, None, :])[:, None]
+    positive = positive_pairs(image_ids, text_image_ids)[:, None]
     losses, stats = [], []
     for place, dim in enumerate((3, 2)):
         lse = z.logsumexp(dim)
@@ -160,11 +161,13 @@ class BatchedRuns:
         image_ids: Tensor,
         rate_factor: float,
         pair_weights: Tensor | None = None,
+        text_image_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One optimiser step of every run.
 
         Args:
-            image_features: (R, B, Dx). text_features: (R, B, Dy), pairs by row. image_ids: (R, B).
+            image_features: (R, B, Dx). text_features: (R, B, Dy), pairs by row.
+            image_ids: (R, B), or (R, B, K) with `text_image_ids` (R, B), as in `batched_contrastive`.
             rate_factor: by which every learning rate is multiplied.
             pair_weights: (R, B) how much each pair counts in the loss; None: all alike.
 
@@ -185,7 +188,7 @@ class BatchedRuns:
             v,
             scale,
             image_ids,
-            image_ids,
+            image_ids if text_image_ids is None else text_image_ids,
             None if pair_weights is None else (pair_weights, pair_weights),
             members=max(1, self._base.shape.members),
         )

@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from varalign.data.index import first_of_each
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.ensemble import EnsembleHead
-from varalign.inputs.pair_features import dev_pairs
+from varalign.inputs.pair_features import dev_pairs, first_pairs
 from varalign.inputs.parts import Parts
-from varalign.losses.pair_loss import pair_losses
+from varalign.losses.pair_loss import Ids, pair_losses
+from varalign.losses.relation import positive_pairs
 
 SHARES = (0.0, 0.25, 0.5, 0.75)
 SCALES = tuple(float(f"{MAX_LOGIT_SCALE ** (step / 24):.4g}") for step in range(25))
@@ -28,11 +28,20 @@ class Fusion:
         model: with ensemble heads.
         image_features: (N, Dx) of dev. text_features: (N, Dy) of one caption of each image.
         batch_size: number of images that are scored against each other, as in the run.
+        ids: of images and captions, where a caption belongs to several images.
     """
 
-    def __init__(self, model: DualEncoder, image_features: Tensor, text_features: Tensor, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: DualEncoder,
+        image_features: Tensor,
+        text_features: Tensor,
+        batch_size: int,
+        ids: Ids | None = None,
+    ) -> None:
         self.model, self.batch_size = model, batch_size
         self.image_features, self.text_features = image_features, text_features
+        self._positive = None if ids is None else positive_pairs(*(self._batches(part) for part in ids))
 
     @staticmethod
     def of(parts: Parts, batch_size: int) -> Fusion:
@@ -43,8 +52,8 @@ class Fusion:
             batch_size: as for the class.
         """
         dev = dev_pairs(parts)
-        first = torch.from_numpy(first_of_each(dev.owner.cpu().numpy())).to(dev.owner.device)
-        return Fusion(parts.model, dev.image_features, dev.text_features[first], batch_size)
+        images, texts, ids = first_pairs(parts.data, dev)
+        return Fusion(parts.model, dev.image_features[images], dev.text_features[texts], batch_size, ids)
 
     @torch.no_grad()
     def choose(self, *, trained: bool = True) -> float:
@@ -64,9 +73,9 @@ class Fusion:
         best: tuple[float, float, Tensor] | None = None
         for share in SHARES if trained else SHARES[:1]:
             mixed = torch.lerp(closed, members, share)
-            means = torch.stack([pair_losses(mixed, scale).mean() for scale in SCALES])
+            means = torch.stack([pair_losses(mixed, scale, self._positive).mean() for scale in SCALES])
             scale = SCALES[int(means.argmin())]  # the host waits for the GPU here, once per share and evaluation
-            losses = pair_losses(mixed, scale).flatten()
+            losses = pair_losses(mixed, scale, self._positive).flatten()
             if best is None or _clearly_lower(losses, best[2], kept=best[0]):
                 best = (share, scale, losses)
         assert best is not None
@@ -76,10 +85,13 @@ class Fusion:
         return best[0]
 
     def _similarities(self, images: Tensor, texts: Tensor) -> Tensor:
-        """(batches, N, N) of consecutive batches, without the last incomplete one unless it is the only one."""
-        size = min(self.batch_size, len(images))
-        whole = len(images) // size * size
-        return images[:whole].unflatten(0, (-1, size)) @ texts[:whole].unflatten(0, (-1, size)).transpose(1, 2)
+        """(batches, N, N) of consecutive batches."""
+        return self._batches(images) @ self._batches(texts).transpose(1, 2)
+
+    def _batches(self, rows: Tensor) -> Tensor:
+        """(batches, N, ..) consecutive rows, without the last incomplete batch unless it is the only one."""
+        size = min(self.batch_size, len(rows))
+        return rows[: len(rows) // size * size].unflatten(0, (-1, size))
 
 
 def _clearly_lower(ours: Tensor, theirs: Tensor, *, kept: float) -> bool:

@@ -74,6 +74,7 @@ def score_pairs(inputs: Inputs, *, seed: int) -> PairVerdict:
     features = found.image_features, found.text_features, found.owner.cpu()
     options: dict[str, Any] = {
         "image_ids": torch.from_numpy(inputs.data.image_ids[found.rows]),
+        "text_ids": torch.from_numpy(inputs.data.text_ids[found.captions]),
         "seed": seed,
         "device": inputs.device,
     }

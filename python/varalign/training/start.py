@@ -9,24 +9,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varalign.canonical.choice import Grid, choose_settings, mean_recall_at_1, negative_loss
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.maps import ClosedForm, Whitening
-from varalign.data.index import first_of_each
+from varalign.data.index import Candidates
 from varalign.encoders.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
 from varalign.encoders.heads import NoisyHead, closed_form_heads
 from varalign.inputs.assemble import assemble, open_sources
 from varalign.inputs.models import adapt_towers, new_model, new_towers
 from varalign.inputs.open_data import Data
-from varalign.inputs.pair_features import PairFeatures, batches_of_pairs, dev_pairs
+from varalign.inputs.pair_features import PairFeatures, batches_of_pairs, dev_pairs, first_pairs
 from varalign.inputs.parts import Inputs, Parts
-from varalign.losses.pair_loss import best_logit_scale
+from varalign.losses.pair_loss import Ids, best_logit_scale
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.training.pair_weights import PairVerdict, score_pairs
@@ -141,7 +143,8 @@ def _closed_form_start(inputs: Inputs, pair_weights: Tensor | None) -> tuple[Par
     config, started = inputs.config, time.perf_counter()
     covariance = _covariance(inputs, pair_weights)
     dev = dev_pairs(inputs)
-    found, tried = _chosen(covariance, dev, config)
+    images, texts, ids = first_pairs(inputs.data, dev)
+    found, tried = _chosen(covariance, dev, config, ids)
     if found.dimensions == 0:
         raise ConfigError(
             "--start closed-form: image and text features of the training pairs have nothing in common (are they "
@@ -150,7 +153,10 @@ def _closed_form_start(inputs: Inputs, pair_weights: Tensor | None) -> tuple[Par
     kept = found.dimensions
     if config.embedding_dim is not None:
         found = _widened(found, config.embedding_dim)
-    scale = _logit_scale(found, dev, config)
+    scale = MAX_LOGIT_SCALE
+    if len(dev.rows) > 1:  # at the least dev loss, of the first caption of each image, in the run's batches
+        u, v = found.embed_images(dev.image_features[images]), found.embed_texts(dev.text_features[texts])
+        scale = best_logit_scale(u, v, ids=ids, batch_size=config.batch_size, high=MAX_LOGIT_SCALE)
     heads = closed_form_heads(_shape(found, config), found, covariance, logit_scale=scale, seed=config.seed)
     # Members start at the usual scale; a residual starts at that of the closed form that it is added to.
     first_scale = INITIAL_LOGIT_SCALE if config.members else scale
@@ -159,9 +165,7 @@ def _closed_form_start(inputs: Inputs, pair_weights: Tensor | None) -> tuple[Par
         ridge=found.ridge,
         power=found.power,
         dimensions=kept,
-        recall=mean_recall_at_1(
-            found.embed_images(dev.image_features), found.embed_texts(dev.text_features), dev.owner
-        ),
+        recall=_recall(found, inputs.data.candidates(dev.rows), dev),
         tried=tried,
         pairs=covariance.pairs,
         logit_scale=scale,
@@ -182,7 +186,17 @@ def _shape(found: ClosedForm, config: TrainConfig) -> HeadShape:
     return HeadShape(found.dimensions, "residual", hidden_dim, train_map=config.map_lr != 0, **rates)
 
 
-def _chosen(covariance: RunningCovariance, dev: PairFeatures, config: TrainConfig) -> tuple[ClosedForm, int]:
+def _recall(found: ClosedForm, candidates: Candidates, dev: PairFeatures) -> float:
+    """Mean of i2t and t2i Recall@1 on dev."""
+    texts = np.argsort(dev.captions)
+    texts = texts[np.searchsorted(dev.captions[texts], candidates.captions)]
+    u, v = found.embed_images(dev.image_features[candidates.places]), found.embed_texts(dev.text_features[texts])
+    return mean_recall_at_1(u, v, torch.from_numpy(candidates.pairs).to(u.device))
+
+
+def _chosen(
+    covariance: RunningCovariance, dev: PairFeatures, config: TrainConfig, ids: Ids | None
+) -> tuple[ClosedForm, int]:
     """The closed form with the lowest dev loss among the settings that the options allow, and the number of them."""
     usual = Grid()
     grid = Grid(
@@ -194,7 +208,7 @@ def _chosen(covariance: RunningCovariance, dev: PairFeatures, config: TrainConfi
     )
     whitening = Whitening(covariance)
     best, trials = choose_settings(
-        whitening, dev.image_features, dev.text_features, dev.owner, grid=grid, metric=negative_loss
+        whitening, dev.image_features, dev.text_features, dev.owner, grid=grid, metric=partial(negative_loss, ids=ids)
     )
     return best.solved(whitening), len(trials)
 
@@ -219,15 +233,6 @@ def _widened(found: ClosedForm, dimensions: int) -> ClosedForm:
         text_map=pad(found.text_map, (0, more)),
         singular_values=pad(found.singular_values, (0, more)),
     )
-
-
-def _logit_scale(found: ClosedForm, dev: PairFeatures, config: TrainConfig) -> float:
-    """α at the minimum of the dev loss, with the first caption of each image and batches of the run's size."""
-    if len(dev.rows) < 2:
-        return MAX_LOGIT_SCALE
-    first = torch.from_numpy(first_of_each(dev.owner.cpu().numpy())).to(dev.owner.device)
-    u, v = found.embed_images(dev.image_features), found.embed_texts(dev.text_features[first])
-    return best_logit_scale(u, v, batch_size=config.batch_size, high=MAX_LOGIT_SCALE)
 
 
 def _set_deviations(parts: Parts) -> None:

@@ -21,7 +21,7 @@ from varalign.training.losses import show_step
 from varalign.training.optimiser import rate_factor, set_learning_rate
 from varalign.training.state import TrainingState
 from varalign.training.step_guard import StepGuard
-from varalign.training.step_texts import StepTexts
+from varalign.training.step_texts import Relation, StepTexts
 
 
 @dataclass
@@ -88,7 +88,10 @@ class TrainingStep:
                 image_features, text_features = mixup(image_features), mixup(text_features)
             image_embeddings = model.project_images(image_features)
             text_embeddings = model.project_texts(text_features)
-        image_ids = self._image_ids[torch.from_numpy(inputs.rows)].to(parts.device, non_blocking=True)
+        ids = texts.pair_ids(parts.data, inputs.rows)
+        image_ids = self._image_ids[torch.from_numpy(inputs.rows)] if ids is None else torch.from_numpy(ids.images)
+        image_ids = image_ids.to(parts.device, non_blocking=True)
+        text_ids = image_ids[self._sent(texts.owner)] if ids is None else self._sent(ids.texts)
         scale = model.logit_scale
         image_weights, text_weights = texts.weights(each)
         if mixup is not None and image_weights is not None and text_weights is not None:
@@ -99,7 +102,7 @@ class TrainingStep:
             text_embeddings.float(),
             scale,
             image_ids,
-            image_ids[self._sent(texts.owner)],
+            text_ids,
             image_weights=image_weights,
             text_weights=text_weights,
             **self._members,
@@ -109,7 +112,9 @@ class TrainingStep:
 
         with torch.no_grad():
             alpha = scale.detach()
-            pair_values = texts.pair_values(output.stats_i2t, output.stats_t2i, alpha)
+            embeddings = image_embeddings.detach().float(), text_embeddings.detach().float()
+            relation = None if ids is None else Relation(*embeddings, image_ids, text_ids)
+            pair_values = texts.pair_values(output.stats_i2t, output.stats_t2i, alpha, relation)
             figures = [output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha, sound.float()]
             stacked = torch.stack(figures).detach()
         now = time.perf_counter()

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from varalign.data.index import CaptionIndex
+from varalign.data.pair_ids import PairIds, pair_ids
 from varalign.data.sampler import draw_captions
 from varalign.inputs.sources import Rows
+from varalign.losses.reference import CHUNK_LOGITS
+from varalign.losses.relation import positive_pairs
 from varalign.schedules.direction_stats import DirectionStats
 from varalign.training.pair_weights import weighted_mean
 
@@ -52,9 +55,13 @@ class StepTexts:
         drawn = draw_captions(data, rows, seed=seed, epoch=epoch, count=count)
         if use == "mean" and count > 1:
             return cls(drawn.reshape(-1), np.arange(len(drawn), dtype=np.int64), (len(drawn), count))
-        there = np.diff(data.caption_offsets)[np.asarray(rows)]
+        there = np.diff(data.drawn_captions[1])[np.asarray(rows)]
         once = np.arange(count) < there[:, None]
         return cls(drawn[once], np.nonzero(once)[0].astype(np.int64))
+
+    def pair_ids(self, data: CaptionIndex, rows: Rows) -> PairIds | None:
+        """Ids of the images `rows` (B,) and of the texts; None where each text belongs to one of the images only."""
+        return pair_ids(data, rows, self.captions if self.shape is None else self.captions.reshape(self.shape))
 
     def join(self, features: Tensor, pair_weights: Tensor | None) -> Tensor:
         """(N, D) features of the texts, from the captions' (C, D); `pair_weights` (C,) weight the means."""
@@ -74,21 +81,63 @@ class StepTexts:
         sums = pair_weights.new_zeros(int(self.owner.max()) + 1).index_add_(0, owner, pair_weights)
         return sums / torch.bincount(owner), pair_weights
 
-    def pair_values(self, images: DirectionStats, texts: DirectionStats, scale: Tensor) -> Tensor:
+    def pair_values(
+        self, images: DirectionStats, texts: DirectionStats, scale: Tensor, relation: Relation | None = None
+    ) -> Tensor:
         """(C, 2): positive probability and margin of each caption with its image, each the mean of both directions.
 
-        The probability's denominator excludes the other captions of the same image.
+        The probability's denominator excludes the other texts of the same image and the other images of the same text.
 
         Args:
             images, texts: statistics of the two directions; an image is in the batch at most once.
             scale: the logit scale, without gradient.
+            relation: of a batch in which a text belongs to several images; None: each text has one, its owner.
         """
         owner = torch.from_numpy(self.owner).to(scale.device, non_blocking=True)
-        similarity = texts.positive_mean  # a text has one positive: its image
-        by_text = (scale * similarity - texts.lse).exp()
-        share = (scale * similarity - images.lse[owner]).exp()
-        others = torch.zeros_like(images.lse).index_add_(0, owner, share)[owner] - share
-        by_image = (share / (1 - others).clamp_min(torch.finfo(share.dtype).tiny)).clamp_max(1)
+        if relation is None:
+            similarity = texts.positive_mean  # a text has one positive: its image
+            by_text = (scale * similarity - texts.lse).exp()
+            share = (scale * similarity - images.lse[owner]).exp()
+            whole = torch.zeros_like(images.lse).index_add_(0, owner, share)
+        else:
+            similarity = (relation.images[owner] * relation.texts).sum(1)
+            share = (scale * similarity - texts.lse).exp()
+            whole, of_texts = relation.shares(images.lse, texts.lse, scale)
+            by_text = _alone(share, of_texts)
+            share = (scale * similarity - images.lse[owner]).exp()
+        by_image = _alone(share, whole[owner])
         margin = similarity - (texts.negative_max + images.negative_max[owner]) / 2
         values = torch.stack([(by_text + by_image) / 2, margin], dim=1)
         return values if self.shape is None else values.repeat_interleave(self.shape[1], dim=0)
+
+
+def _alone(share: Tensor, whole: Tensor) -> Tensor:
+    """A positive's probability when the query's other positives, of `whole` in all, leave the denominator."""
+    return (share / (1 - (whole - share)).clamp_min(torch.finfo(share.dtype).tiny)).clamp_max(1)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A batch in which a text belongs to several images.
+
+    Attributes:
+        images: (B, D) embeddings, texts: (N, D), both without gradient.
+        image_ids: (B,) or (B, K), text_ids: (N,), as of `varalign.data.pair_ids`.
+    """
+
+    images: Tensor
+    texts: Tensor
+    image_ids: Tensor
+    text_ids: Tensor
+
+    def shares(self, image_lse: Tensor, text_lse: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) and (N,) what the probabilities of a query's positives add up to, some rows at a time."""
+        by_image, by_text = torch.empty_like(image_lse), torch.zeros_like(text_lse)
+        step = max(1, CHUNK_LOGITS // len(self.texts))
+        for start in range(0, len(self.images), step):
+            rows = slice(start, start + step)
+            z = scale * self.images[rows] @ self.texts.T
+            positive = positive_pairs(self.image_ids[rows], self.text_ids)
+            by_image[rows] = ((z - image_lse[rows, None]).exp() * positive).sum(1)
+            by_text += ((z - text_lse).exp() * positive).sum(0)
+        return by_image, by_text

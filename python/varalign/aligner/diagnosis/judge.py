@@ -102,6 +102,7 @@ def _scores(subject: Subject, settings: Settings) -> PairScores | str | None:
             torch.from_numpy(subject.data.caption_owner),
             rows,
             image_ids=torch.from_numpy(subject.data.image_ids),
+            text_ids=torch.from_numpy(subject.data.text_ids),
             by=settings.by,
             seed=settings.seed,
             device=pick_device(settings.device),

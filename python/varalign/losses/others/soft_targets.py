@@ -11,8 +11,8 @@ from varalign.losses.objective import Batch, Objective, Values, counted
 class SoftTargets(Objective):
     """Cross-entropy with (1 - λ) · positives + λ · softmax of the similarities within the query's own modality.
 
-    An image's target over texts is its similarity to the texts' images; a text's target over images its mean similarity
-    to the images' texts. Targets carry no gradient.
+    An image's target over texts is its mean similarity to the texts' images, a text's target over images its mean
+    similarity to the images' texts. Targets carry no gradient.
 
     Args:
         strength: λ, 0 (the plain loss) to 1.
@@ -29,7 +29,7 @@ class SoftTargets(Objective):
     def forward(self, batch: Batch) -> Values:
         scale = batch.logit_scale.detach()
         images, texts = batch.images.detach(), batch.texts.detach()
-        like_images = (scale * (images @ images.T))[:, batch.owner].softmax(1)
+        like_images = (scale * (images @ images.T) @ batch.text_share).softmax(1)
         like_texts = (scale * (texts @ texts.T) @ batch.share.T).softmax(1)
         i2t = self._values(batch.logits, batch.positive, like_images)
         t2i = self._values(batch.logits.T, batch.positive.T, like_texts)
