@@ -92,6 +92,8 @@ GOOD = {
     "UTF-16, no mark": CSV.decode().encode("utf-16-le"),
     "several captions in a field": b'filename,raw,split\na.jpg,"[""A dog runs ."", ""One dog, running .""]",train\n'
     b'b.jpg,"[""A sign says \\""stop\\"" .""]",train\n',
+    "Python's lists in a field": b"image,captions\n"
+    + b"""a.jpg,"['A dog runs .', 'One dog, running .']"\nb.jpg,"['A sign says ""stop"" .']"\n""",
     "the better of two image columns": CSV.replace(b"image,", b"id,file_name,")
     .replace(b"jpg,", b"jpg,", 1)
     .replace(b"\na.jpg", b"\n7,a.jpg")

@@ -282,6 +282,17 @@ READ: dict[str, tuple[Callable[[Path], object], Reading]] = {
         Reading(),
     ),
     "names in another case": (with_file("captions.csv", PLAIN, rename=str.upper), Reading()),
+    "images in folders of the splits": (
+        with_file("captions.csv", PLAIN, rename=lambda name: f"{SPLITS[name].replace('dev', 'val')}/{name}"),
+        Reading(),
+    ),
+    "split folders with folders of images": (
+        lambda folder: in_splits(
+            folder,
+            lambda place, names: with_file("captions.csv", table([row for row in PAIRS if row[0] in names]))(place),
+        ),
+        Reading(),
+    ),
     "companions of macOS and Windows": (
         lambda folder: (
             with_file("captions.csv", PLAIN)(folder),
@@ -294,6 +305,8 @@ READ: dict[str, tuple[Callable[[Path], object], Reading]] = {
     ),
 }
 WITH_SPLITS = (
+    "images in folders of the splits",
+    "split folders with folders of images",
     "Karpathy's JSON",
     "imagefolder in split folders",
     "a split column",
@@ -376,6 +389,23 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         assert "0.tar: 1 captions without an image beside them are left out: 'lost'" in found.notes
 
 
+def test_a_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:
+    beside(tmp_path, where=lambda name: f"deep/{name}")
+    (tmp_path / "deep" / "again").symlink_to(tmp_path)
+    _, pairs = pairs_of(tmp_path, Reading(follow_links=True), tmp_path / "cache")
+    assert pairs == {(picture(name), text) for name, text in PAIRS}
+
+
+def test_parts_of_a_saved_data_set_that_are_no_split_are_in_none(tmp_path: Path) -> None:
+    saved(tmp_path / "data", splits=True)
+    names = json.loads((tmp_path / "data" / "dataset_dict.json").read_text())["splits"]
+    (tmp_path / "data" / "test").rename(tmp_path / "data" / "extra")
+    (tmp_path / "data" / "dataset_dict.json").write_text(json.dumps({"splits": [*names[:2], "extra"]}))
+    found, _ = pairs_of(tmp_path / "data", Reading(), tmp_path / "cache")
+    assert sorted(found.split.tolist()) == [-1, 0, 0, 0, 0, 1]
+    assert any("parts that are no split, whose images are in none: extra" in note for note in found.notes)
+
+
 def test_unpacked_images_that_were_changed_are_unpacked_again(tmp_path: Path) -> None:
     folder, cache = tmp_path / "data", tmp_path / "cache"
     folder.mkdir()
@@ -451,6 +481,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "folders of classes": (
         lambda folder: images(folder, lambda name: f"dog/{name}"),
         r"no captions file; wanted one of .* or a .txt beside each image; or name it \(--captions FILE\)",
+    ),
+    "an Excel workbook": (
+        with_file("captions.xlsx", b"PK\x03\x04"),
+        r"captions.xlsx: an Excel workbook; save it as CSV \(UTF-8\)",
     ),
     "an archive for a text": (with_file("captions.csv", b"PK\x03\x04"), "a compressed archive.*; unpack it first"),
     "gzip": (with_file("captions.csv", b"\x1f\x8b\x08"), "a compressed archive, not a captions file; unpack it first"),

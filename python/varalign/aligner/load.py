@@ -31,7 +31,7 @@ def load(
     *,
     checkpoint: str = "best",
     data: Path | str | None = None,
-    reading: Reading = Reading(),  # noqa: B008
+    reading: Reading = Reading(),
     same_caption: SameCaption | None = None,
     skip_missing: bool = False,
     device: str | None = None,
@@ -93,7 +93,7 @@ def zero_shot(
     data: Path | str,
     *,
     seed: int = 0,
-    reading: Reading = Reading(),  # noqa: B008
+    reading: Reading = Reading(),
     same_caption: SameCaption | None = None,
     skip_missing: bool = False,
     device: str | None = None,

@@ -38,7 +38,7 @@ text knows every text, and archives are known before any text is read."""
 KNOWN_SLIP = "2258277193_586949ec62.jpg.1"
 
 
-def read_captions(path: Path | str, reading: Reading = Reading(), *, skip_empty: bool = False) -> CaptionFile:  # noqa: B008
+def read_captions(path: Path | str, reading: Reading = Reading(), *, skip_empty: bool = False) -> CaptionFile:
     """Read a captions file, whichever of the known forms it has.
 
     reading: what the user said of it. skip_empty: leave out rows whose caption is empty, instead of refusing the file.

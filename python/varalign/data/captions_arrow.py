@@ -11,8 +11,8 @@ from typing import Any
 
 from varalign.data.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
 from varalign.data.captions_records import captions_of
-from varalign.data.columns import Columns, check_split_words, require_columns, split_word
-from varalign.data.errors import DataError
+from varalign.data.columns import Columns, require_columns, split_word
+from varalign.data.errors import DataError, first_three
 from varalign.data.files import content_key
 from varalign.data.reading import HUB, of_hub
 from varalign.data.unpacked import Example, unpack
@@ -30,9 +30,10 @@ def _read(source: CaptionSource) -> CaptionFile:
         ) from None
     found = _from_hub(datasets, path.as_posix()) if of_hub(path) else _from_disk(datasets, path.parent)
     parts: Mapping[str, Any] = found if isinstance(found, datasets.DatasetDict) else {"": found}
-    if len(parts) == 1 and split_word(next(iter(parts))) is None:
-        parts = {"": next(iter(parts.values()))}
-    check_split_words(path, "name of a part", parts)
+    odd = [name for name in parts if split_word(name) is None]
+    if len(parts) > 1 and odd:
+        source.notes.append(f"{path}: parts that are no split, whose images are in none: {first_three(odd)}")
+    parts = {"" if name in odd else name: part for name, part in parts.items()}
     first = next(iter(parts.values()))
     columns = require_columns(str(path), first.column_names, source.reading)
     rows = _rows(datasets, parts, columns)

@@ -1,6 +1,6 @@
 """Captions in a text file beside each image: `a.txt` or `a.caption` for `a.jpg`, a line a caption.
 
-Images may lie in subfolders; one named like a split (`train/`) says so. Images without a text are counted in a note.
+Images may lie in subfolders. Images without a text are counted in a note.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from varalign.data.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, split_lines
-from varalign.data.columns import Columns, split_word
+from varalign.data.columns import Columns
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.image_folder import IMAGE_FOLDERS, ImageFolder
 from varalign.data.text_file import read_text
@@ -33,7 +33,6 @@ def _finds(folder: Path) -> Path | None:
 def _read(source: CaptionSource) -> CaptionFile:
     base, pairs = source.path, Pairs(source, Columns("", "", None))
     folder = ImageFolder(base, follow_links=source.reading.follow_links)
-    splits: dict[str, str] = {}
     without: list[str] = []
     encodings: list[str] = []
     names = folder.all_names()
@@ -44,9 +43,6 @@ def _read(source: CaptionSource) -> CaptionFile:
             continue
         captions = [line.strip() for line in split_lines(read_text(text, encodings)) if line.strip()]
         pairs.add(0, f"image {shown(name)}", name, captions or "")
-        split = next((split_word(part) for part in name.split("/")[:-1] if split_word(part)), None)
-        if split is not None:
-            splits[name] = split
     if len(without) == len(names):
         raise DataError(f"{base}: not a file but a folder, and no image in it has a .txt or .caption beside it")
     if encodings:
@@ -55,7 +51,7 @@ def _read(source: CaptionSource) -> CaptionFile:
         source.notes.append(
             f"{len(without):,} images have no text beside them and are left out: {first_three(without)}"
         )
-    return pairs.done("a text beside each image", splits=splits or None, image_folders=(str(base.absolute()),))
+    return pairs.done("a text beside each image", image_folders=(str(base.absolute()),))
 
 
 BESIDE = CaptionFormat(files=(), knows=lambda source: source.path.is_dir(), read=_read, finds=_finds)

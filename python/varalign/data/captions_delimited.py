@@ -7,7 +7,7 @@
 * A field may stand in quotes, with spaces before and after them; a quote inside is written "". A quoted caption may run
   over `MAX_QUOTED_LINES` lines, which become one line with spaces. A field that begins with a quoted word after a
   space (`a.jpg, "Stop" is written there`) is no quoted field: its quote marks are part of the caption.
-* A field may be a JSON list of captions: `["A dog .", "One dog ."]`.
+* A field may be a list of captions as JSON or Python write it: `["A dog .", "One dog ."]`.
 * Flickr30k's `results.csv` has the header `image_name| comment_number| comment`. Quote marks mean nothing in it, and a
   caption may hold bars. A row of the public file lacks the bar after the number (`2199200615.jpg| 4   A dog runs …`):
   such a row is read, and a note counts them.
@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -169,11 +169,13 @@ def _rest_is_caption(dialect: Dialect, count: int, record: str) -> bool:
 
 def _captions(field: str) -> str | list[str]:
     caption = field.replace("\n", " ").strip()
-    if caption.startswith('["') and caption.endswith('"]'):
+    if caption.startswith(("['", '["')) and caption.endswith(("']", '"]')):
         try:
-            return [str(item).strip() for item in json.loads(caption)]
-        except ValueError:
-            pass
+            found = ast.literal_eval(caption)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return caption
+        if isinstance(found, list) and all(isinstance(item, str) for item in found):
+            return [item.strip() for item in found]
     return caption
 
 

@@ -125,7 +125,7 @@ def check_dataset(
     folder: Path | str,
     *,
     seed: int = 0,
-    reading: Reading = Reading(),  # noqa: B008
+    reading: Reading = Reading(),
     max_bad: float = MAX_BAD,
     threads: int | None = None,
     near_duplicates: bool = False,

@@ -75,7 +75,7 @@ def load_dataset(
     skip_missing: bool = False,
     dataset_size: int | None = None,
     captions_per_image: int | None = None,
-    reading: Reading = Reading(),  # noqa: B008
+    reading: Reading = Reading(),
 ) -> ImageCaptions:
     """Read a folder of images and captions and give every image its split.
 

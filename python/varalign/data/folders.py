@@ -53,8 +53,9 @@ class FoundFolder:
     """What a folder holds: I images in order of their first caption, T captions in file order.
 
     caption_owner: (T,) rows of `images`. form: what the captions files are, for people. splits: image row to "train",
-    "dev" or "test" where the captions files carry splits. missing: captions that name no image. bare: images that no
-    caption names. empty: "file line n" of each empty caption left out.
+    "dev" or "test" where the captions files or the folders of the images carry splits; splits_from: which of the two.
+    missing: captions that name no image. bare: images that no caption names. empty: "file line n" of each empty caption
+    left out.
     """
 
     folder: Path
@@ -65,13 +66,14 @@ class FoundFolder:
     caption_owner: NDArray[np.int64]
     form: str = ""
     splits: dict[int, str] = field(default_factory=dict)
+    splits_from: str = ""
     missing: list[Missing] = field(default_factory=list)
     bare: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool = False) -> FoundFolder:  # noqa: B008
+def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool = False) -> FoundFolder:
     """Read the captions of a folder and find their images.
 
     reading: what the user says of the folder. skip_empty: leave out empty captions and list them.
@@ -81,6 +83,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
     found = FoundFolder(folder, [part.file for part in parts], [], [], [], np.zeros(0, np.int64), notes=notes)
     places_split = len({part.split for part in parts}) > 1
     row_of: dict[str, int] = {}  # by the path as text: a Path takes ten times as long to hash
+    prefixes: dict[str, Path] = {}
     owner: list[int] = []
     for part in parts:
         read = read_captions(part.file, reading, skip_empty=skip_empty)
@@ -92,7 +95,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
             found.image_folders.append(images.base)
         located = _locate(images, read)
         found.notes.extend(_lenience(read, located))
-        prefix = _prefix(folder, part, read, images) if len(parts) > 1 else ""
+        prefix = _prefix(folder, part, read, images, prefixes) if len(parts) > 1 else ""
         rows: dict[str, int] = {}
         for name, image in located.items():
             if image is None:
@@ -111,6 +114,10 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
             else:
                 found.missing.append(Missing(part.file, line, name))
     found.caption_owner = np.array(owner, dtype=np.int64)
+    found.splits_from = first_three([path.name for path in found.caption_files])
+    by_folder = _splits_by_folder(found.images) if not found.splits else {}
+    if len(set(by_folder.values())) > 1:
+        found.splits, found.splits_from = by_folder, "the folders of the images"
     there = [(os.path.join(base, name), name) for base in found.image_folders for name in ImageFolder(base).names()]
     found.bare = [name for path, name in there if path not in row_of]
     return found
@@ -138,6 +145,8 @@ def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
     groups = list(_known_files(folder)) or _split_folders(folder, notes)
     groups = groups or _without_files(folder) or _only_files(folder)
     if not groups:
+        for path in sorted(folder.glob("*.xls*")):
+            raise DataError(f"{path}: an Excel workbook; save it as CSV (UTF-8) beside it")
         patterns = [pattern for form in FORMATS for pattern in form.files]
         raise DataError(
             f"{folder}: no captions file; wanted one of {', '.join(patterns)}, or a .txt beside each image; or name "
@@ -217,11 +226,28 @@ def _image_folder(folder: Path, part: Part, read: CaptionFile, reading: Reading)
     return candidates[0]
 
 
-def _prefix(folder: Path, part: Part, read: CaptionFile, images: ImageFolder) -> str:
-    """What tells the images of this part from those of others: their folder, or the archive that they lie in."""
+def _prefix(folder: Path, part: Part, read: CaptionFile, images: ImageFolder, prefixes: dict[str, Path]) -> str:
+    """What tells the images of this part from those of others: their folder, or the archive that they lie in.
+
+    prefixes: those of the parts before, each with its folder of images.
+    """
     if str(images.base) in read.image_folders:  # unpacked into the cache
         return part.file.relative_to(folder).with_suffix("").as_posix() + "/"
-    return f"{images.base.name}/"
+    prefix = f"{images.base.name}/"
+    if prefixes.setdefault(prefix, images.base) != images.base and images.base.is_relative_to(folder):
+        return images.base.relative_to(folder).as_posix() + "/"  # `train/images` after `test/images`
+    return prefix
+
+
+def _splits_by_folder(images: list[ImageFile]) -> dict[int, str]:
+    """The splits of the images that lie in a folder named like one, by row."""
+    found = {}
+    for row, image in enumerate(images):
+        words = [split_word(part) for part in image.name.split("/")[:-1]]
+        split = next((word for word in words if word), None)
+        if split is not None:
+            found[row] = split
+    return found
 
 
 def _locate(images: ImageFolder, read: CaptionFile) -> dict[str, ImageFile | None]:

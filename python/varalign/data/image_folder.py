@@ -138,7 +138,13 @@ class ImageFolder:
     def all_names(self) -> list[str]:
         """The names of the image files in the folder and in its subfolders, sorted; hidden folders are passed over."""
         names = []
+        seen = set()
         for place, folders, files in os.walk(self.base, followlinks=self._follow_links):
+            state = os.stat(place)
+            if (state.st_dev, state.st_ino) in seen:  # a link to a folder that was met
+                folders.clear()
+                continue
+            seen.add((state.st_dev, state.st_ino))
             folders[:] = [folder for folder in folders if not folder.startswith(".")]
             parent = os.path.relpath(place, self.base).replace(os.sep, "/") + "/" if place != str(self.base) else ""
             names += [parent + name for name in files if is_image_name(name) and not is_companion(name)]

@@ -61,7 +61,7 @@ def choose_splits(
         split = np.full(len(names), -1, dtype=np.int8)
         for row, name in found.splits.items():
             split[row] = SPLITS[name]
-        source = "splits from " + first_three([path.name for path in found.caption_files])
+        source = f"splits from {found.splits_from}"
         notes = _halve_held_out(split, names, image_ids, seed)
     elif lists := _find_lists(found.folder):
         split, notes = _from_lists(lists, names)

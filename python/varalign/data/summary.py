@@ -91,7 +91,7 @@ def summarise(
     seed: int = 0,
     threads: int = 0,
     skip_missing: bool = False,
-    reading: Reading = Reading(),  # noqa: B008
+    reading: Reading = Reading(),
 ) -> Summary:
     """Measure a data folder.
 
