@@ -1,6 +1,6 @@
 """The compiled core; `varalign.data` is its public face."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = [
     "__version__",
     "build_word_vocabulary",
     "decode_image",
+    "decode_others_by",
     "load_images",
     "shrink_images",
 ]
@@ -29,6 +30,7 @@ __version__: str
 MAX_PIXELS: int
 
 def decode_image(data: bytes, max_pixels: int | None = None) -> NDArray[np.uint8]: ...
+def decode_others_by(decoder: Callable[[bytes, str, int], NDArray[np.uint8]]) -> None: ...
 def load_images(
     paths: Sequence[str],
     rows: Sequence[int],

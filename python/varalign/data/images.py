@@ -3,7 +3,8 @@
 Pixels are Pillow's: `ImageOps.exif_transpose(image).convert("RGB")`, then Pillow's antialiased resampling to the short
 side and the centre square (one level in two thousand is off by one), in float32 `(level / 255 - mean) / std`. JPEG
 (and the first picture of an MPO), PNG, WebP, the first frame of a GIF, BMP, and the first picture of a TIFF, known by
-content and never by name; everything else is refused by its name. Not Pillow's: 16-bit grey keeps its high byte.
+content and never by name. Not Pillow's: 16-bit grey keeps its high byte. AVIF, HEIC, JPEG 2000 and JPEG XL are decoded
+by Pillow and its plugins (extra `formats`), slower; everything else is refused by its name, with what converts it.
 
 What a file may cost is limited before anything is allocated for it: `MAX_PIXELS` pixels, 1 GiB while it is decoded,
 1 GiB on disk. The scans of a progressive JPEG may pass over the picture many times: at most 500, and 2^25 blocks of
@@ -24,11 +25,17 @@ from numpy.typing import NDArray
 
 from varalign import _core
 from varalign.data.files import file_digest
+from varalign.data.other_images import decode_other, versions
+
+_core.decode_others_by(decode_other)
 
 MAX_PIXELS: int = _core.MAX_PIXELS
 """Width times height above which a file is refused before it is decoded (Pillow's bound)."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".dib", ".mpo", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
+    | {".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl"}
+)
 """Ends of the names by which image files are recognised in a folder or a captions file; decoding goes by content."""
 
 AnyPath = str | os.PathLike[str]
@@ -77,8 +84,8 @@ class Augment:
 
 @lru_cache(maxsize=1)
 def core_key() -> str:
-    """Hex SHA-256 of the compiled core: the part of a cache's key that says which code read images and captions."""
-    return file_digest(Path(_core.__file__)).hex()
+    """Which code reads images and captions, for a cache's key: hex SHA-256 of the core, and the versions of Pillow."""
+    return " ".join([file_digest(Path(_core.__file__)).hex(), *versions()])
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ pub mod kept;
 pub mod kernel;
 pub mod load;
 pub mod normalise;
+pub mod others;
 mod passes;
 pub mod pipeline;
 mod png;

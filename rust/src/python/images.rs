@@ -352,6 +352,13 @@ impl PyRun {
     }
 }
 
+impl Drop for PyRun {
+    /// Without the interpreter's lock, for which a thread that decodes outside the core may be waiting.
+    fn drop(&mut self) {
+        Python::try_attach(|py| self.close(py));
+    }
+}
+
 fn next<T: Element + numpy::Element>(
     py: Python<'_>,
     run: &mut Run<T>,

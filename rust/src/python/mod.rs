@@ -2,6 +2,7 @@
 
 mod arguments;
 mod images;
+mod others;
 mod stats;
 mod tokenize;
 
@@ -41,6 +42,7 @@ impl From<Error> for PyErr {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     images::register(module)?;
+    others::register(module)?;
     stats::register(module)?;
     tokenize::register(module)?;
     Ok(())

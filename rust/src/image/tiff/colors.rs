@@ -1,7 +1,7 @@
 //! Rows of samples to RGB, by what the samples mean.
 
 use super::directory::Directory;
-use super::{bad, refused};
+use super::error::{bad, refused};
 use crate::error::Result;
 use crate::image::jpeg;
 

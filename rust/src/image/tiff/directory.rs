@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::{bad, cut_short};
+use super::error::{bad, cut_short};
 use crate::error::Result;
 use crate::memory;
 

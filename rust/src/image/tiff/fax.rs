@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use fax::maps::{black, mode, white, Mode};
 use fax::BitReader;
 
-use super::bad;
+use super::error::{bad, cut_short};
 use crate::error::{Error, Result};
 use crate::memory;
 
@@ -91,7 +91,7 @@ pub fn decode(
             bits.at = bits.at.next_multiple_of(8);
         }
         if bits.at > data.len() * 8 {
-            return Err(super::cut_short());
+            return Err(cut_short());
         }
         for run in row.chunks(2) {
             set(out, run[0], run.get(1).copied().unwrap_or(width).min(width));
@@ -129,7 +129,7 @@ impl Bits<'_> {
                 return Ok(length);
             }
             if self.at > self.data.len() * 8 {
-                return Err(super::cut_short());
+                return Err(cut_short());
             }
         }
     }
@@ -141,7 +141,7 @@ impl Bits<'_> {
             is_black = !is_black;
             change(row, at)?;
             if self.at > self.data.len() * 8 {
-                return Err(super::cut_short());
+                return Err(cut_short());
             }
         }
         Ok(())
@@ -184,7 +184,7 @@ impl Bits<'_> {
                 }
             }
             if self.at > self.data.len() * 8 {
-                return Err(super::cut_short());
+                return Err(cut_short());
             }
         }
         Ok(true)

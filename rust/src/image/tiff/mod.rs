@@ -8,6 +8,7 @@
 
 mod colors;
 mod directory;
+mod error;
 mod fax;
 mod unpack;
 
@@ -15,29 +16,13 @@ use std::borrow::Cow;
 
 use colors::Colors;
 use directory::Directory;
+use error::{bad, cut_short, refused};
 use unpack::Packing;
 
-use super::format::{check_size, damaged, Stored};
+use super::format::{check_size, Stored};
 use super::{jpeg, Limits, Rgb};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::memory;
-
-const SAVE_AGAIN: &str = "save the picture as PNG, or as TIFF with LZW";
-
-fn bad(what: impl std::fmt::Display) -> Error {
-    damaged("TIFF", what)
-}
-
-fn cut_short() -> Error {
-    bad("the file is cut short: it ends before the picture does")
-}
-
-/// The error for samples of a kind that is not read.
-fn refused(kind: impl std::fmt::Display) -> Error {
-    bad(format_args!(
-        "{kind} cannot be read; save the picture as PNG, or as TIFF in grey or RGB of 8 bits"
-    ))
-}
 
 /// Where the pixels of a file are, and what they mean.
 struct Layout {

@@ -3,8 +3,8 @@
 use flate2::{Decompress, FlushDecompress};
 use weezl::{decode::Decoder, BitOrder};
 
+use super::error::{bad, cut_short, SAVE_AGAIN};
 use super::fax::{self, Coding};
-use super::{bad, cut_short};
 use crate::error::Result;
 use crate::memory;
 
@@ -48,7 +48,7 @@ impl Packing {
         };
         Err(bad(format_args!(
             "its compression ({other}) is not supported; {}",
-            super::SAVE_AGAIN
+            SAVE_AGAIN
         )))
     }
 }
@@ -102,7 +102,7 @@ fn lzw(data: &[u8], mut out: &mut [u8]) -> Result<()> {
         if second & 1 == 1 {
             return Err(bad(format_args!(
                 "its old-style LZW compression is not supported; {}",
-                super::SAVE_AGAIN
+                SAVE_AGAIN
             )));
         }
     }
