@@ -43,6 +43,10 @@ def test_embed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert out.read_bytes() == first
     assert main(["embed", str(run), "--out", str(out), "--split", "test", "--overwrite"]) == 0
     assert len(out.read_bytes()) < len(first)
+    out.unlink()
+    (tmp_path / "all.unfinished.txt").write_text("as a killed process leaves it, beside the names")
+    assert main(["embed", str(run), "--out", str(out)]) == 0 and out.read_bytes() == first
+    assert sorted(os.listdir(tmp_path))[0] == "all.safetensors", "the marker is gone"
 
 
 def test_visualize(run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +72,11 @@ def test_diagnose(features_file: Path, image_folder: Path, tmp_path: Path, capsy
     assert "(pairs.csv)" in refused(capsys, *words, "--out", tmp_path)
     for more in (["--overwrite"], []):
         assert main([*words, "--out", str(tmp_path), *more]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["diagnosis.html", "pairs.csv"]
+    (tmp_path / "diagnosis.html").rename(
+        tmp_path / "unfinished.txt"
+    )  # as a process leaves it that is killed between both
+    assert main([*words, "--out", str(tmp_path)]) == 0
     assert sorted(os.listdir(tmp_path)) == ["diagnosis.html", "pairs.csv"]
 
 

@@ -18,8 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FIGURES = ("kills", "signals", "damage", "images", "caption_noise", "combinations")
-FULL = {"kills": 100, "signals": 50, "damage": 1000, "images": 10_000, "caption_noise": 20_000, "combinations": 1000}
+FIGURES = ("kills", "reruns", "signals", "damage", "images", "caption_noise", "combinations")
+FULL = {
+    "kills": 100,
+    "reruns": 100,
+    "signals": 50,
+    "damage": 1000,
+    "images": 10_000,
+    "caption_noise": 20_000,
+    "combinations": 1000,
+}
 
 
 def main() -> int:
@@ -50,7 +58,7 @@ def main() -> int:
             _tell(found, "captions", inputs.captions, folder / "c")
         if counts["caption_noise"]:
             _tell(found, "caption noise", inputs.caption_noise, folder / "n", counts["caption_noise"], arguments.seed)
-        runs = ("kills", "signals", "damage", "combinations")
+        runs = ("kills", "reruns", "signals", "damage", "combinations")
         if any(counts[name] for name in runs) or arguments.disk or arguments.sizes:
             _runs(found, counts, arguments, folder)
     if arguments.json:
@@ -64,6 +72,7 @@ def _runs(found: dict[str, Any], counts: dict[str, int | None], arguments: argpa
     import disk
     import harness
     import kills
+    import reruns
 
     harness.warm()
     jobs = {}
@@ -78,6 +87,8 @@ def _runs(found: dict[str, Any], counts: dict[str, int | None], arguments: argpa
             _tell(found, f"kills, {key}", kills.kill, job, folder / f"k-{key}", counts["kills"], arguments.seed)
         if counts["signals"]:
             _tell(found, f"signals, {key}", kills.ask, job, folder / f"s-{key}", counts["signals"], arguments.seed)
+    if counts["reruns"]:
+        _tell(found, "reruns", reruns.kill_and_rerun, folder / "r", counts["reruns"], arguments.seed)
     if arguments.disk:
         _tell(found, "disk", disk.refuse, jobs["frozen"], folder / "d")
         _tell(found, "disk, every command", disk.refuse_commands, folder / "e")

@@ -42,6 +42,11 @@ def test_every_command_under_limits_of_file_sizes() -> None:
 
 
 @pytest.mark.long
+def test_commands_that_write_several_files_are_killed_and_run_again() -> None:
+    assert figures_of("--reruns 12", 3600)["reruns"]["kills"] >= 60
+
+
+@pytest.mark.long
 def test_every_pair_of_options_is_killed_and_resumed() -> None:
     found = figures_of("--combinations 1000", 7200)["combinations"]
     assert found["identical"] == found["killed and resumed"] == found["combinations"] > 100

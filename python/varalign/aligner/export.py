@@ -16,6 +16,7 @@ from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, save_features, write_strings
 from varalign.data.files import write_atomically
+from varalign.data.outputs import marker_of, written_together
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows, gathered
@@ -49,12 +50,14 @@ def write_embeddings(parts: Parts, rows: Rows, file: Path, correction: HubCorrec
     if file.suffix == ".npz":
         packed = io.BytesIO()
         np.savez(packed, **arrays)  # type: ignore[arg-type]
-        write_atomically(file, packed.getvalue())
+        content = packed.getvalue()
     else:
-        write_atomically(file, save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()}))
-    names = parts.data.image_names
-    if names is not None:
-        write_strings(file.with_suffix(".names.jsonl"), [names[row] for row in found.rows.tolist()])
+        content = save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    names, beside = parts.data.image_names, file.with_suffix(".names.jsonl")
+    with written_together(marker_of(file), [file, beside]):
+        if names is not None:
+            write_strings(beside, [names[row] for row in found.rows.tolist()])
+        write_atomically(file, content)
     return {"file": str(file), "images": len(found.rows), "texts": len(found.captions)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from varalign.cli.arguments import add_json, add_overwrite, add_run, add_split, answer, load
 from varalign.data.errors import DataError
-from varalign.data.outputs import check_output_file
+from varalign.data.outputs import check_output_file, marker_of
 
 
 def add(commands: Any) -> None:
@@ -29,8 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file, and print what it holds."""
     if arguments.features and arguments.split != "all":
         raise DataError("--features writes all splits into one file, as `train --features` wants: leave out --split")
+    unfinished = marker_of(arguments.out).is_file()
     for ending in (arguments.out.suffix, ".names.jsonl", ".texts.jsonl"):
-        check_output_file(arguments.out.with_suffix(ending), overwrite=arguments.overwrite)
+        check_output_file(arguments.out.with_suffix(ending), overwrite=arguments.overwrite or unfinished)
     model = load(arguments)
     if arguments.features:
         written = model.write_features(arguments.out)

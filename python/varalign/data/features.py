@@ -24,6 +24,7 @@ from varalign.data.caption_file import split_lines
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import open_user_file, read_bytes, readable, write_atomically
 from varalign.data.index import CaptionIndex
+from varalign.data.outputs import marker_of, written_together
 from varalign.data.same_captions import SameCaption
 from varalign.data.splits import limit_training, separate_twins
 
@@ -130,7 +131,7 @@ def _finite(path: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def save_features(path: Path | str, features: FeatureSet, dtype: Literal["float16", "float32"] = "float16") -> None:
-    """Write a features file and the files of its names and texts, where it has them; each whole or not at all.
+    """Write a features file and the files of its names and texts, where it has them; the features file comes last.
 
     Raises ValueError where a value does not fit the dtype, OSError where the file cannot be written.
     """
@@ -149,12 +150,13 @@ def save_features(path: Path | str, features: FeatureSet, dtype: Literal["float1
     tensors["text_image_ids"] = features.text_image_ids.astype(np.int64)
     tensors["split"] = features.split.astype(np.int8)
     tensors["image_ids"] = features.image_ids.astype(np.int64)
-    write_atomically(path, save(tensors, metadata={"format": "varalign features", "version": "1"}))
-    for what, strings in (("names", features.image_names), ("texts", features.texts)):
-        if strings is None:
-            _beside(path, what).unlink(missing_ok=True)  # of the file that was there before
-        else:
-            write_strings(_beside(path, what), strings)
+    beside = {_beside(path, "names"): features.image_names, _beside(path, "texts"): features.texts}
+    with written_together(marker_of(path), [path, *beside]):
+        for place, strings in beside.items():
+            if strings is not None:
+                write_strings(place, strings)
+        # one entry: safetensors writes several in an order that differs from process to process
+        write_atomically(path, save(tensors, metadata={"format": "varalign features 1"}))
 
 
 def _beside(path: Path, what: str) -> Path:

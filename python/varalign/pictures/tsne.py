@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.errors import DataError
-from varalign.pictures.style import BLUE, INK, RED, new_figure, save_figure
+from varalign.data.files import write_atomically
+from varalign.data.outputs import UNFINISHED, written_together
+from varalign.pictures.style import BLUE, INK, RED, new_figure, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -207,18 +209,25 @@ def draw_tsne(
     counted = f"{pairs:,} pair" + ("" if pairs == 1 else "s")
     found = layouts(points, wanted, seed=seed, jobs=jobs)
     out.mkdir(parents=True, exist_ok=True)
-    files = []
+    pictures = {}
     for perplexity, layout in zip(wanted, found, strict=True):
         figure = new_figure(8, 8.4, 180)
-        axes = figure.add_subplot()
-        _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=8)
-        files.append(save_figure(figure, out / f"tsne_perplexity_{_written(perplexity)}.png"))
+        _draw(figure.add_subplot(), layout, f"perplexity {_written(perplexity)}, {counted}", inches=8)
+        pictures[out / f"tsne_perplexity_{_written(perplexity)}.png"] = png(figure)
+    pictures[out / "tsne.png"] = _sheet(wanted, found, counted)
+    with written_together(out / UNFINISHED, list(pictures)):
+        for file, content in pictures.items():
+            write_atomically(file, content)
+    return list(pictures)
 
-    columns = min(len(wanted), 2 if len(wanted) in (2, 4) else 3)
-    rows = math.ceil(len(wanted) / columns)
+
+def _sheet(perplexities: Sequence[float], found: Sequence[NDArray[np.float32]], counted: str) -> bytes:
+    """A PNG with all layouts."""
+    columns = min(len(perplexities), 2 if len(perplexities) in (2, 4) else 3)
+    rows = math.ceil(len(perplexities) / columns)
     side = 5.5
     sheet = new_figure(side * columns, (side + 0.35) * rows, 180)
-    for place, (perplexity, layout) in enumerate(zip(wanted, found, strict=True), start=1):
+    for place, (perplexity, layout) in enumerate(zip(perplexities, found, strict=True), start=1):
         axes = sheet.add_subplot(rows, columns, place)
         _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=side)
-    return [*files, save_figure(sheet, out / "tsne.png")]
+    return png(sheet)

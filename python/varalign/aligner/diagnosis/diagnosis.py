@@ -14,7 +14,7 @@ from varalign.aligner.diagnosis.gather import Bools, Say, Settings, Subject, gat
 from varalign.aligner.diagnosis.judge import Judgement, judge
 from varalign.aligner.diagnosis.write import write_page, write_table
 from varalign.data.errors import DataError
-from varalign.data.outputs import check_output_folder
+from varalign.data.outputs import UNFINISHED, check_output_folder, written_together
 from varalign.runs.progress import to_stderr
 
 UNKNOWN = 0.5
@@ -115,10 +115,11 @@ def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
         kinds_abstain=judgement.kinds_abstain,
     )
     out.mkdir(parents=True, exist_ok=True)
-    write_table(diagnosis.csv, subject, judgement, order)
-    if judgement.by == "image":  # one pair of each image
-        order = order[np.sort(np.unique(owner[order], return_index=True)[1])]
-    write_page(diagnosis.page, subject, judgement, diagnosis.lines(), order[: settings.worst], seed=settings.seed)
+    with written_together(out / UNFINISHED, [diagnosis.page, diagnosis.csv]):
+        write_table(diagnosis.csv, subject, judgement, order)
+        if judgement.by == "image":  # one pair of each image
+            order = order[np.sort(np.unique(owner[order], return_index=True)[1])]
+        write_page(diagnosis.page, subject, judgement, diagnosis.lines(), order[: settings.worst], seed=settings.seed)
     return replace(diagnosis, seconds=round(time.perf_counter() - started, 2))
 
 
