@@ -66,10 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
 
         result = go_on(resume, given)
     else:
-        from varalign.options.layers import read_config_file, resolve
+        from varalign.options.layers import continued, read_config_file, resolve
+        from varalign.runs.folder import RunFolder
         from varalign.runs.progress import to_stderr
 
-        config = resolve([*([] if file is None else [read_config_file(file, to_stderr)]), given])
+        layers = [*([] if file is None else [read_config_file(file, to_stderr)]), given]
+        said = {name: value for layer in layers for name, value in layer.items()}
+        if said.get("continue_from") is not None:
+            saved = RunFolder.open(Path(said["continue_from"])).options(to_stderr)
+            layers.insert(0, continued(saved, said))
+        config = resolve(layers)
         from varalign.training.run import train
 
         result = train(config)

@@ -176,6 +176,12 @@ class Options:
         high=64,
     )
 
+    continue_from: str | None = _start(
+        "start from the best weights of another run, in a new run folder, with more epochs, other data or another "
+        "batch size; options that are not given are that run's",
+        metavar="RUN",
+        common=True,
+    )
     start: Literal["auto", "closed-form", "random"] = _start(
         "initial heads: regularised canonical correlation of the encoders' features, or random weights (auto: "
         "closed-form where both encoders are frozen)",

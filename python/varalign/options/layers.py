@@ -11,6 +11,7 @@ from typing import Any
 from varalign.data.errors import DataError
 from varalign.data.files import read_bytes
 from varalign.data.json_file import without_repeats
+from varalign.data.reading import READING
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError, near
 from varalign.options.fields import OPTIONS
@@ -85,6 +86,25 @@ def replace_removed(options: Mapping[str, Any], say: Callable[[str], object] | N
             if say is not None:
                 say(f"{OPTIONS[name].flag} {value} was removed; {removed[value]} is used instead")
     return found
+
+
+def continued(saved: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run with `--continue-from` takes over.
+
+    Args:
+        saved: the options of the run whose model it starts from.
+        said: what is said for the new run; with data of its own, the other run's way of reading its data is not taken.
+
+    Raises:
+        ConfigError: data for a model that was trained on features, or features for one with encoders.
+    """
+    if said.get("features" if saved.get("features") is None else "data") is not None:
+        kinds = "images, and takes no --features" if saved.get("features") is None else "features, and takes no --data"
+        raise ConfigError(f"--continue-from {said['continue_from']}: that model was trained on {kinds}")
+    left_out = {"out", "continue_from", "wise_ft"}
+    if "data" in said or "features" in said:
+        left_out |= {"data", "features", "dataset_size", "captions_per_image", *READING}
+    return {name: value for name, value in saved.items() if name not in left_out}
 
 
 def resolve(layers: Iterable[Mapping[str, Any]]) -> TrainConfig:

@@ -17,6 +17,7 @@ from varalign.aligner.aligner import Aligner
 from varalign.aligner.load import trained
 from varalign.data.split_sizes import split_sizes
 from varalign.inputs.assemble import assemble
+from varalign.inputs.continued import check_continued
 from varalign.inputs.models import saved_model
 from varalign.inputs.open_data import open_data
 from varalign.inputs.parts import Parts
@@ -135,6 +136,7 @@ def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True)
     if out is not None:
         RunFolder.check_new(out)
     check(config, device)
+    check_continued(config)
     with _Session.begun(say, progress) as session:
         opened, data = open_data(config, session.say)
         session.say("; ".join(split_sizes(data)))

@@ -24,6 +24,7 @@ from varalign.encoders.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE,
 from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
 from varalign.encoders.heads import NoisyHead, closed_form_heads
 from varalign.inputs.assemble import assemble, open_sources
+from varalign.inputs.continued import continued_model
 from varalign.inputs.models import adapt_towers, new_model, new_towers
 from varalign.inputs.open_data import Data
 from varalign.inputs.pair_features import PairFeatures, batches_of_pairs, dev_pairs, first_pairs
@@ -109,6 +110,10 @@ def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Be
         WeightsUnavailable: pretrained weights are not on this machine and cannot be downloaded.
     """
     torch.manual_seed(config.seed)
+    if config.continue_from is not None:
+        parts = assemble(config, data, continued_model(config.continue_from).to(device), say)
+        say(f"start: the best weights of {config.continue_from}")
+        return Beginning(parts, None, _weighed(parts, say))
     if config.resolved_start == "random":
         parts = assemble(config, data, new_model(config, data).to(device), say)
         pairs = _weighed(parts, say)
