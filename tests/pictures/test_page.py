@@ -36,7 +36,7 @@ def test_a_postscript_file_named_jpg_starts_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PATH", str(ghostscript.parent), prepend=os.pathsep)
     picture = tmp_path / "a.jpg"
     picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
-    assert "a.jpg (cannot be read)" in thumbnail(picture)
+    assert "a.jpg</bdi> (cannot be read)" in thumbnail(picture)
     assert not (tmp_path / "started").exists()
 
 
@@ -54,7 +54,7 @@ def test_a_postscript_file_named_jpg_starts_nothing(tmp_path: Path, monkeypatch:
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "<a>.jpg").write_bytes(content)
-    assert thumbnail(tmp_path / "<a>.jpg") == '<span class="grey">&lt;a&gt;.jpg (cannot be read)</span>'
+    assert thumbnail(tmp_path / "<a>.jpg") == '<span class="grey"><bdi>&lt;a&gt;.jpg</bdi> (cannot be read)</span>'
 
 
 def test_no_file_a_folder_and_a_pipe_are_named(tmp_path: Path) -> None:
@@ -78,3 +78,11 @@ def test_pillow_opens_only_formats_that_are_named() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Image.open"):
                 assert "formats" in {keyword.arg for keyword in node.keywords}, f"{path}:{node.lineno}"
+
+
+def test_a_caption_stands_in_its_own_direction(tmp_path: Path) -> None:
+    """Arabic runs from the right, whatever stands around it; a name beside it does not change places with it."""
+    arabic = "كلبان يركضان (2) في الثلج"
+    assert f'<div dir="auto">{arabic}</div><div class="grey">its caption: 0.5</div>' in card(arabic, "its caption: 0.5")
+    assert f'<div class="query"><div dir="auto">{arabic}</div>' in example(arabic, "", [])
+    assert f"<bdi>{arabic}.jpg</bdi> (cannot be read)" in thumbnail(tmp_path / f"{arabic}.jpg")

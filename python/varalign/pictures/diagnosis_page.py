@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.pictures.page import card, example, figures, write_page
+from varalign.pictures.page import card, example, figures, file_name, write_page
 from varalign.pictures.style import BLUE, RED, finish, new_figure, png
 
 Floats = NDArray[np.float64]
@@ -123,9 +123,9 @@ def write_diagnosis_page(
 
 
 def _suspect(suspect: Suspect) -> str:
-    name = f'<div class="grey">{escape(suspect.image.name)}</div>' if isinstance(suspect.image, Path) else ""
+    named = f'<div class="grey">{file_name(suspect.image)}</div>' if isinstance(suspect.image, Path) else ""
     truth = {None: "", True: ", made wrong on purpose", False: ", not made wrong on purpose"}[suspect.known_wrong]
     cards = [card(suspect.caption, f"its caption: {suspect.score}{truth}")]
     if suspect.better is not None:
         cards.append(card(suspect.better, f"fits best: {suspect.better_score or ''}", right=True))
-    return example(suspect.image, name, cards)
+    return example(suspect.image, named, cards)

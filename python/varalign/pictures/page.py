@@ -80,7 +80,13 @@ def card(item: Item, note: str, *, right: bool = False) -> str:
 
 
 def _item(item: Item) -> str:
-    return thumbnail(item) if isinstance(item, Path) else escape(item)
+    """A thumbnail, or the text in its own direction: from the right in Arabic or Hebrew, whatever stands around it."""
+    return thumbnail(item) if isinstance(item, Path) else f'<div dir="auto">{escape(item)}</div>'
+
+
+def file_name(file: Path) -> str:
+    """A file's name, kept apart from the direction of what stands around it."""
+    return f"<bdi>{escape(file.name)}</bdi>"
 
 
 def thumbnail(file: Path) -> str:
@@ -93,7 +99,7 @@ def thumbnail(file: Path) -> str:
     try:
         small = Image.fromarray(decode_image(read_bytes(file, _MOST_BYTES)))
     except (ValueError, MemoryError):
-        return f'<span class="grey">{escape(file.name)} (cannot be read)</span>'
+        return f'<span class="grey">{file_name(file)} (cannot be read)</span>'
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     written = io.BytesIO()
     small.save(written, "JPEG", quality=85)
