@@ -540,11 +540,22 @@ def test_what_cannot_be_read_is_refused_with_the_cure(tmp_path: Path, layout: st
     assert not list((tmp_path / "cache").glob("unpacked/*")), "nothing is left of what was refused"
 
 
-def test_the_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer() -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.get_session", no_answer)
+
+
+def test_the_hub_out_of_reach_is_one_sentence(silent_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
+
+    before = datasets.config.HF_HUB_OFFLINE
 
     def refuse(name: str, config: str | None) -> None:
         assert (name, config) == ("someone/some-set", "small")
+        assert datasets.config.HF_HUB_OFFLINE, "the library would retry"
         raise ConnectionError("no route to the hub\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -552,9 +563,10 @@ def test_the_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -
         DataError, match=r"^hf:someone/some-set:small: the hub .*no route to the hub.*save_to_disk.*DIR$"
     ):
         load_dataset("hf:someone/some-set:small")
+    assert before == datasets.config.HF_HUB_OFFLINE
 
 
-def test_a_data_set_of_the_hub_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_the_hub_is_unpacked(silent_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
     saved(tmp_path / "saved", splits=True)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.load_from_disk(str(tmp_path / "saved")))

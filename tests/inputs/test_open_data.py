@@ -49,5 +49,6 @@ def test_the_hub_is_said_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> 
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr("huggingface_hub.get_session", lambda: None)  # gives no answer
     with pytest.raises(DataError, match="hf:a/b: the hub does not give this data set"):
         open_data(TrainConfig(data="hf:a/b"), said.append)

@@ -6,6 +6,7 @@ No code of a data set is run: the library reads tables and images only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from varalign.data.errors import DataError, first_three
 from varalign.data.files import content_key
 from varalign.data.reading import HUB, of_hub
 from varalign.data.unpacked import Example, unpack
+
+TIMEOUT = 5.0
+"""Seconds to wait for the hub's first answer."""
 
 Rows = Iterator[tuple[str, Any, Any, str]]
 
@@ -59,12 +63,33 @@ def _from_disk(datasets: Any, folder: Path) -> Any:
 def _from_hub(datasets: Any, place: str) -> Any:
     name, _, config = place.removeprefix(HUB).partition(":")
     try:
-        return datasets.load_dataset(name, config or None)
+        with _offline_without_answer(datasets, name):
+            return datasets.load_dataset(name, config or None)
     except Exception as error:
         raise DataError(
             f"{place}: the hub does not give this data set ({_first_line(error)}); without a network, write it where "
             "there is one (datasets.load_dataset(NAME).save_to_disk(DIR)) and pass --data DIR"
         ) from None
+
+
+@contextmanager
+def _offline_without_answer(datasets: Any, name: str) -> Iterator[None]:
+    """While entered, the library uses its cache alone if the hub does not answer: it would retry for a minute."""
+    from huggingface_hub import constants, get_session
+
+    places = ((datasets.config, "HF_HUB_OFFLINE"), (constants, "HF_HUB_OFFLINE"))
+    before = [getattr(module, attribute) for module, attribute in places]
+    try:
+        # The session is httpx's or requests', whose errors have only Exception in common.
+        get_session().head(f"{constants.ENDPOINT}/datasets/{name}", timeout=TIMEOUT)
+    except Exception:
+        for module, attribute in places:
+            setattr(module, attribute, True)
+    try:
+        yield
+    finally:
+        for (module, attribute), value in zip(places, before, strict=True):
+            setattr(module, attribute, value)
 
 
 def _first_line(error: Exception) -> str:
