@@ -126,11 +126,12 @@ def plain(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     return (nll_i2t.mean() + nll_t2i.mean()) / 2
 
 
-def scheduled(schedule: str = "variance", duplicates: str = "positive", *, ids: bool = True) -> Loss:
+def scheduled(schedule: str = "variance", duplicates: str = "positive", *, ids: int = 1) -> Loss:
     module = ContrastiveLoss(schedule, duplicates)
 
     def loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-        given = [torch.empty(len(images), dtype=torch.int64) for _ in range(2)] if ids else []
+        shapes = [(len(images),) if ids == 1 else (len(images), ids), (len(texts),)] if ids else []
+        given = [torch.empty(shape, dtype=torch.int64) for shape in shapes]
         return module(images, texts, scale, *given).loss
 
     return loss
@@ -140,7 +141,8 @@ LOSSES: dict[str, Loss] = {
     "contrastive, no ids": plain,
     "ContrastiveLoss, fixed": scheduled("fixed"),
     "ContrastiveLoss, variance": scheduled(),
-    "ContrastiveLoss, variance, no ids": scheduled(ids=False),
+    "ContrastiveLoss, variance, no ids": scheduled(ids=0),
+    "ContrastiveLoss, variance, two ids an image": scheduled(ids=2),
     "ContrastiveLoss, variance, duplicates ignored": scheduled(duplicates="ignore"),
 }
 

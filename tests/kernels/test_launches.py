@@ -30,6 +30,17 @@ def test_a_small_batch_takes_few_launches(launches: ModuleType, n: int, ceiling:
     )
 
 
+@pytest.mark.parametrize(("duplicates", "more"), [("positive", 1), ("ignore", 2)])
+def test_several_ids_an_image_take_a_launch_more_for_each_sum_over_positives(
+    launches: ModuleType, duplicates: str, more: int
+) -> None:
+    one, two = (
+        launches.count_launches(launches.scheduled("variance", duplicates, ids=ids), 1024, 64, torch.float32).total()
+        for ids in (1, 2)
+    )
+    assert two == one + more
+
+
 def test_what_is_counted(launches: ModuleType) -> None:
     def loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return (images[1:] * scale).sum() + texts.view(-1).sum()
