@@ -55,7 +55,7 @@ def kill_and_rerun(folder: Path, count: int, seed: int) -> dict[str, Any]:
                 fault = "" if code == -signal.SIGKILL else f"exit code {code}"
                 fault = fault or _mixed(left, wanted, before if replaces else {})
                 fault = fault or ", ".join(damaged(out / "new"))
-                again = [] if not replaces or any("unfinished" in file for file in left) else ["--overwrite"]
+                again = [] if not left or any("unfinished" in file for file in left) else ["--overwrite"]  # whole
                 code = run([*new.argv(out), *again], folder / "log")
                 if code or _files(out / "new") != wanted:
                     fault = fault or f"run again: exit code {code}, {(folder / 'log').read_text()[-200:]}"
