@@ -25,7 +25,8 @@ class CaptionFile:
     path: the file. image_names, captions, lines: (T,) each; `lines` are 1-based, 0 where there are none (JSON). form:
     what the file is, for people. splits: image name to "train", "dev" or "test" where the file carries splits, else
     None. notes: lines that the user should see. empty_lines: the lines left out because their caption is empty (with
-    `skip_empty` only). image_folders: where its images may lie, to be looked at before the usual folders.
+    `skip_empty` only). image_folders: where its images may lie, to be looked at before the usual folders. unpacked:
+    images unpacked from it just now; None where they do not lie in it.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class CaptionFile:
     notes: list[str] = field(default_factory=list)
     empty_lines: list[int] = field(default_factory=list)
     image_folders: tuple[str, ...] = ()
+    unpacked: int | None = None
 
 
 class CaptionSource:

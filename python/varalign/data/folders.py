@@ -84,6 +84,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
     places_split = len({part.split for part in parts}) > 1
     row_of: dict[str, int] = {}  # by the path as text: a Path takes ten times as long to hash
     prefixes: dict[str, Path] = {}
+    unpacked: list[int] = []
     owner: list[int] = []
     for part in parts:
         read = read_captions(part.file, reading, skip_empty=skip_empty)
@@ -91,6 +92,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
         found.notes.extend(read.notes)
         found.empty.extend(f"{part.file.name} line {line}" if line else part.file.name for line in read.empty_lines)
         images = _image_folder(folder, part, read, reading)
+        unpacked += [read.unpacked] if read.unpacked is not None else []
         if images.base not in found.image_folders:
             found.image_folders.append(images.base)
         located = _locate(images, read)
@@ -114,6 +116,9 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
             else:
                 found.missing.append(Missing(part.file, line, name))
     found.caption_owner = np.array(owner, dtype=np.int64)
+    if unpacked:
+        now = f"{sum(unpacked):,} images unpacked into" if sum(unpacked) else "the images lie unpacked in"
+        found.notes.append(f"{now} {found.image_folders[-1].parent}")
     found.splits_from = first_three([path.name for path in found.caption_files])
     by_folder = _splits_by_folder(found.images) if not found.splits else {}
     if len(set(by_folder.values())) > 1:

@@ -60,10 +60,7 @@ def unpack(source: CaptionSource, content: str, examples: Iterable[Example], for
     mark = _mark(folder)
     if mark is not None:
         source.notes += mark["notes"]
-        source.notes.append(f"{source.path.name}: images as unpacked before in {folder}")
-    else:
-        count = _write_whole(folder, examples, source.notes)
-        source.notes.append(f"{source.path.name}: {count:,} images unpacked into {folder}")
+    count = 0 if mark is not None else _write_whole(folder, examples, source.notes)
     metadata = CaptionSource(folder / _METADATA, Reading())
     found = JSON_LINES.read(metadata)
     return replace(
@@ -73,6 +70,7 @@ def unpack(source: CaptionSource, content: str, examples: Iterable[Example], for
         form=form,
         notes=source.notes,
         image_folders=(str(folder.absolute()),),
+        unpacked=count,
     )
 
 

@@ -36,7 +36,7 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Reading):
     """The settings of a diagnosis. One of `run`, `features` and `data` names what to diagnose.
 
     Attributes:
@@ -52,7 +52,7 @@ class Settings:
         seed: of folds, bootstrap, splits and noise.
         out: folder of `pairs.csv` and `diagnosis.html`; if None `RUN/diagnosis`, or `diagnosis` without a run.
         overwrite: write into `out` whatever it holds.
-        captions, images, separator, image_column, caption_column, follow_links: how `data` is read, as in training.
+        those of `Reading`: how `data` is read, as in training.
         skip_missing, device, threads, cache: as in training.
     """
 
@@ -69,12 +69,6 @@ class Settings:
     seed: int = 0
     out: Path | None = None
     overwrite: bool = False
-    captions: str | None = None
-    images: str | None = None
-    separator: str | None = None
-    image_column: str | None = None
-    caption_column: str | None = None
-    follow_links: bool = False
     skip_missing: bool = False
     device: str | None = None
     threads: int = 0
