@@ -71,6 +71,7 @@ def test_a_run_keeps_its_correction_and_scores_by_it(
     plain = json.loads(capsys.readouterr().out)
     assert plain["hub_correction"] is None and "uncorrected" not in plain
     assert {key: plain[key] for key in KEYS} == {key: whole["uncorrected"][key] for key in KEYS}
+    assert whole["uncorrected"]["intervals"] == plain["intervals"] != whole["intervals"]
     assert main(["eval", str(run), "--hub-correction", "gallery", "--hub-form", "variance", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["hub_correction"] == "gallery, variance (transductive)"
 

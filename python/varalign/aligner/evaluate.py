@@ -97,7 +97,7 @@ def evaluate(parts: Parts, split: str, correction: HubCorrection | None = None) 
         `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `intervals` (the [low, high] of each recall),
         `cosine_similarity` and the other statistics of the embeddings, `loss` (½/½ symmetric, the model's logit scale,
         first caption of each image), `logit_scale`; `unreadable`, a number of images, where some could not be read;
-        with a correction `uncorrected`, the recalls without it.
+        with a correction `uncorrected`, the recalls and `intervals` without it.
     """
     found = embed_split(parts, parts.data.rows(split))
     scale, pairs = float(parts.model.evaluation_scale), torch.from_numpy(found.pairs).to(found.texts.device)
@@ -107,7 +107,7 @@ def evaluate(parts: Parts, split: str, correction: HubCorrection | None = None) 
     result: dict[str, Any] = dict(recalls(i2t, t2i))
     result["intervals"] = recall_intervals(i2t, t2i, found.pairs)
     if correction is not None:
-        result["uncorrected"] = recalls(*plain)
+        result["uncorrected"] = {**recalls(*plain), "intervals": recall_intervals(*plain, found.pairs)}
     result |= summary(found.images, found.texts, pairs)
     result["loss"] = batched_loss(*found.first_pairs(), scale, parts.config.batch_size, found.first_ids)
     result["logit_scale"] = scale
