@@ -1,4 +1,4 @@
-"""What the host side of every kernel needs: dtypes, precisions, matrix products, the device that launches go to."""
+"""Host-side helpers of the kernels: dtypes, precisions, matrix products, the device of the launches."""
 
 from __future__ import annotations
 

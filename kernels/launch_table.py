@@ -1,4 +1,4 @@
-"""How large the kernels' tiles are: a table of measured configurations, and a heuristic for what is not in it.
+"""Tile sizes of the kernels: a table of measured configurations, and a heuristic for the rest.
 
 `bench/tune_contrastive.py` measures on the device at hand and prints lines for `MEASURED`. Nothing is tuned at a user's
 first step.

@@ -1,6 +1,6 @@
-"""From the queries' losses to one loss: means over each direction, the schedule's weights, and back, a launch each.
+"""From the queries' losses to one loss: the means of each direction, the schedule's weights and the backward pass.
 
-What `varalign.losses.means` and `varalign.schedules` say in forty operations on tensors of two numbers.
+Each is one launch; the plain versions in `varalign.losses.means` and `varalign.schedules` take some forty operations.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ def test_values_by_fraction() -> None:
         ({"data": "d"}, "one of features .* and data"),
         ({"axes": {"shedule": ["variance"]}}, "axes.shedule is no axis; did you mean 'schedule'"),
         ({"axes": {"schedule": ["varianse"]}}, "axes.schedule: unknown schedule 'varianse'; did you mean 'variance'"),
+        ({"axes": {"same_caption": ["positive", "distinct"]}}, "axes.same_caption is no axis .*: put it in options"),
         ({"axes": {"fraction": [0]}}, "axes.fraction: wanted per cent"),
         ({"axes": {"fraction": [10, 10]}}, "axes.fraction takes at least one value and none twice"),
         ({"axes": {"noise": ["swap=0.1"]}}, "axes.noise: --noise: wanted kinds"),

@@ -1,4 +1,4 @@
-"""Any objective under any loss schedule, with the statistics that the trainer wants."""
+"""A comparison loss under a loss schedule, with the statistics that the trainer uses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ComparisonLoss(nn.Module):
         inputs: Tensor | None = None,
         embed: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """What the next call may need beside embeddings; see `Batch`. Losses that need something missing say so."""
+        """Set further inputs of the next call (see `Batch`); a loss raises ValueError if one it needs is absent."""
         self._context = {name: value for name, value in locals().items() if name != "self"}
 
     def forward(
@@ -71,7 +71,7 @@ class ComparisonLoss(nn.Module):
         ids, text_ids = prepared_ids(image_embeddings, text_embeddings, image_ids, text_image_ids, None)
         images, texts, scale = prepared(image_embeddings, text_embeddings, logit_scale)
         images, texts = images.to(scale.dtype), texts.to(scale.dtype)  # 16 bits lose a loss's digits in the logits
-        if not self._calls.recomputing:  # which is of the call that was shown last
+        if not self._calls.recomputing:  # a recomputation has the inputs of the last call
             self._shown, self._context = self._context, {}
         batch = Batch(images, texts, scale, positive_pairs(ids, text_ids), **self._shown)
         values_i2t, values_t2i, added = self._calls.values(self.objective, batch)

@@ -1,9 +1,8 @@
-"""The contrastive loss over several processes: rows stay, texts travel.
+"""The contrastive loss over several processes: image embeddings stay on their rank, text embeddings are gathered.
 
-Every rank has its own images and texts. The texts (embeddings, not images) are gathered, so a rank computes its images
-against all texts: an M_r x N tile. The images' values are then complete; the texts' are merged from the ranks' column
-sums, 9 numbers a text. Backward, the texts' upstream gradients are gathered (one number each) and the gradients of
-all texts are summed into the rank that owns each.
+Every rank computes its own images against the texts of all ranks, an M_r x N tile. The images' values are then
+complete; the texts' values are merged from the ranks' column sums, 9 numbers for each text. In the backward pass the
+texts' upstream gradients are gathered (one number each), and each text's gradient is summed on the rank that owns it.
 
 Derivatives are those of the sum of all ranks' losses. The logit scale's is this rank's part of it: the ranks' parts
 add up. Batches may differ in size from rank to rank.

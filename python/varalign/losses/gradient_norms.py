@@ -1,4 +1,4 @@
-"""How strongly each direction of the loss pulls at the embeddings, for schedules that weigh by it."""
+"""Norm of each direction's gradient with respect to the embeddings, for schedules that weight by it."""
 
 from __future__ import annotations
 

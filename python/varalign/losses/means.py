@@ -1,4 +1,4 @@
-"""The two directions' losses from the queries', with the means that the loss schedules ask for."""
+"""Mean loss of each direction over its queries, and the means of the statistics that loss schedules use."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def direction_losses(
         scale: () logit scale.
         m: M.
         image_weights: (M,) how much each counts, or None; text_weights: (N,).
-        backend: of the losses: "triton" does it in one launch, and one backward.
+        backend: of the losses; "triton" takes one launch forward and one backward.
 
     Returns:
-        losses (2,); with "triton" the means (3, 2) that `DirectionStats.means` takes apart, else None: `DirectionStats`
-        computes them where they are asked for.
+        losses (2,); with "triton" also means (3, 2) for the `means` of both `DirectionStats`, else None, and
+        `DirectionStats` computes them when they are read.
     """
     n = values.shape[0] - m
-    # torch.compile makes one kernel of the plain operations and of what stands around them.
+    # torch.compile fuses the plain operations with those around them.
     if backend == "triton" and not torch.compiler.is_compiling():
         from varalign.kernels.weighting import DirectionMeans
 

@@ -1,4 +1,4 @@
-"""What a loss to compare with is given and what it gives.
+"""Inputs and outputs of the comparison losses.
 
 M images, N texts, D dimensions. These losses hold the (M, N) similarities as a matrix: they are for the batches of
 little data, not for tens of thousands of pairs.
@@ -21,9 +21,9 @@ class Batch:
     Attributes:
         images: (M, D) unit vectors. texts: (N, D) unit vectors. logit_scale: ().
         positive: (M, N) bool, whether the text describes the image.
-        image_rows: (M,) rows of the data set; caption_rows: (N,); None where the caller has none.
-        image_features: (M, dx) of the towers; text_features: (N, dy); None where the caller has none.
-        inputs: what the image side was given, pixels (M, 3, S, S) or features; `embed` makes unit vectors of it.
+        image_rows: (M,) rows of the data set; caption_rows: (N,); None if the caller did not give them.
+        image_features: (M, dx) of the towers; text_features: (N, dy); None if the caller did not give them.
+        inputs: inputs of the image side, pixels (M, 3, S, S) or features; `embed` turns them into unit vectors.
     """
 
     images: Tensor
@@ -61,9 +61,9 @@ Values = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Objective(nn.Module):
-    """A loss: one value a query of each direction, and what it adds to their weighted sum.
+    """A loss: one value for each query of each direction, and a term that is added to their weighted sum.
 
-    What it learns is in its parameters, what it keeps between steps in its buffers: both are in checkpoints.
+    Its parameters are trained and its buffers hold its state between steps; both are in checkpoints.
 
     Attributes:
         strength_range: lowest and highest value of the loss's own number, its argument `strength`; None: it has none.

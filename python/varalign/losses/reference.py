@@ -1,14 +1,14 @@
-"""The contrastive loss in plain PyTorch, a chunk of rows at a time: the truth that the kernel is held to.
+"""The contrastive loss in plain PyTorch, a chunk of rows at a time; tests compare the kernels with it.
 
-Three passes over an M x N tile, the same three that `varalign.kernels.passes` has: `tile_sums` leaves the sums of
-every row and column, `positive_terms` adds what `duplicates="ignore"` needs, `tile_gradients` goes back. Memory is
+Three passes over an M x N tile, as in `varalign.kernels.passes`: `tile_sums` computes the sums of every row and column,
+`positive_terms` the further sums of `duplicates="ignore"`, `tile_gradients` the gradients. Memory is
 O((M + N) * D + chunk): no M x N matrix exists unless it is at most one chunk, which is then kept for the backward pass.
 Any device and dtype; 16-bit embeddings are computed in float32, float64 in float64.
 
 u, v embeddings; z logits; a row is an image, a column a text. Tables with a value a query hold Q = M + N of them, the
-rows' first. A row has K ids, most often one; a column has one, and is a positive of the rows that have it. `Kept` is
-what the forward pass keeps for the backward pass: here the ids (M K + N,), nothing in place of the kernels' norms, and
-the cache.
+rows' first. A row has K ids (usually one), a column has one and is a positive of the rows that have it. `Kept` is what
+the forward pass keeps for the backward pass: the ids (M K + N,), an empty tensor instead of the kernels' norms, and the
+cache of the logits.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from varalign.losses.similarity_variance import similarity_variance
 
 Kept = tuple[Tensor, Tensor, Tensor]
 
-# 2^20 logits a chunk: 4 MiB in float32, which stays in a core's share of the cache over the dozen passes made over it.
-# A quarter of it was slower (short matrix products), four times as much no faster (memory traffic).
+# 2^20 logits a chunk: 4 MiB in float32, which fit a core's share of the cache during a dozen passes over the chunk.
+# A quarter of that was slower (short matrix products), four times as much was not faster (memory traffic).
 CHUNK_LOGITS = 1 << 20
 
 
@@ -151,7 +151,7 @@ def tile_sums(
         if statistics:
             block[f.MINIMUM] = z.amin(1)
             column_sums[f.MINIMUM] = torch.minimum(column_sums[f.MINIMUM], z.amin(0))
-        # The maxima are the negatives' own: the positives step out of the chunk while they are taken.
+        # The maxima are over the negatives only: positives are -inf while they are computed.
         z[r, c] = -torch.inf
         row_max, column_max = z.amax(1), z.amax(0)
         z[r, c] = positives

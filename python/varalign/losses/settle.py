@@ -1,4 +1,4 @@
-"""From the sums that one pass leaves of every query to its loss, its statistics and what the backward pass needs."""
+"""Computes each query's loss, statistics and backward terms from the sums of one pass."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One optimiser step that takes several calls of a loss: gradient accumulation, recomputation in the backward pass.
 
-What a schedule or a loss keeps between steps must advance once a step, however often the loss is called.
+The state of a schedule or a loss must advance once per optimiser step, however often the loss is called.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class StepCalls(nn.Module):
         return weights
 
     def values(self, objective: Objective, batch: Batch) -> Values:
-        """The objective's values; a step moves what it keeps of a sample once, however many calls have the sample."""
+        """The objective's values; a step updates the state of a sample once, however many calls contain the sample."""
         if not objective.training or torch.compiler.is_compiling() or not any(True for _ in objective.buffers()):
             return objective(batch)  # type: ignore[no-any-return]
         if self._kind == "first":

@@ -238,6 +238,8 @@ def _axes(given: Any, place: str) -> tuple[dict[str, tuple[Any, ...]], Any]:
             continue
         if name != "fraction" and (name not in OPTIONS or name in ("features", "data", "dataset_size", "out")):
             raise StudyError(f"{place}: axes.{key} is no axis{near(name, (*AXES, *OPTIONS))}; known: {', '.join(AXES)}")
+        if name == "same_caption":
+            raise StudyError(f"{place}: axes.{key} is no axis (runs are compared on equal texts): put it in options")
         values = values if isinstance(values, list) else [values]
         if not values or len({repr(value) for value in values}) < len(values):
             raise StudyError(f"{place}: axes.{key} takes at least one value and none twice, got {values}")

@@ -1,4 +1,4 @@
-"""Adversarial contrastive training: half the loss is that of embeddings moved a little in the worst direction."""
+"""Adversarial contrastive training: half of the loss is computed on embeddings that are perturbed to raise it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from varalign.losses.objective import Batch, Objective, Values, both, infonce
 
 
 class AdversarialEmbeddings(Objective):
-    """Half the plain loss, half the one of embeddings moved against it.
+    """The mean of the plain loss and the loss of perturbed embeddings.
 
     Args:
-        strength: ε, how far each embedding may be moved, in parts of its length.
+        strength: ε, largest length of the perturbation of an embedding, as a share of its length.
         steps: 1 is FGSM's single step, more is PGD.
 
     Source: Goodfellow et al. 2015 (FGSM); Madry et al. 2018 (PGD); for contrastive learning Kim et al. 2020.

@@ -1,4 +1,4 @@
-"""Adversarial training on inputs: half the loss is that of images whose inputs are moved in the worst direction."""
+"""Adversarial training on inputs: half of the loss is computed on image inputs that are perturbed to raise it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from varalign.losses.others.adversarial import halves, mean_loss, worst_change
 
 
 class AdversarialInputs(Objective):
-    """Half the plain loss, half the one of images whose inputs were moved against it: pixels, or cached features.
+    """The mean of the plain loss and the loss of images with perturbed inputs: pixels, or cached features.
 
     Args:
         strength: ε, the largest change of a pixel, in normalised units (of a feature, in its deviations in the batch).

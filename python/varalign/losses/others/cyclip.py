@@ -1,4 +1,4 @@
-"""CyCLIP: the geometry of the two modalities is to be the same."""
+"""CyCLIP: penalises differences between the geometries of the two modalities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generalised cross-entropy: between cross-entropy and mean absolute error, so that wrong pairs pull less."""
+"""Generalised cross-entropy: between cross-entropy and mean absolute error, with small gradients for wrong pairs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from varalign.losses.objective import Batch, Objective, Values, both, infonce
 
 
 class GeneralisedCrossEntropy(Objective):
-    """(1 - p^q) / q with p the probability of the positive: a pair that does not fit has next to no gradient.
+    """(1 - p^q) / q with p the probability of the positive: a pair of low probability has almost no gradient.
 
     Args:
         strength: q, above 0 (towards 0: the plain loss) to 1 (mean absolute error).

@@ -1,4 +1,4 @@
-"""Hard negatives count more: each negative's share of the denominator grows with its own similarity."""
+"""Hard negatives: each negative's weight in the denominator grows with its similarity."""
 
 from __future__ import annotations
 

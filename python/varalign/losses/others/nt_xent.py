@@ -1,4 +1,4 @@
-"""NT-Xent with the negatives of both modalities: an image is told from other texts and from other images."""
+"""NT-Xent with the negatives of both modalities: an image's negatives are the other texts and the other images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from varalign.losses.objective import Batch, Objective, Values, counted, positiv
 
 
 class NTXent(Objective):
-    """LSE over all texts and the images of other ids, minus the mean positive; for texts the same.
+    """LSE over all texts and the images that share no text with it, minus the mean positive; for texts the same.
 
     Source: Chen et al. 2020 (SimCLR), with an image and its caption as the two views.
     """
@@ -17,7 +17,7 @@ class NTXent(Objective):
     def forward(self, batch: Batch) -> Values:
         z, scale = batch.logits, batch.logit_scale
         positive = batch.positive
-        # Two images are of one id where they share a text, two texts where they share an image.
+        # Two images that share a text are no negatives of each other, nor two texts that share an image.
         i2t = _values(z, scale * (batch.images @ batch.images.T), positive)
         t2i = _values(z.T, scale * (batch.texts @ batch.texts.T), positive.T)
         return i2t, t2i, None

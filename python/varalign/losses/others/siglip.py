@@ -1,4 +1,4 @@
-"""SigLIP: every pair for itself, by a sigmoid instead of a softmax."""
+"""SigLIP: each pair is classified by itself, with a sigmoid instead of a softmax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Soft targets: what looks alike within a modality may be matched across, a little."""
+"""Soft targets: part of the target is the similarity within the query's own modality."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def moved(
     now = masked_lse(away, ~positive) - count.clamp_min(1).log()
     mixed = torch.logaddexp(before + math.log1p(-gamma), now + math.log(gamma)) if gamma < 1 else now
     after = torch.where(before > -torch.inf, mixed, now)
-    if keep:  # a step that has gone wrong must not stay in the average, nor one without negatives
+    if keep:  # a value that is not finite, or of a query without negatives, must not enter the average
         kept[rows] = torch.where(after.isfinite() & (count > 0), after, before).to(kept.dtype)
     after = after.clamp_min(math.log(1e-30))
     return after, (away - after[:, None]).exp() * ~positive / count.clamp_min(1)[:, None]
