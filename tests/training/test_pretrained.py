@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import varalign
+from varalign.aligner.load import zero_shot
 from varalign.cli import main
 from varalign.encoders.specs import WeightsChanged
 from varalign.options.config import TrainConfig
@@ -139,3 +140,24 @@ def test_without_a_hub_each_kind_ends_in_one_message_on_both_towers(
     assert f"'{image}'" in message and f"'{text}'" in message
     assert "--image-encoder" in message and "--text-encoder" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_zero_shot_is_a_row_where_both_frozen_towers_are_of_one_clip(
+    clip_folder: ClipFolder, bert_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, _ = clip_folder()
+    spec = f"clip:ViT-tiny@{clip}"
+    config = config_for(clip, bert_folder, image_folder, tmp_path, text_encoder=spec, epochs=1)
+    result = varalign.train(config, say=lambda _: None, progress=False)
+    published = zero_shot(spec, image_folder, device="cpu").evaluate("test")
+    keys = [key for key in published if "recall" in key] + ["cosine_similarity", "images"]
+    assert result.zero_shot is not None
+    assert [result.zero_shot[key] for key in keys] == [published[key] for key in keys]
+    assert result.zero_shot["model"] == "zero-shot clip:ViT-tiny@clip"
+    assert "zero-shot clip:ViT-tiny@clip" in result.table()
+    assert "zero-shot clip:ViT-tiny@clip" in (tmp_path / "run" / "report.html").read_text()
+    assert main(["eval", str(tmp_path / "run")]) == 0
+    assert "zero-shot clip:ViT-tiny@clip" in capsys.readouterr().out
+    assert result.aligner.evaluate("test") == result.test
+    with_bert = varalign.train(config_for(clip, bert_folder, image_folder, tmp_path, "b", epochs=1), say=lambda _: None)
+    assert with_bert.zero_shot is None

@@ -20,12 +20,12 @@ from varalign.data.damage import damaged
 from varalign.data.errors import DataError
 from varalign.data.files import cache_key
 from varalign.data.noise import parse_noise
-from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.dual_encoder import DualEncoder, without_heads
 from varalign.encoders.specs import SIDES, Side
 from varalign.evaluation.retrieval import chance, reachable, top_k
 from varalign.inputs.assemble import assemble
 from varalign.inputs.open_data import open_data
-from varalign.inputs.parts import Parts
+from varalign.inputs.parts import Parts, short
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import embedded_files, embedded_texts
 from varalign.options.config import TrainConfig
@@ -187,6 +187,37 @@ class Aligner:
         text, image = found.pairs.T
         texts_per_image = np.bincount(image, minlength=len(found.rows))
         return {"model": "chance", **chance(len(found.rows), texts_per_image, images_per_text=np.bincount(text))}
+
+    def zero_shot(self, split: str = "test", *, noise: str | None = None) -> dict[str, Any] | None:
+        """The frozen towers without heads, as a row of the result table, where both are of one CLIP; else None.
+
+        Args:
+            split, noise: as for `evaluate`.
+        """
+        towers, parts = self.model, self.parts
+        image, text = towers.image_encoder, towers.text_encoder
+        frozen = all(towers.fully_frozen(side) for side in SIDES)
+        alike = (
+            image is not None
+            and text is not None
+            and frozen
+            and (image.spec, image.feature_dim)
+            == (
+                text.spec,
+                text.feature_dim,
+            )
+        )
+        if not alike or towers.shape.head == "identity":
+            return None
+        plain = without_heads(towers).to(parts.device).eval()
+        towers.eval()
+        if noise is not None:
+            kinds = parse_noise(noise)
+            data = damaged(parts.data, kinds, split, self.config.seed)
+            parts = assemble(parts.config, data, plain, to_stderr, noise=kinds)
+        else:
+            parts = parts.with_model(plain, parts.config)
+        return {"model": f"zero-shot {short(parts.config.text_spec)}", **evaluate(parts, split, None)}
 
     def reachable(self, split: str = "test") -> dict[str, Any] | None:
         """The most that a model can reach on a split: a row for the table, or None where that is all.

@@ -13,8 +13,7 @@ from varalign.aligner.aligner import Aligner
 from varalign.data.reading import READING, Reading
 from varalign.data.same_captions import SameCaption
 from varalign.encoders.build import build_image_encoder, build_text_encoder
-from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
-from varalign.encoders.head_shape import HeadShape
+from varalign.encoders.dual_encoder import DualEncoder, without_heads
 from varalign.encoders.specs import SIDES, Side, SpecError, WeightsUnavailable
 from varalign.encoders.towers import Towers
 from varalign.inputs.models import saved_model
@@ -103,7 +102,7 @@ def zero_shot(
     """CLIP as published: its own two towers, without training.
 
     Args:
-        spec: `clip:MODEL@WEIGHTS`, for both towers.
+        spec: `clip:MODEL@WEIGHTS`, or `hf:` with CLIP or SigLIP of transformers; for both towers.
         data: a data folder.
         seed: of the split if the data have none of their own; use the seed of the run to compare with.
         same_caption, reading, skip_missing, device, threads, cache: as for `load`.
@@ -112,8 +111,10 @@ def zero_shot(
         SpecError: another kind of encoder.
         WeightsUnavailable: the weights are not on this machine and cannot be downloaded.
     """
-    if not spec.startswith("clip:"):
-        raise SpecError(f"--zero-shot {spec!r}: takes CLIP, whose towers share a space: clip:MODEL@WEIGHTS")
+    if not spec.startswith(("clip:", "hf:")):
+        raise SpecError(
+            f"--zero-shot {spec!r}: takes CLIP or SigLIP, whose towers share a space: clip:MODEL@WEIGHTS or hf:FOLDER"
+        )
     encoders = {"image_encoder": spec, "text_encoder": spec, "start": "random", "hub_correction": "off"}
     places = {"data": str(data), "seed": seed, "device": device, "threads": threads, "cache": cache}
     places |= {name: getattr(reading, name) for name in READING}
@@ -123,8 +124,7 @@ def zero_shot(
         towers = Towers(build_image_encoder(spec), build_text_encoder(spec))
     except WeightsUnavailable as absent:  # the message names the options of `train`
         raise WeightsUnavailable(str(absent).replace("--image-encoder", "--zero-shot")) from None
-    # fully trained CLIP checkpoints all have their scale at the clamp, 100
-    model = DualEncoder(towers, HeadShape(towers.image_feature_dim, "identity"), logit_scale=MAX_LOGIT_SCALE)
+    model = without_heads(towers)
     for side in SIDES:
         model.freeze(side)
     model.to(pick_device(device)).eval()

@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     named = {"model": str(model.name), "split": arguments.split, "noise": arguments.noise, "same_caption": mode}
     named |= result
     chance, reachable = model.chance(arguments.split), model.reachable(arguments.split)
-    lines = [final_table([{"epochs": model.epochs, **named}, *filter(None, (chance, reachable))])]
+    zero_shot = model.zero_shot(arguments.split, noise=arguments.noise)
+    lines = [final_table([{"epochs": model.epochs, **named}, *filter(None, (zero_shot, chance, reachable))])]
     if "unreadable" in result:
         lines.append(f"{result['unreadable']} unreadable images left out")
     lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}" for key in STATISTICS]

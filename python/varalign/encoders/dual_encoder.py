@@ -178,6 +178,14 @@ class DualEncoder(Towers):
         return config
 
 
+def without_heads(towers: Towers) -> DualEncoder:
+    """Two towers that share a space, as published: their features are the embeddings.
+
+    Fully trained CLIP checkpoints all have their scale at the clamp, 100.
+    """
+    return DualEncoder(towers, HeadShape(towers.image_feature_dim, "identity"), logit_scale=MAX_LOGIT_SCALE)
+
+
 def _unit(vectors: Tensor) -> Tensor:
     if vectors.dtype in (torch.float16, torch.bfloat16):
         vectors = vectors.float()

@@ -74,7 +74,7 @@ class Parts(Inputs):
         """The encoders in short, for tables."""
         if self.config.features:
             return f"features:{Path(self.config.features).name}"
-        return f"{_short(self.config.image_spec)} + {_short(self.config.text_spec)}"
+        return f"{short(self.config.image_spec)} + {short(self.config.text_spec)}"
 
     def bad_images(self) -> dict[str, str]:
         """Names of the images found unreadable so far, with the reason."""
@@ -91,7 +91,7 @@ class Parts(Inputs):
         return self.model.to_config()
 
 
-def _short(spec: str) -> str:
+def short(spec: str) -> str:
     """A spec with only the last part of a path in it: `clip:ViT-B-32@/a/b/c.pt` → `clip:ViT-B-32@c.pt`."""
     head, mark, place = spec.rpartition("@" if "@" in spec else ":")
     return head + mark + Path(place).name if Path(place).is_absolute() or Path(place).exists() else spec

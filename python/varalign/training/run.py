@@ -54,6 +54,7 @@ class TrainResult:
         best_epoch: the epoch with the best weights on dev; 0 is the start.
         seconds: wall time, set-up and evaluation included.
         test: the numbers of `eval --json` on the test split with the best weights.
+        zero_shot: the same of the frozen towers without heads, where both are of one CLIP; else None.
         chance: the recalls of a random ranking there.
         reachable: what no model exceeds there, where equal captions are told apart; else None.
         same_caption: whether equal captions are one text, as `--same-caption`.
@@ -66,6 +67,7 @@ class TrainResult:
     best_epoch: int
     seconds: float
     test: dict[str, Any]
+    zero_shot: dict[str, Any] | None
     chance: dict[str, Any]
     reachable: dict[str, Any] | None
     same_caption: str
@@ -73,13 +75,13 @@ class TrainResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON takes it."""
-        names = ("model", "epochs", "best_epoch", "seconds", "same_caption", "test", "chance", "reachable")
+        names = ("model", "epochs", "best_epoch", "seconds", "same_caption", "test", "zero_shot", "chance", "reachable")
         return {"run": str(self.run), **{name: getattr(self, name) for name in names}}
 
     def table(self) -> str:
         """The final table with the row of chance, and the place of the run folder."""
         told = {"model": self.model, "epochs": self.epochs, "same_caption": self.same_caption}
-        rows = [{**told, **self.test}, *filter(None, (self.chance, self.reachable))]
+        rows = [{**told, **self.test}, *filter(None, (self.zero_shot, self.chance, self.reachable))]
         last = f"best epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
         return "\n".join([final_table(rows), last, *chance_remark(self.test, self.chance)])
 
@@ -289,9 +291,10 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
             aligner = trained(parts, run)
             say(aligner.hub.line)
             test, chance, reachable = aligner.evaluate("test"), aligner.chance("test"), aligner.reachable("test")
+            zero_shot = aligner.zero_shot("test")
             Quarantine(run.quarantine).add(parts.bad_images())
             told = {"model": parts.name, "epochs": position.epoch, "same_caption": config.same_caption}
-            write_report(run, [{**told, **test}, *filter(None, (chance, reachable))])
+            write_report(run, [{**told, **test}, *filter(None, (zero_shot, chance, reachable))])
     except Interrupted as error:
         error.args = (
             f"{error.name}: training is done and saved, the last evaluation is not; "
@@ -305,6 +308,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
         best_epoch=position.best_epoch,
         seconds=time.perf_counter() - session.started,
         test=test,
+        zero_shot=zero_shot,
         chance=chance,
         reachable=reachable,
         same_caption=config.same_caption,
