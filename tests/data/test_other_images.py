@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import logging
@@ -107,6 +108,23 @@ def test_a_missing_plugin_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         decode_image(data)
     other_images._pillow_name.cache_clear()
+
+
+def test_an_interrupt_within_the_decoder_is_raised_when_the_core_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded("AVIF")
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        with contextlib.suppress(ValueError):
+            decode_image(data)
+        for _ in range(100):  # signals are handled here
+            pass
+
+    monkeypatch.setattr(other_images, "_check_pixels", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        work()
 
 
 def test_it_is_said_once_that_they_are_slower(caplog: pytest.LogCaptureFixture) -> None:

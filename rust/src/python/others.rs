@@ -1,7 +1,7 @@
 //! Binding of `image::others`: a function of Python decodes the formats that the core does not.
 
 use numpy::{PyReadonlyArray3, PyUntypedArrayMethods};
-use pyo3::exceptions::PyMemoryError;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -26,12 +26,24 @@ fn decode_by(
     format: &str,
     limits: &Limits,
 ) -> Result<Rgb> {
-    let failed = |error: PyErr| match error.is_instance_of::<PyMemoryError>(py) {
-        true => Error::Memory {
-            bytes: data.len() as u64,
-            what: format!(" of {format}"),
-        },
-        false => Error::Image(error.value(py).to_string()),
+    let failed = |error: PyErr| {
+        let interrupted = error.is_instance_of::<PyKeyboardInterrupt>(py);
+        let exhausted = error.is_instance_of::<PyMemoryError>(py);
+        let said = error.value(py).to_string();
+        // With its traceback go objects whose end runs code of Python, which would swallow the interrupt.
+        drop(error);
+        if interrupted {
+            // Raised again when the core returns.
+            let threads = py.import("_thread");
+            let _ = threads.and_then(|threads| threads.call_method0("interrupt_main"));
+        }
+        match exhausted {
+            true => Error::Memory {
+                bytes: data.len() as u64,
+                what: format!(" of {format}"),
+            },
+            false => Error::Image(said),
+        }
     };
     let copy = |bytes: &mut [u8]| {
         bytes.copy_from_slice(data);

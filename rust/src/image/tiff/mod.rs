@@ -92,27 +92,7 @@ impl Layout {
             directory.needed(256, "width")?,
             directory.needed(257, "height")?,
         );
-        let samples = directory.number(277).unwrap_or(1);
-        let depths = directory.numbers(258)?;
-        let bits = depths.first().copied().unwrap_or(1);
-        let alike = depths.iter().take(samples).all(|&depth| depth == bits);
-        if !alike || !(1..=64).contains(&samples) || (depths.len() > 1 && depths.len() < samples) {
-            return Err(refused(format_args!(
-                "{samples} samples of {depths:?} bits"
-            )));
-        }
-        let format = directory.number(339).unwrap_or(1);
-        match (format, bits) {
-            (1, 1 | 2 | 4 | 8 | 12 | 16) | (2, 8) => {}
-            (1, _) => return Err(refused(format_args!("samples of {bits} bits"))),
-            (2, _) => return Err(refused(format_args!("signed samples of {bits} bits"))),
-            (3, _) => {
-                return Err(refused(format_args!(
-                    "floating-point samples of {bits} bits"
-                )))
-            }
-            _ => return Err(refused(format_args!("samples of format {format}"))),
-        }
+        let (samples, bits) = samples_of(directory)?;
         let planar = directory.number(284) == Some(2) && samples > 1;
         let packing = Packing::of(
             directory.number(259).unwrap_or(1),
@@ -136,35 +116,7 @@ impl Layout {
                 "{samples} samples of {bits} bits for these colours"
             )));
         }
-        let (tile, [offsets, counts]) = match directory.numbers(324)? {
-            offsets if offsets.is_empty() => {
-                let rows = directory
-                    .number(278)
-                    .unwrap_or(height)
-                    .clamp(1, height.max(1));
-                (
-                    (width, rows),
-                    [directory.numbers(273)?, directory.numbers(279)?],
-                )
-            }
-            offsets => {
-                let tile = (
-                    directory.needed(322, "tiles' width")?,
-                    directory.needed(323, "tiles' height")?,
-                );
-                (tile, [offsets, directory.numbers(325)?])
-            }
-        };
-        if (tile.0 == 0 && width > 0)
-            || tile.1 == 0
-            || tile.0.max(tile.1) > 1 << 31
-            || width.max(height) > 1 << 31
-        {
-            return Err(bad(format_args!(
-                "declares {width}x{height} in tiles of {}x{}",
-                tile.0, tile.1
-            )));
-        }
+        let (tile, [offsets, counts]) = tiles_of(directory, (width, height))?;
         let big_endian = directory.big_endian;
         let reversed = directory.number(266) == Some(2) && packing != Packing::Jpeg;
         Ok(Layout {
@@ -316,4 +268,65 @@ impl Layout {
         }
         Ok(())
     }
+}
+
+/// Samples a pixel, and bits of each.
+fn samples_of(directory: &Directory<'_>) -> Result<(usize, usize)> {
+    let samples = directory.number(277).unwrap_or(1);
+    let depths = directory.numbers(258)?;
+    let bits = depths.first().copied().unwrap_or(1);
+    let alike = depths.iter().take(samples).all(|&depth| depth == bits);
+    if !alike || !(1..=64).contains(&samples) || (depths.len() > 1 && depths.len() < samples) {
+        return Err(refused("samples of different depths"));
+    }
+    let format = directory.number(339).unwrap_or(1);
+    match (format, bits) {
+        (1, 1 | 2 | 4 | 8 | 12 | 16) | (2, 8) => {}
+        (1, _) => return Err(refused(format_args!("samples of {bits} bits"))),
+        (2, _) => return Err(refused(format_args!("signed samples of {bits} bits"))),
+        (3, _) => {
+            return Err(refused(format_args!(
+                "floating-point samples of {bits} bits"
+            )))
+        }
+        _ => return Err(refused(format_args!("samples of format {format}"))),
+    }
+    Ok((samples, bits))
+}
+
+/// Width and height of the tiles, or of the strips, where each stands and how long it is.
+fn tiles_of(
+    directory: &Directory<'_>,
+    (width, height): (usize, usize),
+) -> Result<((usize, usize), [Vec<usize>; 2])> {
+    let (tile, places) = match directory.numbers(324)? {
+        offsets if offsets.is_empty() => {
+            let rows = directory
+                .number(278)
+                .unwrap_or(height)
+                .clamp(1, height.max(1));
+            (
+                (width, rows),
+                [directory.numbers(273)?, directory.numbers(279)?],
+            )
+        }
+        offsets => {
+            let tile = (
+                directory.needed(322, "tiles' width")?,
+                directory.needed(323, "tiles' height")?,
+            );
+            (tile, [offsets, directory.numbers(325)?])
+        }
+    };
+    if (tile.0 == 0 && width > 0)
+        || tile.1 == 0
+        || tile.0.max(tile.1) > 1 << 31
+        || width.max(height) > 1 << 31
+    {
+        return Err(bad(format_args!(
+            "declares {width}x{height} in tiles of {}x{}",
+            tile.0, tile.1
+        )));
+    }
+    Ok((tile, places))
 }
