@@ -397,13 +397,15 @@ def test_a_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_saved_data_set_that_are_no_split_are_in_none(tmp_path: Path) -> None:
-    saved(tmp_path / "data", splits=True)
-    names = json.loads((tmp_path / "data" / "dataset_dict.json").read_text())["splits"]
-    (tmp_path / "data" / "test").rename(tmp_path / "data" / "extra")
-    (tmp_path / "data" / "dataset_dict.json").write_text(json.dumps({"splits": [*names[:2], "extra"]}))
-    found, _ = pairs_of(tmp_path / "data", Reading(), tmp_path / "cache")
-    assert sorted(found.split.tolist()) == [-1, 0, 0, 0, 0, 1]
-    assert any("parts that are no split, whose images are in none: extra" in note for note in found.notes)
+    folder = tmp_path / "data"
+    saved(folder, splits=True)
+    (folder / "test").rename(folder / "extra")
+    (folder / "validation").rename(folder / "more")
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "extra", "more"]}))
+    found, pairs = pairs_of(folder, Reading(), tmp_path / "cache")
+    assert len(pairs) == 12
+    assert sorted(found.split.tolist()).count(-1) == 2
+    assert any("parts that are no split, whose images are in none: extra, more" in note for note in found.notes)
 
 
 def test_unpacked_images_that_were_changed_are_unpacked_again(tmp_path: Path) -> None:
@@ -512,6 +514,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tar of a data folder": (tar_of_a_folder, "no member is an image with a .txt, .* unpack it: tar -xf"),
     "a tar shard that is cut": (cut_shard, "not a whole tar archive"),
     "parquet that is cut": (cut_parquet, "not valid Parquet"),
+    "parquet with a damaged page": (
+        lambda folder: (
+            parquet(folder / "a.parquet", {"image": SAMPLES["bytes"], "caption": SAMPLES["path"]}),
+            (folder / "a.parquet").write_bytes(b"PAR1" + b"\xff" * 40 + (folder / "a.parquet").read_bytes()[44:]),
+        ),
+        "a.parquet: not valid Parquet: ",
+    ),
     "parquet with neither names nor images": (
         lambda folder: parquet(folder / "a.parquet", {"image": [0.5], "caption": ["A dog"]}),
         "the column 'image' holds double; wanted names of images, or their bytes",

@@ -21,6 +21,8 @@ from varalign.data.unpacked import Example, unpack
 TIMEOUT = 5.0
 """Seconds to wait for the hub's first answer."""
 
+Parts = list[tuple[str, Any]]
+"""Parts of a data set, each with its split's name; empty for one that is no split."""
 Rows = Iterator[tuple[str, Any, Any, str]]
 
 
@@ -37,8 +39,20 @@ def _read(source: CaptionSource) -> CaptionFile:
     odd = [name for name in parts if split_word(name) is None]
     if len(parts) > 1 and odd:
         source.notes.append(f"{path}: parts that are no split, whose images are in none: {first_three(odd)}")
-    parts = {"" if name in odd else name: part for name, part in parts.items()}
-    first = next(iter(parts.values()))
+    try:
+        return _read_parts(source, datasets, [("" if name in odd else name, part) for name, part in parts.items()])
+    except (DataError, OSError, MemoryError):
+        raise
+    except Exception as error:  # the library raises whatever its parts raise
+        raise DataError(f"{path}: the data set is damaged: {_first_line(error)}") from error
+
+
+def _read_parts(source: CaptionSource, datasets: Any, parts: Parts) -> CaptionFile:
+    """The captions of the parts."""
+    path = source.path
+    for _, part in parts:
+        part.data.validate(full=True)  # a damaged offset would end the process
+    first = parts[0][1]
     columns = require_columns(str(path), first.column_names, source.reading)
     rows = _rows(datasets, parts, columns)
     if isinstance(first.features[columns.image], datasets.Value) and "string" in first.features[columns.image].dtype:
@@ -47,16 +61,16 @@ def _read(source: CaptionSource) -> CaptionFile:
             name = checked_text(path, f"{where}.{columns.image}", name)
             pairs.add(0, where, name, captions_of(source, f"{where}.{columns.caption}", caption), word)
         return pairs.done("a saved data set")
-    files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
+    files = [Path(file["filename"]) for _, part in parts for file in part.cache_files]
     # Rows that were selected or shuffled differ in the fingerprint, not in the files.
-    content = content_key(files) + "".join(str(part._fingerprint) for part in parts.values())
+    content = content_key(files) + "".join(str(part._fingerprint) for _, part in parts)
     return unpack(source, content, _examples(source, columns, rows), "a data set of the library datasets")
 
 
 def _from_disk(datasets: Any, folder: Path) -> Any:
     try:
         return datasets.load_from_disk(str(folder))
-    except Exception as error:  # the library raises whatever its parts raise
+    except Exception as error:
         raise DataError(f"{folder}: not a data set that save_to_disk wrote: {_first_line(error)}") from None
 
 
@@ -96,9 +110,9 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
-def _rows(datasets: Any, parts: Mapping[str, Any], columns: Columns) -> Rows:
+def _rows(datasets: Any, parts: Parts, columns: Columns) -> Rows:
     """(where, image, caption, word of the split) of each row; images as they are stored, labels by their names."""
-    for split, part in parts.items():
+    for split, part in parts:
         wanted = part.select_columns([name for name in columns if name is not None])
         labels = {}
         for name, feature in wanted.features.items():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from varalign.data.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
@@ -17,8 +19,8 @@ from varalign.data.errors import DataError
 from varalign.data.files import file_digest, open_user_file
 from varalign.data.unpacked import Example, unpack
 
-_ROWS = 64
-"""Rows of images that are held at once."""
+_ROWS, _ROWS_OF_NAMES = 64, 1 << 14
+"""Rows that are held at once, of images and of their names."""
 
 
 def _read(source: CaptionSource) -> CaptionFile:
@@ -29,33 +31,51 @@ def _read(source: CaptionSource) -> CaptionFile:
     except ImportError:
         raise DataError(f"{path}: Parquet files are read by pyarrow: pip install 'varalign[parquet]'") from None
     with open_user_file(path) as file:
-        try:
+        with _valid(path):
             table = pyarrow.parquet.ParquetFile(file)
             schema = table.schema_arrow
-            columns = require_columns(str(path), schema.names, source.reading)
-            kind = schema.field(columns.image).type
-            labels = _label_names(schema.metadata, columns)
-            if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_integer(kind):
-                return _names(source, columns, _rows(table, columns, labels, 1 << 14))
-            if pyarrow.types.is_struct(kind) or pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind):
-                examples = _examples(source, columns, _rows(table, columns, labels, _ROWS))
-                return unpack(source, file_digest(path).hex(), examples, "Parquet with images")
-        except (pyarrow.ArrowException, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}: not valid Parquet: {str(error).splitlines()[0]}") from None
+        columns = require_columns(str(path), schema.names, source.reading)
+        kind, types = schema.field(columns.image).type, pyarrow.types
+        labels = _label_names(schema.metadata, columns)
+        if types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind):
+            return _names(source, columns, _rows(path, table, columns, labels, _ROWS_OF_NAMES))
+        if types.is_struct(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+            examples = _examples(source, columns, _rows(path, table, columns, labels, _ROWS))
+            return unpack(source, file_digest(path).hex(), examples, "Parquet with images")
     raise DataError(f"{path}: the column {columns.image!r} holds {kind}; wanted names of images, or their bytes")
 
 
-def _rows(table: Any, columns: Columns, labels: dict[str, list[str]], size: int) -> Iterator[tuple[int, Any, Any, str]]:
+@contextmanager
+def _valid(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file into a DataError; errors of the system go through."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, ValueError, IndexError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        raise DataError(f"{path}: not valid Parquet: {reason}") from None
+
+
+def _rows(
+    path: Path, table: Any, columns: Columns, labels: dict[str, list[str]], size: int
+) -> Iterator[tuple[int, Any, Any, str]]:
     """(row, image, caption, word of the split) of each row."""
     names = [name for name in columns if name is not None]
+    with _valid(path):
+        batches = table.iter_batches(batch_size=size, columns=names)
     start = 0
-    for batch in table.iter_batches(batch_size=size, columns=names):
-        values = [
-            [labels[name][value] if type(value) is int and name in labels else value for value in column.to_pylist()]
-            for name, column in ((name, batch.column(name)) for name in names)
-        ]
+    while True:
+        with _valid(path):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            values = [batch.column(name).to_pylist() for name in names]
+            for column, name in zip(values, names, strict=True):
+                if name in labels:
+                    column[:] = [labels[name][value] if type(value) is int else value for value in column]
         words = values[2] if columns.split is not None else [""] * len(values[0])
         for row, (image, caption, word) in enumerate(zip(values[0], values[1], words, strict=True), start):
             yield row, image, caption, str(word) if word is not None else ""
