@@ -294,11 +294,11 @@ fn samples_of(directory: &Directory<'_>) -> Result<(usize, usize)> {
     Ok((samples, bits))
 }
 
-/// Width and height of the tiles, or of the strips, where each stands and how long it is.
-fn tiles_of(
-    directory: &Directory<'_>,
-    (width, height): (usize, usize),
-) -> Result<((usize, usize), [Vec<usize>; 2])> {
+/// Width and height of tiles or strips, and where each stands and how long it is.
+type Tiles = ((usize, usize), [Vec<usize>; 2]);
+
+/// The tiles, or else the strips.
+fn tiles_of(directory: &Directory<'_>, (width, height): (usize, usize)) -> Result<Tiles> {
     let (tile, places) = match directory.numbers(324)? {
         offsets if offsets.is_empty() => {
             let rows = directory
