@@ -29,7 +29,10 @@ VERSION = 1
 
 _METADATA = "metadata.jsonl"
 _WHOLE = "whole.json"
-_SUFFIXES = ((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"RIFF", ".webp"), (b"BM", ".bmp"))
+_SUFFIXES = (
+    *((b"\xff\xd8\xff", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"RIFF", ".webp"), (b"BM", ".bmp")),
+    *((b"II*\0", ".tif"), (b"MM\0*", ".tif")),
+)
 _LONGEST_NAME = 120
 
 
