@@ -13,6 +13,7 @@ import varalign
 from checkpoints import write_bert, write_clip
 from image_models import write_image_model
 from text_models import change_json, write_model
+from varalign.aligner.load import zero_shot
 from varalign.encoders.adapters import ADAPTER
 from varalign.options.config import TrainConfig
 from varalign.training.run import resume
@@ -75,10 +76,11 @@ def write(folder: Path, kind: str, side: str) -> str:
 def test_each_kind_trains_and_is_used(
     image_folder: Path, tmp_path: Path, image: str, text: str, options: dict[str, Any]
 ) -> None:
+    text_spec = write(tmp_path / "text", text, "text")
     config = TrainConfig(
         data=str(image_folder),
-        image_encoder=write(tmp_path / "image", image, "image"),
-        text_encoder=write(tmp_path / "text", text, "text"),
+        image_encoder=text_spec if image == text else write(tmp_path / "image", image, "image"),
+        text_encoder=text_spec,
         out=str(tmp_path / "run"),
         cache=str(tmp_path / "cache"),
         image_size=32 if image in ("resnet18", "timm") else None,
@@ -103,4 +105,8 @@ def test_each_kind_trains_and_is_used(
     np.testing.assert_array_equal(again.embed_texts(texts), result.aligner.embed_texts(texts))
     np.testing.assert_array_equal(again.embed_images([file]), result.aligner.embed_images([file]))
     assert again.evaluate("test") == result.test
+    if image == text and not options:  # both towers of one CLIP, read from transformers' folder
+        published = zero_shot(config.text_spec, image_folder, device="cpu").evaluate("test")
+        assert result.zero_shot is not None
+        assert result.zero_shot["t2i_recall@5"] == published["t2i_recall@5"]
     assert resume(tmp_path / "run", {"epochs": 2}, say=lambda _: None).epochs == 2
