@@ -314,7 +314,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no captions file; wanted one of"):
         load_dataset(tmp_path)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="a file; pass its folder instead, and --captions file"):
         load_dataset(tmp_path / "file")
     with pytest.raises(DataError, match="cannot be read"):
         load_dataset(tmp_path, reading=Reading(captions="absent.txt"))

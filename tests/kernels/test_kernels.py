@@ -42,7 +42,7 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
     settings = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = CASES.parents[2] / "bench" / "compile_kernels.py"
     result = subprocess.run(
-        [sys.executable, str(script), "--json", *arguments], env=settings, capture_output=True, text=True, timeout=900
+        [sys.executable, str(script), "--json", *arguments], env=settings, capture_output=True, text=True, timeout=3600
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return json.loads(result.stdout)

@@ -150,6 +150,9 @@ def run_sample(arguments: argparse.Namespace) -> int:
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
-    if not arguments.folder.is_dir() and not of_hub(arguments.folder):
-        raise DataError(f"{arguments.folder}: no such folder; wanted one with captions.txt and Images/")
-    return arguments.folder
+    folder: Path = arguments.folder
+    if folder.is_file():
+        raise DataError(f"{folder}: a file; pass its folder instead, and --captions {folder.name}")
+    if not folder.is_dir() and not of_hub(folder):
+        raise DataError(f"{folder}: no such folder; wanted one with captions.txt and Images/")
+    return folder

@@ -139,10 +139,11 @@ def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
     if of_hub(folder):
         return [Part(folder, Path("."))], []
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "there is no such folder"
+        if folder.is_file():
+            raise DataError(f"{folder}: a file; pass its folder instead, and --captions {folder.name}")
         raise DataError(
-            f"{folder}: {what}; wanted one with captions.txt and Images/ ('varalign data sample DIR' writes one)"
-            + ("; --captions FILE names a captions file" if folder.exists() else "")
+            f"{folder}: there is no such folder; wanted one with captions.txt and Images/ ('varalign data sample DIR' "
+            "writes one)"
         )
     if reading.captions is not None:
         return [Part(given_place(reading.captions, folder), folder)], []
