@@ -212,7 +212,7 @@ def test_a_report_of_nothing_says_what_to_do(
 
     assert main(["study", "--features", str(features_file), "--out", str(tmp_path / "study"), "--report"]) == 0
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'study'}: no cell is finished yet; run the same line without --report\n"
+        f"{tmp_path / 'study'}: no cell is done yet; run the same line without --report\n"
     )
 
 

@@ -136,6 +136,8 @@ class Run:
 def cell_config(cell: Cell, train_images: int) -> TrainConfig:
     """The options of a cell's run, without those that name the data.
 
+    Without hub correction, unless the study asks for it: then the ordinary trainer runs the cell.
+
     Args:
         cell: the cell.
         train_images: images of the whole training split, of which the cell's fraction is taken.
@@ -144,7 +146,7 @@ def cell_config(cell: Cell, train_images: int) -> TrainConfig:
     size = None if fraction >= 100 else max(2, round(train_images * fraction / 100))
     schedule: Any = "fixed" if cell.schedule == "replay" else cell.schedule
     return TrainConfig(
-        **cell.options,
+        **{"hub_correction": "off", **cell.options},
         schedule=schedule,
         fixed_weight=cell.fixed_weight,
         dataset_size=size,
