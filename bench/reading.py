@@ -41,11 +41,11 @@ most = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1
 print(json.dumps([seconds, most / 1024, result]))
 """
 OURS = (
-    "from varalign.data.captions import read_captions",
+    "from varalign.data.readers.captions import read_captions",
     "found = read_captions(path); result = [len(found.captions), len(set(found.image_names))]",
 )
 LISTED = (
-    "from varalign.data.image_folder import ImageFolder",
+    "from varalign.data.readers.image_folder import ImageFolder",
     "folder = ImageFolder(path); names = folder.names(); result = [len(names), sum(folder.holds(n) for n in names)]",
 )
 WHOLE = (

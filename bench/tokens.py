@@ -33,7 +33,7 @@ one_thread()
 import numpy as np  # noqa: E402
 from harness import Contender, Row, compare, main, single  # noqa: E402
 from varalign.data.sample import sample_scenes  # noqa: E402
-from varalign.data.tokenizers import Tokenizer, bert_tokenizer, clip_tokenizer  # noqa: E402
+from varalign.data.tokens.tokenizers import Tokenizer, bert_tokenizer, clip_tokenizer  # noqa: E402
 
 PACKAGES = [
     *("numpy", "open_clip_torch", "transformers", "tokenizers", "tiktoken", "instant-clip-tokenizer"),
@@ -113,7 +113,7 @@ def generated(count: int, seed: int) -> list[str]:
 
 
 def hostile() -> list[str]:
-    """The nasty texts of tests/data/test_tokenizers.py; none where the test tools are not installed."""
+    """The nasty texts of tests/data/tokens/test_tokenizers.py; none where the test tools are not installed."""
     path = Path(__file__).parents[1] / "tests" / "data" / "test_tokenizers.py"
     found = importlib.util.spec_from_file_location("test_tokenizers", path)
     assert found is not None and found.loader is not None
@@ -121,7 +121,7 @@ def hostile() -> list[str]:
     try:
         found.loader.exec_module(module)
     except ImportError as error:
-        print(f"tests/data/test_tokenizers.py: {error}; its hostile texts are left out", file=sys.stderr)
+        print(f"tests/data/tokens/test_tokenizers.py: {error}; its hostile texts are left out", file=sys.stderr)
         return []
     return list(module.NASTY)
 
@@ -200,7 +200,7 @@ def equality(
 
 THREADS_OF_SMALL_BATCHES = """
 import os, sys
-import varalign.data.tokenizers as tokenizers
+import varalign.data.tokens.tokenizers as tokenizers
 tokenizer = tokenizers.word_tokenizer(["two dogs in the snow"])
 tokenizer(["two dogs"])
 before = len(os.listdir("/proc/self/task"))

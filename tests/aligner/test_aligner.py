@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from varalign.aligner.evaluate import embed_split
 from varalign.cli import main
 from varalign.data.errors import DataError
-from varalign.data.reading import Reading
+from varalign.data.readers.reading import Reading
 from varalign.encoders import saved
 from varalign.options.config import TrainConfig
 

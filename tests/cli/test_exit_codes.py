@@ -55,7 +55,7 @@ def test_what_nobody_foresaw_asks_for_a_report_and_names_a_file(
         raise KeyError("a\x1bb")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("varalign.data.dataset_check.check_dataset", broken)
+    monkeypatch.setattr("varalign.data.checks.dataset_check.check_dataset", broken)
     assert main(["data", "check", str(tmp_path)]) == 1
     (file,) = tmp_path.iterdir()
     assert capsys.readouterr().err == (

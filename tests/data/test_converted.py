@@ -15,7 +15,7 @@ from varalign.cli import main
 from varalign.data.converted import MARK, convert_dataset
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError
-from varalign.data.reading import Reading
+from varalign.data.readers.reading import Reading
 
 pytest.importorskip("pyarrow")
 CODES = {"train": 0, "validation": 1, "test": 2}

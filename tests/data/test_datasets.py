@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError
-from varalign.data.image_folder import ImageFile, identical_files
-from varalign.data.reading import Reading
+from varalign.data.readers.image_folder import ImageFile, identical_files
+from varalign.data.readers.reading import Reading
 
 
 def image_bytes(number: int) -> bytes:

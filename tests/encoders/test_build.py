@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from varalign.data.tokenizers import word_tokenizer
+from varalign.data.tokens.tokenizers import word_tokenizer
 from varalign.encoders import specs
 from varalign.encoders.base import TextEncoder, TextOptions
 from varalign.encoders.build import build_image_encoder, build_text_encoder

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from text_models import TEXTS, change_json, write_model, write_sentence
-from varalign.data.tokenizers import load_tokenizer
+from varalign.data.tokens.tokenizers import load_tokenizer
 from varalign.encoders.build import build_text_encoder, text_encoder_from_config
 from varalign.encoders.hf_text import HfTextEncoder
 from varalign.encoders.specs import SpecError, WeightsUnavailable

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from varalign.data.tokenizers import load_tokenizer
+from varalign.data.tokens.tokenizers import load_tokenizer
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.head_shape import HeadShape

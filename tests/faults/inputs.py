@@ -242,8 +242,8 @@ def _peak() -> float:
 
 def caption_noise(folder: Path, count: int, seed: int) -> dict[str, Any]:
     """Seeded mutations of good captions files of every form: captions, or a `DataError`, within time."""
-    from varalign.data.captions import read_captions
     from varalign.data.errors import DataError
+    from varalign.data.readers.captions import read_captions
 
     folder.mkdir()
     path = folder / "captions.txt"

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from varalign.data.errors import DataError
 from varalign.data.images import Preprocess
-from varalign.data.tokenizers import word_tokenizer
+from varalign.data.tokens.tokenizers import word_tokenizer
 from varalign.encoders.base import ImageEncoder, TextEncoder
 from varalign.encoders.towers import Towers
 from varalign.inputs import feature_cache

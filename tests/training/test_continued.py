@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import varalign
 from varalign.cli import main
-from varalign.data.tokenizers import load_tokenizer
+from varalign.data.tokens.tokenizers import load_tokenizer
 from varalign.options.config import TrainConfig
 from varalign.options.layers import continued
 from varalign.runs.folder import RunFolder

@@ -18,7 +18,7 @@ from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.datasets import ImageCaptions
 from varalign.data.files import cache_key
 from varalign.data.images import IMAGE_SUFFIXES
-from varalign.data.reading import READING
+from varalign.data.readers.reading import READING
 from varalign.inputs.kept import kept_arrays
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows

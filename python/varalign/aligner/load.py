@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from varalign.aligner.aligner import Aligner
-from varalign.data.reading import READING, Reading
+from varalign.data.readers.reading import READING, Reading
 from varalign.data.same_captions import SameCaption
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder, without_heads

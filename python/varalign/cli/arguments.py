@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.cli.exit_codes import OutputError
-from varalign.data.reading import READING, Reading
+from varalign.data.readers.reading import READING, Reading
 from varalign.data.terminal import print_lines
 from varalign.options.fields import OPTIONS
 from varalign.options.recipe import described

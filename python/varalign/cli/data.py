@@ -9,7 +9,7 @@ from typing import Any
 from varalign.cli.arguments import add_json, add_option, add_overwrite, add_reading, add_seed, answer
 from varalign.data.errors import DataError
 from varalign.data.outputs import check_output_file
-from varalign.data.reading import Reading, of_hub
+from varalign.data.readers.reading import Reading, of_hub
 from varalign.runs.progress import to_stderr
 
 FORMS = ("parquet", "imagefolder")
@@ -98,7 +98,7 @@ def _add_sample(parts: Any) -> None:
 
 def run_check(arguments: argparse.Namespace) -> int:
     """Print what is at fault; exit code 1 where something is."""
-    from varalign.data.dataset_check import check_dataset
+    from varalign.data.checks.dataset_check import check_dataset
 
     folder, page = _folder(arguments), arguments.page
     if not arguments.near_duplicates and (page is not None or arguments.features is not None):
@@ -117,7 +117,7 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 def run_stats(arguments: argparse.Namespace) -> int:
     """Print the measurements."""
-    from varalign.data.summary import summarise
+    from varalign.data.checks.summary import summarise
 
     options = {name: getattr(arguments, name) for name in ("size", "bert", "seed", "threads", "skip_missing")}
     summary = summarise(_folder(arguments), images=arguments.draw, reading=Reading.of(arguments), **options)

@@ -10,7 +10,7 @@ from typing import Any
 from varalign.cli.arguments import add_json, add_overwrite, add_reading, answer
 from varalign.data.errors import DataError
 from varalign.data.outputs import check_output_folder
-from varalign.data.reading import READING
+from varalign.data.readers.reading import READING
 from varalign.study.spec import AXES, CONTROLS, TUNED, Study, StudyError, make_study, read_study
 
 EPILOG = f"""axes: {", ".join(AXES)}, or any option of `varalign train`. The controls {", ".join(CONTROLS)} are added

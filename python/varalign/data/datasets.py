@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.data.checks.near_duplicates import find_near_duplicates
 from varalign.data.errors import DataError, first_three, shown
-from varalign.data.folders import FoundFolder, Missing, read_folder
-from varalign.data.image_folder import identical_files
 from varalign.data.index import CaptionIndex
-from varalign.data.near_duplicates import find_near_duplicates
-from varalign.data.reading import Reading
+from varalign.data.readers.folders import FoundFolder, Missing, read_folder
+from varalign.data.readers.image_folder import identical_files
+from varalign.data.readers.reading import Reading
 from varalign.data.same_captions import SameCaption
 from varalign.data.splits import choose_splits, limit_training
 

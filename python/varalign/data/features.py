@@ -20,11 +20,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.caption_file import split_lines
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import open_user_file, read_bytes, readable, write_atomically
 from varalign.data.index import CaptionIndex
 from varalign.data.outputs import marker_of, written_together
+from varalign.data.readers.caption_file import split_lines
 from varalign.data.same_captions import SameCaption
 from varalign.data.splits import limit_training, separate_twins
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.errors import DataError, shown
-from varalign.data.tokenizer_kind import read_text
+from varalign.data.tokens.tokenizer_kind import read_text
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.data.caption_file import split_lines
 from varalign.data.draws import name_key
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import read_bytes
-from varalign.data.folders import FoundFolder
-from varalign.data.image_folder import Spellings
 from varalign.data.index import SPLITS
+from varalign.data.readers.caption_file import split_lines
+from varalign.data.readers.folders import FoundFolder
+from varalign.data.readers.image_folder import Spellings
 
 LISTS = {
     "train": "Flickr_8k.trainImages.txt",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.data.images import Preprocess
-from varalign.data.tokenizers import Tokenizer
+from varalign.data.tokens.tokenizers import Tokenizer
 from varalign.encoders.specs import SpecError
 
 

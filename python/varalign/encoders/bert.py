@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from varalign.data.bert_tokens import OtherTokenizer
 from varalign.data.json_file import read_object
-from varalign.data.tokenizers import Tokenizer, bert_tokenizer
+from varalign.data.tokens.bert_tokens import OtherTokenizer
+from varalign.data.tokens.tokenizers import Tokenizer, bert_tokenizer
 from varalign.encoders.hf_text import HfTextEncoder
 from varalign.encoders.hub import LOGGER
 from varalign.encoders.sentence import Sentence

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from varalign.data.tokenizers import Tokenizer
+from varalign.data.tokens.tokenizers import Tokenizer
 from varalign.encoders.base import ImageEncoder, ImageOptions, TextEncoder, TextOptions
 from varalign.encoders.hub import LOGGER
 from varalign.encoders.specs import EncoderSpec, Side, SpecError, kind_of, parse_spec

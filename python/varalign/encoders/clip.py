@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.data.images import Preprocess
-from varalign.data.tokenizers import clip_tokenizer
+from varalign.data.tokens.tokenizers import clip_tokenizer
 from varalign.encoders.base import (
     ImageEncoder,
     ImageOptions,

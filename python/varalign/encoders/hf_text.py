@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from varalign.data.json_file import read_object
-from varalign.data.tokenizers import Tokenizer, hf_tokenizer
+from varalign.data.tokens.tokenizers import Tokenizer, hf_tokenizer
 from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, known_blocks, plain, present, token_mask
 from varalign.encoders.sentence import Sentence, SentenceHead, read_sentence
 from varalign.encoders.specs import EncoderSpec, SpecError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from varalign.data.tokenizers import word_tokenizer
+from varalign.data.tokens.tokenizers import word_tokenizer
 from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, masked_mean, plain, token_mask
 from varalign.encoders.specs import EncoderSpec, SpecError
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from varalign.data.tokenizers import Tokenizer
+from varalign.data.tokens.tokenizers import Tokenizer
 from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder
 from varalign.encoders.build import image_encoder_from_config, text_encoder_from_config
 from varalign.encoders.dual_encoder import DualEncoder

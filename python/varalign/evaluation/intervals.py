@@ -4,7 +4,7 @@ A sample draws as many images as there are, with replacement; an image's weight 
 i2t recall is the weighted share of image queries that are hits. A text query has the weight of its image, a text of
 several images the mean of their weights. Ranks stay those among all candidates. The interval goes from the 2.5th to
 the 97.5th percentile of `SAMPLES` samples. It covers the choice of images, not that of the seed. Where every query is
-hit, or none, it has no width, however few the images: `varalign.data.split_sizes.FEW`.
+hit, or none, it has no width, however few the images: `varalign.data.checks.split_sizes.FEW`.
 
 Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, §13.3; all queries of an image are drawn together.
 """

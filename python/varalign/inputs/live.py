@@ -19,8 +19,8 @@ from varalign.data.decoded import DecodedCache
 from varalign.data.images import Augment, Pixels, Preprocess
 from varalign.data.noise import Noise
 from varalign.data.pipeline import ImageBatch, ImagePipeline
-from varalign.data.tokenizers import Tokenizer
-from varalign.data.word_dropout import drop_words
+from varalign.data.tokens.tokenizers import Tokenizer
+from varalign.data.tokens.word_dropout import drop_words
 from varalign.encoders.towers import Towers
 from varalign.inputs.sources import ImageInputs, Rows, chunks
 from varalign.runs.quarantine import summary

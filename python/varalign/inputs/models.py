@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
-from varalign.data.tokenizers import load_tokenizer
+from varalign.data.tokens.tokenizers import load_tokenizer
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.head_shape import HeadShape

@@ -10,9 +10,9 @@ from typing import Any
 from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import FeatureSet, load_features
-from varalign.data.folders import given_place
 from varalign.data.noise import parse_noise
-from varalign.data.reading import HUB, Reading, of_hub
+from varalign.data.readers.folders import given_place
+from varalign.data.readers.reading import HUB, Reading, of_hub
 from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError

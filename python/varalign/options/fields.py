@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from varalign.data.reading import SEPARATORS, SPLIT_BY
+from varalign.data.readers.reading import SEPARATORS, SPLIT_BY
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.losses import LOSSES
 from varalign.options.declaration import Option, checkpoint_interval, declared, option

@@ -11,7 +11,7 @@ from typing import Any
 from varalign.data.errors import DataError
 from varalign.data.files import read_bytes
 from varalign.data.json_file import without_repeats
-from varalign.data.reading import READING
+from varalign.data.readers.reading import READING
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError, near
 from varalign.options.fields import OPTIONS

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from varalign.data.near_duplicates import alike
+from varalign.data.checks.near_duplicates import alike
 from varalign.pictures.page import card, write_page
 
 MOST = 200  # pairs on the page: 20 kB each

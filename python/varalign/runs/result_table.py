@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from varalign.data.split_sizes import FEW
+from varalign.data.checks.split_sizes import FEW
 
 _MODES = {
     "positive": "; equal captions are one text",

@@ -12,7 +12,7 @@ import numpy as np
 from varalign.aligner.evaluate import embed_split
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.features import load_features
-from varalign.data.reading import READING, Reading
+from varalign.data.readers.reading import READING, Reading
 from varalign.evaluation.retrieval import mean_recall
 from varalign.runs.folder import RunFolder
 from varalign.study.grid import Cell

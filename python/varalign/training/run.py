@@ -15,7 +15,7 @@ import torch
 from varalign._core import __version__
 from varalign.aligner.aligner import Aligner
 from varalign.aligner.load import trained
-from varalign.data.split_sizes import split_sizes
+from varalign.data.checks.split_sizes import split_sizes
 from varalign.inputs.assemble import assemble
 from varalign.inputs.continued import check_continued
 from varalign.inputs.models import saved_model

@@ -17,7 +17,7 @@ enum Ids<'py> {
     Int(PyReadwriteArray2<'py, i32>),
 }
 
-/// A tokenizer over one vocabulary, which threads may share. `varalign.data.tokenizers` is its public interface.
+/// A tokenizer over one vocabulary, which threads may share. `varalign.data.tokens.tokenizers` is its public interface.
 #[pyclass(frozen, module = "varalign._core")]
 struct CaptionTokenizer {
     tokenizer: Tokenizer,

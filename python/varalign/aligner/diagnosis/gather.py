@@ -16,7 +16,7 @@ from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError, first_three
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.noise import Noise, noisy_pairs, parse_noise
-from varalign.data.reading import READING, Reading
+from varalign.data.readers.reading import READING, Reading
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.encoders.towers import Towers
 from varalign.evaluation.pair_moments import PairMoments

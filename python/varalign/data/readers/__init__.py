@@ -1,0 +1,1 @@
+"""Readers of captions, a file a format; `captions.FORMATS` is their table."""

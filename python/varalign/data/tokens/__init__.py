@@ -1,0 +1,1 @@
+"""Tokenizers of captions, a file a kind."""
