@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import logging
+import signal
 import subprocess
 import sys
 import zlib
@@ -123,8 +124,12 @@ def test_an_interrupt_within_the_decoder_is_raised_when_the_core_returns(monkeyp
             pass
 
     monkeypatch.setattr(other_images, "_check_pixels", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_it_is_said_once_that_they_are_slower(caplog: pytest.LogCaptureFixture) -> None:
