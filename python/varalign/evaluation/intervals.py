@@ -4,7 +4,7 @@ A sample draws as many images as there are, with replacement; an image's weight 
 i2t recall is the weighted share of image queries that are hits. A text query has the weight of its image, a text of
 several images the mean of their weights. Ranks stay those among all candidates. The interval goes from the 2.5th to
 the 97.5th percentile of `SAMPLES` samples. It covers the choice of images, not that of the seed. Where every query is
-hit, or none, it has no width, however few the images: `varalign.data.checks.split_sizes.FEW`.
+hit, or none, all samples are alike: the bound is then that of Clopper & Pearson 1934 for as many images.
 
 Source: Efron & Tibshirani 1993, An Introduction to the Bootstrap, §13.3; all queries of an image are drawn together.
 """
@@ -45,7 +45,13 @@ def recall_intervals(
     hits: list[NDArray[np.float64]] = [is_hit(i2t, k, len(t2i)).astype(np.float64) for k in ks]
     hits += [np.bincount(image, share * is_hit(t2i, k, images)[text], images).astype(np.float64) for k in ks]
     queries = [(i2t >= 0).astype(np.float64)] * len(ks) + [np.bincount(image, share, images)] * len(ks)
-    low, high = bootstrap(np.stack(hits, axis=1), np.stack(queries, axis=1))
+    found = np.stack(hits, axis=1)
+    asked: NDArray[np.float64] = np.stack(queries, axis=1).astype(np.float64)
+    low, high = bootstrap(found, asked)
+    shares = found.sum(axis=0) / np.maximum(asked.sum(axis=0), np.finfo(np.float64).tiny)
+    alike = LEVELS[0] ** (1 / np.maximum((asked > 0).sum(axis=0), 1))
+    low = np.where(np.isclose(shares, 1), np.minimum(low, alike), low)
+    high = np.where(np.isclose(shares, 0), np.maximum(high, 1 - alike), high)
     keys = [f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in ks]
     return {key: [float(a), float(b)] for key, a, b in zip(keys, low, high, strict=True)}
 

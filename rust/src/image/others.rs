@@ -47,7 +47,7 @@ pub fn decode(data: &[u8], limits: &Limits) -> Result<Rgb> {
     match (outside(data), OUTSIDE.get()) {
         (Some(name), Some(decoder)) => decoder(data, name, limits),
         (name, _) => Err(Error::Image(format!(
-            "{}; supported are JPEG (MPO), PNG, WebP, GIF, BMP and TIFF, whatever the file's name",
+            "{}; supported are JPEG (MPO), PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 and JPEG XL, whatever the file's name",
             name.map_or_else(
                 || refusal(data),
                 |name| format!("this is a file of another kind: {name}")

@@ -103,7 +103,9 @@ def test_unreadable_images_are_a_fault_above_the_limit(folder: Path) -> None:
     report = check_dataset(folder)
     assert list(report.unreadable) == ["scene_00004.jpg", "scene_00005.jpg"]
     assert all(report.unreadable.values())
-    assert report.problems == ["2 of 120 images are unreadable, more than --max-bad 0.01: mend or remove them"]
+    assert report.problems == [
+        "2 of 120 images are unreadable, more than the 1 % that `train --max-bad` allows: mend or remove them"
+    ]
     assert not check_dataset(folder, max_bad=0.05).faults
 
 

@@ -16,6 +16,8 @@ import pytest
 from PIL import Image
 from varalign.data.datasets import load_dataset
 from varalign.data.errors import DataError
+from varalign.data.readers.captions import read_captions
+from varalign.data.readers.folders import read_folder
 from varalign.data.readers.reading import Reading
 
 PAIRS = [(f"{stem}.jpg", text) for stem in "abcdef" for text in (f"A dog, {stem} .", f'The "sign" {stem} .')]
@@ -582,3 +584,60 @@ def test_a_data_set_of_the_hub_is_unpacked(silent_hub: None, tmp_path: Path, mon
     found, pairs = pairs_of(Path("hf:someone/some-set"), Reading(), tmp_path / "cache")
     assert pairs == {(picture(name), text) for name, text in PAIRS}
     assert found.split.tolist() == [0, 0, 0, 0, 1, 2]
+
+
+def test_splits_under_other_names_stop_the_run(tmp_path: Path) -> None:
+    """Whoever has not renamed the column would train on test images."""
+    rows = [f"{i}.jpg,a dog {i},{split}" for i, split in enumerate(("train", "val", "test"))]
+    (tmp_path / "captions.csv").write_text("image,caption,type\n" + "\n".join(rows))
+    with pytest.raises(DataError, match="the column 'type' says test, train, val, so it looks like a split; rename it"):
+        read_captions(tmp_path / "captions.csv")
+    records = [{"image": f"{i}.jpg", "text": "a dog", "usage_": word} for i, word in enumerate(("train", "holdout"))]
+    (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    with pytest.raises(DataError, match="the column 'usage_' says holdout, train, so it looks like a split"):
+        read_captions(tmp_path / "captions.jsonl")
+    (tmp_path / "captions.csv").write_text("image,caption,word\n1.jpg,a dog,test\n2.jpg,a cat,tube")
+    assert read_captions(tmp_path / "captions.csv").splits is None
+
+
+def test_damage_inside_a_shard_is_no_end(tmp_path: Path) -> None:
+    def shard(*names: str) -> bytes:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name in names:
+                data = b"a dog\n" if name.endswith("txt") else b"pixels"
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        return packed.getvalue()
+
+    whole = shard("0.jpg", "0.txt", "1.jpg", "1.txt")
+    path = tmp_path / "a.tar"
+    path.write_bytes(whole[:2048] + b"\xff" * 512 + whole[2560:])
+    with pytest.raises(DataError, match="not a whole tar archive: the header at byte 2,048 is damaged or cut"):
+        read_captions(path)
+    path.write_bytes(shard("0.jpg", "0.txt", "0.jpg", "0.txt"))
+    with pytest.raises(DataError, match="two members are named '0.jpg'; give each a name of its own"):
+        read_captions(path)
+    path.write_bytes(whole[:2048])
+    assert "a.tar: the mark at the end of the archive is missing; it may be cut short" in read_captions(path).notes
+
+
+def test_both_kinds_of_texts_beside_an_image_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("a dog\na cat\n")
+    (tmp_path / "a.caption").write_text("a cat\na bird\n")
+    assert read_folder(tmp_path).captions == ["a dog", "a cat", "a bird"]
+
+
+def test_folders_and_columns_that_contradict_each_other(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / split / f"{split}.jpg")
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,text,split\ntrain/train.jpg,a dog,test\ntest/test.jpg,a cat,train\n"
+    )
+    assert any(
+        note.startswith("2 images lie in a folder named like another split than metadata.csv says; the file is obeyed")
+        for note in read_folder(tmp_path).notes
+    )

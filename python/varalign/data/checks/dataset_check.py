@@ -220,8 +220,8 @@ def _decode_all(report: Report, dataset: ImageCaptions, max_bad: float, threads:
     share = len(report.unreadable) / len(dataset.image_names)
     if share > max_bad:
         report.problems.append(
-            f"{len(report.unreadable):,} of {len(dataset.image_names):,} images are unreadable, more than --max-bad "
-            f"{max_bad:g}: mend or remove them"
+            f"{len(report.unreadable):,} of {len(dataset.image_names):,} images are unreadable, more than the "
+            f"{100 * max_bad:g} % that `train --max-bad` allows: mend or remove them"
         )
 
 

@@ -24,6 +24,6 @@ def split_sizes(data: CaptionIndex) -> list[str]:
         rows = data.rows(name)
         line = f"{name}: {len(rows):,} images, {len(data.caption_rows(rows)):,} texts"
         if name != "train" and len(rows):
-            line += f", so a recall near 50 % is known to ±{98 / math.sqrt(len(rows)):.1f} points"
+            line += f", so a recall near 50 % is known to ±{min(50.0, 98 / math.sqrt(len(rows))):.1f} points"
         lines.append(line + (f" (few: wanted at least {enough})" if len(rows) < enough else ""))
     return lines

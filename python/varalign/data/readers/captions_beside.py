@@ -17,15 +17,15 @@ from varalign.data.readers.text_file import read_text
 SUFFIXES = (".txt", ".caption")
 
 
-def _text_beside(base: Path, name: str) -> Path | None:
+def _texts_beside(base: Path, name: str) -> list[Path]:
     stem = os.path.splitext(base / name)[0]
-    return next((Path(stem + suffix) for suffix in SUFFIXES if os.path.isfile(stem + suffix)), None)
+    return [Path(stem + suffix) for suffix in SUFFIXES if os.path.isfile(stem + suffix)]
 
 
 def _finds(folder: Path) -> Path | None:
     """The first folder of images in which a text lies beside one."""
     for place in (folder / name for name in IMAGE_FOLDERS):
-        if place.is_dir() and any(_text_beside(place, name) for name in ImageFolder(place).all_names()):
+        if place.is_dir() and any(_texts_beside(place, name) for name in ImageFolder(place).all_names()):
             return place
     return None
 
@@ -37,11 +37,12 @@ def _read(source: CaptionSource) -> CaptionFile:
     encodings: list[str] = []
     names = folder.all_names()
     for name in names:
-        text = _text_beside(base, name)
-        if text is None:
+        texts = _texts_beside(base, name)
+        if not texts:
             without.append(shown(name))
             continue
-        captions = [line.strip() for line in split_lines(read_text(text, encodings)) if line.strip()]
+        lines = [line.strip() for text in texts for line in split_lines(read_text(text, encodings))]
+        captions = list(dict.fromkeys(line for line in lines if line))
         pairs.add(0, f"image {shown(name)}", name, captions or "")
     if len(without) == len(names):
         raise DataError(f"{base}: not a file but a folder, and no image in it has a .txt or .caption beside it")

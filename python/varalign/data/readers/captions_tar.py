@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import file_digest, open_user_file
@@ -38,20 +39,35 @@ def _read(source: CaptionSource) -> CaptionFile:
     with open_user_file(path) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
-                examples = _examples(source, archive, _members(archive))
+                examples = _examples(source, archive, _members(source, file, archive))
                 return unpack(source, file_digest(path).hex(), examples, "tar shard")
         except tarfile.TarError as error:
             raise DataError(f"{path}: not a whole tar archive: {error}") from None
 
 
-def _members(archive: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
-    """The members of each stem by the ends of their names, in the order of the archive."""
+def _members(source: CaptionSource, file: BinaryIO, archive: tarfile.TarFile) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """The members of each stem by the ends of their names, in the order of the archive; DataError if it is damaged."""
+    path = source.path
     found: dict[str, dict[str, tarfile.TarInfo]] = {}
+    names: set[str] = set()
     for member in archive:
+        if member.name in names and member.isreg():
+            raise DataError(
+                f"{path}: two members are named {shown(member.name)}; give each a name of its own, or keep the shards "
+                "that were joined apart"
+            )
+        names.add(member.name)
         parent, _, leaf = member.name.rpartition("/")
         stem, dot, end = leaf.partition(".")
         if member.isreg() and not member.issparse() and stem and dot and not is_companion(leaf):
             found.setdefault(f"{parent}/{stem}", {})[end.lower()] = member
+    # tarfile takes a damaged header behind the first member for the end of the archive.
+    file.seek(archive.offset)
+    rest = file.read(tarfile.BLOCKSIZE)
+    if rest.strip(b"\0") or 0 < len(rest) < tarfile.BLOCKSIZE or file.seek(0, 2) < archive.offset:
+        raise DataError(f"{path}: not a whole tar archive: the header at byte {archive.offset:,} is damaged or cut")
+    if not rest:
+        source.notes.append(f"{path.name}: the mark at the end of the archive is missing; it may be cut short")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ ADDRESS_COLUMNS = ("url", "image_url", "img_url", "image_link", "link", "image_u
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn", "restval"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "devel", "development"), "dev"),
-    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "devel", "development", "eval", "evaluation"), "dev"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "heldout"), "test"),
 }
 """What people call the splits. `restval` is Karpathy's: everyone trains on it (Karpathy & Fei-Fei, CVPR 2015)."""
 
@@ -100,6 +100,39 @@ def check_split_words(path: Path, column: str, words: Iterable[str]) -> None:
             f"{first_three([shown(word, 40) for word in unknown])} is no split; write train, dev or test there, or "
             "rename the column if it is something else"
         )
+
+
+class UnnamedSplits:
+    """Finds a column that says train, dev or test in every row under a name that nobody knows for a split.
+
+    Args:
+        path: the file.
+        names: its columns; `used` are those that are read.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str], used: Columns) -> None:
+        self._path = path
+        self._words: dict[str, set[str]] = {}
+        if used.split is None:
+            self._words = {name: set() for name in names if name not in (used.image, used.caption)}
+
+    def row(self, values: Mapping[str, object]) -> None:
+        """Look at a row."""
+        for name in list(self._words):
+            value = values.get(name)
+            if isinstance(value, str) and split_word(value):
+                self._words[name].add(value.strip())
+            else:
+                del self._words[name]
+
+    def check(self) -> None:
+        """DataError where there is such a column: whoever has not renamed it would train on test images."""
+        for name, words in self._words.items():
+            if len({split_word(word) for word in words}) > 1:
+                raise DataError(
+                    f"{self._path}: the column {shown(name)} says {first_three(sorted(words))}, so it looks like a "
+                    "split; rename it split and it is obeyed, or remove it"
+                )
 
 
 def _chosen(names: Sequence[str], given: str | None, known: Sequence[str]) -> str | None:

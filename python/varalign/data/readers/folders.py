@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.readers.caption_file import CaptionFile
 from varalign.data.readers.captions import FORMATS, read_captions
-from varalign.data.readers.columns import named_split, split_word
+from varalign.data.readers.columns import named_split
 from varalign.data.readers.image_folder import IMAGE_FOLDERS, ImageFile, ImageFolder, is_companion
 from varalign.data.readers.reading import Reading, of_hub
 
@@ -106,6 +106,11 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
             if rows[name] == len(found.images):
                 found.images.append(image._replace(name=prefix + image.name))
             split = (read.splits or {}).get(name, part.split if places_split and read.splits is None else None)
+            if places_split and part.folder != folder and part.split and split is not None and split != part.split:
+                raise DataError(
+                    f"{read.path}: image {shown(name)} is in {split} by its column, and in {part.split} by its folder; "
+                    "keep one of them"
+                )
             if split is not None and found.splits.setdefault(rows[name], split) != split:
                 before = found.splits[rows[name]]
                 raise DataError(f"{read.path}: image {shown(name)} is in {before} and in {split}; keep it in one")
@@ -120,8 +125,14 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
         now = f"{sum(unpacked):,} images unpacked into" if sum(unpacked) else "the images lie unpacked in"
         found.notes.append(f"{now} {found.image_folders[-1].parent}")
     found.splits_from = first_three([path.name for path in found.caption_files])
-    by_folder = _splits_by_folder(found.images) if not found.splits else {}
-    if len(set(by_folder.values())) > 1:
+    by_folder = _splits_by_folder(found.images)
+    others = [found.images[row].name for row, split in found.splits.items() if by_folder.get(row, split) != split]
+    if others:
+        found.notes.append(
+            f"{len(others):,} images lie in a folder named like another split than {found.splits_from} says; the file "
+            f"is obeyed: {first_three(others)}"
+        )
+    if not found.splits and len(set(by_folder.values())) > 1:
         found.splits, found.splits_from = by_folder, "the folders of the images"
     there = [(os.path.join(base, name), name) for base in found.image_folders for name in ImageFolder(base).names()]
     found.bare = [name for path, name in there if path not in row_of]
@@ -158,7 +169,8 @@ def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
             f"{folder}: no captions file; wanted one of {', '.join(patterns)}, or a .txt beside each image; or name "
             "it (--captions FILE)"
         )
-    others = [str(part.file.relative_to(folder)) for parts in groups[1:] for part in parts]
+    taken = {part.file for part in groups[0]}
+    others = [str(part.file.relative_to(folder)) for parts in groups[1:] for part in parts if part.file not in taken]
     if others:
         read = groups[0][0].file.relative_to(folder)
         notes.append(f"captions from {read}; also there and not read: {first_three(others)}")
@@ -178,12 +190,19 @@ def _split_folders(folder: Path, notes: list[str]) -> list[list[Part]]:
     """The captions files in the folders of the splits, as one data set; a note names folders without any."""
     parts: list[Part] = []
     without: list[str] = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir() and split_word(path.name)):
+    others: list[str] = []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        split = named_split(place.name)
+        if split is None:
+            others += [str(part.file.relative_to(folder)) for part in next(_known_files(place), [])]
+            continue
         group = next(_known_files(place), []) or next(iter(_only_files(place)), [])
-        parts += [part._replace(split=split_word(place.name)) for part in group]
+        parts += [part._replace(split=split) for part in group]
         without += [] if group else [f"{place.name}/"]
     if parts and without:
         notes.append(f"no captions in {first_three(without)}: left out")
+    if parts and others:
+        notes.append(f"in no folder of a split, and not read: {first_three(others)}")
     return [parts] if parts else []
 
 
@@ -249,7 +268,7 @@ def _splits_by_folder(images: list[ImageFile]) -> dict[int, str]:
     """The splits of the images that lie in a folder named like one, by row."""
     found = {}
     for row, image in enumerate(images):
-        words = [split_word(part) for part in image.name.split("/")[:-1]]
+        words = [named_split(part) for part in image.name.split("/")[:-1]]
         split = next((word for word in words if word), None)
         if split is not None:
             found[row] = split
