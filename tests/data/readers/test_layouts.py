@@ -596,6 +596,10 @@ def test_splits_under_other_names_stop_the_run(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     with pytest.raises(DataError, match="the column 'usage_' says holdout, train, so it looks like a split"):
         read_captions(tmp_path / "captions.jsonl")
+    for name in ("is_test", "train"):
+        (tmp_path / "captions.csv").write_text(f"image,caption,{name}\n1.jpg,a dog,1\n2.jpg,a cat,0")
+        with pytest.raises(DataError, match=f"the column '{name}' looks like a split; make of it one column split"):
+            read_captions(tmp_path / "captions.csv")
     (tmp_path / "captions.csv").write_text("image,caption,word\n1.jpg,a dog,test\n2.jpg,a cat,tube")
     assert read_captions(tmp_path / "captions.csv").splits is None
 

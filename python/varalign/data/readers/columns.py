@@ -102,17 +102,29 @@ def check_split_words(path: Path, column: str, words: Iterable[str]) -> None:
         )
 
 
+_SPLIT_FLAG = r"(is|in)_(train|training|test|val|valid|validation|dev)|(train|test|val|dev)(_set)?"
+
+
 class UnnamedSplits:
     """Finds a column that says train, dev or test in every row under a name that nobody knows for a split.
 
     Args:
         path: the file.
         names: its columns; `used` are those that are read.
+
+    Raises:
+        DataError: a column such as `is_test`, and no column that says the split.
     """
 
     def __init__(self, path: Path, names: Sequence[str], used: Columns) -> None:
         self._path = path
         self._words: dict[str, set[str]] = {}
+        flags = [name for name in names if re.fullmatch(_SPLIT_FLAG, _plain(name))] if used.split is None else []
+        if flags:
+            raise DataError(
+                f"{path}: the column {shown(flags[0])} looks like a split; make of it one column split that says "
+                "train, dev or test, or remove it"
+            )
         if used.split is None:
             self._words = {name: set() for name in names if name not in (used.image, used.caption)}
 
