@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from harness import Row, print_json, single
 from scipy.stats import t as student
+from varalign.aligner.hub_bank import thinned_texts
 from varalign.canonical import Grid, RunningCovariance, choose_settings, negative_loss
 from varalign.canonical.hub_choice import HeldOut, judge, judge_by_halves
 from varalign.canonical.hub_correction import FORMS, HubCorrection, HubForm, corrected_ranks
@@ -27,7 +28,6 @@ from varalign.evaluation.retrieval import ranks, recalls
 from varalign.inputs.pair_features import thinned
 from varalign.losses.pair_loss import best_logit_scale
 
-BANK_TEXTS = 5000
 BATCH = 256
 
 
@@ -56,8 +56,7 @@ def one_draw(data: FeatureSet) -> dict[str, float]:
     )
 
     def correction(bank: HeldOut, source: str, form: HubForm) -> HubCorrection:
-        some = torch.linspace(0, len(bank.texts) - 1, min(len(bank.texts), BANK_TEXTS)).long()
-        return HubCorrection.of(bank.images, bank.texts[some], scale, source=source, form=form)
+        return HubCorrection.of(bank.images, thinned_texts(bank.texts), scale, source=source, form=form)
 
     def reached(found: HubCorrection | None) -> float:
         test = parts["test"]

@@ -165,13 +165,16 @@ class Aligner:
         Raises:
             DataError: `noise` names an unknown kind, or a rate out of range.
         """
-        parts, correction = self.parts, self._correction(hub_correction, hub_form, split)
-        if noise is not None:
-            kinds = parse_noise(noise)
-            data = damaged(parts.data, kinds, split, self.config.seed)
-            parts = assemble(parts.config, data, self.model, to_stderr, noise=kinds)
+        correction = self._correction(hub_correction, hub_form, split)
+        parts = self.parts if noise is None else self._noisy(self.model, split, noise)
         found = evaluate(parts, split, correction)
         return {**found, "hub_correction": None if correction is None else correction.name}
+
+    def _noisy(self, model: DualEncoder, split: str, noise: str) -> Parts:
+        """A model with the run's data, noise injected into a split."""
+        kinds = parse_noise(noise)
+        data = damaged(self.parts.data, kinds, split, self.config.seed)
+        return assemble(self.parts.config, data, model, to_stderr, noise=kinds)
 
     def _correction(self, source: str | None, form: HubForm | None, split: str) -> HubCorrection | None:
         if source is None and form is None:
@@ -196,27 +199,15 @@ class Aligner:
         """
         towers, parts = self.model, self.parts
         image, text = towers.image_encoder, towers.text_encoder
-        frozen = all(towers.fully_frozen(side) for side in SIDES)
-        alike = (
-            image is not None
-            and text is not None
-            and frozen
-            and (image.spec, image.feature_dim)
-            == (
-                text.spec,
-                text.feature_dim,
-            )
-        )
-        if not alike or towers.shape.head == "identity":
+        if image is None or text is None or towers.shape.head == "identity":
+            return None
+        if (image.spec, image.feature_dim) != (text.spec, text.feature_dim):
+            return None
+        if not all(towers.fully_frozen(side) for side in SIDES):
             return None
         plain = without_heads(towers).to(parts.device).eval()
         towers.eval()
-        if noise is not None:
-            kinds = parse_noise(noise)
-            data = damaged(parts.data, kinds, split, self.config.seed)
-            parts = assemble(parts.config, data, plain, to_stderr, noise=kinds)
-        else:
-            parts = parts.with_model(plain, parts.config)
+        parts = parts.with_model(plain, parts.config) if noise is None else self._noisy(plain, split, noise)
         return {"model": f"zero-shot {short(parts.config.text_spec)}", **evaluate(parts, split, None)}
 
     def reachable(self, split: str = "test") -> dict[str, Any] | None:

@@ -59,7 +59,7 @@ def choose(parts: Parts, source: str, form: HubForm, split: str = "test") -> Cho
     scale = best_logit_scale(*dev.first_pairs(), ids=dev.first_ids, batch_size=parts.config.batch_size)
 
     def correction(images: Tensor, texts: Tensor, bank: str) -> HubCorrection:
-        return HubCorrection.of(images, _thinned(texts), scale, source=bank, form=form)
+        return HubCorrection.of(images, thinned_texts(texts), scale, source=bank, form=form)
 
     if source != "auto":
         name = split if source == "gallery" else source
@@ -120,7 +120,8 @@ def _embedded(parts: Parts, split: str) -> SplitEmbeddings:
     return embed_split(parts, thinned(parts.data.rows(split)))
 
 
-def _thinned(texts: Tensor) -> Tensor:
+def thinned_texts(texts: Tensor) -> Tensor:
+    """At most `BANK_TEXTS` of the text queries (T, D), evenly spread."""
     if len(texts) <= BANK_TEXTS:
         return texts
     return texts[torch.linspace(0, len(texts) - 1, BANK_TEXTS, device=texts.device).long()]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.canonical.hub_correction import HubCorrection, corrected_ranks
-from varalign.evaluation.retrieval import ranks
+from varalign.evaluation.retrieval import is_hit, ranks
 
 # I images, T texts, E pairs of a text and an image, D embedding
 
@@ -128,10 +128,12 @@ def _differences(held_out: HeldOut, correction: HubCorrection, logit_scale: floa
 def _hits(i2t: NDArray[np.int64], t2i: NDArray[np.int64], pairs: Tensor) -> Tensor:
     """(I,) float32: the mean of an image's hit at 1 (0 or 1) and of the share of its texts that are hits at 1."""
     text, image = pairs.unbind(1)
-    found = torch.from_numpy((t2i == 0).astype(np.float32))[text]
+    image_hit, text_hit = (
+        torch.from_numpy(is_hit(found, 1, candidates).astype(np.float32))
+        for found, candidates in ((i2t, len(t2i)), (t2i, len(i2t)))
+    )
     texts = torch.bincount(image, minlength=len(i2t)).clamp_min(1)
-    share = torch.zeros(len(i2t)).index_add_(0, image, found) / texts
-    return (torch.from_numpy((i2t == 0).astype(np.float32)) + share) / 2
+    return (image_hit + torch.zeros(len(i2t)).index_add_(0, image, text_hit[text]) / texts) / 2
 
 
 def _losses(i2t_logits: Tensor, t2i_logits: Tensor) -> Tensor:

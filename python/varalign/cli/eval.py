@@ -7,8 +7,8 @@ from typing import Any
 
 from varalign.cli.arguments import add_json, add_option, add_run, add_split, answer, load, places
 from varalign.data.errors import DataError
+from varalign.options.fields import OPTIONS
 
-SOURCES = ("auto", "off", "train", "dev", "gallery")
 STATISTICS = (
     "cosine_similarity",
     "cosine_similarity_non_pairs",
@@ -34,7 +34,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--noise", metavar="SPEC", help="inject noise into the split, such as blur=0.5,drop-words=0.2")
     parser.add_argument(
         "--hub-correction",
-        choices=SOURCES,
+        choices=(*(OPTIONS["hub_correction"].choices or ()), "gallery"),
         help="another correction than the run's own: a bank of train or dev queries, or of the evaluated split's own "
         "(gallery: the table says so)",
     )

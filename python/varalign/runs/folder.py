@@ -176,8 +176,7 @@ class RunFolder:
     def options(self, say: Callable[[str], object] | None = None) -> dict[str, Any]:
         """The run's options: those that this version knows, a removed value replaced by what took its place.
 
-        A run of before `same_caption` told equal captions apart, and does so still; one of before `hub_correction` had
-        none.
+        A run that was saved without `same_caption` tells equal captions apart; one without `hub_correction` has none.
 
         Raises:
             RunError: as `config`.

@@ -107,7 +107,8 @@ def _read(source: CaptionSource) -> CaptionFile:
         _refuse_other_separator(path, number, name, dialect)
         word = fields[split] if split is not None else ""
         pairs.add(number, f"line {number}", name, _captions(fields[caption]), word)
-        unnamed.row(dict(zip(names, fields, strict=False)))
+        if unnamed.left:
+            unnamed.row(dict(zip(names, fields, strict=False)))
     unnamed.check()
     kind = _NAMES[dialect.separator]
     if bare:

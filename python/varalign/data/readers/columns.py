@@ -128,6 +128,11 @@ class UnnamedSplits:
         if used.split is None:
             self._words = {name: set() for name in names if name not in (used.image, used.caption)}
 
+    @property
+    def left(self) -> bool:
+        """Whether a column may still be one: without any, the rows need not be looked at."""
+        return bool(self._words)
+
     def row(self, values: Mapping[str, object]) -> None:
         """Look at a row."""
         for name in list(self._words):
