@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from varalign.data.checks.near_duplicates import find_near_duplicates
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.index import CaptionIndex
 from varalign.data.readers.folders import FoundFolder, Missing, read_folder
-from varalign.data.readers.image_folder import identical_files
+from varalign.data.readers.image_folder import ImageFolder, identical_files
 from varalign.data.readers.reading import Reading
 from varalign.data.same_captions import SameCaption
 from varalign.data.splits import choose_splits, limit_training
@@ -43,7 +44,7 @@ class ImageCaptions(CaptionIndex):
     image_bytes: NDArray[np.int64]
     notes: list[str] = field(default_factory=list)
     same_caption: SameCaption = "positive"
-    other_splits = "--split-by seed draws all three splits anew"
+    other_splits = "add images; where the splits are given, --split-by seed draws all three anew"
 
     @property
     def caption_owner(self) -> NDArray[np.int64]:
@@ -129,7 +130,9 @@ def missing_message(found: FoundFolder) -> str:
     first: dict[str, Missing] = {}
     for missing in found.missing:
         first.setdefault(missing.name, missing)
-    items = [f"{shown(m.name)} ({f'line {m.line}' if m.line else m.file.name})" for m in first.values()]
+    folders = [ImageFolder(place) for place in found.image_folders]
+    items = [_where(m, [name for images in folders for name in images.alike(m.name)]) for m in islice(first.values(), 3)]
+    items += [""] * (len(first) - len(items))  # `first_three` counts them
     lines = len(found.missing)
     if not found.images:
         mend = "no caption names an image that is there: is it the right folder?"
@@ -139,6 +142,12 @@ def missing_message(found: FoundFolder) -> str:
         f"{found.missing[0].file}: {lines:,} caption{'s name images' if lines > 1 else ' names an image'} not in "
         f"{_places(found)}: {first_three(items, 'images')}; {mend}"
     )
+
+
+def _where(missing: Missing, alike: list[str]) -> str:
+    """A missing image, its line, and the images that its name fits where these are several."""
+    fits = f", fits {first_three([shown(name) for name in alike])}: name one of them" if len(alike) > 1 else ""
+    return f"{shown(missing.name)} ({f'line {missing.line}' if missing.line else missing.file.name}{fits})"
 
 
 def _places(found: FoundFolder) -> str:

@@ -14,17 +14,17 @@ from varalign.data.features import FeatureSet
         (
             (1200, 100, 25),
             [
-                "train: 1,200 images, 2,400 texts",
-                "dev: 100 images, 200 texts, so a recall near 50 % is known to ±9.8 points",
-                "test: 25 images, 50 texts, so a recall near 50 % is known to ±19.6 points (few: wanted at least 30)",
+                "train: 1,200 images, 2,400 captions",
+                "dev: 100 images, 200 captions, so a recall near 50 % is known to ±9.8 points",
+                "test: 25 images, 50 captions, so a recall near 50 % is known to ±19.6 points (few: wanted at least 30)",
             ],
         ),
         (
             (40, 0, 0),
             [
-                "train: 40 images, 80 texts (few: wanted at least 50)",
-                "dev: 0 images, 0 texts (few: wanted at least 30)",
-                "test: 0 images, 0 texts (few: wanted at least 30)",
+                "train: 40 images, 80 captions (few: wanted at least 50)",
+                "dev: 0 images, 0 captions (few: wanted at least 30)",
+                "test: 0 images, 0 captions (few: wanted at least 30)",
             ],
         ),
     ],

@@ -484,7 +484,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "folders of classes": (
         lambda folder: images(folder, lambda name: f"dog/{name}"),
-        r"no captions file; wanted one of .* or a .txt beside each image; or name it \(--captions FILE\)",
+        r"no captions file; wanted one of .* or a .txt beside each image; there is 'dog/'; if one of these holds the captions, name it \(--captions FILE\)",
     ),
     "an Excel workbook": (
         with_file("captions.xlsx", b"PK\x03\x04"),
@@ -602,6 +602,55 @@ def test_splits_under_other_names_stop_the_run(tmp_path: Path) -> None:
             read_captions(tmp_path / "captions.csv")
     (tmp_path / "captions.csv").write_text("image,caption,word\n1.jpg,a dog,test\n2.jpg,a cat,tube")
     assert read_captions(tmp_path / "captions.csv").splits is None
+
+
+def test_splits_under_other_names_stop_the_run_in_tables_too(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'varalign[parquet]'")
+    columns = {"image": ["1.jpg", "2.jpg"], "caption": ["a dog", "a cat"], "type": ["train", "val"], "size": [1, 2]}
+    path = tmp_path / "captions.parquet"
+    parquet(path, columns)
+    with pytest.raises(DataError, match="the column 'type' says train, val, so it looks like a split"):
+        read_captions(path)
+    parquet(path, {**columns, "type": ["train", "tube"], "in_test": [True, False]})
+    with pytest.raises(DataError, match="the column 'in_test' looks like a split"):
+        read_captions(path)
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match="the column 'type' says train, val, so it looks like a split"):
+        read_captions(tmp_path / "saved" / "state.json")
+
+
+def test_other_captions_are_mentioned(tmp_path: Path) -> None:
+    path = tmp_path / "captions.csv"
+    path.write_text("image,title,caption\n1.jpg,dogs,a dog")
+    note = "captions.csv: captions are read from the column 'caption', not from 'title' (--caption-column NAME says which)"
+    assert read_captions(path).notes == [note]
+    assert read_captions(path, Reading(caption_column="title")).captions == ["dogs"]
+
+
+def test_a_name_that_fits_several_files_names_them(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / place / "1.jpg")
+    (tmp_path / "captions.csv").write_text("image,caption\n1.jpg,a dog\na/1.jpg,a cat\n2.jpg,a bird")
+    fits = r"'1.jpg' \(line 2, fits 'a/1.jpg', 'b/1.jpg': name one of them\), '2.jpg' \(line 4\);"
+    with pytest.raises(DataError, match=fits):
+        load_dataset(tmp_path)
+
+
+def test_file_names_in_another_case_are_found(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.jpg")
+    (tmp_path / "Captions.TXT").write_text("image,caption\n1.jpg,a dog")
+    assert read_folder(tmp_path).captions == ["a dog"]
+    (tmp_path / "captions.txt").write_text("image,caption\n1.jpg,a cat")
+    assert read_folder(tmp_path).captions == ["a cat"]
+
+
+def test_without_captions_the_message_says_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "notes.doc").touch()
+    with pytest.raises(DataError, match=r"there is 'notes.doc', 'texts/'; if one of these holds the captions, name it"):
+        read_folder(tmp_path)
 
 
 def test_damage_inside_a_shard_is_no_end(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ ENOUGH = {"train": 50, "dev": FEW, "test": FEW}
 
 
 def split_sizes(data: CaptionIndex) -> list[str]:
-    """A line for each split: its images and texts, and what dev and test allow.
+    """A line for each split: its images and captions, and what dev and test allow.
 
     The uncertainty is half of the 95 % interval of a share of 50 % (binomial): 1.96 · sqrt(0.25 / images).
     """
     lines = []
     for name, enough in ENOUGH.items():
         rows = data.rows(name)
-        line = f"{name}: {len(rows):,} images, {len(data.caption_rows(rows)):,} texts"
+        line = f"{name}: {len(rows):,} images, {len(data.caption_rows(rows)):,} captions"
         if name != "train" and len(rows):
             line += f", so a recall near 50 % is known to ±{min(50.0, 98 / math.sqrt(len(rows))):.1f} points"
         lines.append(line + (f" (few: wanted at least {enough})" if len(rows) < enough else ""))

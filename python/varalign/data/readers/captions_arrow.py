@@ -14,7 +14,7 @@ from varalign.data.errors import DataError, first_three
 from varalign.data.files import content_key
 from varalign.data.readers.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
 from varalign.data.readers.captions_records import captions_of
-from varalign.data.readers.columns import Columns, require_columns, split_word
+from varalign.data.readers.columns import Columns, OtherColumns, require_columns, split_word
 from varalign.data.readers.reading import HUB, of_hub
 from varalign.data.readers.unpacked import Example, unpack
 
@@ -54,6 +54,14 @@ def _read_parts(source: CaptionSource, datasets: Any, parts: Parts) -> CaptionFi
         part.data.validate(full=True)  # a damaged offset would end the process
     first = parts[0][1]
     columns = require_columns(str(path), first.column_names, source.reading)
+    others = OtherColumns(path, first.column_names, columns, source.notes)
+    texts = [name for name in others.may_be_splits if getattr(first.features[name], "dtype", "") == "string"]
+    if texts and not any(split for split, _ in parts):
+        for row in first.select_columns(texts):
+            others.row(row)
+            if not others.may_be_splits:
+                break
+        others.check()
     rows = _rows(datasets, parts, columns)
     if isinstance(first.features[columns.image], datasets.Value) and "string" in first.features[columns.image].dtype:
         pairs = Pairs(source, columns._replace(split=columns.split or "part"))

@@ -25,7 +25,7 @@ from pathlib import Path
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.images import IMAGE_SUFFIXES
 from varalign.data.readers.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, numbered_lines
-from varalign.data.readers.columns import UNREACHABLE, Columns, UnnamedSplits, find_columns, refuse_columns
+from varalign.data.readers.columns import UNREACHABLE, Columns, OtherColumns, find_columns, refuse_columns
 from varalign.data.readers.reading import SEPARATORS
 
 MAX_QUOTED_LINES = 200
@@ -83,7 +83,7 @@ def _read(source: CaptionSource) -> CaptionFile:
         split = names.index(columns.split) if columns.split is not None else None
     else:
         count, image, caption, split = 2, 0, 1, None
-    pairs, unnamed = Pairs(source, columns), UnnamedSplits(path, names, columns)
+    pairs, others = Pairs(source, columns), OtherColumns(path, names, columns, source.notes)
     bare: list[int] = []
     mended: list[str] = []
     for number, fields, record in _records(path, lines, dialect):
@@ -107,9 +107,9 @@ def _read(source: CaptionSource) -> CaptionFile:
         _refuse_other_separator(path, number, name, dialect)
         word = fields[split] if split is not None else ""
         pairs.add(number, f"line {number}", name, _captions(fields[caption]), word)
-        if unnamed.left:
-            unnamed.row(dict(zip(names, fields, strict=False)))
-    unnamed.check()
+        if others.may_be_splits:
+            others.row(dict(zip(names, fields, strict=False)))
+    others.check()
     kind = _NAMES[dialect.separator]
     if bare:
         columns_end = kind if count == 2 else f"{count - 1} {kind}s"

@@ -16,7 +16,7 @@ from varalign.data.errors import DataError
 from varalign.data.files import file_digest, open_user_file
 from varalign.data.readers.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
 from varalign.data.readers.captions_records import captions_of
-from varalign.data.readers.columns import Columns, require_columns
+from varalign.data.readers.columns import Columns, OtherColumns, require_columns
 from varalign.data.readers.unpacked import Example, unpack
 
 _ROWS, _ROWS_OF_NAMES = 64, 1 << 14
@@ -35,6 +35,7 @@ def _read(source: CaptionSource) -> CaptionFile:
             table = pyarrow.parquet.ParquetFile(file)
             schema = table.schema_arrow
         columns = require_columns(str(path), schema.names, source.reading)
+        _look_over(source, table, columns)
         kind, types = schema.field(columns.image).type, pyarrow.types
         labels = _label_names(schema.metadata, columns)
         if types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind):
@@ -43,6 +44,22 @@ def _read(source: CaptionSource) -> CaptionFile:
             examples = _examples(source, columns, _rows(path, table, columns, labels, _ROWS))
             return unpack(source, file_digest(path).hex(), examples, "Parquet with images")
     raise DataError(f"{path}: the column {columns.image!r} holds {kind}; wanted names of images, or their bytes")
+
+
+def _look_over(source: CaptionSource, table: Any, columns: Columns) -> None:
+    """Look at the columns that are not read, at their texts as far as one of them may be a split."""
+    schema = table.schema_arrow
+    others = OtherColumns(source.path, schema.names, columns, source.notes)
+    texts = [name for name in others.may_be_splits if str(schema.field(name).type).endswith("string")]
+    if not texts:
+        return
+    with _valid(source.path):
+        for batch in table.iter_batches(batch_size=_ROWS_OF_NAMES, columns=texts):
+            for row in batch.to_pylist():
+                others.row(row)
+            if not others.may_be_splits:
+                return
+    others.check()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from varalign.data.readers.caption_file import (
     numbered_lines,
     one_line,
 )
-from varalign.data.readers.columns import UnnamedSplits, require_columns
+from varalign.data.readers.columns import OtherColumns, require_columns
 
 _LONGEST_FIRST_LINE = 1 << 16
 
@@ -40,7 +40,8 @@ def read_records(source: CaptionSource, records: Iterable[tuple[int, str, Any]],
             raise DataError(f"{path} {where}: wanted an object with an image and a caption, got {shown(repr(record))}")
         if pairs is None:
             columns = require_columns(f"{path} {where}", list(record), source.reading)
-            pairs, unnamed = Pairs(source, columns), UnnamedSplits(path, list(record), columns)
+            pairs = Pairs(source, columns)
+            others = OtherColumns(path, list(record), columns, source.notes)
         for key in columns[:2]:
             if key not in record:
                 raise DataError(f"{path} {where}: no {shown(key)}, which the first record has")
@@ -48,11 +49,11 @@ def read_records(source: CaptionSource, records: Iterable[tuple[int, str, Any]],
         name = checked_text(path, f"{where}.{columns.image}", str(name) if type(name) is int else name)
         word = record.get(columns.split) if columns.split is not None else None
         word = "" if word is None else checked_text(path, f"{where}.{columns.split}", word)
-        unnamed.row(record)
+        others.row(record)
         pairs.add(line, where, name, captions_of(source, f"{where}.{columns.caption}", record[columns.caption]), word)
     if pairs is None:
         raise DataError(f"{path}: no caption in the file; wanted records with an image and a caption")
-    unnamed.check()
+    others.check()
     return pairs.done(form)
 
 

@@ -105,20 +105,27 @@ def check_split_words(path: Path, column: str, words: Iterable[str]) -> None:
 _SPLIT_FLAG = r"(is|in)_(train|training|test|val|valid|validation|dev)|(train|test|val|dev)(_set)?"
 
 
-class UnnamedSplits:
-    """Finds a column that says train, dev or test in every row under a name that nobody knows for a split.
+class OtherColumns:
+    """The columns that are not read: other captions get a note, and one that is a split by its words is refused.
 
     Args:
         path: the file.
-        names: its columns; `used` are those that are read.
+        names: all its columns; `used` are those that are read.
+        notes: receives the note.
 
     Raises:
         DataError: a column such as `is_test`, and no column that says the split.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], used: Columns) -> None:
+    def __init__(self, path: Path, names: Sequence[str], used: Columns, notes: list[str]) -> None:
         self._path = path
         self._words: dict[str, set[str]] = {}
+        captions = [name for name in names if _plain(name) in CAPTION_COLUMNS and name not in (used.image, used.caption)]
+        if captions:
+            notes.append(
+                f"{path.name}: captions are read from the column {shown(used.caption, 40)}, not from "
+                f"{first_three([shown(name, 40) for name in captions])} (--caption-column NAME says which)"
+            )
         flags = [name for name in names if re.fullmatch(_SPLIT_FLAG, _plain(name))] if used.split is None else []
         if flags:
             raise DataError(
@@ -129,13 +136,13 @@ class UnnamedSplits:
             self._words = {name: set() for name in names if name not in (used.image, used.caption)}
 
     @property
-    def left(self) -> bool:
-        """Whether a column may still be one: without any, the rows need not be looked at."""
-        return bool(self._words)
+    def may_be_splits(self) -> list[str]:
+        """The columns that may still be one; where there is none, further rows need not be looked at."""
+        return list(self._words)
 
     def row(self, values: Mapping[str, object]) -> None:
         """Look at a row."""
-        for name in list(self._words):
+        for name in self.may_be_splits:
             value = values.get(name)
             if isinstance(value, str) and split_word(value):
                 self._words[name].add(value.strip())

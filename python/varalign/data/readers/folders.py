@@ -12,6 +12,7 @@ file's own folder.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -165,9 +166,10 @@ def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
         for path in sorted(folder.glob("*.xls*")):
             raise DataError(f"{path}: an Excel workbook; save it as CSV (UTF-8) beside it")
         patterns = [pattern for form in FORMATS for pattern in form.files]
+        there = [shown(path.name + "/" * path.is_dir(), 40) for path in _entries(folder)]
         raise DataError(
-            f"{folder}: no captions file; wanted one of {', '.join(patterns)}, or a .txt beside each image; or name "
-            "it (--captions FILE)"
+            f"{folder}: no captions file; wanted one of {', '.join(patterns)}, or a .txt beside each image; there is "
+            f"{first_three(there) or 'nothing'}; if one of these holds the captions, name it (--captions FILE)"
         )
     taken = {part.file for part in groups[0]}
     others = [str(part.file.relative_to(folder)) for parts in groups[1:] for part in parts if part.file not in taken]
@@ -181,9 +183,23 @@ def _known_files(folder: Path) -> Iterator[list[Part]]:
     """The files of each known name that is there."""
     for form in FORMATS:
         for pattern in form.files:
-            files = sorted(path for path in folder.glob(pattern) if path.is_file() and not is_companion(path.name))
+            files = _matching(folder, pattern)
+            files = [path for path in files if path.match(pattern)] or files
             if files:
                 yield _together(folder, files)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not is_companion(path.name))
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """The files of a name or pattern, in whatever case, sorted."""
+    first, _, rest = pattern.partition("/")
+    found = [path for path in _entries(folder) if fnmatch.fnmatchcase(path.name.lower(), first.lower())]
+    if not rest:
+        return [path for path in found if path.is_file()]
+    return [path for place in found if place.is_dir() for path in _matching(place, rest)]
 
 
 def _split_folders(folder: Path, notes: list[str]) -> list[list[Part]]:

@@ -160,16 +160,24 @@ class ImageFolder:
             raise DataError(f"the image name {shown(name)} leads out of the image folder; name a file in {self.base}")
         return name
 
+    def alike(self, name: str) -> list[str]:
+        """The images of that name in subfolders, or without the end of its name: where there are several, none is it."""
+        return self._alike(name.replace("\\", "/"))[0]
+
     def _elsewhere(self, name: str) -> tuple[str | None, str]:
         """The one image of that name in a subfolder, or without the end of its name; and in what way it is unlike."""
-        by_leaf, by_stem = self._index
+        found, unlike = self._alike(name)
+        return (found[0], unlike) if len(found) == 1 else (None, "")
+
+    def _alike(self, name: str) -> tuple[list[str], str]:
+        """The images in the first of the two ways that fits one; else in the first that fits any."""
         parent, _, leaf = name.rpartition("/")
         folded = _composed(leaf).casefold()
-        for found, unlike in ((by_leaf.get(folded, []), SUBFOLDER), (by_stem.get(folded, []), WITHOUT_END)):
-            ends = [path for path in found if not parent or f"/{path}".endswith(f"/{parent}/{path.rpartition('/')[2]}")]
-            if len(ends) == 1:
-                return ends[0], unlike
-        return None, ""
+        ways: list[tuple[list[str], str]] = []
+        for by, unlike in zip(self._index, (SUBFOLDER, WITHOUT_END), strict=True):
+            found = by.get(folded, [])
+            ways.append(([path for path in found if not parent or _ends_so(path, parent)], unlike))
+        return min(ways, key=lambda way: (len(way[0]) != 1, not way[0]))
 
     @cached_property
     def _index(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -203,6 +211,11 @@ class ImageFolder:
                 raise DataError(f"the folder {self.base / parent} cannot be read: {error}") from error
             self._listed[parent] = Spellings(entries), entries
         return self._listed[parent]
+
+
+def _ends_so(path: str, parent: str) -> bool:
+    folder = path.rpartition("/")[0]
+    return f"/{folder}".endswith(f"/{parent}")
 
 
 def is_companion(name: str) -> bool:
