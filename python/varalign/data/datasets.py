@@ -131,7 +131,9 @@ def missing_message(found: FoundFolder) -> str:
     for missing in found.missing:
         first.setdefault(missing.name, missing)
     folders = [ImageFolder(place) for place in found.image_folders]
-    items = [_where(m, [name for images in folders for name in images.alike(m.name)]) for m in islice(first.values(), 3)]
+    items = [
+        _where(m, [name for images in folders for name in images.alike(m.name)]) for m in islice(first.values(), 3)
+    ]
     items += [""] * (len(first) - len(items))  # `first_three` counts them
     lines = len(found.missing)
     if not found.images:

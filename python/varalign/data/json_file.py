@@ -35,7 +35,9 @@ def load_json(path: Path, text: str, where: str = "") -> Any:
     except RecursionError:
         raise DataError(f"{path}{where}: the JSON is nested too deeply to be a captions file") from None
     except ValueError as error:
-        raise DataError(f"{path}{where}: not valid JSON: {error}; mend it there, or get the file again if it ends early") from None
+        raise DataError(
+            f"{path}{where}: not valid JSON: {error}; mend it there, or get the file again if it ends early"
+        ) from None
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

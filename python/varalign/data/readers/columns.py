@@ -120,7 +120,9 @@ class OtherColumns:
     def __init__(self, path: Path, names: Sequence[str], used: Columns, notes: list[str]) -> None:
         self._path = path
         self._words: dict[str, set[str]] = {}
-        captions = [name for name in names if _plain(name) in CAPTION_COLUMNS and name not in (used.image, used.caption)]
+        captions = [
+            name for name in names if _plain(name) in CAPTION_COLUMNS and name not in (used.image, used.caption)
+        ]
         if captions:
             notes.append(
                 f"{path.name}: captions are read from the column {shown(used.caption, 40)}, not from "

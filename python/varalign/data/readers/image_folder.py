@@ -161,7 +161,7 @@ class ImageFolder:
         return name
 
     def alike(self, name: str) -> list[str]:
-        """The images of that name in subfolders, or without the end of its name: where there are several, none is it."""
+        """The images of that name in subfolders, or without the end of its name; `find` takes one alone."""
         return self._alike(name.replace("\\", "/"))[0]
 
     def _elsewhere(self, name: str) -> tuple[str | None, str]:
