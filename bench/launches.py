@@ -22,7 +22,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from varalign.kernels import host, matching, queries, tiles, variances, weighting
 from varalign.kernels import passes as kernel
-from varalign.losses import operator
 from varalign.losses.contrastive import ContrastiveLoss, contrastive
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -47,10 +46,7 @@ FREE = {
 }
 # A sort of 64-bit keys: their indices, a histogram, a scan and eight passes.
 SEVERAL = {"sort": 11}
-OPERATORS = {
-    "varalign::contrastive": operator.contrastive_forward,
-    "varalign::contrastive_backward": operator.contrastive_backward,
-}
+OPERATORS = ("varalign::contrastive", "varalign::contrastive_backward")
 
 
 class Launches(TorchDispatchMode):
@@ -67,7 +63,7 @@ class Launches(TorchDispatchMode):
         name = func._schema.name
         if name in OPERATORS:  # what is inside counts
             with self:
-                return OPERATORS[name]._init_fn(*args, **(kwargs or {}))
+                return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         short = name.partition("::")[2]
         unchanged = short in ("to", "contiguous", "reshape") and result is args[0]

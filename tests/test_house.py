@@ -133,6 +133,34 @@ def test_looking_at_a_data_set_imports_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def forbidding(words: list[str], forbidden: list[str]) -> str:
+    """Code that runs a command line and fails where one of these modules is imported by then."""
+    return (
+        f"assert not main({words!r})\n"
+        f"found = sorted(set({forbidden!r}) & set(sys.modules))\nassert not found, ({words[0]!r}, found)\n"
+    )
+
+
+def test_commands_import_no_more_than_they_need(tmp_path: Path) -> None:
+    """torch.optim, torch.library and torchvision import torch._dynamo unasked; a plot takes longer than a search."""
+    folder, run = str(tmp_path / "sample"), str(tmp_path / "run")
+    write_sample(folder, images=24, size=32)
+    never = ["torch._dynamo", "torchvision", "transformers", "open_clip", "timm", "sklearn"]
+    drawing = ["matplotlib", "varalign.training", "varalign.pictures.plots"]
+    training = ["--image-size", "32", "--epochs", "1", "--batch-size", "8", "--start", "random", "--threads", "1"]
+    for code in (
+        forbidding(["train", "--data", folder, "--out", run, *training], never),
+        forbidding(["eval", run], [*never, *drawing]) + forbidding(["search", run, "a red square"], [*never, *drawing]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys\nfrom varalign.cli import main\n{code}"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def test_import_varalign_is_lazy_and_complete() -> None:
     code = (
         "import sys, varalign\nassert 'torch' not in sys.modules\n"

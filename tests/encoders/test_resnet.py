@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import resnet18
+from torchvision.models import ResNet18_Weights, resnet18
 from varalign.encoders.build import build_image_encoder, image_encoder_from_config
+from varalign.encoders.resnet import IMAGENET_WEIGHTS
 from varalign.encoders.specs import SpecError, WeightsUnavailable
 from varalign.encoders.weights import WeightsError
 
@@ -33,6 +34,23 @@ def test_a_torchvision_file_gives_torchvisions_features(tmp_path: Path) -> None:
     assert len(encoder.blocks()) == 4
     assert (encoder.preprocess.size, encoder.preprocess.interpolation) == (64, "bilinear")
     assert encoder.preprocess.mean == (0.485, 0.456, 0.406)
+
+
+def test_first_weights_gradients_and_statistics_are_torchvisions() -> None:
+    torch.manual_seed(5)
+    theirs = resnet18()
+    theirs.fc = torch.nn.Identity()
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    ours = build_image_encoder("resnet18")
+    assert torch.equal(torch.rand(3), drawn), "as many random numbers are drawn"
+    assert [f"net.{name}" for name in theirs.state_dict()] == list(ours.state_dict())
+    pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for model in (theirs, ours):
+        model.train()(pixels).square().sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), ours.state_dict().values(), strict=True))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+    assert IMAGENET_WEIGHTS == ResNet18_Weights.IMAGENET1K_V1.url
 
 
 @pytest.mark.parametrize("zipped", [True, False])

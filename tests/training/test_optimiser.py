@@ -1,11 +1,12 @@
-"""The learning rate as a function of the step."""
+"""The learning rate as a function of the step; the optimiser is torch's."""
 
 from __future__ import annotations
 
 import itertools
 
 import pytest
-from varalign.training.optimiser import rate_factor
+import torch
+from varalign.training.optimiser import AdamW, rate_factor
 
 
 def test_warm_up_rises_linearly_and_cosine_ends_near_zero() -> None:
@@ -25,3 +26,29 @@ def test_step_falls_twice_and_constant_never() -> None:
 
 def test_a_run_of_one_step_trains() -> None:
     assert rate_factor(0, 1, warmup=0.05, schedule="cosine") == 1.0
+
+
+@pytest.mark.parametrize("fused", [None, True])
+def test_steps_and_state_are_torchs_bit_for_bit(fused: bool | None) -> None:
+    made = []
+    for kind in (torch.optim.AdamW, AdamW):
+        torch.manual_seed(0)
+        weights = [torch.randn(5, 7, requires_grad=True), torch.randn(7, requires_grad=True)]
+        optimiser = kind([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "weight_decay": 0.0}], fused=fused)
+        other = torch.randn(3, requires_grad=True)
+        optimiser.add_param_group({"params": [other]})
+        for _ in range(4):
+            optimiser.zero_grad()
+            sum(w.pow(4).sum() for w in (*weights, other)).backward()
+            optimiser.step()
+        again = kind([{"params": weights[:1]}, {"params": weights[1:]}, {"params": [other]}], fused=fused)
+        again.load_state_dict(optimiser.state_dict())
+        sum(w.pow(4).sum() for w in (*weights, other)).backward()
+        again.step()
+        assert not any(w.grad is None for w in weights)
+        made.append(([*weights, other], again.state_dict()))
+    (ours, state), (theirs, other_state) = made
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert state["param_groups"] == other_state["param_groups"]
+    for index, values in state["state"].items():
+        assert all(torch.equal(value, other_state["state"][index][name]) for name, value in values.items())

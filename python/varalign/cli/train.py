@@ -54,6 +54,10 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on with a run."""
+
+    def show(result: Any) -> None:
+        answer(arguments, result.as_dict(), [result.table()])
+
     given = {name: value for name, value in vars(arguments).items() if name in OPTIONS}
     resume, file = getattr(arguments, "resume", None), getattr(arguments, "config", None)
     if resume is not None:
@@ -64,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         from varalign.training.run import resume as go_on
 
-        result = go_on(resume, given)
+        go_on(resume, given, show=show)
     else:
         from varalign.options.layers import continued, read_config_file, resolve
         from varalign.runs.folder import RunFolder
@@ -78,5 +82,5 @@ def run(arguments: argparse.Namespace) -> int:
         config = resolve(layers)
         from varalign.training.run import train
 
-        result = train(config)
-    return answer(arguments, result.as_dict(), [result.table()])
+        train(config, show=show)
+    return 0

@@ -64,7 +64,24 @@ def without_autocast(function: _Function) -> _Function:
     return exact  # type: ignore[return-value]
 
 
-@torch.library.custom_op("varalign::contrastive", mutates_args=())
+def _operator(name: str) -> Callable[[_Function], _Function]:
+    """Make a function the operator of that name for every device.
+
+    `torch.library.custom_op` besides wraps it for torch.compile, and the wrapper's first call imports torch._dynamo,
+    as long as `import torch` takes.
+    """
+
+    def register(function: _Function) -> _Function:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.impl(name, "default", function)
+        namespace, _, short = name.partition("::")
+        return getattr(getattr(torch.ops, namespace), short).default  # type: ignore[no-any-return]
+
+    return register
+
+
+@_operator("varalign::contrastive")
 @without_autocast
 def contrastive_forward(
     rows: Tensor,
@@ -98,7 +115,7 @@ def contrastive_forward(
     return values, stats, terms, *kept
 
 
-@contrastive_forward.register_fake
+@torch.library.register_fake("varalign::contrastive")
 def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, statistics=True):  # type: ignore[no-untyped-def]
     queries = rows.shape[0] + columns.shape[0]
     shapes = ((queries,), (len(f.STATISTICS), queries), (f.QUERY_TERMS, queries))
@@ -106,7 +123,7 @@ def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, s
     return (*made, *passes(backend).kept_like(rows, columns, row_ids, cache_bytes))
 
 
-@torch.library.custom_op("varalign::contrastive_backward", mutates_args=())
+@_operator("varalign::contrastive_backward")
 @without_autocast
 def contrastive_backward(
     rows: Tensor,
@@ -126,7 +143,7 @@ def contrastive_backward(
     )
 
 
-@contrastive_backward.register_fake
+@torch.library.register_fake("varalign::contrastive_backward")
 def _(rows, columns, scale, *others):  # type: ignore[no-untyped-def]
     return (rows.new_empty(rows.shape), columns.new_empty(columns.shape), scale.new_empty((), device=rows.device))
 

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.options.config import TrainConfig
 
+_step: Callable[..., Any] = inspect.unwrap(torch.optim.AdamW.step)
 
-def build_optimiser(model: DualEncoder, config: TrainConfig) -> torch.optim.AdamW:
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW without the wrappers that torch.compile needs: each imports torch._dynamo, as long as torch takes.
+
+    Results, state and file names are torch's; inside torch.compile torch's own class is to be used.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step from the gradients."""
+        return _step(self, closure)
+
+
+def build_optimiser(model: DualEncoder, config: TrainConfig) -> AdamW:
     """AdamW over the trainable parameters in the groups of `DualEncoder.parameter_groups`."""
     groups = model.parameter_groups(
         lr=config.lr,
@@ -23,7 +44,7 @@ def build_optimiser(model: DualEncoder, config: TrainConfig) -> torch.optim.Adam
         group["base_lr"] = group["lr"]
     # The fused kernel reads from a tensor whether to skip the step (see `step_guard`), so the host need not decide.
     on_cuda = bool(groups) and all(p.is_cuda for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, fused=True if on_cuda else None)
+    return AdamW(groups, fused=True if on_cuda else None)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:

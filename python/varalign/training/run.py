@@ -78,12 +78,18 @@ class TrainResult:
         names = ("model", "epochs", "best_epoch", "seconds", "same_caption", "test", "zero_shot", "chance", "reachable")
         return {"run": str(self.run), **{name: getattr(self, name) for name in names}}
 
-    def table(self) -> str:
-        """The final table with the row of chance, and the place of the run folder."""
+    def rows(self) -> list[dict[str, Any]]:
+        """Lines of the result table, that of chance among them."""
         told = {"model": self.model, "epochs": self.epochs, "same_caption": self.same_caption}
-        rows = [{**told, **self.test}, *filter(None, (self.zero_shot, self.chance, self.reachable))]
+        return [{**told, **self.test}, *filter(None, (self.zero_shot, self.chance, self.reachable))]
+
+    def table(self) -> str:
+        """The final table, and the place of the run folder."""
         last = f"best epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
-        return "\n".join([final_table(rows), last, *chance_remark(self.test, self.chance)])
+        return "\n".join([final_table(self.rows()), last, *chance_remark(self.test, self.chance)])
+
+
+Show = Callable[[TrainResult], object]
 
 
 @dataclass(frozen=True)
@@ -95,33 +101,38 @@ class _Session:
         shows: whether the live line and a line per epoch go to standard error.
         stop: receives signals.
         started: `time.perf_counter()` at the beginning.
+        show: called with the result, before the run's page is drawn.
     """
 
     say: Say
     shows: bool
     stop: StopSignals
     started: float
+    show: Show | None
 
     @classmethod
     @contextmanager
-    def begun(cls, say: Say | None, shows: bool) -> Iterator[_Session]:
+    def begun(cls, say: Say | None, shows: bool, show: Show | None) -> Iterator[_Session]:
         """While entered, signals are handled; the message on one before training says that nothing is saved."""
         with StopSignals() as stop:
             try:
-                yield cls(say or to_stderr, shows, stop, time.perf_counter())
+                yield cls(say or to_stderr, shows, stop, time.perf_counter(), show)
             except Interrupted as error:
                 if not str(error):
                     error.args = (f"{error.name}: stopped before training began, so there is nothing to save",)
                 raise
 
 
-def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True) -> TrainResult:
+def train(
+    config: TrainConfig, *, say: Say | None = None, progress: bool = True, show: Show | None = None
+) -> TrainResult:
     """Train from the beginning.
 
     Args:
         config: the options.
         say: called with each remark; standard error if None.
         progress: whether the live line and a line per epoch go to standard error.
+        show: called with the result as soon as it is there; the run's page is drawn afterwards.
 
     Returns:
         The result; everything else is in the run folder.
@@ -139,7 +150,7 @@ def train(config: TrainConfig, *, say: Say | None = None, progress: bool = True)
         RunFolder.check_new(out)
     check(config, device)
     check_continued(config)
-    with _Session.begun(say, progress) as session:
+    with _Session.begun(say, progress, show) as session:
         opened, data = open_data(config, session.say)
         session.say("; ".join(split_sizes(data)))
         images = len(data.rows("train"))
@@ -203,19 +214,26 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f"{told}{hint}: the last digits may differ from those of a run that was never stopped" if changed else ""
 
 
-def resume(path: Path, overrides: dict[str, Any], *, say: Say | None = None, progress: bool = True) -> TrainResult:
+def resume(
+    path: Path,
+    overrides: dict[str, Any],
+    *,
+    say: Say | None = None,
+    progress: bool = True,
+    show: Show | None = None,
+) -> TrainResult:
     """Resume an interrupted run from its newest intact checkpoint.
 
     Args:
         path: the run folder.
         overrides: options that do not change the result (device, threads, cache).
-        say, progress: as for `train`.
+        say, progress, show: as for `train`.
 
     Raises:
         RunError: no such run, or its data have changed.
     """
     run = RunFolder.open(path)
-    with run.locked(), _Session.begun(say, progress) as session:
+    with run.locked(), _Session.begun(say, progress, show) as session:
         say = session.say
         saved = run.config()
         options = {"start": "random", **run.options(say), **overrides}  # the first runs had no `start`
@@ -284,33 +302,36 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
         Interrupted: the message says that training is saved and how to evaluate later.
     """
     config, say = parts.config, session.say
+    left = "the last evaluation is not"
     try:
         with session.stop.at_once():
             if config.wise_ft:
                 go_part_of_the_way(parts, run, say)
             aligner = trained(parts, run)
             say(aligner.hub.line)
-            test, chance, reachable = aligner.evaluate("test"), aligner.chance("test"), aligner.reachable("test")
-            zero_shot = aligner.zero_shot("test")
+            result = TrainResult(
+                run=run.path,
+                model=parts.name,
+                epochs=position.epoch,
+                best_epoch=position.best_epoch,
+                test=aligner.evaluate("test"),
+                zero_shot=aligner.zero_shot("test"),
+                chance=aligner.chance("test"),
+                reachable=aligner.reachable("test"),
+                seconds=time.perf_counter() - session.started,
+                same_caption=config.same_caption,
+                aligner=aligner,
+            )
             Quarantine(run.quarantine).add(parts.bad_images())
-            told = {"model": parts.name, "epochs": position.epoch, "same_caption": config.same_caption}
-            write_report(run, [{**told, **test}, *filter(None, (zero_shot, chance, reachable))])
+            left = "the run's page is not"
+            try:
+                if session.show is not None:
+                    session.show(result)
+            finally:  # a closed pipe takes the table, but not the page
+                write_report(run, result.rows())
     except Interrupted as error:
         error.args = (
-            f"{error.name}: training is done and saved, the last evaluation is not; "
-            f"`varalign train --resume {run.path}` makes it",
+            f"{error.name}: training is done and saved, {left}; `varalign train --resume {run.path}` makes it",
         )
         raise
-    return TrainResult(
-        run=run.path,
-        model=parts.name,
-        epochs=position.epoch,
-        best_epoch=position.best_epoch,
-        seconds=time.perf_counter() - session.started,
-        test=test,
-        zero_shot=zero_shot,
-        chance=chance,
-        reachable=reachable,
-        same_caption=config.same_caption,
-        aligner=aligner,
-    )
+    return result
