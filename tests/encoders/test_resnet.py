@@ -50,7 +50,7 @@ def test_first_weights_gradients_and_statistics_are_torchvisions() -> None:
         model.train()(pixels).square().sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(theirs.state_dict().values(), ours.state_dict().values(), strict=True))
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
-    assert IMAGENET_WEIGHTS == ResNet18_Weights.IMAGENET1K_V1.url
+    assert ResNet18_Weights.IMAGENET1K_V1.url == IMAGENET_WEIGHTS
 
 
 @pytest.mark.parametrize("zipped", [True, False])

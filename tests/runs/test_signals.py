@@ -110,6 +110,20 @@ def test_after_training_the_last_evaluation_is_made_on_resuming(
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+def test_the_result_is_shown_before_the_page_is_drawn(
+    features_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, shown = tmp_path / "run" / "report.html", []
+
+    def show(result: runs.TrainResult) -> None:
+        shown.append((result.table().count("chance"), page.exists()))
+
+    kill_in(runs, "write_report", 0, signal.SIGTERM, monkeypatch)
+    with pytest.raises(Interrupted, match="training is done and saved, the run's page is not; .* --resume .* makes it"):
+        varalign.train(config_for(features_file, tmp_path / "run"), say=quiet, show=show)
+    assert shown == [(1, False)] and not page.exists()
+
+
 def test_a_noted_signal_raises_where_it_may() -> None:
     with StopSignals() as stop, stop.held():
         os.kill(os.getpid(), signal.SIGTERM)

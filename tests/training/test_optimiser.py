@@ -34,7 +34,8 @@ def test_steps_and_state_are_torchs_bit_for_bit(fused: bool | None) -> None:
     for kind in (torch.optim.AdamW, AdamW):
         torch.manual_seed(0)
         weights = [torch.randn(5, 7, requires_grad=True), torch.randn(7, requires_grad=True)]
-        optimiser = kind([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "weight_decay": 0.0}], fused=fused)
+        groups = [{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "weight_decay": 0.0}]
+        optimiser = kind(groups, fused=fused)
         other = torch.randn(3, requires_grad=True)
         optimiser.add_param_group({"params": [other]})
         for _ in range(4):

@@ -1,7 +1,7 @@
 """ResNet-18 as an image encoder: torchvision's architecture without its classifier.
 
-The network is written here, because `import torchvision` imports all its models, and with them torch._dynamo: three
-times the processor time of `import torch`. Names, first weights under a seed and results are torchvision's, bit for bit.
+The network is written here: `import torchvision` imports all its models, and with them torch._dynamo, which takes three
+times as long as `import torch`. Names, first weights under a seed and results are torchvision's, bit for bit.
 
 Source: He et al. 2016, "Deep residual learning for image recognition".
 """

@@ -64,14 +64,14 @@ def without_autocast(function: _Function) -> _Function:
     return exact  # type: ignore[return-value]
 
 
-def _operator(name: str) -> Callable[[_Function], _Function]:
+def _operator(name: str) -> Callable[[_Function], Callable[..., Any]]:
     """Make a function the operator of that name for every device.
 
     `torch.library.custom_op` besides wraps it for torch.compile, and the wrapper's first call imports torch._dynamo,
     as long as `import torch` takes.
     """
 
-    def register(function: _Function) -> _Function:
+    def register(function: _Function) -> Callable[..., Any]:
         schema = torch.library.infer_schema(function, mutates_args=())
         torch.library.define(name, schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.impl(name, "default", function)
