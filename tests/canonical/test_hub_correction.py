@@ -38,6 +38,25 @@ def test_the_variance_form_is_the_mean_and_half_the_variance_of_the_similarities
     torch.testing.assert_close(found.double(), s.mean(0) + tau / 2 * s.var(0, correction=0), atol=1e-6, rtol=0)
 
 
+def test_as_many_centroids_as_queries_are_the_bank() -> None:
+    queries, items = unit(50, 0).repeat(2, 1), unit(7, 1)
+    few, bank = (QueryBank.of(queries, form) for form in ("centroids", "bank"))
+    assert few.tensors["queries"].shape == (50, 8)
+    torch.testing.assert_close(few.prior(items, 9.0), bank.prior(items, 9.0), atol=1e-6, rtol=0)
+
+
+def test_centroids_count_by_their_shares() -> None:
+    """Three tight clusters of 100, 200 and 700 queries, three centroids: the prior of one distribution on them."""
+    centres, items, tau = unit(3, 0), unit(7, 1), 9.0
+    which = torch.arange(3).repeat_interleave(torch.tensor([100, 200, 700]))
+    queries = centres[which] + 1e-3 * unit(1000, 2)
+    bank = QueryBank.of(queries, "centroids")
+    assert bank.tensors["queries"].shape == (128, 8)
+    assert float(bank.tensors["log_shares"].exp().sum()) == pytest.approx(1)
+    wanted = ((tau * items @ centres.T).exp() @ torch.tensor([0.1, 0.2, 0.7])).log() / tau
+    torch.testing.assert_close(bank.prior(items, tau), wanted, atol=2e-3, rtol=0)
+
+
 def test_both_forms_agree_to_second_order() -> None:
     """Their difference is of third order: an eighth of tau leaves less than a fiftieth of it."""
     queries, items = unit(200, 0), unit(20, 1)
@@ -58,7 +77,7 @@ def test_the_score_is_an_inner_product() -> None:
     torch.testing.assert_close(as_queries(queries) @ as_items(items, prior).T, queries @ items.T - prior)
 
 
-@pytest.mark.parametrize("form", ["bank", "variance"])
+@pytest.mark.parametrize("form", ["bank", "centroids", "variance"])
 def test_corrected_ranks_are_those_of_the_corrected_similarities(form: str) -> None:
     images, texts = unit(20, 0), unit(40, 1)
     pairs = torch.stack([torch.arange(40), torch.arange(40) // 2], dim=1)
@@ -96,5 +115,5 @@ def test_a_bank_of_training_pairs_takes_a_smaller_tau() -> None:
 def test_what_is_no_bank() -> None:
     with pytest.raises(ValueError, match=r"queries: wanted \(R, D\) with at least one row, got \(0, 8\)"):
         QueryBank.of(torch.zeros(0, 8), "bank")
-    with pytest.raises(ValueError, match="form 'median': wanted one of bank, variance"):
+    with pytest.raises(ValueError, match="form 'median': wanted one of bank, centroids, variance"):
         QueryBank.of(unit(3, 0), "median")  # type: ignore[arg-type]

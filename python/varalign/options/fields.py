@@ -280,9 +280,9 @@ class Options:
         "auto",
         common=True,
     )
-    hub_form: Literal["bank", "variance"] = _training(
-        "what the hub correction keeps of its bank: the embeddings (bank), or their mean and covariance alone "
-        "(variance)",
+    hub_form: Literal["bank", "centroids", "variance"] = _training(
+        "what the hub correction keeps of its bank: the embeddings (bank), the means of 128 clusters of them with "
+        "their shares (centroids), or their mean and covariance alone (variance)",
         "bank",
     )
     seed: int = _training(
