@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from varalign.encoders.build import build_text_encoder, text_encoder_from_config
-from varalign.encoders.lstm import LSTMEncoder
+from varalign.encoders.lstm import GROUP, LSTMEncoder
 from varalign.encoders.specs import SpecError
 
 CAPTIONS = ["a dog runs in the snow", "two cats sit on a mat", "a red ball", "", "snow"]
@@ -53,6 +54,28 @@ def test_padding_changes_nothing(pooling: str) -> None:
         assert torch.equal(encoder(wider, lengths), wanted)
         assert torch.equal(encoder(scribbled, lengths), wanted)
         torch.testing.assert_close(encoder(ids[order], lengths[order]), wanted[order], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_groups_by_length_equal_a_packed_sequence(bidirectional: bool, pooling: str) -> None:
+    """More texts than one group holds; features to 5e-7, gradients to 1e-5 of their largest value."""
+    encoder = build(bidirectional=bidirectional, pooling=pooling)
+    torch.manual_seed(1)
+    lengths = torch.randint(0, 13, (2 * GROUP + 7,))
+    ids = torch.randint(4, encoder.tokenizer.vocabulary_size, (len(lengths), 15))
+    found = encoder(ids, lengths)
+    lengths = lengths.clamp(min=1)
+    packed = pack_padded_sequence(encoder.embedding(ids), lengths, batch_first=True, enforce_sorted=False)
+    outputs, (hidden, _) = encoder.lstm(packed)
+    states, counts = pad_packed_sequence(outputs, batch_first=True)
+    ends = torch.cat(list(hidden[-2 if bidirectional else -1 :]), dim=1)
+    wanted = ends if pooling == "last" else states.sum(dim=1) / counts[:, None]
+    torch.testing.assert_close(found, wanted, atol=5e-7, rtol=0)
+    weights = [encoder.embedding.weight, *encoder.lstm.parameters()]
+    sums = [torch.autograd.grad(features.square().sum(), weights) for features in (found, wanted)]
+    for ours, theirs in zip(*sums, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
 
 
 def test_gradients_reach_every_weight_but_not_padding() -> None:

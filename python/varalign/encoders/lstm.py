@@ -15,12 +15,17 @@ from varalign.encoders.specs import EncoderSpec, SpecError
 
 POOLINGS = ("mean", "last")
 MAX_LENGTH = 40
+GROUP = 56
+"""Texts of similar length that a CPU runs through the LSTM together: with fewer the products are small, with more there
+is more padding. Forward and backward of 320 captions of Flickr8k take 0.70 of a packed sequence's time in float32 and
+0.82 in bfloat16; in two directions 0.47 and 0.75."""
 
 
 class LSTMEncoder(TextEncoder):
-    """Word embeddings (dropout) → LSTM over the packed sequence → pooled states.
+    """Word embeddings (dropout) → LSTM → pooled states.
 
-    Since the sequence is packed by length, the LSTM sees no padding and a text's features do not depend on its batch.
+    A text's features do not depend on the padding or on the other texts of its batch, up to the rounding of sums. A CPU
+    runs texts of similar length through the LSTM together; elsewhere a batch is one packed sequence.
 
     Args:
         spec: kind `lstm`.
@@ -67,17 +72,42 @@ class LSTMEncoder(TextEncoder):
         )
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """(B, feature_dim) features of ids (B, L); lengths (B,) should be on the CPU, where packing needs them."""
+        """(B, feature_dim) features of ids (B, L); lengths (B,) should be on the CPU, where they are sorted."""
         lengths = lengths.cpu().clamp(min=1)  # waits for the device if they are not on the CPU
         ids = cut_padding(ids, lengths)
         words = self.dropout(self.embedding(ids))
+        if words.device.type == "cpu":
+            return self._by_length(words, lengths)
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         outputs, (hidden, _) = self.lstm(packed)
         if self.pooling == "last":
-            # hidden is (layers · directions, B, H): the top layer's rows are the last ones.
-            return torch.cat([hidden[-2], hidden[-1]], dim=1) if self.lstm.bidirectional else hidden[-1]
+            return self._ends(hidden)
         states, _ = pad_packed_sequence(outputs, batch_first=True, total_length=ids.shape[1])
         return masked_mean(states, token_mask(ids, lengths))
+
+    def _by_length(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """(B, feature_dim) features of words (B, L, E), by groups of similar length.
+
+        Padding follows a text's words, so it does not change their states in one direction. In two directions a group's
+        texts have one length, because the backward direction would start in the padding.
+        """
+        lengths, order = lengths.sort(stable=True)
+        sizes: int | list[int] = GROUP
+        if self.lstm.bidirectional:
+            sizes = torch.unique_consecutive(lengths, return_counts=True)[1].tolist()
+        groups = zip(words.index_select(0, order).split(sizes), lengths.split(sizes), strict=True)
+        return torch.cat([self._dense(*group) for group in groups]).index_select(0, order.argsort())
+
+    def _dense(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """(G, feature_dim) features of words (G, L, E), whose lengths (G,) ascend."""
+        states, (hidden, _) = self.lstm(words[:, : int(lengths[-1])])
+        if self.pooling == "mean":
+            return masked_mean(states, token_mask(states[:, :, 0], lengths))
+        return self._ends(hidden) if self.lstm.bidirectional else states[torch.arange(len(states)), lengths - 1]
+
+    def _ends(self, hidden: Tensor) -> Tensor:
+        """(B, feature_dim) last states of the top layer; hidden (layers · directions, B, H) has its rows last."""
+        return torch.cat([hidden[-2], hidden[-1]], dim=1) if self.lstm.bidirectional else hidden[-1]
 
     def blocks(self) -> list[nn.Module]:
         """The word embedding, then the LSTM."""

@@ -42,9 +42,10 @@ def build_optimiser(model: DualEncoder, config: TrainConfig) -> AdamW:
     )
     for group in groups:
         group["base_lr"] = group["lr"]
-    # The fused kernel reads from a tensor whether to skip the step (see `step_guard`), so the host need not decide.
-    on_cuda = bool(groups) and all(p.is_cuda for group in groups for p in group["params"])
-    return AdamW(groups, fused=True if on_cuda else None)
+    # The fused kernel passes over the weights once instead of ten times. It reads from a tensor whether to skip the step
+    # (see `step_guard`), so the host need not decide.
+    fused = bool(groups) and all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    return AdamW(groups, fused=True if fused else None)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:

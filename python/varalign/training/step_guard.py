@@ -16,8 +16,8 @@ class StepGuard:
     A skipped step changes no weight, no optimiser state, no running statistic of a batch norm and no state of the loss
     and its schedule. A finite step gives, bit for bit, the result of a step without the guard.
 
-    On a GPU the fused optimiser kernel reads the decision from a tensor (`found_inf`, made for torch's GradScaler). On
-    the CPU the host reads it, where nothing is queued.
+    The fused optimiser kernel reads the decision from a tensor (`found_inf`, made for torch's GradScaler), so that a GPU
+    does not wait. Without a fused kernel (Apple's GPU) the host reads it.
 
     Args:
         model: the gradients of its parameters are clipped.
@@ -64,7 +64,7 @@ class StepGuard:
             self.scaler.step(self.optimiser)
             for buffer, copy in self._copies:
                 buffer.copy_(torch.where(sound, buffer, copy))
-        elif sound:  # no wait on the CPU; Apple's GPU waits for the host here
+        elif sound:  # Apple's GPU waits for the host here
             self.scaler.step(self.optimiser)
         else:
             for buffer, copy in self._copies:
