@@ -16,8 +16,8 @@ class StepGuard:
     A skipped step changes no weight, no optimiser state, no running statistic of a batch norm and no state of the loss
     and its schedule. A finite step gives, bit for bit, the result of a step without the guard.
 
-    The fused optimiser kernel reads the decision from a tensor (`found_inf`, made for torch's GradScaler), so that a GPU
-    does not wait. Without a fused kernel (Apple's GPU) the host reads it.
+    The fused optimiser kernel reads the decision from a tensor (`found_inf`, made for torch's GradScaler): the host
+    waits for no GPU. Without a fused kernel (Apple's GPU) the host reads it.
 
     Args:
         model: the gradients of its parameters are clipped.
