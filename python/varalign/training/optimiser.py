@@ -42,8 +42,8 @@ def build_optimiser(model: DualEncoder, config: TrainConfig) -> AdamW:
     )
     for group in groups:
         group["base_lr"] = group["lr"]
-    # The fused kernel passes over the weights once instead of ten times, and reads from a tensor whether to skip the step
-    # (see `step_guard`), so the host need not decide.
+    # The fused kernel passes over the weights once instead of ten times. It reads from a tensor whether to skip a step,
+    # so the host need not decide (see `step_guard`).
     fused = bool(groups) and all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
     return AdamW(groups, fused=True if fused else None)
 
