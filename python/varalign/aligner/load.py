@@ -55,6 +55,8 @@ def load(
     """
     folder = RunFolder.open(Path(run))
     options = folder.options()
+    if options.get("noise"):  # the struck pairs were found among noisy ones
+        options["exclude"] = None
     options |= {"noise": None, "skip_missing": skip_missing or options.get("skip_missing", False)}
     options |= {"device": device, "threads": threads, "cache": cache or options.get("cache")}
     if data is not None or reading != Reading():
@@ -63,7 +65,7 @@ def load(
         options["same_caption"] = same_caption
     if data is not None:
         place = "features" if options.get("features") else "data"
-        options |= {place: str(data), "dataset_size": None, "captions_per_image": None}
+        options |= {place: str(data), "dataset_size": None, "captions_per_image": None, "exclude": None}
     config = TrainConfig(**options).validate()
     found = load_checkpoint(folder.checkpoints / checkpoint)
     build = partial(_build, folder, found, pick_device(device))

@@ -56,6 +56,11 @@ class ImageCaptions(CaptionIndex):
         """(T,) the captions."""
         return self.captions
 
+    def keeping(self, rows: NDArray[np.int64]) -> ImageCaptions:
+        """The same with some of the captions alone, given as (n,) rows."""
+        captions = [self.captions[row] for row in rows.tolist()]
+        return replace(self, captions=captions, caption_image_ids=self.caption_image_ids[rows], split=self.split.copy())
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 of image names, file sizes, captions and whose they are; not of the splits, nor of the pixels."""
@@ -185,6 +190,4 @@ def _first_captions_only(dataset: ImageCaptions, count: int) -> ImageCaptions:
     order = dataset.captions_by_image
     place[order] = np.arange(len(order)) - dataset.caption_offsets[dataset.caption_image_ids[order]]
     held_out = dataset.split[dataset.caption_image_ids] > 0
-    keep = np.flatnonzero((place < count) | held_out)
-    captions = [dataset.captions[i] for i in keep.tolist()]
-    return replace(dataset, captions=captions, caption_image_ids=dataset.caption_image_ids[keep])
+    return dataset.keeping(np.flatnonzero((place < count) | held_out))

@@ -67,6 +67,12 @@ class FeatureSet(CaptionIndex):
         names = self.image_names or [str(row) for row in range(len(self.split))]
         return replace(self, split=limit_training(self.split, names, size, seed))
 
+    def keeping(self, rows: NDArray[np.int64]) -> FeatureSet:
+        """The same with some of the captions alone, given as (n,) rows."""
+        texts = None if self.texts is None else [self.texts[row] for row in rows.tolist()]
+        vectors, owner = self.text_features[rows], self.text_image_ids[rows]
+        return replace(self, text_features=vectors, text_image_ids=owner, texts=texts, split=self.split.copy())
+
     @property
     def caption_owner(self) -> NDArray[np.int64]:
         """(T,) int64: the image row that each caption belongs to."""

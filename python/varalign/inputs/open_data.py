@@ -9,6 +9,7 @@ from typing import Any
 
 from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions, load_dataset
+from varalign.data.exclusions import without_excluded
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.noise import parse_noise
 from varalign.data.readers.folders import given_place
@@ -26,7 +27,9 @@ SAMPLE_DATA = Path("data/sample")
 
 
 def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
-    """The data that the options name, with noise in the training split, and the options with the data's place resolved.
+    """The data that the options name, and the options with the data's place resolved.
+
+    Noise is in the training split, and the excluded pairs are not: they were found among the noisy ones.
 
     Without `data` and `features`: the folder of `captions` or `images`; else `data/flickr8k` if it is there; else the
     built-in sample, written to `data/sample`.
@@ -64,7 +67,12 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     data = replace(data, same_caption=config.same_caption)
     if isinstance(data, FeatureSet):
         data = data.limited(config.dataset_size, config.seed)
-    return config, damaged(checked(data, str(place)), parse_noise(config.noise), "train", config.seed)
+    data = damaged(checked(data, str(place)), parse_noise(config.noise), "train", config.seed)
+    if config.exclude is not None:
+        config = replace(config, exclude=str(Path(config.exclude).resolve()))
+        data, line = without_excluded(data, Path(str(config.exclude)))
+        say(line)
+    return config, checked(data, str(place))
 
 
 def _folder(config: TrainConfig, say: Say) -> tuple[TrainConfig, Path]:

@@ -72,6 +72,11 @@ class Options:
         "positive",
     )
     skip_missing: bool = _data("leave out captions that name a missing image, instead of stopping", False)
+    exclude: str | None = _data(
+        "leave the pairs of this table out of training: `pairs.csv` of `varalign diagnose` with wrong pairs marked in "
+        "its column exclude, or any table of images and captions",
+        metavar="FILE",
+    )
     max_bad: float = _data(
         "stop the run when a larger share of the images is unreadable", 0.01, low=0.0, high=1.0, on_resume=True
     )

@@ -103,7 +103,7 @@ def continued(saved: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
         raise ConfigError(f"--continue-from {said['continue_from']}: that model was trained on {kinds}")
     left_out = {"out", "continue_from", "wise_ft"}
     if "data" in said or "features" in said:
-        left_out |= {"data", "features", "dataset_size", "captions_per_image", *READING}
+        left_out |= {"data", "features", "dataset_size", "captions_per_image", "exclude", *READING}
     return {name: value for name, value in saved.items() if name not in left_out}
 
 

@@ -69,13 +69,15 @@ class RunFolder:
         pairs: table of the training pairs and their weights.
         quarantine: list of the images that could not be read.
         bank: the hub correction and its bank.
+        excluded: copy of the table of the pairs that `--exclude` left out.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.assets, self.checkpoints, self.pictures = path / "assets", path / "checkpoints", path / "pictures"
-        self.metrics, self.pairs, self.quarantine, self.bank = (
-            path / name for name in ("metrics.jsonl", "pairs.csv", "quarantine.jsonl", "bank.safetensors")
+        self.metrics, self.pairs, self.quarantine, self.bank, self.excluded = (
+            path / name
+            for name in ("metrics.jsonl", "pairs.csv", "quarantine.jsonl", "bank.safetensors", "excluded.csv")
         )
 
     @classmethod
@@ -98,7 +100,8 @@ class RunFolder:
     def _unfinished(path: Path) -> bool:
         """Whether a folder is empty, or holds only what a run leaves that was killed before it wrote `config.json`."""
         names = set(os.listdir(path)) - {LOCK}
-        ours = (path / LOCK).exists() and all(name == "assets" or name.endswith(".tmp") for name in names)
+        early = ("assets", "excluded.csv")
+        ours = (path / LOCK).exists() and all(name in early or name.endswith(".tmp") for name in names)
         return ours or not names
 
     @classmethod
@@ -176,12 +179,15 @@ class RunFolder:
     def options(self, say: Callable[[str], object] | None = None) -> dict[str, Any]:
         """The run's options: those that this version knows, a removed value replaced by what took its place.
 
-        A run that was saved without `same_caption` tells equal captions apart; one without `hub_correction` has none.
+        `exclude` is the run's own copy of the table. A run that was saved without `same_caption` tells equal captions
+        apart; one without `hub_correction` has none.
 
         Raises:
             RunError: as `config`.
         """
         options = {"same_caption": "distinct", "hub_correction": "off", **self.config()["options"]}
+        if options.get("exclude") is not None:
+            options["exclude"] = str(self.excluded)
         return replace_removed({name: value for name, value in options.items() if name in OPTIONS}, say)
 
     def write_config(self, value: dict[str, Any]) -> None:

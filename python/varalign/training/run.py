@@ -16,6 +16,7 @@ from varalign._core import __version__
 from varalign.aligner.aligner import Aligner
 from varalign.aligner.load import trained
 from varalign.data.checks.split_sizes import split_sizes
+from varalign.data.files import read_bytes, write_atomically
 from varalign.inputs.assemble import assemble
 from varalign.inputs.continued import check_continued
 from varalign.inputs.models import saved_model
@@ -161,6 +162,8 @@ def train(
         parts.images.prepare()
         run = RunFolder.create(out)
         with run.locked():
+            if config.exclude is not None:
+                write_atomically(run.excluded, read_bytes(Path(config.exclude)))
             model = parts.save_assets(run)
             run.write_config(
                 {

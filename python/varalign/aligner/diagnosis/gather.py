@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.errors import DataError, first_three
+from varalign.data.exclusions import excluded_rows, without_excluded
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.noise import Noise, noisy_pairs, parse_noise
 from varalign.data.readers.reading import READING, Reading
@@ -256,8 +257,12 @@ def _of_run(run: RunFolder, settings: Settings, say: Say) -> Subject:
     options = run.options()
     options |= {"device": settings.device, "threads": settings.threads, "cache": settings.cache or options.get("cache")}
     config = TrainConfig(**options).validate()
-    clean, data = open_data(replace(config, noise=None), say)
+    clean, data = open_data(replace(config, noise=None, exclude=None), say)
     noisy, wrong = _injected(data, parse_noise(config.noise), config.seed)
+    if config.exclude is not None:  # as training: the pairs were found among the noisy ones
+        kept = ~(excluded_rows(noisy, Path(config.exclude)) & (noisy.split[noisy.caption_owner] == 0))
+        wrong = None if wrong is None else wrong[kept]
+        noisy, _ = without_excluded(noisy, Path(config.exclude))
     subject = Subject(run.path.resolve().name, noisy, wrong, shown=noisy if isinstance(noisy, ImageCaptions) else None)
     try:
         state = load_checkpoint(run.checkpoints / "last").part(PAIRS)

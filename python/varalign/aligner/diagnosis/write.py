@@ -29,11 +29,15 @@ COLUMNS = (
     "epochs_variance",
     "epochs_kind",
     "injected",
+    "exclude",
 )
 
 
 def write_table(file: Path, subject: Subject, judgement: Judgement, order: NDArray[np.int64]) -> None:
-    """Write the pairs of these caption rows as CSV, in this order; a cell is empty where nothing is known."""
+    """Write the pairs of these caption rows as CSV, in this order; a cell is empty where nothing is known.
+
+    `exclude` is empty: a person marks wrong pairs there for `train --exclude`.
+    """
     owner, moments, scores, kinds = subject.data.caption_owner, subject.moments, judgement.scores, judgement.kinds
     captions = None if subject.shown is None else subject.shown.captions
     columns: list[list[Any]] = [[""] * len(order) for _ in range(7)]
@@ -54,7 +58,7 @@ def write_table(file: Path, subject: Subject, judgement: Judgement, order: NDArr
     if subject.wrong is not None:
         columns[6] = subject.wrong[order].astype(int).tolist()
     rows = (
-        (subject.image_name(int(owner[row])), row, "" if captions is None else captions[row], *cells)
+        (subject.image_name(int(owner[row])), row, "" if captions is None else captions[row], *cells, "")
         for row, *cells in zip(order.tolist(), *columns, strict=True)
     )
     write_atomically(file, csv_table(COLUMNS, rows))

@@ -45,11 +45,11 @@ class Columns(NamedTuple):
 
 def find_columns(names: Sequence[str], reading: Reading) -> Columns | None:
     """The columns to read among `names`, or None where the image's or the caption's is not among them."""
-    image = _chosen(names, reading.image_column, IMAGE_COLUMNS)
-    caption = _chosen(names, reading.caption_column, CAPTION_COLUMNS)
+    image = chosen_column(names, reading.image_column, IMAGE_COLUMNS)
+    caption = chosen_column(names, reading.caption_column, CAPTION_COLUMNS)
     if image is None or caption is None or image == caption:
         return None
-    return Columns(image, caption, _chosen(names, None, SPLIT_COLUMNS))
+    return Columns(image, caption, chosen_column(names, None, SPLIT_COLUMNS))
 
 
 def require_columns(where: str, names: Sequence[str], reading: Reading) -> Columns:
@@ -66,14 +66,14 @@ def refuse_columns(where: str, names: Sequence[str], reading: Reading) -> DataEr
     for option, name in (("--image-column", reading.image_column), ("--caption-column", reading.caption_column)):
         if name is not None and name not in names:
             return DataError(f"{where}: there is no column {shown(name)} as {option} says; the columns are {columns}")
-    image = _chosen(names, reading.image_column, IMAGE_COLUMNS)
-    if image is None and _chosen(names, None, ADDRESS_COLUMNS) is not None:
+    image = chosen_column(names, reading.image_column, IMAGE_COLUMNS)
+    if image is None and chosen_column(names, None, ADDRESS_COLUMNS) is not None:
         return DataError(f"{where}: the file {UNREACHABLE}; its columns are {columns}")
     missing = [
         f"{what} ({option} NAME)"
         for what, option, found in (
             ("the images' names", "--image-column", image),
-            ("the captions", "--caption-column", _chosen(names, reading.caption_column, CAPTION_COLUMNS)),
+            ("the captions", "--caption-column", chosen_column(names, reading.caption_column, CAPTION_COLUMNS)),
         )
         if found is None
     ] or ["the images' names and which the captions (--image-column NAME, --caption-column NAME)"]
@@ -161,7 +161,7 @@ class OtherColumns:
                 )
 
 
-def _chosen(names: Sequence[str], given: str | None, known: Sequence[str]) -> str | None:
+def chosen_column(names: Sequence[str], given: str | None, known: Sequence[str]) -> str | None:
     """The column that the user names, else the first of the known ones that is there."""
     if given is not None:
         return given if given in names else next((name for name in names if _plain(name) == _plain(given)), None)
