@@ -11,7 +11,7 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ MARK, ROW = "exclude", "caption_row"
 _NOT_MARKED = {"", "0", "no", "false"}
 _MEND = "name pairs as 'varalign diagnose' lists them, or remove the line"
 
-D = TypeVar("D", bound=ImageCaptions | FeatureSet)
+Data = ImageCaptions | FeatureSet
 
 
 class _Struck(NamedTuple):
@@ -43,7 +43,7 @@ class _Struck(NamedTuple):
     row: str
 
 
-def excluded_rows(data: ImageCaptions | FeatureSet, file: Path) -> NDArray[np.bool_]:
+def excluded_rows(data: Data, file: Path) -> NDArray[np.bool_]:
     """(T,) which captions' pairs the file names.
 
     Raises:
@@ -80,7 +80,7 @@ def excluded_rows(data: ImageCaptions | FeatureSet, file: Path) -> NDArray[np.bo
     return found
 
 
-def without_excluded(data: D, file: Path) -> tuple[D, str]:
+def without_excluded(data: Data, file: Path) -> tuple[Data, str]:
     """The data without the pairs of the training split that the file names, and a line that counts them.
 
     An image without another pair leaves the split; pairs of dev and test stay, so that figures remain comparable.
