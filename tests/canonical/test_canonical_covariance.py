@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from varalign.canonical import RunningCovariance, Whitening
-from varalign.canonical.covariance import exact_products
 
 
 def pairs(n: int = 301, dx: int = 7, dy: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,17 +122,6 @@ def test_shapes_weights_and_dimensions_are_refused_by_name():
         running.merge(RunningCovariance(4, 7))
     with pytest.raises(ValueError, match="has seen no pairs"):
         Whitening(running).solve(ridge=1, power=0.5, dimensions=2)
-
-
-def test_exact_products_put_the_setting_back():
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
-        with exact_products():
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from varalign.evaluation.embedding_statistics import summary, uniformity
+from varalign.evaluation import embedding_statistics
+from varalign.evaluation.embedding_statistics import estimated_uniformity, summary, uniformity
 
 
 def random_unit(rows: int, seed: int, dim: int = 13) -> torch.Tensor:
@@ -69,3 +70,25 @@ def test_one_pair_and_nan():
     )
     with pytest.raises(ValueError, match="wanted rows of the 3 images"):
         summary(torch.eye(3), torch.eye(3), torch.tensor([0, 1, 5]))
+
+
+def test_uniformity_of_a_sample_is_within_its_error_which_is_that_of_many_samples(monkeypatch):
+    """400 point sets of one distribution: their sampled figures spread as the errors say."""
+    assert estimated_uniformity(random_unit(300, 0)) == (uniformity(random_unit(300, 0)), 0.0)
+    monkeypatch.setattr(embedding_statistics, "SAMPLE", 200)
+    sets = [random_unit(400, seed, 4) + 0.3 for seed in range(400)]
+    found = [(estimated_uniformity(points), uniformity(points)) for points in sets]
+    away = torch.tensor([(figure - whole) / error for (figure, error), whole in found])
+    assert 0.85 < float(away.std()) < 1.15 and abs(float(away.mean())) < 0.15  # 400 draws: deviations of 0.035 and 0.05
+    figures = summary(sets[0], sets[0], torch.arange(400))
+    assert (figures["text_uniformity"], figures["text_uniformity_error"]) == found[0][0]
+    assert "image_uniformity_error" not in summary(sets[0][:200], sets[0], torch.arange(400) // 2)
+    sets[0][399] = math.nan  # NaN in gives NaN out, whether drawn or not
+    assert all(math.isnan(value) for value in estimated_uniformity(sets[0]))
+
+
+def test_blocks_of_rows_do_not_show(monkeypatch):
+    images, texts, ids = random_unit(50, 6), random_unit(90, 7), torch.arange(90) % 50
+    whole = summary(images, texts, ids)
+    monkeypatch.setattr(embedding_statistics, "_BLOCK", 7)
+    assert summary(images, texts, ids) == pytest.approx(whole, rel=1e-12)

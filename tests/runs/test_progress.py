@@ -6,7 +6,8 @@ import io
 import sys
 
 import pytest
-from varalign.runs.progress import ProgressLine, duration
+from varalign.runs import progress
+from varalign.runs.progress import ProgressLine, duration, slow_progress
 
 
 class Terminal(io.StringIO):
@@ -55,3 +56,15 @@ def test_quiet_and_resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_slow_work_says_how_far_it_is_and_quick_work_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, said = iter([0.0, 4.0, 12.0, 13.0, 30.0, 60.0]), []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    told = slow_progress("recall, images", said.append)
+    for done in (1000, 2000, 2500, 5000, 10000):
+        told(done, 10000)
+    assert said == [
+        "recall, images: 2,000 of 10,000, 48 s left",
+        "recall, images: 5,000 of 10,000, 30 s left",
+    ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from varalign.canonical.covariance import RunningCovariance, exact_products
+from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.maps import Whitening
 from varalign.canonical.pair_scores import DIMENSIONS, POWER, PairScores
+from varalign.evaluation.products import exact_products
 
 SAMPLE = 1000  # images, and captions, whose similarities give the mean and deviation that scores are relative to
 

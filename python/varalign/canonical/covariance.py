@@ -5,11 +5,10 @@ n pairs in a block, x image features (dx), y text features (dy), w weights of pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
+
+from varalign.evaluation.products import exact_products
 
 BLOCK_ROWS = 8192  # rows shifted and multiplied at a time: bounds the float64 copy without slowing the product
 
@@ -183,17 +182,3 @@ def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:
         f"{name} must be finite, found NaN or infinity in {len(bad)} of {len(values)} rows: {shown}{more}; "
         "leave these rows out or compute them again"
     )
-
-
-@contextmanager
-def exact_products() -> Iterator[None]:
-    """While entered, float32 products have full precision: TensorFloat-32 and bfloat16 keep 3 digits, too few here."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

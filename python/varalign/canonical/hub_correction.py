@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varalign.canonical.covariance import exact_products
+from varalign.evaluation.products import exact_products
 from varalign.evaluation.retrieval import Array, ranks
 
 HubForm = Literal["bank", "centroids", "variance"]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from varalign.canonical.covariance import BLOCK_ROWS, RunningCovariance, exact_products
+from varalign.canonical.covariance import BLOCK_ROWS, RunningCovariance
+from varalign.evaluation.products import exact_products
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from varalign.canonical.covariance import RunningCovariance, exact_products, require_finite
+from varalign.canonical.covariance import RunningCovariance, require_finite
 from varalign.canonical.maps import Whitening
 from varalign.canonical.mixture import BINS, Mixture, bins_of, fit_mixture, normal_density, smoothed_density
+from varalign.evaluation.products import exact_products
 from varalign.evaluation.retrieval import check_owners
 
 FOLDS = 5

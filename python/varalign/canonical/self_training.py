@@ -21,8 +21,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from varalign.canonical.covariance import BLOCK_ROWS, RunningCovariance, exact_products
+from varalign.canonical.covariance import BLOCK_ROWS, RunningCovariance
 from varalign.canonical.hub_correction import HELD_OUT_SHARPNESS, QueryBank
+from varalign.evaluation.products import exact_products
 
 PARTNERS = 10
 SHARPNESS = 2.0  # of the partners' weights, as a multiple of the logit scale

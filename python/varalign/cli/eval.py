@@ -68,6 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [final_table([{"epochs": model.epochs, **named}, *filter(None, (zero_shot, chance, reachable))])]
     if "unreadable" in result:
         lines.append(f"{result['unreadable']} unreadable images left out")
-    lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}" for key in STATISTICS]
+    lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}{_error(result, key)}" for key in STATISTICS]
     lines += chance_remark(result, chance)
     return answer(arguments, named, lines)
+
+
+def _error(result: dict[str, Any], key: str) -> str:
+    """` ± 0.0012, of a sample` where a statistic has an error, else nothing."""
+    error = result.get(f"{key}_error")
+    return "" if error is None else f" ± {error:.4f}, of a sample"

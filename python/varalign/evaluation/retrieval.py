@@ -26,23 +26,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# I images, T texts, D embedding, Q queries, C candidates, c rows of a chunk
+from varalign.evaluation.smaller import Told, similarities, smaller_counts
+
+# I images, T texts, D embedding, Q queries, C candidates
 
 Array: TypeAlias = "Tensor | NDArray[Any]"
 KS = (1, 5, 10)
 RECALL_KEYS = tuple(f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in KS)
-# Similarities held at once. On CPU what fits a cache: 1,000 × 5,000 × 256 takes 0.11 s at 2^19 and 0.20 s from 2^21 on.
-_CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}
+_CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 24}  # similarities of `top_k` held at once; on the CPU a cache's size
 
 
-def as_matrix(name: str, given: Array, device: torch.device | None = None) -> Tensor:
-    """The given (rows, D) array as a float64 tensor, on its own device where that has float64 (Apple's MPS has not)."""
+def as_given(name: str, given: Array, device: torch.device | None = None) -> Tensor:
+    """The given (rows, D) array as a tensor, on its own device where that has float64 (Apple's MPS has not)."""
     tensor = torch.as_tensor(given).detach()
     if tensor.ndim != 2 or not tensor.is_floating_point():
         raise ValueError(f"{name}: wanted a floating-point matrix (rows, D), got {tensor.dtype} {tuple(tensor.shape)}")
     target = device or tensor.device
-    # first the device, then the precision: the cast would fail on MPS
-    return tensor.to(torch.device("cpu") if target.type == "mps" else target).to(torch.float64)
+    return tensor.to(torch.device("cpu") if target.type == "mps" else target)
+
+
+def as_matrix(name: str, given: Array, device: torch.device | None = None) -> Tensor:
+    """`as_given` in float64."""
+    return as_given(name, given, device).to(torch.float64)
 
 
 def _check_ks(ks: Iterable[int]) -> list[int]:
@@ -97,16 +102,25 @@ def _rows_of(ids: Tensor, count: int, of: str) -> Tensor:
 
 
 def ranks(
-    image_embeddings: Array, text_embeddings: Array, text_image_ids: Array, *, chunk: int | None = None
+    image_embeddings: Array,
+    text_embeddings: Array,
+    text_image_ids: Array,
+    *,
+    chunk: int | None = None,
+    told: Told | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many wrong candidates stand before, or level with, each query's best right one: 0 is a hit at 1.
+
+    Similarities are compared as float64 products rounded to float32: two equal candidates must tie, whichever corner of
+    a matrix product they fall into, and in float32 they often differ in the last digit.
 
     Args:
         image_embeddings: (I, D) floating point, unit vectors (the similarity is the inner product as given).
         text_embeddings: (T, D), likewise; the work is done on the device of the images.
         text_image_ids: (T,) whole numbers, the row of each text's image; or (E, 2), each pair of a text and an image
             that belong together, where a text may have several.
-        chunk: images compared at once; only (chunk, T) similarities exist at any time. None: chosen by size.
+        chunk: most images compared at once. None: chosen by the device.
+        told: called with the images done and their number, some hundred at a time.
 
     Returns:
         (I,) ranks of images (i2t) and (T,) ranks of texts (t2i), int64 NumPy. An image without a text, or a text
@@ -117,38 +131,18 @@ def ranks(
     Raises:
         ValueError: shapes, dtypes or ids that do not fit together.
     """
-    images_ID = as_matrix("image_embeddings", image_embeddings)
-    texts_TD = as_matrix("text_embeddings", text_embeddings, images_ID.device)
+    images_ID = as_given("image_embeddings", image_embeddings)
+    texts_TD = as_given("text_embeddings", text_embeddings, images_ID.device)
     text_E, image_E = check_pairs(images_ID, texts_TD, text_image_ids)
     images, texts = len(images_ID), len(texts_TD)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: wanted at least 1, got {chunk}")
-    step = chunk or max(1, _CHUNK_ELEMENTS.get(images_ID.device.type, 1 << 19) // texts)
-
-    # Two equal candidates must tie, whichever corner of a matrix product they fall into; in float32 they often differ
-    # in the last digit. So products are taken in float64 and rounded to float32 before they are compared.
-    def rounded(similarities: Tensor) -> Tensor:
-        return similarities.to(torch.float32)
-
-    right_E = torch.empty(len(text_E), dtype=torch.float32, device=text_E.device)
-    for start in range(0, len(text_E), 1 << 16):
-        part = slice(start, start + (1 << 16))
-        right_E[part] = rounded((images_ID[image_E[part]] * texts_TD[text_E[part]]).sum(dim=1))
+    right_E = similarities(images_ID, texts_TD, image_E, text_E)
     usable_E = torch.where(torch.isfinite(right_E), right_E, -torch.inf)
     best_I, best_T = _best(usable_E, image_E, images), _best(usable_E, text_E, texts)
-
-    order_E = torch.argsort(image_E, stable=True)  # pairs by image, so that a chunk's are one slice
-    bounds = torch.searchsorted(image_E[order_E], torch.arange(images + 1, device=image_E.device)).tolist()
-    i2t_I = torch.empty(images, dtype=torch.int64, device=image_E.device)
-    t2i_T = torch.zeros(texts, dtype=torch.int64, device=image_E.device)
-    for start in range(0, images, step):
-        stop = min(start + step, images)
-        similarity_cT = rounded(images_ID[start:stop] @ texts_TD.T)
-        own = order_E[bounds[start] : bounds[stop]]
-        similarity_cT[image_E[own] - start, text_E[own]] = -torch.inf  # a right candidate never stands before another
-        # "not smaller" rather than "greater or equal": NaN counts against the model too
-        i2t_I[start:stop] = texts - (similarity_cT < best_I[start:stop, None]).sum(dim=1)
-        t2i_T += (stop - start) - (similarity_cT < best_T).sum(dim=0)
+    # Those that are not smaller, rather than the greater or equal: NaN counts against the model too.
+    of_image, of_text = smaller_counts(images_ID, texts_TD, (text_E, image_E), (best_I, best_T), chunk=chunk, told=told)
+    i2t_I, t2i_T = texts - of_image, images - of_text
     i2t_I[torch.isinf(best_I)] = texts
     t2i_T[torch.isinf(best_T)] = images
     i2t_I[torch.bincount(image_E, minlength=images) == 0] = -1

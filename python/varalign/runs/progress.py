@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from varalign.data.terminal import print_lines, printable_lines
@@ -29,6 +30,23 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def slow_progress(what: str, say: Callable[[str], None], every: float = 10.0) -> Callable[[int, int], None]:
+    """To be called with what is done and how much there is: says so, with the time left, every so many seconds.
+
+    Nothing is said of work that takes less than `every`.
+    """
+    began = last = time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every and done < total:
+            last = now
+            say(f"{what}: {done:,} of {total:,}, {duration((now - began) * (total - done) / done)} left")
+
+    return told
 
 
 class ProgressLine:
