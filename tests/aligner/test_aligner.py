@@ -19,6 +19,7 @@ from varalign.cli import main
 from varalign.data.errors import DataError
 from varalign.data.readers.reading import Reading
 from varalign.encoders import saved
+from varalign.inputs import assemble as sources
 from varalign.options.config import TrainConfig
 
 
@@ -115,7 +116,7 @@ def test_eval_visualize_embed_and_search_by_command(
     assert main(["search", str(run), "a red square on blue", "--top", "2", "--json"]) == 0
     hits = json.loads(capsys.readouterr().out)
     assert len(hits) == 2 and hits[0]["score"] >= hits[1]["score"]
-    kept = run / "search" / "all.safetensors"
+    kept = run / "search" / "all-images.safetensors"
     first = kept.stat().st_mtime_ns
     assert main(["search", str(run), "a red square on blue", "--top", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == hits and kept.stat().st_mtime_ns == first, "embedded once"
@@ -169,10 +170,30 @@ def test_a_text_query_builds_no_image_tower_and_looks_at_no_image(
     assert model.search_captions(image_folder / "Images" / "000.jpg") and built == ["image"]
 
 
+def test_a_search_embeds_only_the_side_that_is_asked_for(
+    run: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(run / "search", ignore_errors=True)
+    whole = varalign.load(run, device="cpu")
+    found = embed_split(whole.parts, whole.rows("all"), every_caption=True)
+    query, file = "a red square on blue", image_folder / "Images" / "000.jpg"
+    by_text = whole.embed_texts([query]) @ found.images.numpy().T
+    by_image = whole.embed_images([file]) @ found.texts.numpy().T
+    for other, search, scores in (
+        ("_text_source", lambda model: model.search_images(query), by_text),
+        ("_image_source", lambda model: model.search_captions(file), by_image),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(sources, other, None)  # calling it fails
+            hits = search(varalign.load(run, device="cpu"))
+        assert [hit["score"] for hit in hits] == pytest.approx(np.sort(scores[0])[::-1][:5].tolist(), abs=1e-4)
+    assert {path.stem for path in (run / "search").iterdir()} == {"all-images", "all-texts"}
+
+
 def test_a_gallery_is_made_anew_where_captions_or_images_changed(image_folder: Path, run: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(image_folder, data)
-    kept = run / "search" / "test.safetensors"
+    kept = run / "search" / "test-images.safetensors"
 
     def made() -> bool:
         before = kept.read_bytes() if kept.exists() else b""

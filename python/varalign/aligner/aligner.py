@@ -223,8 +223,7 @@ class Aligner:
 
     def rows(self, split: str) -> Rows:
         """Image rows of a split; `all` gives every image."""
-        data = self.parts.data
-        return np.arange(len(data.split), dtype=np.int64) if split == "all" else data.rows(split)
+        return _rows(self.parts, split)
 
     def visualize(
         self,
@@ -283,13 +282,14 @@ class Aligner:
             `image`, `caption` and `score` of each, best first. The score is the cosine similarity; with a hub
             correction, less the image's prior.
         """
-        gallery = self._gallery(split, "text")
+        self._require_towers("text")
+        gallery = self._gallery(split, "image")
         query = self.embed_texts([text])
-        scores, rows = self.rank(query, gallery.images, top, prior=gallery.image_prior)
+        scores, rows = self.rank(query, gallery.embeddings, top, prior=gallery.prior)
         if gallery.changed(rows[0]):
-            gallery = self._gallery(split, "text", fresh=True)
-            scores, rows = self.rank(query, gallery.images, top, prior=gallery.image_prior)
-        return _hits(scores[0], rows[0], gallery.image_labels)
+            gallery = self._gallery(split, "image", fresh=True)
+            scores, rows = self.rank(query, gallery.embeddings, top, prior=gallery.prior)
+        return _hits(scores[0], rows[0], gallery.labels)
 
     def search_captions(self, image: Path, *, top: int = 5, split: str = "all") -> list[dict[str, Any]]:
         """The captions of the run's data that fit an image file best.
@@ -297,19 +297,33 @@ class Aligner:
         Returns:
             `image` (that the caption belongs to), `caption` and `score` of each, best first.
         """
-        gallery = self._gallery(split, "image")
-        scores, rows = self.rank(self.embed_images([image]), gallery.texts, top, prior=gallery.text_prior)
-        return _hits(scores[0], rows[0], gallery.text_labels)
+        self._require_towers("image")
+        gallery = self._gallery(split, "text")
+        scores, rows = self.rank(self.embed_images([image]), gallery.embeddings, top, prior=gallery.prior)
+        return _hits(scores[0], rows[0], gallery.labels)
 
     def _gallery(self, split: str, side: Side, *, fresh: bool = False) -> Gallery:
-        """The embedded data; `side` is the side of the query, whose encoder is checked to exist."""
-        self._require_towers(side)
+        """The embedded images, or captions, of a split."""
         assert self.run is not None
-        file = self.run.path / "search" / f"{split}.safetensors"
+        file = self.run.path / "search" / f"{split}-{side}s.safetensors"
         correction = self.hub.correction
-        return open_gallery(
-            file, self.config, self._weights, lambda: (self.parts, self.rows(split)), correction, fresh=fresh
-        )
+
+        def open_parts() -> tuple[Parts, Rows]:
+            parts = self._with_source(side)
+            return parts, _rows(parts, split)
+
+        return open_gallery(file, side, self.config, self._weights, open_parts, correction, fresh=fresh)
+
+    def _with_source(self, side: Side) -> Parts:
+        """The parts with at least the tower and the source of this side."""
+        if "parts" in vars(self):
+            return self.parts
+        config, data = open_data(self.config, to_stderr)
+        return assemble(config, data, self._with_tower(side), to_stderr, sides=(side,))
+
+
+def _rows(parts: Parts, split: str) -> Rows:
+    return np.arange(len(parts.data.split), dtype=np.int64) if split == "all" else parts.data.rows(split)
 
 
 def _hits(scores: NDArray[Any], rows: NDArray[Any], labels: list[tuple[str, str]]) -> list[dict[str, Any]]:

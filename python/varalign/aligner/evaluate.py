@@ -63,20 +63,15 @@ def embed_split(parts: Parts, image_rows: Rows, *, every_caption: bool = False) 
     Raises:
         DataError: none of the images can be read.
     """
-    model = parts.model
-    found = list(encoded_rows(parts, "image", image_rows, parts.config.batch_size, head=model.project_images))
-    if not found:
-        raise DataError(f"none of the {len(image_rows)} images of this split can be read; see `varalign data check`")
-    rows, images = np.concatenate([part for part, _ in found]), torch.cat([part for _, part in found])
+    rows, images = embed_images(parts, image_rows)
     data = replace(parts.data, same_caption="distinct") if every_caption else parts.data
     kept = data.candidates(rows)
-    texts = [part for _, part in encoded_rows(parts, "text", kept.captions, TEXT_BATCH, head=model.project_texts)]
     images = images[torch.from_numpy(kept.places).to(images.device)]
     captioned = kept.rows[kept.first[:, 0]]
     return SplitEmbeddings(
         images,
         kept.rows,
-        torch.cat(texts),
+        embed_texts(parts, kept.captions),
         kept.captions,
         kept.owner,
         kept.pairs,
@@ -84,6 +79,24 @@ def embed_split(parts: Parts, image_rows: Rows, *, every_caption: bool = False) 
         sent(pair_ids(data, captioned, data.first_captions(captioned)), images.device),
         unreadable=len(image_rows) - len(rows),
     )
+
+
+def embed_images(parts: Parts, image_rows: Rows) -> tuple[Rows, Tensor]:
+    """The images that can be read, and their unit vectors (I, D) on the device.
+
+    Raises:
+        DataError: none of them can be read.
+    """
+    found = list(encoded_rows(parts, "image", image_rows, parts.config.batch_size, head=parts.model.project_images))
+    if not found:
+        raise DataError(f"none of the {len(image_rows)} images of this split can be read; see `varalign data check`")
+    return np.concatenate([part for part, _ in found]), torch.cat([part for _, part in found])
+
+
+def embed_texts(parts: Parts, captions: Rows) -> Tensor:
+    """Unit vectors (T, D) of captions, on the device."""
+    found = encoded_rows(parts, "text", captions, TEXT_BATCH, head=parts.model.project_texts)
+    return torch.cat([part for _, part in found])
 
 
 def evaluate(parts: Parts, split: str, correction: HubCorrection | None = None) -> dict[str, Any]:

@@ -1,24 +1,26 @@
-"""The candidates of `search`: a run's data, embedded once and kept in the run folder."""
+"""The candidates of `search`: the images or the captions of a run's data, embedded once and kept in the run folder."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from varalign.aligner.evaluate import embed_split
-from varalign.aligner.hub_bank import priors
+from varalign.aligner.evaluate import embed_images, embed_texts
 from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.datasets import ImageCaptions
 from varalign.data.files import cache_key
 from varalign.data.images import IMAGE_SUFFIXES
 from varalign.data.readers.reading import READING
+from varalign.encoders.specs import Side
 from varalign.inputs.kept import kept_arrays
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
@@ -29,31 +31,29 @@ _DATA_OPTIONS = ("data", *READING, "seed", "skip_missing", "dataset_size", "capt
 
 @dataclass(frozen=True)
 class Gallery:
-    """Embedded images and captions.
+    """Embedded images, or embedded captions: the candidates of a query of the other side.
 
     Attributes:
-        images: (I, D) unit vectors. texts: (T, D) unit vectors.
-        image_labels: (I,) image name and first caption. text_labels: (T,) image name and caption.
-        image_prior, text_prior: (I,) and (T,) of the hub correction; None without one.
-        files: (I,) image files. file_states: (I,) their `_file_state` when they were embedded.
+        embeddings: (N, D) unit vectors.
+        labels: (N,) image name and caption; of an image its first caption.
+        prior: (N,) of the hub correction; None without one.
+        files: (N,) image files; empty for captions. file_states: their `_file_state` when they were embedded.
     """
 
-    images: NDArray[np.float32]
-    texts: NDArray[np.float32]
-    image_labels: list[tuple[str, str]]
-    text_labels: list[tuple[str, str]]
+    embeddings: NDArray[np.float32]
+    labels: list[tuple[str, str]]
+    prior: NDArray[np.float32] | None
     files: list[str]
     file_states: list[list[int]]
-    image_prior: NDArray[np.float32] | None = None
-    text_prior: NDArray[np.float32] | None = None
 
     def changed(self, rows: Iterable[int]) -> bool:
         """Whether the file of one of these images has changed since it was embedded."""
-        return any(_file_state(self.files[row]) != self.file_states[row] for row in rows)
+        return any(_file_state(self.files[row]) != self.file_states[row] for row in rows if self.files)
 
 
 def open_gallery(
     file: Path,
+    side: Side,
     config: TrainConfig,
     weights: str,
     open_parts: Callable[[], tuple[Parts, Rows]],
@@ -69,49 +69,57 @@ def open_gallery(
 
     Args:
         file: a safetensors file.
+        side: of the candidates; the other side is neither read nor embedded.
         config: the options that name the data.
         weights: checksum of the weights.
-        open_parts: opens model and data; returns them with the image rows of the gallery.
+        open_parts: opens model and data, with at least this side's tower and source; and the image rows of the gallery.
         correction: of the scores; None: the scores are cosine similarities.
         fresh: compute it in any case.
     """
 
     def arrays() -> dict[str, NDArray[Any]]:
         parts, rows = open_parts()
-        data = parts.data
-        assert isinstance(data, ImageCaptions)
-        states = {row: _file_state(str(data.image_paths[row])) for row in rows.tolist()}
-        found = embed_split(parts, rows, every_caption=True)
-        names, owner, first = data.image_names, data.caption_owner, data.first_captions(found.rows)
-        labels = {
-            "images": [(names[row], data.captions[caption]) for row, caption in zip(found.rows, first, strict=True)],
-            "texts": [(names[owner[caption]], data.captions[caption]) for caption in found.captions],
-            "files": [str(data.image_paths[row]) for row in found.rows],
-            "states": [states[row] for row in found.rows.tolist()],
-        }
-        return {
-            "images": found.images.cpu().numpy(),
-            "texts": found.texts.cpu().numpy(),
-            "labels": np.frombuffer(json.dumps(labels).encode(), np.uint8),
-            **priors(found, correction),
-        }
+        assert isinstance(parts.data, ImageCaptions)
+        found, shown = (_images if side == "image" else _captions)(parts, rows)
+        arrays = {"embeddings": found.cpu().numpy(), "shown": np.frombuffer(json.dumps(shown).encode(), np.uint8)}
+        if correction is not None:
+            prior = correction.image_prior(found) if side == "image" else correction.text_prior(found)
+            arrays["prior"] = prior.cpu().numpy()
+        return arrays
 
     options = [getattr(config, name) for name in _DATA_OPTIONS]
     state: list[object] = [_folder_state(Path(place)) for place in (config.data, config.images) if place is not None]
     state += [_file_state(config.captions)] if config.captions is not None else []
     corrected = None if correction is None else (correction.name, correction.tau)
-    found = kept_arrays(file, cache_key(weights, options, corrected, state), arrays, fresh=fresh)
-    labels = json.loads(found["labels"].tobytes())
-    return Gallery(
-        found["images"],
-        found["texts"],
-        image_labels=labels["images"],
-        text_labels=labels["texts"],
-        files=labels["files"],
-        file_states=labels["states"],
-        image_prior=found.get("image_prior"),
-        text_prior=found.get("text_prior"),
-    )
+    found = kept_arrays(file, cache_key(side, weights, options, corrected, state), arrays, fresh=fresh)
+    shown = json.loads(found["shown"].tobytes())
+    return Gallery(found["embeddings"], prior=found.get("prior"), **shown)
+
+
+def _images(parts: Parts, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+    """The images (I, D) of these rows that can be read, copies of an image once, and the gallery's lists of them."""
+    data = parts.data
+    assert isinstance(data, ImageCaptions)
+    states = {row: _file_state(str(data.image_paths[row])) for row in rows.tolist()}
+    readable, images = embed_images(parts, rows)
+    kept = data.candidates(readable)
+    first = data.first_captions(kept.rows)
+    shown = {
+        "labels": [(data.image_names[row], data.captions[n]) for row, n in zip(kept.rows, first, strict=True)],
+        "files": [str(data.image_paths[row]) for row in kept.rows],
+        "file_states": [states[row] for row in kept.rows.tolist()],
+    }
+    return images[torch.from_numpy(kept.places).to(images.device)], shown
+
+
+def _captions(parts: Parts, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
+    """Every caption (T, D) of these images, whether they can be read or not, and the gallery's lists of them."""
+    data = parts.data
+    assert isinstance(data, ImageCaptions)
+    captions = replace(data, same_caption="distinct").candidates(rows).captions
+    names = (data.image_names[row] for row in data.caption_owner[captions])
+    labels = [(name, data.captions[caption]) for name, caption in zip(names, captions, strict=True)]
+    return embed_texts(parts, captions), {"labels": labels, "files": [], "file_states": []}
 
 
 def _file_state(file: str) -> list[int]:

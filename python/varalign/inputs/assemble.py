@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from varalign.data.files import default_cache
 from varalign.data.images import Augment
 from varalign.data.noise import Noise, parse_noise
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.specs import SIDES, Side
 from varalign.encoders.towers import Towers
 from varalign.inputs.feature_cache import image_rows, text_rows
 from varalign.inputs.live import LiveCaptions, LiveImages
@@ -28,14 +29,29 @@ from varalign.options.declaration import ConfigError
 Say = Callable[[str], None]
 
 
-def assemble(config: TrainConfig, data: Data, model: DualEncoder, say: Say, *, noise: Noise | None = None) -> Parts:
+def assemble(
+    config: TrainConfig,
+    data: Data,
+    model: DualEncoder,
+    say: Say,
+    *,
+    noise: Noise | None = None,
+    sides: Sequence[Side] = SIDES,
+) -> Parts:
     """`open_sources` for a whole model, which is on its device."""
     device = model.log_logit_scale.device
-    return open_sources(config, data, model, device, say, noise=noise).with_model(model, config)
+    return open_sources(config, data, model, device, say, noise=noise, sides=sides).with_model(model, config)
 
 
 def open_sources(
-    config: TrainConfig, data: Data, towers: Towers, device: torch.device, say: Say, *, noise: Noise | None = None
+    config: TrainConfig,
+    data: Data,
+    towers: Towers,
+    device: torch.device,
+    say: Say,
+    *,
+    noise: Noise | None = None,
+    sides: Sequence[Side] = SIDES,
 ) -> Inputs:
     """Sources for towers: cached features where a tower is frozen and sees no augmentation, else live inputs.
 
@@ -46,6 +62,7 @@ def open_sources(
         device: where inputs go.
         say: called with remarks on progress.
         noise: noise for the pixels of plain batches; else the options' noise goes into the pixels of training batches.
+        sides: the sides that are needed; the source of another one has no rows.
 
     Raises:
         ConfigError: the features of a file are not as wide as the model takes them.
@@ -63,8 +80,9 @@ def open_sources(
         images = FeatureRows(torch.from_numpy(data.image_features).to(device))
         texts = FeatureRows(torch.from_numpy(data.text_features).to(device))
     else:
-        images = _image_source(config, data, towers, device, say, noise)
-        texts = _text_source(config, data, towers, device, say)
+        none = FeatureRows(torch.empty(0, 0, device=device))
+        images = _image_source(config, data, towers, device, say, noise) if "image" in sides else none
+        texts = _text_source(config, data, towers, device, say) if "text" in sides else none
     return Inputs(config, data, towers, images, texts, device)
 
 
