@@ -312,6 +312,12 @@ class Options:
         on_resume=True,
     )
     keep: int = _output("number of checkpoints kept besides the best", 2, low=1)
+    profile: bool = _output(
+        "tell where the time went (data, encoders, loss, optimiser, evaluations, saving) in a table on the run's page, "
+        "and write a trace of some steps (RUN/profile_trace.json, for ui.perfetto.dev); counts this command alone",
+        False,
+        on_resume=True,
+    )
     tensorboard: bool = _output("write TensorBoard events into the run folder (extra `tensorboard`)", False)
 
 

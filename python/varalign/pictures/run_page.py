@@ -12,6 +12,7 @@ from typing import Any
 from varalign.pictures.page import Item, card, example, figures, write_page
 from varalign.pictures.plots import draw_training
 from varalign.runs.folder import RunFolder
+from varalign.runs.profile import read_table
 from varalign.runs.result_table import result_columns
 
 
@@ -74,6 +75,9 @@ def write_report(run: RunFolder, rows: Sequence[Mapping[str, Any]], *, examples:
     parts.append(f"<h2>Pictures</h2>{figures((file.name, file.read_bytes()) for file in files)}")
     if examples:
         parts.append(f"<h2>Retrieved examples</h2>{''.join(map(_example, examples))}")
+    profile = "\n".join(read_table(run.profile))
+    if profile:
+        parts.append(f"<h2>Where the time went</h2><pre>{escape(profile)}</pre>")
     config = json.dumps(run.config(), indent=2, ensure_ascii=False)
     parts.append(f"<h2>Configuration</h2><pre>{escape(config)}</pre>")
     return write_page(run.path / "report.html", run.path.resolve().name, "a run of varalign", parts)

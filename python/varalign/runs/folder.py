@@ -69,12 +69,14 @@ class RunFolder:
         pairs: table of the training pairs and their weights.
         quarantine: list of the images that could not be read.
         bank: the hub correction and its bank.
+        profile, trace: where the time went (`--profile`), and a trace of some steps.
         excluded: copy of the table of the pairs that `--exclude` left out.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.assets, self.checkpoints, self.pictures = path / "assets", path / "checkpoints", path / "pictures"
+        self.profile, self.trace = path / "profile.json", path / "profile_trace.json"
         self.metrics, self.pairs, self.quarantine, self.bank, self.excluded = (
             path / name
             for name in ("metrics.jsonl", "pairs.csv", "quarantine.jsonl", "bank.safetensors", "excluded.csv")

@@ -30,6 +30,7 @@ from varalign.runs.checkpoint import step_folders
 from varalign.runs.folder import RunFolder
 from varalign.runs.pairs import write_pairs
 from varalign.runs.position import Position
+from varalign.runs.profile import Profile, part, profiling, write_profile
 from varalign.runs.progress import to_stderr
 from varalign.runs.quarantine import Quarantine, summary
 from varalign.runs.reporter import ProgressReporter, check_tensorboard
@@ -103,6 +104,7 @@ class _Session:
         stop: receives signals.
         started: `time.perf_counter()` at the beginning.
         show: called with the result, before the run's page is drawn.
+        profile: where the time goes, if that is wanted.
     """
 
     say: Say
@@ -110,14 +112,15 @@ class _Session:
     stop: StopSignals
     started: float
     show: Show | None
+    profile: Profile | None
 
     @classmethod
     @contextmanager
-    def begun(cls, say: Say | None, shows: bool, show: Show | None) -> Iterator[_Session]:
+    def begun(cls, say: Say | None, shows: bool, show: Show | None, profile: bool) -> Iterator[_Session]:
         """While entered, signals are handled; the message on one before training says that nothing is saved."""
-        with StopSignals() as stop:
+        with StopSignals() as stop, profiling(profile) as counted:
             try:
-                yield cls(say or to_stderr, shows, stop, time.perf_counter(), show)
+                yield cls(say or to_stderr, shows, stop, time.perf_counter(), show, counted)
             except Interrupted as error:
                 if not str(error):
                     error.args = (f"{error.name}: stopped before training began, so there is nothing to save",)
@@ -151,13 +154,15 @@ def train(
         RunFolder.check_new(out)
     check(config, device)
     check_continued(config)
-    with _Session.begun(say, progress, show) as session:
-        opened, data = open_data(config, session.say)
+    with _Session.begun(say, progress, show, config.profile) as session:
+        with part("start"):
+            opened, data = open_data(config, session.say)
         session.say("; ".join(split_sizes(data)))
         images = len(data.rows("train"))
         config = fill(opened, images)
         session.say(f"{config.start} start, {images:,} training images: {filled(opened, config) or 'as told'}")
-        start = begin(config, data, device, session.say)
+        with part("start"):
+            start = begin(config, data, device, session.say)
         parts = start.parts
         parts.images.prepare()
         run = RunFolder.create(out)
@@ -236,7 +241,7 @@ def resume(
         RunError: no such run, or its data have changed.
     """
     run = RunFolder.open(path)
-    with run.locked(), _Session.begun(say, progress, show) as session:
+    with run.locked(), _Session.begun(say, progress, show, bool(overrides.get("profile"))) as session:
         say = session.say
         saved = run.config()
         options = {"start": "random", **run.options(say), **overrides}  # the first runs had no `start`
@@ -308,17 +313,19 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
     left = "the last evaluation is not"
     try:
         with session.stop.at_once():
-            if config.wise_ft:
-                go_part_of_the_way(parts, run, say)
-            aligner = trained(parts, run)
-            say(aligner.hub.line)
+            with part("test"):
+                if config.wise_ft:
+                    go_part_of_the_way(parts, run, say)
+                aligner = trained(parts, run)
+                say(aligner.hub.line)
+                test, zero_shot = aligner.evaluate("test"), aligner.zero_shot("test")
             result = TrainResult(
                 run=run.path,
                 model=parts.name,
                 epochs=position.epoch,
                 best_epoch=position.best_epoch,
-                test=aligner.evaluate("test"),
-                zero_shot=aligner.zero_shot("test"),
+                test=test,
+                zero_shot=zero_shot,
                 chance=aligner.chance("test"),
                 reachable=aligner.reachable("test"),
                 seconds=time.perf_counter() - session.started,
@@ -326,6 +333,9 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                 aligner=aligner,
             )
             Quarantine(run.quarantine).add(parts.bad_images())
+            if session.profile is not None:
+                for line in write_profile(session.profile, run.profile, run.trace):
+                    say(line)
             left = "the run's page is not"
             try:
                 if session.show is not None:

@@ -16,6 +16,7 @@ from varalign.inputs.sources import ImageInputs, Rows
 from varalign.losses.contrastive import ContrastiveLoss
 from varalign.options.config import TrainConfig
 from varalign.runs.metrics import FIGURES
+from varalign.runs.profile import part
 from varalign.training.feature_mixup import FeatureMixup
 from varalign.training.losses import show_step
 from varalign.training.optimiser import rate_factor, set_learning_rate
@@ -78,7 +79,7 @@ class TrainingStep:
         if state.pair_weights is not None:
             each = state.pair_weights[self._sent(texts.captions)]
         self._guard.begin()
-        with parts.autocast():
+        with part("towers"), parts.autocast():
             image_features = parts.images.features(model, inputs.tensor)
             text_inputs = parts.texts.inputs(texts.captions, position.epoch)
             text_features = texts.join(parts.texts.features(model, text_inputs), each)
@@ -96,17 +97,18 @@ class TrainingStep:
         image_weights, text_weights = texts.weights(each)
         if mixup is not None and image_weights is not None and text_weights is not None:
             image_weights, text_weights = mixup(image_weights), mixup(text_weights)
-        show_step(state.loss, parts, inputs, texts, image_features, text_features)
-        output = state.loss(
-            image_embeddings.float(),
-            text_embeddings.float(),
-            scale,
-            image_ids,
-            text_ids,
-            image_weights=image_weights,
-            text_weights=text_weights,
-            **self._members,
-        )
+        with part("loss"):
+            show_step(state.loss, parts, inputs, texts, image_features, text_features)
+            output = state.loss(
+                image_embeddings.float(),
+                text_embeddings.float(),
+                scale,
+                image_ids,
+                text_ids,
+                image_weights=image_weights,
+                text_weights=text_weights,
+                **self._members,
+            )
         sound = self._guard.step(output.loss)
         model.clamp_logit_scale_()
 

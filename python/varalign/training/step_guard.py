@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from varalign.runs.profile import part
+
 
 class StepGuard:
     """Makes a step (backward, clipping, optimiser) as a whole, or skips it as a whole.
@@ -53,8 +55,14 @@ class StepGuard:
         Returns:
             () bool on the device: whether the step was made.
         """
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(value).backward()
+        with part("backward"):
+            self.optimiser.zero_grad(set_to_none=True)
+            self.scaler.scale(value).backward()
+        with part("optimiser"):
+            return self._make(value)
+
+    def _make(self, value: Tensor) -> Tensor:
+        """`step` after the backward pass."""
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.largest)
         sound = torch.isfinite(value.detach()) & torch.isfinite(norm)

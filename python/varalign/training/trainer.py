@@ -32,6 +32,7 @@ from varalign.runs.checkpoint import newest_checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import MetricsLog
 from varalign.runs.position import Position
+from varalign.runs.profile import part, step_done, waited_for
 from varalign.runs.quarantine import Quarantine
 from varalign.runs.reporter import ProgressReporter
 from varalign.runs.run_errors import RunFailed
@@ -185,8 +186,9 @@ class Trainer:
             self.state.pair_weights = moment_weights(self.state.moments, self.parts).to(self.parts.device)
         self._step.begin_epoch()
         order = self._order(position.epoch)[position.batch :]
-        for inputs in self.parts.images.batches(order, epoch=position.epoch):
+        for inputs in waited_for("data", self.parts.images.batches(order, epoch=position.epoch)):
             self._pending.append(self._step(inputs))
+            step_done()
             position.step, position.batch = position.step + 1, position.batch + 1
             if len(self._pending) >= FLUSH_EVERY:
                 self._flush()
@@ -243,7 +245,7 @@ class Trainer:
         """Evaluate on dev, count `epochs` more epochs, and write a checkpoint."""
         position = self.position
         try:
-            with self._stop.at_once():
+            with self._stop.at_once(), part("looks"):
                 if self._fusion is not None:
                     self._fusion.choose(trained=position.step > 0)
                 result = evaluate(self.parts, "dev")
@@ -260,7 +262,8 @@ class Trainer:
 
     def _save(self) -> None:
         self._quarantine.add(self.parts.bad_images())
-        self.saver.save()
+        with part("saving"):
+            self.saver.save()
 
     def _leave(self) -> NoReturn:
         """End the run after a signal: write a checkpoint of the current position, and say how to resume."""
