@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Without it the one peer linear in memory is a plain loop over chunks, and target 1a cannot pass.
 PEERS ?=
 
-.PHONY: help build test test-long test-lowest lint bench bench-gpu bench-gpu-quick
+.PHONY: help build test test-long test-lowest docs lint bench bench-gpu bench-gpu-quick
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | sort
@@ -22,6 +22,9 @@ test-long:       ## the tests marked `long`: before a release, and after a chang
 
 test-lowest:     ## tests with the oldest versions of the dependencies, in an environment made for it
 	PYTHON=$(PYTHON) .ci/lowest
+
+docs:            ## the pages of docs/ as HTML into docs/_build/html; a warning is an error
+	$(PYTHON) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 lint:            ## ruff, mypy, the extension's stubs, rustfmt, clippy
 	$(PYTHON) -m ruff check python kernels tests bench

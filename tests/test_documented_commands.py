@@ -47,7 +47,7 @@ VALUES = {
 }
 TRAIN = "--epochs 1 --batch-size 10 --threads 1 --device cpu"
 STUDY = {"fraction": "100", "noise": "none", "start": "random closed-form", "schedule": "fixed", "loss": "clip"}
-FENCES = re.compile(r"^```([a-z]*)\n(.*?)^```", re.M | re.S)
+FENCES = re.compile(r"^```(\S*)(?: [^\n]*)?\n(.*?)^```", re.M | re.S)
 
 
 def commands_of(page: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 Where a text has several images, each of them is a right one.
 
-A worked example, three images with 1, 2 and 1 captions (texts 0 | 1 2 | 3), similarities with the true pairs marked:
+A worked example, three images with 1, 2 and 1 captions (texts 0 | 1 2 | 3), similarities with the true pairs marked::
 
               text 0   text 1   text 2   text 3
     image 0   [0.9]     0.1      0.2      0.3
