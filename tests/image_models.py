@@ -38,6 +38,12 @@ def _make(family: str) -> tuple[Any, Any]:
         return t.ViTModel(t.ViTConfig(**VISION)), t.ViTImageProcessor(**square)
     if family == "vit-classifier":  # its folder holds no pooler
         return t.ViTForImageClassification(t.ViTConfig(**VISION)), t.ViTImageProcessor(**square)
+    if family == "dinov3":
+        config = t.DINOv3ViTConfig(**SIZES, image_size=32, patch_size=8, num_register_tokens=3)
+        return t.DINOv3ViTModel(config), t.DINOv3ViTImageProcessor(**square)
+    if family == "dinov3-convnext":
+        config = t.DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 2, 1], image_size=32)
+        return t.DINOv3ConvNextModel(config), t.DINOv3ViTImageProcessor(**square)
     assert family == "convnext"
     config = t.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 2, 1])
     return t.ConvNextModel(config), t.ConvNextImageProcessor(size={"shortest_edge": 32})

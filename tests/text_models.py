@@ -75,6 +75,40 @@ def write_model(folder: Path, family: str) -> Path:
     return folder
 
 
+def write_siglip(folder: Path, family: str) -> Path:
+    """Write a SigLIP of 16 tokens with the tokenizer of its first version (a sentencepiece model) or of its second."""
+    import sentencepiece
+    import transformers as t
+
+    folder.mkdir()
+    if family == "siglip":
+        made = folder / "spiece.model"
+        sentences = iter([*TEXTS[:2], "the man and the woman", "snow on a dog", "quotes and cats"] * 20)
+        with made.open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=sentences, model_writer=file, vocab_size=40, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+                hard_vocab_limit=False, minloglevel=2,
+            )  # fmt: skip
+        tokenizer = t.SiglipTokenizer(str(made))
+    else:
+        marks = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", "▁a", "▁dog"]
+        letters = dict.fromkeys([*marks, *LETTERS, "do", "dog", "▁d", "▁do"])
+        merges = [("d", "o"), ("do", "g"), ("▁", "a"), ("▁", "dog")]
+        tokenizer = t.Siglip2Tokenizer(vocab={word: at for at, word in enumerate(letters)}, merges=merges)
+    tokenizer.save_pretrained(folder)
+    text = {**SIZES, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {"pad_token_id": 1, "bos_token_id": None, "eos_token_id": 1}
+    torch.manual_seed(0)
+    vision = {**SIZES, "image_size": 16, "patch_size": 8}
+    del vision["max_position_embeddings"]
+    model = t.SiglipModel(t.SiglipConfig(text_config=text, vision_config=vision))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
 def write_sentence(folder: Path, family: str, *layers: Any, pooling: Any = "mean", **settings: Any) -> Path:
     """Write a sentence-transformers folder; `layers` follow the pooling, `settings` are SentenceTransformer's."""
     from sentence_transformers import SentenceTransformer

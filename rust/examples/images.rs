@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use _core::image::augment::Augment;
 use _core::image::decode::decode;
-use _core::image::geometry::Fit;
+use _core::image::geometry::{Fit, Rounding};
 use _core::image::kernel::Interpolation;
 use _core::image::load::{Buffers, Preparation};
 use _core::image::normalise::Normalisation;
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     files.sort();
     let preparation = Preparation {
         size: 224,
-        fit: Fit::Crop,
+        fit: Fit::Crop(Rounding::Even),
         interpolation: Interpolation::Bicubic,
         normalisation: Normalisation::new([0.48, 0.46, 0.41], [0.27, 0.26, 0.28])?,
         augment: match mode.as_str() {

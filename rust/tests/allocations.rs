@@ -15,7 +15,7 @@ use _core::error::{Error, Result};
 use _core::image::at_once::{load_all, shrink_all};
 use _core::image::augment::Augment;
 use _core::image::decode::decode;
-use _core::image::geometry::Fit;
+use _core::image::geometry::{Fit, Rounding};
 use _core::image::kernel::Interpolation;
 use _core::image::load::Preparation;
 use _core::image::normalise::Normalisation;
@@ -135,7 +135,7 @@ fn decoding() {
 fn preparation(augment: Option<Augment>, channels_last: bool) -> Preparation {
     Preparation {
         size: 600,
-        fit: Fit::Crop,
+        fit: Fit::Crop(Rounding::Even),
         interpolation: Interpolation::Bicubic,
         normalisation: Normalisation::new([0.5; 3], [0.25; 3]).expect("a deviation above 0"),
         augment,

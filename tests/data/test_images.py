@@ -464,7 +464,7 @@ def test_settings_out_of_range_are_errors() -> None:
         (Preprocess(size=0), "size must be from 1 to 8192"),
         (Preprocess(std=(1.0, 0.0, 1.0)), "std must be three positive numbers"),
         (Preprocess(interpolation="nearest"), "'bicubic' or 'bilinear', got \"nearest\""),  # type: ignore[arg-type]
-        (Preprocess(resize="pad"), "'crop' or 'squash'"),  # type: ignore[arg-type]
+        (Preprocess(resize="pad"), "'crop-up' or 'squash', got"),  # type: ignore[arg-type]
         (Preprocess(decode="quick"), "'exact' or 'fast', got 'quick'"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(ValueError, match=message):

@@ -225,11 +225,8 @@ def test_what_is_refused(clip_folder: Folder, tmp_path: Path, clip_config: dict[
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(SpecError, match=r"has no weights: open_clip_model\.safetensors, "):
         build_text_encoder(f"clip:x@{folder}")
-    clip_config["text_cfg"] = {"hf_model_name": "roberta-base", "hf_tokenizer_name": "roberta-base"}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": clip_config}))
     save_file({"a": torch.ones(1)}, folder / "open_clip_model.safetensors")
-    with pytest.raises(SpecError, match=r"its text tower is not CLIP's own \(hf_model_name, hf_tokenizer_name\)"):
-        build_text_encoder(f"clip:x@{folder}")
     with pytest.raises(WeightsError, match="holds no tensors 'visual"):
         build_image_encoder(f"clip:x@{folder}")
     with pytest.raises(SpecError, match="is a CoCa model"):

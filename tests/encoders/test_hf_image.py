@@ -20,9 +20,12 @@ from varalign.encoders.build import (
     image_encoder_from_config,
     text_encoder_from_config,
 )
-from varalign.encoders.specs import SpecError, WeightsUnavailable
+from varalign.encoders.hf_image import _preprocess, _processor
+from varalign.encoders.specs import EncoderSpec, SpecError, WeightsUnavailable
 
-FAMILIES = ["clip", "clip-vision", "siglip", "dinov2", "vit", "vit-classifier", "convnext"]
+FAMILIES = [
+    *("clip", "clip-vision", "siglip", "dinov2", "dinov3", "dinov3-convnext", "vit", "vit-classifier", "convnext")
+]
 
 
 def reference(folder: Path, family: str, pixels: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -65,7 +68,7 @@ def test_features_are_transformers(tmp_path: Path, family: str) -> None:
         found = encoder(pixels)
     torch.testing.assert_close(found, reference(folder, family, pixels), atol=1e-5, rtol=0)
     assert encoder.feature_dim == found.shape[1]
-    assert len(encoder.blocks()) == (4 if family == "convnext" else 2)
+    assert len(encoder.blocks()) == (4 if "convnext" in family else 2)
     files = pictures(tmp_path)
     processed = AutoImageProcessor.from_pretrained(folder)([Image.open(file) for file in files], return_tensors="pt")
     wanted = reference(folder, family, processed["pixel_values"])
@@ -78,12 +81,37 @@ def test_features_are_transformers(tmp_path: Path, family: str) -> None:
     assert np.abs(inner - processed["pixel_values"].numpy()).mean() < 0.02
 
 
-@pytest.mark.parametrize("family", ["clip", "dinov2", "vit", "siglip", "convnext"])
+@pytest.mark.parametrize(("short", "crop"), [(36, 32), (37, 32), (32, 32), (33, 30)])
+@pytest.mark.parametrize("family", ["dinov2", "convnext"])
+def test_odd_margins_are_halved_as_transformers_does(tmp_path: Path, family: str, short: int, crop: int) -> None:
+    """Pictures already of the resized height, so that only the place of the crop can differ: every level is equal."""
+    from transformers import AutoImageProcessor
+
+    folder, side = write_image_model(tmp_path / "m", family), {"height": crop, "width": crop}
+    if family == "dinov2":
+        change_json(folder / "preprocessor_config.json", size={"shortest_edge": short}, crop_size=side)
+    else:
+        change_json(folder / "preprocessor_config.json", size={"shortest_edge": crop}, crop_pct=crop / (short + 0.5))
+    preprocess, inner = _preprocess(_processor(folder, EncoderSpec("hf", str(folder))), None, EncoderSpec("hf", "m"))
+    assert (preprocess.size, inner) == (short, crop)
+    random, files = np.random.default_rng(0), []
+    for extra in range(8):
+        for shape in ((short, short + extra, 3), (short + extra, short, 3)):
+            files.append(tmp_path / f"{len(files)}.png")
+            Image.fromarray(random.integers(0, 255, shape, dtype=np.uint8)).save(files[-1])
+    pixels, _ = load_images(files, preprocess)
+    edge = (short - crop) // 2
+    found = pixels[:, :, edge : edge + crop, edge : edge + crop]
+    wanted = AutoImageProcessor.from_pretrained(folder)([Image.open(file) for file in files], return_tensors="np")
+    np.testing.assert_allclose(found, wanted["pixel_values"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["clip", "dinov2", "dinov3", "vit", "siglip", "convnext"])
 def test_another_image_size_is_resampled(tmp_path: Path, family: str) -> None:
     folder = write_image_model(tmp_path / "m", family)
     encoder = build_image_encoder(f"hf:{folder}", image_size=48).eval()
     pixels = torch.randn(2, 3, 48, 48)
-    options = {} if family in ("dinov2", "convnext") else {"interpolate_pos_encoding": True}
+    options = {} if family in ("dinov2", "dinov3", "convnext") else {"interpolate_pos_encoding": True}
     with torch.no_grad():
         found = encoder(pixels)
     torch.testing.assert_close(found, reference(folder, family, pixels, **options), atol=1e-5, rtol=0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from text_models import TEXTS, change_json, write_model, write_sentence
+from text_models import TEXTS, change_json, write_model, write_sentence, write_siglip
 from varalign.data.tokens.tokenizers import load_tokenizer
 from varalign.encoders.build import build_text_encoder, text_encoder_from_config
 from varalign.encoders.hf_text import HfTextEncoder
@@ -232,6 +232,44 @@ def test_a_saved_run_needs_no_folder(tmp_path: Path, family: str) -> None:
     assert isinstance(again, HfTextEncoder)
     assert torch.equal(encode(again.eval()), found)
     assert again.weights_fingerprint() == encoder.weights_fingerprint()
+
+
+@pytest.mark.parametrize("family", ["siglip", "siglip2"])
+def test_siglip_reads_texts_as_its_library_does(tmp_path: Path, family: str) -> None:
+    """Its tokenizer runs in Python: letters are lowered, punctuation dropped, every text filled to the full length."""
+    pytest.importorskip("sentencepiece")
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = write_siglip(tmp_path / "m", family)
+    texts = [*TEXTS, "Don't  STOP: 2 cats_and a dog!?", "the </s> dog", "Ünïcödé “quotes” 你好"]
+    reference, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    ids = reference(texts, padding="max_length", truncation=True, max_length=16, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        wanted = model.get_text_features(input_ids=ids)
+    encoder = build_text_encoder(f"hf:{folder}").eval()
+    assert encoder.tokenizer.kind == {"siglip": "python", "siglip2": "hf"}[family]
+    assert encoder.tokenizer(texts).ids.tolist() == ids.tolist()
+    torch.testing.assert_close(encode(encoder, texts), getattr(wanted, "pooler_output", wanted), atol=1e-5, rtol=0)
+    encoder.tokenizer.save(tmp_path / "run")
+    tokenizer = load_tokenizer(tmp_path / "run")
+    assert tokenizer == encoder.tokenizer
+    shutil.rmtree(folder)
+    again = text_encoder_from_config(encoder.to_config(), tokenizer=tokenizer, load_weights=False).eval()
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(encode(again, texts), encode(encoder, texts))
+
+
+def test_siglip_without_sentencepiece_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sentencepiece")
+    folder = write_siglip(tmp_path / "m", "siglip")
+    from transformers import AutoTokenizer
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise ImportError("SiglipTokenizer requires the SentencePiece library but it was not found")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", absent)
+    with pytest.raises(SpecError, match=r"requires the SentencePiece .*pip install 'varalign\[sentencepiece\]'"):
+        build_text_encoder(f"hf:{folder}")
 
 
 def test_a_folder_with_code_of_its_own_is_not_run(tmp_path: Path) -> None:

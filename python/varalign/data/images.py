@@ -50,7 +50,8 @@ class Preprocess:
     size: side of the square in pixels, 1 to 8192.
     mean, std: of the three channels on the scale 0 to 1 (the defaults are CLIP's).
     interpolation: "bicubic" (a = -0.5) or "bilinear", both antialiased.
-    resize: "crop" takes the short side to `size` and keeps the centre square; "squash" takes both sides to `size`.
+    resize: "crop" takes the short side to `size` and keeps the centre square; "squash" takes both sides to `size`. Half
+        of an odd margin is rounded to even by "crop", as torchvision does, and down or up by "crop-down", "crop-up".
     decode: "exact" gives Pillow's pixels; "fast" decodes a JPEG at 1/2, 1/4 or 1/8 of its size (by the lowest
         coefficients of each block) where that leaves at least a pixel for each one of the result, on both axes: from a
         short side of twice `size` on. Nothing shifts, random crops included; what is lost is fine texture. Of 255
@@ -62,7 +63,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    resize: Literal["crop", "squash"] = "crop"
+    resize: Literal["crop", "crop-down", "crop-up", "squash"] = "crop"
     decode: Literal["exact", "fast"] = "exact"
 
 

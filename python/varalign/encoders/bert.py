@@ -65,7 +65,6 @@ def _check_class(sentence: Sentence, model_type: str) -> None:
         raise OtherTokenizer("its sentence_bert_config.json sets do_lower_case")
     file = sentence.folder / "tokenizer_config.json"
     usual = TOKENIZER_MAPPING_NAMES.get(model_type) or WORDPIECE[0]
-    usual = usual if isinstance(usual, str) else next(name for name in usual if name)  # a pair before transformers 5
     found = (read_object(file) if file.is_file() else {}).get("tokenizer_class") or usual
     if str(found).removesuffix("Fast") not in WORDPIECE:
         raise OtherTokenizer(f"its tokenizer is a {found}, not BERT's")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ class ClipSource:
         text_cfg: the text tower's, likewise.
         preprocess: the preprocessing that the image tower expects.
         checkpoint: the weights file; None if only the architecture is needed.
+        folder: the model's folder, if the spec names one.
     """
 
     spec: str
@@ -58,6 +59,7 @@ class ClipSource:
     text_cfg: dict[str, Any]
     preprocess: Preprocess
     checkpoint: Path | None
+    folder: Path | None = None
 
 
 def find_clip(spec: EncoderSpec, *, option: str, load_weights: bool) -> ClipSource:
@@ -117,13 +119,14 @@ def _from_folder(spec: EncoderSpec, folder: Path, load_weights: bool) -> ClipSou
     checkpoint = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
     if checkpoint is None and load_weights:
         raise SpecError(f"'{spec}': folder {folder} has no weights: {', '.join(WEIGHT_NAMES)}")
-    return _source(
+    found = _source(
         spec,
         model,
         bool(model.get("quick_gelu")),
         config["preprocess_cfg"] if isinstance(config.get("preprocess_cfg"), dict) else {},
         checkpoint if load_weights else None,
     )
+    return replace(found, folder=folder)
 
 
 def _from_file(spec: EncoderSpec, path: Path) -> ClipSource:
@@ -241,7 +244,7 @@ def _same_architecture(spec: EncoderSpec, named: Mapping[str, Any], found: Mappi
 
     for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
         wanted, there = _changed(kind, named[part]), _changed(kind, found[part])
-        for key in sorted(wanted.keys() | there.keys()):
+        for key in sorted((wanted.keys() | there.keys()) - {"hf_tokenizer_name", "hf_model_name"}):
             if wanted.get(key) != there.get(key):
                 raise SpecError(
                     f"'{spec}': {file} is another model than {spec.name}: {part} has {key} {there.get(key)} "

@@ -36,8 +36,9 @@ BLOCKS = (
     "layers",
     "layer",
     "encoder.stages",
+    "model.stages",
 )
-TAIL = ("layernorm", "norm", "post_layernorm", "head", "pooler", "visual_projection")
+TAIL = ("layernorm", "layer_norm", "norm", "post_layernorm", "head", "pooler", "visual_projection")
 INTERPOLATIONS: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
 # Steps of a processor besides resizing, cropping, rescaling and normalising; those that change no RGB photograph.
 HARMLESS_STEPS = ("do_convert_rgb",)
@@ -52,7 +53,6 @@ class HfImageEncoder(ImageEncoder):
 
     Size, cropping, mean, deviation and interpolation are those of the folder's image processor. Where it crops less
     than the whole short side (DINOv2: 224 of 256), `preprocess` makes the larger square and the tower crops its centre.
-    Where an odd number of pixels is cropped, the two libraries may lie one pixel apart.
 
     Args:
         spec: kind `hf`; its name is a hub name or a folder with config.json, weights and preprocessor_config.json.
@@ -186,11 +186,11 @@ def _processor(folder: Path, spec: EncoderSpec) -> dict[str, Any]:
     if short is not None:
         share = values.get("crop_pct")
         if crop is not None:
-            result |= {"resize": "crop", "size": short}
+            result |= {"resize": "crop-down", "size": short}
         elif share is not None:  # ConvNeXt: small pictures lose their edge, large ones are squashed
             squashed = short >= 384
             result |= {"size": short if squashed else int(short / share), "crop": short}
-            result["resize"] = "squash" if squashed else "crop"
+            result["resize"] = "squash" if squashed else "crop-down"
         else:
             raise refuse(f"makes no squares (size {values['size']} without do_center_crop)")
     if result["size"] is None or result["crop"] is None or result["crop"] > result["size"]:
@@ -216,13 +216,16 @@ def _side(size: Any) -> int | None:
 def _preprocess(values: Mapping[str, Any], image_size: int | None, spec: EncoderSpec) -> tuple[Preprocess, int]:
     """The preprocessing, and the side of the centre that the tower sees of its squares."""
     crop = image_size or int(values["crop"])
+    size, resize = round(crop * values["size"] / values["crop"]), values["resize"]
+    if resize == "crop-down" and (size - crop) % 2:
+        resize = "crop-up"  # the tower rounds the other half of the margin down
     try:
         found = Preprocess(
-            size=round(crop * values["size"] / values["crop"]),
+            size=size,
             mean=tuple(values["mean"]),
             std=tuple(values["std"]),
             interpolation=values["interpolation"],
-            resize=values["resize"],
+            resize=resize,
         )
         prepare(found)  # checks sizes and numbers
     except (TypeError, ValueError, OverflowError) as error:

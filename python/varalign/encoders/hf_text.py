@@ -154,7 +154,9 @@ class HfTextEncoder(TextEncoder):
 
     def _read_tokenizer(self, sentence: Sentence, spec: EncoderSpec, max_length: int) -> Tokenizer:
         try:
-            return hf_tokenizer(sentence.folder, max_length, sentence.prompt, lower=sentence.lower)
+            return hf_tokenizer(
+                sentence.folder, max_length, sentence.prompt, lower=sentence.lower, whole=self._unmasked
+            )
         except ValueError as error:
             raise SpecError(f"'{spec}': {error}") from error
 

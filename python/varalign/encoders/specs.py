@@ -158,7 +158,13 @@ KINDS = (
     EncoderKind("bert", "text", "varalign.encoders.bert:BertEncoder", ("bert:HUB-NAME", "bert:FOLDER"), True),
     EncoderKind("hf", "text", "varalign.encoders.hf_text:HfTextEncoder", ("hf:HUB-NAME", "hf:FOLDER"), True),
     EncoderKind(
-        "clip", "text", "varalign.encoders.clip:ClipTextEncoder", _CLIP_FORMS, True, _check_clip, _clip_of_transformers
+        "clip",
+        "text",
+        "varalign.encoders.clip_text:ClipTextEncoder",
+        _CLIP_FORMS,
+        True,
+        _check_clip,
+        _clip_of_transformers,
     ),
 )
 

@@ -109,17 +109,25 @@ def read_model(folder: Path, spec: EncoderSpec, side: Side) -> Any:
 
 def random_model(config: Mapping[str, Any], spec: EncoderSpec, side: Side, *, projected: bool = False) -> Any:
     """A tower of a config with random weights, in float32, in evaluation mode; `projected`: with CLIP's projection."""
-    from transformers import AutoConfig
-
-    values = dict(config)
     try:
-        described = AutoConfig.for_model(values.pop("model_type"), **values)
+        described = config_of(config)
         if projected:
             described.architectures = [PROJECTED[described.model_type]]
         place, part = _tower(described, side)
         return place._from_config(part).to(torch.float32).eval()
     except Exception as error:  # each model of transformers raises errors of its own
         raise WeightsError(f"'{spec}': transformers cannot build a model of its config: {first_line(error)}") from error
+
+
+def config_of(values: Mapping[str, Any]) -> Any:
+    """transformers' config of its values, `model_type` among them."""
+    import transformers
+
+    rest = dict(values)
+    kind = rest.pop("model_type")
+    if kind in ALONE:  # before 5.5 AutoConfig does not know SigLIP's text tower
+        return getattr(transformers, ALONE[kind]).config_class(**rest)
+    return transformers.AutoConfig.for_model(kind, **rest)
 
 
 def lasting_config(model: Any, *, whole: bool = True) -> dict[str, Any]:
@@ -159,12 +167,15 @@ def _tower(config: Any, side: Side) -> tuple[Any, Any]:
 
 @contextmanager
 def _no_report() -> Iterator[None]:
-    """Within it transformers prints no table of the tensors that a tower does not take."""
+    """Within it transformers prints no table of the tensors that a tower does not take, and no bar of progress."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()

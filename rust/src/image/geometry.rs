@@ -57,18 +57,39 @@ pub struct Geometry {
 /// How a whole picture is fitted to the square.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
-    /// Short side to the size, then the centre square (torchvision's `Resize` and `CenterCrop`).
-    Crop,
+    /// Short side to the size, then the centre square; half of an odd margin is rounded.
+    Crop(Rounding),
     /// Both sides to the size.
     Squash,
+}
+
+/// How half of an odd number of pixels is rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// To even, as torchvision's `CenterCrop` and Python's `round` do.
+    Even,
+    /// Down, as transformers does.
+    Down,
+    /// Up.
+    Up,
+}
+
+impl Rounding {
+    fn half(self, n: usize) -> usize {
+        match self {
+            Rounding::Even => n / 2 + usize::from(n % 4 == 3),
+            Rounding::Down => n / 2,
+            Rounding::Up => n.div_ceil(2),
+        }
+    }
 }
 
 impl Geometry {
     /// The centre square (or all of it, squashed) of a `width` by `height` picture at `size` pixels.
     pub fn centre(width: usize, height: usize, size: usize, fit: Fit) -> Geometry {
-        if fit == Fit::Squash {
+        let Fit::Crop(rounding) = fit else {
             return Geometry::whole(width, height, (size, size));
-        }
+        };
         // Short side to `size`, the long one rounded down, as torchvision's int() does.
         let resized = if width <= height {
             (size, size * height / width)
@@ -76,8 +97,8 @@ impl Geometry {
             (size * width / height, size)
         };
         Geometry {
-            left: half(resized.0 - size),
-            top: half(resized.1 - size),
+            left: rounding.half(resized.0 - size),
+            top: rounding.half(resized.1 - size),
             ..Geometry::whole(width, height, resized)
         }
     }
@@ -203,31 +224,26 @@ impl Stretch {
     }
 }
 
-/// Half of a number rounded half to even: Python's `round(n / 2)`.
-fn half(n: usize) -> usize {
-    n / 2 + usize::from(n % 4 == 3)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn half_rounds_to_even() {
-        assert_eq!(
-            (0..8).map(half).collect::<Vec<_>>(),
-            [0, 0, 1, 2, 2, 2, 3, 4]
-        );
+    fn half_of_an_odd_number_is_rounded() {
+        let halves = |rounding: Rounding| (0..8).map(|n| rounding.half(n)).collect::<Vec<_>>();
+        assert_eq!(halves(Rounding::Even), [0, 0, 1, 2, 2, 2, 3, 4]);
+        assert_eq!(halves(Rounding::Down), [0, 0, 1, 1, 2, 2, 3, 3]);
+        assert_eq!(halves(Rounding::Up), [0, 1, 1, 2, 2, 3, 3, 4]);
     }
 
     #[test]
     fn geometry_of_torchvision() {
-        let geometry = Geometry::centre(500, 375, 224, Fit::Crop);
+        let geometry = Geometry::centre(500, 375, 224, Fit::Crop(Rounding::Even));
         assert_eq!(
             (geometry.resized, geometry.left, geometry.top),
             ((298, 224), 37, 0)
         );
-        let geometry = Geometry::centre(3, 1000, 7, Fit::Crop);
+        let geometry = Geometry::centre(3, 1000, 7, Fit::Crop(Rounding::Even));
         assert_eq!(geometry.resized, (7, 2333));
     }
 }

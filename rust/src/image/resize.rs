@@ -54,7 +54,7 @@ pub fn resize(
 
 #[cfg(test)]
 mod tests {
-    use super::super::geometry::{Area, Fit};
+    use super::super::geometry::{Area, Fit, Rounding};
     use super::super::passes::place;
     use super::*;
     use crate::image::augment::mix;
@@ -87,7 +87,11 @@ mod tests {
             height: 5,
             pixels: [10_u8, 128, 250].repeat(45),
         };
-        let out = packed(&image, &Geometry::centre(9, 5, 7, Fit::Crop), (7, 7));
+        let out = packed(
+            &image,
+            &Geometry::centre(9, 5, 7, Fit::Crop(Rounding::Even)),
+            (7, 7),
+        );
         assert_eq!(out, [10_u8, 128, 250].repeat(49));
     }
 

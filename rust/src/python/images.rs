@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::image::at_once;
 use crate::image::augment::Augment;
 use crate::image::decode::decode;
-use crate::image::geometry::Fit;
+use crate::image::geometry::{Fit, Rounding};
 use crate::image::kept::{Entry, Kept};
 use crate::image::kernel::Interpolation;
 use crate::image::load::{Element, Preparation, Shrunk};
@@ -88,11 +88,13 @@ impl PyPreparation {
             }
         };
         let fit = match resize {
-            "crop" => Fit::Crop,
+            "crop" => Fit::Crop(Rounding::Even),
+            "crop-down" => Fit::Crop(Rounding::Down),
+            "crop-up" => Fit::Crop(Rounding::Up),
             "squash" => Fit::Squash,
             other => {
                 return Err(Error::Value(format!(
-                    "resize must be 'crop' or 'squash', got {other:?}"
+                    "resize must be 'crop', 'crop-down', 'crop-up' or 'squash', got {other:?}"
                 ))
                 .into())
             }

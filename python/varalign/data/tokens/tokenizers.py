@@ -5,15 +5,15 @@
     >>> batch.ids.shape, batch.lengths.tolist()
     ((2, 77), [7, 2])
 
-Ids are those of open_clip's `SimpleTokenizer` and transformers' `BertTokenizerFast` on every text; the kind "hf" runs
-the library's own tokenizer. A new kind is a file with a `TokenizerKind`, and a row in `KINDS`.
+Ids are those of open_clip's `SimpleTokenizer` and transformers' `BertTokenizerFast` on every text; the kinds "hf" and
+"python" run the library's own tokenizer. A new kind is a file with a `TokenizerKind`, and a row in `KINDS`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from varalign.data.json_file import read_object
 from varalign.data.tokens.bert_tokens import BERT, read_bert_folder
 from varalign.data.tokens.clip_tokens import CLIP, open_clip_vocabulary
 from varalign.data.tokens.hf_tokens import HF, read_hf_folder
+from varalign.data.tokens.python_tokens import PYTHON
 from varalign.data.tokens.word_tokens import WORDS
 
-KINDS = {kind.name: kind for kind in (CLIP, BERT, WORDS, HF)}
+KINDS = {kind.name: kind for kind in (CLIP, BERT, WORDS, HF, PYTHON)}
 DESCRIPTION = "varalign_tokenizer.json"
 
 
@@ -49,8 +50,8 @@ class TokenBatch:
 class Tokenizer:
     """Turns captions into rows of token ids: a start mark, the tokens, an end mark, padding up to `max_length`.
 
-    `kind` is "clip", "bert", "words" or "hf". Two tokenizers of one kind, vocabulary, length and options are equal and
-    hash alike; `fingerprint` (hex sha256 over these) says so across machines. Threads may share one. Made by
+    `kind` is "clip", "bert", "words", "hf" or "python". Two tokenizers of one kind, vocabulary, length and options are
+    equal and hash alike; `fingerprint` (hex sha256 over these) says so across machines. Threads may share one. Made by
     `clip_tokenizer`, `bert_tokenizer`, `hf_tokenizer`, `word_tokenizer` and `load_tokenizer`.
     """
 
@@ -167,13 +168,22 @@ def bert_tokenizer(folder: Path, max_length: int = 64, prompt: str = "") -> Toke
         raise ValueError(f"{folder}: {error}") from error
 
 
-def hf_tokenizer(folder: Path, max_length: int = 64, prompt: str = "", *, lower: bool = False) -> Tokenizer:
+def hf_tokenizer(
+    folder: Path,
+    max_length: int = 64,
+    prompt: str = "",
+    *,
+    lower: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    whole: bool = False,
+) -> Tokenizer:
     """The tokenizer that transformers makes of a model's folder, run by its library; `prompt` stands before each text.
 
-    `lower`: letters are lowered first. Raises ValueError where transformers cannot read it, or runs it in Python.
+    `lower`: letters are lowered first. `settings`: open_clip's `tokenizer_kwargs` and `tokenizer_mode`. `whole`: the
+    model reads the padding too. Raises ValueError where transformers cannot read it, or it does what varalign has not.
     """
-    vocabulary, options = read_hf_folder(Path(folder), lower=lower)
-    return Tokenizer("hf", vocabulary, max_length, _prompted(options, prompt))
+    kind, vocabulary, options = read_hf_folder(Path(folder), lower=lower, settings=settings, whole=whole)
+    return Tokenizer(kind, vocabulary, max_length, _prompted(options, prompt))
 
 
 def _prompted(options: dict[str, Any], prompt: str) -> dict[str, Any]:
