@@ -18,7 +18,7 @@ def test_every_option_has_a_help_and_a_group() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"epochs": -3}, "--epochs is -3, but must be at least 1"),
+        ({"epochs": -3}, "--epochs is -3, but must be at least 0"),
         ({"epochs": "many"}, "--epochs takes a whole number, not 'many'"),
         ({"lr": float("nan")}, "--lr takes a finite number"),
         ({"batch_size": True}, "--batch-size takes a whole number, not True"),

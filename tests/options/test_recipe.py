@@ -29,17 +29,17 @@ CASES = [
     (
         {"features": "f"},
         600,
-        "--head mlp --hidden-dim 512 --dropout 0 --members 8 --epochs 60 --batch-size 200 --lr 0.003 "
+        "--head mlp --hidden-dim 512 --dropout 0 --members 0 --epochs 0 --batch-size 200 --lr 0.003 "
         "--weight-decay 0.05 --input-noise 1 --captions-per-step 1 --captions-as mean",
     ),
     (
-        {"features": "f", "members": 0},
+        {"features": "f", "voices": "none", "members": 0},
         6000,
         "--head mlp --hidden-dim 1024 --dropout 0.3 --map-lr 0.1 --epochs 40 --batch-size 256 --lr 0.001 "
         "--weight-decay 0 --input-noise 1 --captions-per-step 2 --captions-as mean",
     ),
     (
-        {"features": "f", "members": 0},
+        {"features": "f", "voices": "none", "members": 0},
         600,
         "--head mlp --hidden-dim 1024 --dropout 0.3 --map-lr 0.3 --epochs 40 --batch-size 256 --lr 3.2e-05 "
         "--weight-decay 0 --input-noise 1 --captions-per-step 2 --captions-as mean",

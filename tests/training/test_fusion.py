@@ -11,7 +11,7 @@ import pytest
 import torch
 import varalign
 from varalign.data.features import load_features, save_features
-from varalign.encoders.ensemble import EnsembleHead
+from varalign.encoders.voices_head import VoicesHead
 from varalign.inputs.open_data import open_data
 from varalign.losses.pair_loss import pair_losses
 from varalign.options.config import TrainConfig
@@ -64,8 +64,9 @@ def test_members_that_know_more_get_their_share(features_file: Path) -> None:
     fusion = Fusion.of(parts, config.batch_size)
     with torch.no_grad():  # a closed form of noise, and members that tell every pair from the others
         for head in (parts.model.image_head, parts.model.text_head):
-            assert isinstance(head, EnsembleHead)
-            head.closed_map.copy_(torch.randn(head.closed_map.shape, generator=torch.Generator().manual_seed(1)))
+            assert isinstance(head, VoicesHead)
+            for voice in head.fixed.values():
+                voice.map.copy_(torch.randn(voice.map.shape, generator=torch.Generator().manual_seed(1)))
     closed, _ = fusion_similarities(fusion)
     perfect = torch.eye(closed.shape[1]).expand_as(closed)
     given = iter([closed, perfect])
@@ -86,7 +87,7 @@ def test_a_run_keeps_the_closed_form_as_epoch_0_and_is_loaded_whole(features_fil
     assert evals[0]["i2t_recall@1"] == plain[0]["i2t_recall@1"]
     assert evals[0]["t2i_recall@5"] == plain[0]["t2i_recall@5"]
     loaded = varalign.load(tmp_path / "run", device="cpu").model
-    assert loaded.shape.head == "ensemble"
+    assert loaded.shape.head == "voices"
     assert loaded.shape == result.aligner.model.shape
 
 

@@ -198,12 +198,7 @@ class Aligner:
             split, noise: as for `evaluate`.
         """
         towers, parts = self.model, self.parts
-        image, text = towers.image_encoder, towers.text_encoder
-        if image is None or text is None or towers.shape.head == "identity":
-            return None
-        if (image.spec, image.feature_dim) != (text.spec, text.feature_dim):
-            return None
-        if not all(towers.fully_frozen(side) for side in SIDES):
+        if towers.shape.head == "identity" or not towers.share_a_space():
             return None
         plain = without_heads(towers).to(parts.device).eval()
         towers.eval()

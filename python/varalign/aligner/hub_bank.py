@@ -15,14 +15,13 @@ from torch import Tensor
 
 from varalign.aligner.evaluate import SplitEmbeddings, embed_split
 from varalign.canonical.hub_choice import HeldOut, judge, judge_by_halves
-from varalign.canonical.hub_correction import HubCorrection, HubForm, QueryBank
+from varalign.canonical.hub_correction import BANK_TEXTS, HubCorrection, HubForm, QueryBank, thinned_texts
 from varalign.inputs.kept import Arrays, kept_arrays
 from varalign.inputs.pair_features import thinned
 from varalign.inputs.parts import Parts
 from varalign.losses.pair_loss import best_logit_scale
 from varalign.runs.progress import to_stderr
 
-BANK_TEXTS = 5000
 FEWEST_DEV_IMAGES = 20
 _ABOUT = "about"
 
@@ -118,13 +117,6 @@ def _bank(arrays: Arrays, side: str) -> QueryBank:
 def _embedded(parts: Parts, split: str) -> SplitEmbeddings:
     """The queries of a split, of at most 1,000 of its images."""
     return embed_split(parts, thinned(parts.data.rows(split)))
-
-
-def thinned_texts(texts: Tensor) -> Tensor:
-    """At most `BANK_TEXTS` of the text queries (T, D), evenly spread."""
-    if len(texts) <= BANK_TEXTS:
-        return texts
-    return texts[torch.linspace(0, len(texts) - 1, BANK_TEXTS, device=texts.device).long()]
 
 
 def _counted(bank: SplitEmbeddings) -> str:

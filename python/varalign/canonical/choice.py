@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ class Grid:
     dimensions: Sequence[int] = (128, 256, 384)
     text_parts: Sequence[float] = (0.1, 0.3, 3.0)
     text_ridge: float | None = None
+
+
+FEW = Grid(ridges=(1.0, 3.0, 10.0), powers=(0.5, 0.75, 1.0), dimensions=(64, 128, 256, 384), text_parts=(0.3, 3.0))
+"""The settings that few pairs have chosen, for a quicker search."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,46 @@ def choose_settings(
     Raises:
         ValueError: for an empty grid.
     """
+
+    def score(setting: Setting) -> Trial:
+        found = whitening.solve(**asdict(setting))
+        u, v = found.embed_images(image_features), found.embed_texts(text_features)
+        figure = float(metric(u, v, text_image_ids.to(u.device)))
+        return Trial(found.ridge, found.power, found.dimensions, figure, found.text_ridge)
+
+    return search(grid, score)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What `Whitening.solve` takes."""
+
+    ridge: float
+    power: float
+    dimensions: int
+    text_ridge: float | None
+
+
+def search(grid: Grid, score: Callable[[Setting], Trial]) -> tuple[Trial, list[Trial]]:
+    """Try the settings of the grid.
+
+    Args:
+        grid: settings to try; of equal ones the first tried wins.
+        score: of a setting; larger is better.
+
+    Returns:
+        The best trial, and all trials in the order in which they ran.
+
+    Raises:
+        ValueError: for an empty grid.
+    """
     if not (grid.ridges and grid.powers and grid.dimensions):
         raise ValueError(f"the grid has no setting to try: {grid}")
     most, *fewer = sorted(set(grid.dimensions), reverse=True)
     trials: list[Trial] = []
 
     def attempt(ridge: float, text_ridge: float | None, power: float, dimensions: int) -> Trial:
-        found = whitening.solve(ridge=ridge, text_ridge=text_ridge, power=power, dimensions=dimensions)
-        u, v = found.embed_images(image_features), found.embed_texts(text_features)
-        score = float(metric(u, v, text_image_ids.to(u.device)))
-        trials.append(Trial(ridge, power, found.dimensions, score, found.text_ridge))
+        trials.append(score(Setting(ridge, power, dimensions, text_ridge)))
         return trials[-1]
 
     def best() -> Trial:

@@ -113,6 +113,42 @@ class RunningCovariance:
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         self._merge(count, mean_x, mean_y, *scatters)
 
+    def update_owned(
+        self, image_features: Tensor, text_features: Tensor, owner: Tensor, weights: Tensor | None = None
+    ) -> None:
+        """Add the pairs of image `owner[j]` and text j: as `update(image_features[owner], text_features, weights)`.
+
+        An image's product is taken once instead of once a text: with five texts an image, in two fifths of the time.
+
+        Args:
+            image_features: (n, dx). text_features: (m, dy). owner: (m,) rows of image_features.
+            weights: (m,) at least 0, of the pairs. None: all 1.
+
+        Raises:
+            ValueError: NaN or infinity; the message names the rows.
+        """
+        require_finite(image_features, "image_features")
+        require_finite(text_features, "text_features", self.pairs)
+        x, y = (values.detach().to(self.device, torch.float64) for values in (image_features, text_features))
+        owner = owner.to(self.device)
+        w = torch.ones(len(y), dtype=torch.float64, device=self.device) if weights is None else weights.to(y)
+        of_images = torch.zeros(len(x), dtype=torch.float64, device=self.device).index_add_(0, owner, w)
+        self.pairs += len(y)
+        count = float(w.sum())
+        if count <= 0:
+            return
+        mean_x, mean_y = of_images @ x / count, w @ y / count
+        x, y = x - mean_x, y - mean_y
+        together = torch.zeros(len(x), y.shape[1], dtype=torch.float64, device=self.device)
+        together.index_add_(0, owner, y * w[:, None])
+        given = (x * of_images.sqrt()[:, None], y * w.sqrt()[:, None], x, together)
+        dtype = torch.promote_types(torch.float32, torch.promote_types(image_features.dtype, text_features.dtype))
+        scatters = _owned_scatters(*(part.to(dtype) for part in given))
+        if not all(bool(part.isfinite().all()) for part in scatters):
+            dtype, scatters = torch.float64, _owned_scatters(*given)
+        self.rounding = max(self.rounding, torch.finfo(dtype).eps)
+        self._merge(count, mean_x, mean_y, *scatters)
+
     def _merge(self, count: float, mean_x: Tensor, mean_y: Tensor, xx: Tensor, yy: Tensor, xy: Tensor) -> None:
         total = self.count + count
         step_x, step_y = mean_x - self.mean_x, mean_y - self.mean_y
@@ -157,6 +193,11 @@ class RunningCovariance:
 def _scatters(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with exact_products():
         return (x.T @ x).double(), (y.T @ y).double(), (x.T @ y).double()
+
+
+def _owned_scatters(x: Tensor, y: Tensor, images: Tensor, together: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with exact_products():
+        return (x.T @ x).double(), (y.T @ y).double(), (images.T @ together).double()
 
 
 def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:

@@ -8,7 +8,7 @@ queries are unlike the bank's is hurt by it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,7 +89,12 @@ def judge(held_out: HeldOut, correction: HubCorrection, logit_scale: float) -> G
         correction: of banks without these pairs.
         logit_scale: of the similarities.
     """
-    return _gain([_differences(held_out, correction, logit_scale)])
+    return judge_parts([(held_out, correction)], logit_scale)
+
+
+def judge_parts(parts: Sequence[tuple[HeldOut, HubCorrection]], logit_scale: float) -> Gain:
+    """`judge` over several parts, such as the folds of a cross-validation, each with a correction of its own."""
+    return _gain([_differences(held_out, correction, logit_scale) for held_out, correction in parts])
 
 
 def judge_by_halves(held_out: HeldOut, make: Callable[[HeldOut], HubCorrection], logit_scale: float) -> Gain:
@@ -101,7 +106,7 @@ def judge_by_halves(held_out: HeldOut, make: Callable[[HeldOut], HubCorrection],
         logit_scale: of the similarities.
     """
     first, second = held_out.halves()
-    return _gain([_differences(a, make(b), logit_scale) for a, b in ((first, second), (second, first))])
+    return judge_parts([(a, make(b)) for a, b in ((first, second), (second, first))], logit_scale)
 
 
 def _gain(parts: list[Tensor]) -> Gain:

@@ -35,6 +35,8 @@ TRAINED_SHARPNESS = 0.6
 HELD_OUT_SHARPNESS = 0.7
 """τ / logit scale for a bank of pairs that were not trained on."""
 CENTROIDS = 128
+BANK_IMAGES, BANK_TEXTS = 1000, 5000
+"""Queries of a bank at most."""
 _SIMILARITIES = 1 << 24  # held at once
 
 
@@ -141,6 +143,13 @@ class HubCorrection:
     def text_prior(self, text_embeddings: Tensor) -> Tensor:
         """b (T,) of texts as gallery items, (T, D) unit vectors."""
         return self.images.prior(text_embeddings, self.tau)
+
+
+def thinned_texts(texts: Tensor) -> Tensor:
+    """At most `BANK_TEXTS` of the text queries (T, D), evenly spread."""
+    if len(texts) <= BANK_TEXTS:
+        return texts
+    return texts[torch.linspace(0, len(texts) - 1, BANK_TEXTS, device=texts.device).long()]
 
 
 def as_queries(embeddings: Tensor) -> Tensor:

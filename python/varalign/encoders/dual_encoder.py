@@ -10,12 +10,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from varalign.data.tokens.lexicon import Lexicon
 from varalign.encoders.adapters import ADAPTER
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.heads import build_head
 from varalign.encoders.specs import SIDES, Side
 from varalign.encoders.towers import Towers
+from varalign.encoders.voices_head import VoicesHead
 
 MAX_LOGIT_SCALE = 100.0
 INITIAL_LOGIT_SCALE = 1 / 0.07
@@ -38,6 +40,9 @@ class DualEncoder(Towers):
         heads: the image head and the text head, of that shape; None builds them with random weights.
         logit_scale: α at the start, within [1, 100].
 
+    Attributes:
+        lexicon: makes the lexical vectors that follow the text features, where a voice reads them.
+
     Raises:
         ValueError: an unknown kind of head, or a scale out of range.
     """
@@ -57,8 +62,9 @@ class DualEncoder(Towers):
             raise ValueError(f"logit_scale is within [1, {MAX_LOGIT_SCALE:.0f}], not {logit_scale}")
         self.shape = shape
         if heads is None:
-            heads = build_head(self.image_feature_dim, shape), build_head(self.text_feature_dim, shape)
+            heads = build_head(self.image_feature_dim, shape), build_head(self.text_feature_dim, shape, "text")
         self.image_head, self.text_head = heads
+        self.lexicon: Lexicon | None = None
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale), dtype=torch.float32))
         self.train(self.training)
 
@@ -69,8 +75,9 @@ class DualEncoder(Towers):
 
     @property
     def evaluation_scale(self) -> Tensor:
-        """α for evaluation; that of an ensemble is chosen together with its share."""
-        return self.image_head.logit_scale if isinstance(self.image_head, EnsembleHead) else self.logit_scale.detach()
+        """α for evaluation; that of an ensemble, or of voices, is chosen together with their weights."""
+        head = self.image_head
+        return head.logit_scale if isinstance(head, EnsembleHead | VoicesHead) else self.logit_scale.detach()
 
     @torch.no_grad()
     def clamp_logit_scale_(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 MEMBER_DIM = 64
 
@@ -19,7 +20,9 @@ class HeadShape:
         input_noise: standard deviation of the normal noise on the heads' inputs in training, in standard deviations of
             each feature.
         train_map: whether the linear map of a residual head has a gradient.
-        members, member_dim: number of perceptrons in an ensemble head, and the output width of each.
+        members, member_dim: number of perceptrons in an ensemble head or among voices, and the output width of each.
+        voices: of a head of voices, each voice that is no member, with the sizes of its image and its text side.
+        lexical_dim: width of the lexical vectors after the text features.
 
     Raises:
         ValueError: for sizes or rates out of range.
@@ -33,6 +36,8 @@ class HeadShape:
     train_map: bool = True
     members: int = 0
     member_dim: int = MEMBER_DIM
+    voices: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    lexical_dim: int = 0
 
     def __post_init__(self) -> None:
         if self.embedding_dim < 1 or self.hidden_dim < (0 if self.head == "residual" else 1):

@@ -12,6 +12,8 @@ from varalign.canonical.maps import ClosedForm
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.residual import ResidualHead
+from varalign.encoders.specs import Side
+from varalign.encoders.voices_head import VoicesHead
 
 
 class MLPHead(nn.Module):
@@ -64,26 +66,32 @@ class NoisyHead(nn.Sequential):
         return projected
 
 
-HEADS: dict[str, Callable[[int, HeadShape], nn.Module]] = {
-    "linear": lambda feature_dim, shape: nn.Linear(feature_dim, shape.embedding_dim),
-    "mlp": MLPHead,
-    "residual": ResidualHead,
-    "ensemble": EnsembleHead,
-    "identity": lambda feature_dim, shape: nn.Identity(),
+HEADS: dict[str, Callable[[int, HeadShape, Side], nn.Module]] = {
+    "linear": lambda feature_dim, shape, side: nn.Linear(feature_dim, shape.embedding_dim),
+    "mlp": lambda feature_dim, shape, side: MLPHead(feature_dim, shape),
+    "residual": lambda feature_dim, shape, side: ResidualHead(feature_dim, shape),
+    "ensemble": lambda feature_dim, shape, side: EnsembleHead(feature_dim, shape),
+    "voices": VoicesHead,
+    "identity": lambda feature_dim, shape, side: nn.Identity(),
 }
-"""Every kind of head, built from F and a shape. The closed form in "residual" and "ensemble" is 0 until `fill` or a
-state dict sets it; "identity" is for features that are in a shared space already."""
+"""Every kind of head, built from F, a shape and a side. What is fitted in "residual", "ensemble" and "voices" is 0
+until `fill` or a state dict sets it; "identity" is for features that are in a shared space already."""
 
 
-def build_head(feature_dim: int, shape: HeadShape) -> nn.Module:
+def build_head(feature_dim: int, shape: HeadShape, side: Side = "image") -> nn.Module:
     """The head of a side whose features have `feature_dim` dimensions.
+
+    Args:
+        feature_dim: F.
+        shape: kind and sizes.
+        side: only a head of voices differs from side to side.
 
     Raises:
         ValueError: another kind than those of `HEADS`.
     """
     if shape.head not in HEADS:
         raise ValueError(f"unknown projection head '{shape.head}'; known: {', '.join(HEADS)}")
-    head = HEADS[shape.head](feature_dim, shape)
+    head = HEADS[shape.head](feature_dim, shape, side)
     noisy = shape.input_noise and shape.head in ("linear", "mlp")  # the other kinds add the noise themselves
     return NoisyHead(head, feature_dim, shape.input_noise) if noisy else head
 

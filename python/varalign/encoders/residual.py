@@ -57,14 +57,14 @@ class ResidualHead(nn.Module):
         # √(mean squared norm) instead of the mean norm: a few per cent apart, but without a second pass over the data.
         norm = ((linear_map.T @ covariance) * linear_map.T).sum().clamp_min(0).sqrt()
         self.mean.copy_(mean)
-        self.deviation.copy_(deviations(covariance))
+        self.deviation.copy_(deviations(covariance.diagonal()))
         self.linear.weight.copy_((linear_map / norm if norm > 0 else linear_map).T)
 
 
-def deviations(covariance: Tensor) -> Tensor:
-    """(F,) standard deviation of each feature from the covariance (F, F), for standardisation.
+def deviations(variance: Tensor) -> Tensor:
+    """(F,) standard deviation of each feature from the variances (F,), for standardisation.
 
     A constant feature gets 1, because a division by its rounding error would blow it up.
     """
-    deviation = covariance.diagonal().clamp_min(0).sqrt()
+    deviation = variance.clamp_min(0).sqrt()
     return torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.ones_like(deviation))

@@ -53,6 +53,13 @@ class Towers(nn.Module):
         """The tower of a side, or None."""
         return self.image_encoder if side == "image" else self.text_encoder
 
+    def share_a_space(self) -> bool:
+        """Whether both towers are frozen ones of one CLIP, so that the cosine of their features is zero-shot CLIP's."""
+        image, text = self.image_encoder, self.text_encoder
+        if image is None or text is None or (image.spec, image.feature_dim) != (text.spec, text.feature_dim):
+            return False
+        return self.fully_frozen("image") and self.fully_frozen("text")
+
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Image features (B, image_feature_dim) of pixels (B, 3, S, S); without a tower, `pixels` are the features."""
         return pixels if self.image_encoder is None else self._encoded("image", pixels)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
+from varalign.data.tokens.lexicon import Lexicon
 from varalign.data.tokens.tokenizers import load_tokenizer
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder
@@ -99,7 +100,12 @@ def saved_model(run: RunFolder, sides: Sequence[Side] = SIDES) -> DualEncoder:
     try:
         has_text = description["text_encoder"] is not None and "text" in sides
         tokenizer = load_tokenizer(run.assets) if has_text else None
-        return dual_encoder_from_config(description, tokenizer=tokenizer, sides=sides)
+        model = dual_encoder_from_config(description, tokenizer=tokenizer, sides=sides)
+        if model.shape.lexical_dim:
+            model.lexicon = Lexicon.load(run.assets)
+            if model.lexicon is None or model.lexicon.width != model.shape.lexical_dim:
+                raise RunError(f"{run.assets}: the model's lexicon is not there, or is another model's")
+        return model
     except (DataError, SpecError, WeightsError, WeightsUnavailable, WeightsChanged):
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

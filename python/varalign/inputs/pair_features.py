@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,17 +64,18 @@ def thinned(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def dev_pairs(inputs: Inputs) -> PairFeatures:
-    """The pairs of the dev split, of at most `DEV_IMAGES` images."""
-    return all_pairs(inputs, thinned(inputs.data.rows("dev")), training=False)
+    """The pairs of the dev split, of at most `DEV_IMAGES` images; with lexical vectors where the model reads them."""
+    return all_pairs(inputs, thinned(inputs.data.rows("dev")), training=False, lexical=True)
 
 
-def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool) -> Iterator[PairFeatures]:
+def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool, lexical: bool = False) -> Iterator[PairFeatures]:
     """Features of these images and their captions, batch by batch, from the cache or through the towers.
 
     Args:
         inputs: data, towers and sources.
         rows: image rows.
         training: images as training sees them (augmented, with injected noise) instead of as evaluation does.
+        lexical: lexical vectors follow the text features where the model reads them.
 
     Raises:
         DataError: a feature is NaN or infinite; image or caption is named.
@@ -87,8 +88,9 @@ def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool) -> Iterator[
         images = encoded_rows(inputs, "image", rows, size)
     for found, x in images:
         captions = inputs.data.caption_rows(found)
-        texts = [features for _, features in encoded_rows(inputs, "text", captions, TEXT_BATCH)]
-        y = torch.cat([x.new_zeros(0, inputs.towers.text_feature_dim), *texts])
+        whole: Callable[[Tensor], Tensor] | None = (lambda features: features) if lexical else None
+        texts = [features for _, features in encoded_rows(inputs, "text", captions, TEXT_BATCH, head=whole)]
+        y = torch.cat(texts) if texts else x.new_zeros(0, inputs.towers.text_feature_dim)
         _require_finite(inputs, "image", x, found)
         _require_finite(inputs, "text", y, captions)
         counts = np.diff(inputs.data.caption_offsets)[found]
@@ -96,9 +98,9 @@ def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool) -> Iterator[
         yield PairFeatures(found, x, captions, y, owner)
 
 
-def all_pairs(inputs: Inputs, rows: Rows, *, training: bool) -> PairFeatures:
+def all_pairs(inputs: Inputs, rows: Rows, *, training: bool, lexical: bool = False) -> PairFeatures:
     """`batches_of_pairs` as one, in memory."""
-    found = list(batches_of_pairs(inputs, rows, training=training))
+    found = list(batches_of_pairs(inputs, rows, training=training, lexical=lexical))
     firsts = np.cumsum([0, *(len(part.rows) for part in found)])
     return PairFeatures(
         np.concatenate([part.rows for part in found]),

@@ -12,7 +12,7 @@ import torch
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.towers import Towers
 from varalign.inputs.open_data import Data
-from varalign.inputs.sources import FeatureRows, ImageSource, Rows, TextSource, readable
+from varalign.inputs.sources import FeatureRows, ImageSource, LexicalTexts, Rows, TextSource, readable, with_lexical
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_precision
 from varalign.runs.folder import RunFolder
@@ -55,7 +55,9 @@ class Inputs:
 
     def with_model(self, model: DualEncoder, config: TrainConfig) -> Parts:
         """The parts of a run whose model has these towers."""
-        return Parts(config, self.data, model, self.images, self.texts, self.device)
+        texts = self.texts.source if isinstance(self.texts, LexicalTexts) else self.texts
+        texts = with_lexical(texts, model.lexicon, self.data.caption_texts, self.device)
+        return Parts(config, self.data, model, self.images, texts, self.device)
 
 
 @dataclass
@@ -84,10 +86,12 @@ class Parts(Inputs):
 
     def save_assets(self, run: RunFolder) -> dict[str, Any]:
         """Write what the model is rebuilt from into the run folder; returns its description for `config.json`."""
-        encoder = self.model.text_encoder
+        encoder, lexicon = self.model.text_encoder, self.model.lexicon
         if encoder is not None:
             run.assets.mkdir(exist_ok=True)
             encoder.tokenizer.save(run.assets)
+        if lexicon is not None:
+            lexicon.save(run.assets)
         return self.model.to_config()
 
 

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varalign.data.errors import DataError
+from varalign.data.tokens.lexicon import Lexicon
 from varalign.encoders.towers import Towers
 
 Rows = NDArray[np.int64]
@@ -102,6 +104,49 @@ class FeatureRows:
 
     def _take(self, rows: Rows) -> Tensor:
         return self.matrix[torch.from_numpy(rows).to(self.matrix.device, non_blocking=True)]
+
+
+@dataclass
+class LexicalTexts:
+    """A `TextSource` whose features are followed by the captions' lexical vectors.
+
+    Attributes:
+        source: gives the tower's features (B, D).
+        vectors: (T, L) float32 lexical vectors of all captions, on the device.
+    """
+
+    source: TextSource
+    vectors: Tensor
+
+    def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
+        """The source's inputs, and the lexical vectors last."""
+        at = torch.from_numpy(rows).to(self.vectors.device, non_blocking=True)
+        return (*self.source.inputs(rows, epoch), self.vectors[at])
+
+    def features(self, towers: Towers, inputs: tuple[Tensor, ...]) -> Tensor:
+        """(B, D + L)."""
+        found = self.source.features(towers, inputs[:-1])
+        return torch.cat([found, inputs[-1].to(found.dtype)], dim=1)
+
+
+def with_lexical(
+    source: TextSource, lexicon: Lexicon | None, captions: Sequence[str] | None, device: torch.device
+) -> TextSource:
+    """The source, with lexical vectors where the model has a lexicon: the one place that appends them.
+
+    Args:
+        captions: of all rows of the source.
+
+    Raises:
+        DataError: the model reads captions, and the data have none.
+    """
+    if lexicon is None:
+        return source
+    if captions is None:
+        raise DataError(
+            "this model reads the captions' words, and the features file has none beside it: put STEM.texts.jsonl there"
+        )
+    return LexicalTexts(source, torch.from_numpy(lexicon(captions)).to(device))
 
 
 def readable(rows: Rows, unreadable: Mapping[int, str]) -> Rows:

@@ -17,9 +17,9 @@ from varalign.data.errors import DataError
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
-from varalign.inputs.live import LiveImages
+from varalign.inputs.live import LiveCaptions, LiveImages
 from varalign.inputs.parts import Inputs, autocast
-from varalign.inputs.sources import Rows, chunks
+from varalign.inputs.sources import Rows, chunks, with_lexical
 from varalign.options.config import TrainConfig
 
 IMAGE_BATCH = 64
@@ -66,10 +66,12 @@ def encoded_rows(
         side: whose rows.
         rows: (N,) image rows or caption rows.
         size: rows a batch.
-        head: applied to the features, within the same arithmetic: `model.project_images` gives embeddings.
+        head: applied to the features, within the same arithmetic: `model.project_images` gives embeddings. It gets
+            lexical vectors after the text features where the model reads them; without a head they are left out.
     """
     batches: Iterable[tuple[Rows, Any]]
     source: Any
+    width = inputs.towers.image_feature_dim if side == "image" else inputs.towers.text_feature_dim
     if side == "image":
         source, batches = inputs.images, ((batch.rows, batch.tensor) for batch in inputs.images.plain(rows, size))
     else:
@@ -77,7 +79,7 @@ def encoded_rows(
 
     def encode(batch: Any) -> Tensor:
         features: Tensor = source.features(inputs.towers, batch)
-        return features if head is None else head(features)
+        return features[:, :width] if head is None else head(features)
 
     return run_tower(inputs.towers, batches, encode, inputs.autocast)
 
@@ -130,14 +132,9 @@ def embedded_texts(model: DualEncoder, config: TrainConfig, texts: Sequence[str]
     """Unit vectors (N, D) of N texts, in the arithmetic that evaluation uses."""
     encoder, device = model.text_encoder, model.log_logit_scale.device
     assert encoder is not None
-
-    def tokens(rows: Rows) -> tuple[Tensor, Tensor]:
-        found = encoder.tokenizer([texts[row] for row in rows.tolist()])
-        ids, lengths = (torch.from_numpy(np.ascontiguousarray(part)) for part in (found.ids, found.lengths))
-        return ids.to(device), lengths
-
-    batches = ((rows, tokens(rows)) for rows in chunks(np.arange(len(texts)), TEXT_BATCH))
-    return _queries(model, config, batches, lambda x: model.project_texts(model.encode_texts(*x)), len(texts))
+    source = with_lexical(LiveCaptions(texts, encoder.tokenizer, device), model.lexicon, texts, device)
+    batches = ((rows, source.inputs(rows)) for rows in chunks(np.arange(len(texts)), TEXT_BATCH))
+    return _queries(model, config, batches, lambda x: model.project_texts(source.features(model, x)), len(texts))
 
 
 def _queries(

@@ -16,6 +16,7 @@ from varalign.options.fields import (
     Options,
 )
 from varalign.options.rules import check_rules
+from varalign.options.voice_list import NONE
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ class TrainConfig(Options):
         """Whether perceptrons can stand beside the closed form: no option asks for a residual or a map that trains."""
         closed = self.resolved_start == "closed-form" and self.frozen_towers
         return closed and self.head != "linear" and self.map_lr is None
+
+    @property
+    def mixes_voices(self) -> bool:
+        """Whether voices are fitted and mixed, instead of one head that is trained."""
+        return self.voices != NONE and self.takes_members and self.continue_from is None
 
     def as_dict(self) -> dict[str, Any]:
         """The options as JSON takes them."""

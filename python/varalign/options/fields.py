@@ -13,6 +13,7 @@ from varalign.data.readers.reading import SEPARATORS, SPLIT_BY
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.losses import LOSSES
 from varalign.options.declaration import Option, checkpoint_interval, declared, option
+from varalign.options.voice_list import FEWEST_DEV, check_voices
 from varalign.schedules import SCHEDULES
 
 PRETRAINED_IMAGE = "clip:ViT-B-32@openai"
@@ -173,8 +174,8 @@ class Options:
     hidden_dim: int = _encoders("width of the mlp head's hidden layer", recipe=True, low=1)
     dropout: float = _encoders("dropout in the heads", recipe=True, low=0.0, high=0.95)
     members: int = _encoders(
-        "number of perceptrons trained from random weights beside the closed form, which stays as fitted; the "
-        "similarities are averaged. 0: one residual is trained on top of the closed form instead",
+        "number of perceptrons trained from random weights beside the closed forms, which stay as fitted; the "
+        "similarities are averaged. 0: none, and nothing is trained",
         recipe=True,
         metavar="K",
         low=0,
@@ -191,6 +192,21 @@ class Options:
         "initial heads: regularised canonical correlation of the encoders' features, or random weights (auto: "
         "closed-form where both encoders are frozen)",
         "auto",
+    )
+    voices: str = _start(
+        "the scorers that are averaged, with commas between: closed-form, kernel, lexical (a kernel that reads the "
+        "captions' words too), zero-shot (both encoders of one CLIP), members (see --members); each counts as held-out "
+        "pairs say. none: one head is trained on top of the closed form (auto: all that the run can have)",
+        "auto",
+        metavar="LIST",
+        check=check_voices,
+        common=True,
+    )
+    settings: Literal["auto", "dev", "cv"] = _start(
+        "what voices, their settings and their weights are chosen on: the dev split, or a cross-validation over train "
+        f"and dev, after which they are fitted on both (auto: dev where it has {FEWEST_DEV} images)",
+        "auto",
+        common=True,
     )
     ridge: float | None = _start(
         "ridge of the closed form, as a multiple of the mean variance (default: chosen on dev)", low=0.0
@@ -232,7 +248,7 @@ class Options:
         "whether the other positives of a query stay in its denominator (positive) or leave it (ignore)", "positive"
     )
 
-    epochs: int = _training("passes over the training images", recipe=True, low=1, common=True)
+    epochs: int = _training("passes over the training images; 0 without members", recipe=True, low=0, common=True)
     batch_size: int = _training("images in a step", recipe=True, low=2, common=True)
     lr: float = _training(
         "learning rate of the heads and of encoders that start from random weights", recipe=True, low=0.0, common=True

@@ -1,10 +1,11 @@
 """The default recipe: the options of a run where nothing was said, as a function of its start and number of images.
 
-From random weights the recipe is the usual one. With the closed form of frozen towers, a few perceptrons are trained
-from random weights beside it and their similarities are averaged with its own (`--members`). With `--members 0`, or an
-option that excludes members, a residual is trained on top of the closed form instead. With few images little is left
-for it to learn: its learning rate falls faster than the number of images, and the rate of the closed form's map comes
-nearer to the residual's. Those rates were the best on dev in bench/studies/schedules.toml (docs/evidence.md).
+From random weights the recipe is the usual one. Over frozen towers, voices are fitted in closed form and mixed
+(`--voices`), and from `FEWEST_FOR_MEMBERS` training images on perceptrons are trained from random weights beside them
+(`--members`). With `--voices none`, or an option that excludes voices, a residual is trained on top of the closed form
+instead. With few images little is left for it to learn: its learning rate falls faster than the number of images, and
+the rate of the closed form's map comes nearer to the residual's. Those rates were the best on dev in
+bench/studies/schedules.toml (docs/evidence.md).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from varalign.options.config import TrainConfig
 from varalign.options.fields import OPTIONS, RECIPE
 from varalign.options.rules import idle_options
+from varalign.options.voice_list import AUTO, FITTED, MEMBERS, NONE, voices_of
 
 RANDOM: Mapping[str, Any] = {
     "embedding_dim": 256,
@@ -66,6 +68,10 @@ FULL = 6000
 """Training images of that study, which also tuned the rates at a twentieth and a tenth of them."""
 
 
+FEWEST_FOR_MEMBERS = 1000
+"""Training images from which on members are trained where nothing is said."""
+
+
 def recipe(
     start: Literal["closed-form", "random"], images: int, *, scratch_text: bool = False, residual: bool = False
 ) -> dict[str, Any]:
@@ -99,9 +105,21 @@ def fill(config: TrainConfig, images: int) -> TrainConfig:
         images: training images.
     """
     start = config.resolved_start
-    residual = not config.takes_members or config.members == 0
+    residual = not config.takes_members or (config.voices == NONE and config.members == 0)
     values = recipe(start, images, scratch_text=config.scratch_text, residual=residual)
-    values = {name: value for name, value in values.items() if getattr(config, name) is None}
+    if config.mixes_voices:
+        listed = voices_of(config.voices)
+        few = images < FEWEST_FOR_MEMBERS and config.epochs is None and config.voices == AUTO
+        if few or (listed and MEMBERS not in listed):
+            values["members"] = 0
+        members = values["members"] if config.members is None else config.members
+        values["voices"] = ",".join((*(name for name in listed or FITTED if name != MEMBERS), *[MEMBERS][:members]))
+        if not members:
+            values["epochs"] = 0
+            config = dataclasses.replace(config, epochs=0)
+    else:
+        values["voices"] = NONE
+    values = {name: value for name, value in values.items() if getattr(config, name) in (None, AUTO)}
     return dataclasses.replace(config, start=start, **values)
 
 

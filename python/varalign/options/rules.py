@@ -10,6 +10,7 @@ from typing import Any
 from varalign.losses.others import OTHERS, is_directed, loss_class
 from varalign.options.declaration import ConfigError
 from varalign.options.fields import OPTIONS
+from varalign.options.voice_list import MEMBERS, NONE, voices_of
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,17 @@ RULES = (
         lambda c: bool(c.members) and not c.takes_members,
         "{c.members} needs the closed form of frozen encoders: it goes with --start closed-form and --head mlp, and "
         "not with --map-lr, --lora or --unfreeze",
+    ),
+    Rule(
+        "members",
+        lambda c: bool(c.members) and bool(voices_of(c.voices)) and MEMBERS not in voices_of(c.voices),
+        "{c.members} trains members, and --voices {c.voices} has none: add members to the list",
+    ),
+    Rule(
+        "voices settings",
+        lambda c: c.voices != NONE and not c.takes_members,
+        "needs the closed form of frozen encoders: it goes with --start closed-form and --head mlp, and not with "
+        "--map-lr, --lora or --unfreeze",
     ),
     Rule(
         "pair_weighting",

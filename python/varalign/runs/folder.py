@@ -47,6 +47,8 @@ _MODEL = record(
         "train_map": schema.flag,
         "members": whole(),
         "member_dim": whole(1),
+        "voices": record({}),
+        "lexical_dim": whole(),
         "adapters": record({}, {side: whole(1) for side in SIDES}),
     },
 )
@@ -182,12 +184,13 @@ class RunFolder:
         """The run's options: those that this version knows, a removed value replaced by what took its place.
 
         `exclude` is the run's own copy of the table. A run that was saved without `same_caption` tells equal captions
-        apart; one without `hub_correction` has none.
+        apart; one without `hub_correction` has none; one without `voices` has one head a side.
 
         Raises:
             RunError: as `config`.
         """
-        options = {"same_caption": "distinct", "hub_correction": "off", **self.config()["options"]}
+        older = {"same_caption": "distinct", "hub_correction": "off", "voices": "none"}
+        options = {**older, **self.config()["options"]}
         if options.get("exclude") is not None:
             options["exclude"] = str(self.excluded)
         return replace_removed({name: value for name, value in options.items() if name in OPTIONS}, say)

@@ -146,7 +146,7 @@ def cell_config(cell: Cell, train_images: int) -> TrainConfig:
     size = None if fraction >= 100 else max(2, round(train_images * fraction / 100))
     schedule: Any = "fixed" if cell.schedule == "replay" else cell.schedule
     return TrainConfig(
-        **{"hub_correction": "off", **cell.options},
+        **{"hub_correction": "off", "voices": "none", **cell.options},
         schedule=schedule,
         fixed_weight=cell.fixed_weight,
         dataset_size=size,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from varalign.encoders.dual_encoder import MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.ensemble import EnsembleHead
+from varalign.encoders.voices_head import VoicesHead
 from varalign.inputs.pair_features import dev_pairs, first_pairs
 from varalign.inputs.parts import Parts
 from varalign.losses.pair_loss import Ids, pair_losses
@@ -63,7 +64,7 @@ class Fusion:
             trained: whether the members have been trained; if not, the share is 0 and only the scale is chosen.
         """
         image_head, text_head = self.model.image_head, self.model.text_head
-        assert isinstance(image_head, EnsembleHead) and isinstance(text_head, EnsembleHead)
+        assert isinstance(image_head, EnsembleHead | VoicesHead) and isinstance(text_head, EnsembleHead | VoicesHead)
         was_training = self.model.training
         self.model.eval()
         images = image_head.parts(self.image_features)

@@ -32,6 +32,8 @@ from varalign.inputs.parts import Inputs, Parts
 from varalign.losses.pair_loss import Ids, best_logit_scale
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
+from varalign.options.voice_list import NONE
+from varalign.training.mixing.start_voices import VoicesChoice, start_by_voices
 from varalign.training.pair_weights import PairVerdict, score_pairs
 
 Say = Callable[[str], None]
@@ -81,18 +83,20 @@ class Beginning:
 
     Attributes:
         parts: model and sources; their options include the settings chosen for the start.
-        choice: of the closed form; None for a random start.
+        choice: of the closed form; None for a random start, and for one by voices.
         pairs: scores and weights of the training pairs under `--pair-weighting closed-form`, else None.
+        voices: what was found where the start is by voices.
     """
 
     parts: Parts
     choice: StartChoice | None
     pairs: PairVerdict | None
+    voices: VoicesChoice | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the choice and the pairs' estimate."""
-        choice = None if self.choice is None else self.choice.as_dict()
-        return {"closed_form": choice, "pairs": None if self.pairs is None else self.pairs.as_dict()}
+        """For JSON: the choices and the pairs' estimate."""
+        found = {"closed_form": self.choice, "voices": self.voices, "pairs": self.pairs}
+        return {name: None if value is None else value.as_dict() for name, value in found.items()}
 
 
 def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Beginning:
@@ -124,6 +128,10 @@ def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Be
     adapt_towers(towers, config)
     inputs = open_sources(config, data, towers.to(device), device, say)
     pairs = _weighed(inputs, say)
+    if config.voices != NONE:
+        parts, voices = start_by_voices(inputs, None if pairs is None else pairs.weights, say)
+        torch.manual_seed(config.seed)
+        return Beginning(parts, None, pairs, voices)
     parts, choice = _closed_form_start(inputs, None if pairs is None else pairs.weights)
     say(choice.line())
     torch.manual_seed(config.seed)  # so that training draws the same numbers whatever the start has drawn

@@ -60,7 +60,7 @@ class TrainingStep:
         self._guard = StepGuard(parts.model, state.loss, state.optimiser, state.scaler, config.clip_grad)
         self._ended = time.perf_counter()
         # Losses to compare with see an ensemble's members as one space.
-        by_member = parts.model.shape.head == "ensemble" and isinstance(state.loss, ContrastiveLoss)
+        by_member = parts.model.shape.members > 0 and isinstance(state.loss, ContrastiveLoss)
         self._members = {"members": parts.model.shape.members} if by_member else {}
 
     def begin_epoch(self) -> None:

@@ -79,7 +79,7 @@ class Trainer:
         self._quarantine = Quarantine(run.quarantine)
         self._pending: list[StepRecord] = []
         self._stop = StopSignals()
-        self._fusion = Fusion.of(parts, config.batch_size) if parts.model.shape.head == "ensemble" else None
+        self._fusion = Fusion.of(parts, config.batch_size) if parts.model.shape.members else None
 
     @property
     def position(self) -> Position:

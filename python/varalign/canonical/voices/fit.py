@@ -1,0 +1,264 @@
+"""The recipe for few pairs: voices fitted, their settings and weights chosen on held-out pairs, hubs corrected.
+
+Held-out pairs are those of a dev split, or of the folds of a cross-validation by image; then everything is fitted again
+on all pairs, at the logit scale of the held-out ones. Members (perceptrons) are trained elsewhere, beside this mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varalign.canonical.choice import Grid, Setting, Trial, search
+from varalign.canonical.hub_choice import Gain, HeldOut, judge_parts
+from varalign.canonical.hub_correction import BANK_IMAGES, HubCorrection, HubForm, thinned_texts
+from varalign.canonical.voices import voice
+from varalign.canonical.voices.held_out import Block, best_scale, blocks_of, losses_at
+from varalign.canonical.voices.voice_pairs import FOLDS, Pairs, folds
+from varalign.canonical.voices.weighing import Weighing, weigh
+
+FEWEST_DEV = 300
+"""Dev images from which on settings are chosen on dev alone; with fewer, by cross-validation over train and dev."""
+MOST_HELD_OUT = 1000  # images of a part: the time grows with them, and more of them changed no choice
+
+Sides = tuple[nn.Module, nn.Module]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Voices that are mixed: the similarity of an image and a text is Σ w_v cos_v.
+
+    Attributes:
+        weights: of each voice, above 0, 1 in all.
+        sides: of each voice, the image side and the text side.
+    """
+
+    weights: Mapping[str, float]
+    sides: Mapping[str, Sides]
+
+    @torch.no_grad()
+    def embed_images(self, features: Tensor) -> Tensor:
+        """(n, D) unit vectors: √w_v times voice v's, one after the other."""
+        return torch.cat([self.weights[name] ** 0.5 * sides[0](features) for name, sides in self.sides.items()], dim=1)
+
+    @torch.no_grad()
+    def embed_texts(self, features: Tensor) -> Tensor:
+        """(n, D) unit vectors of texts, whose features end with the lexical vectors where there are any."""
+        return torch.cat([self.weights[name] ** 0.5 * sides[1](features) for name, sides in self.sides.items()], dim=1)
+
+    def reads_lexical(self) -> bool:
+        """Whether a voice reads lexical vectors."""
+        return any(getattr(side, "lexical", 0) for sides in self.sides.values() for side in sides)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Held-out pairs and the mixture that was fitted without them.
+
+    Attributes:
+        fitted: the pairs of the fit. held_out: others.
+        mixture: of the chosen settings and weights.
+    """
+
+    fitted: Pairs
+    held_out: Pairs
+    mixture: Mixture
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit_voices` found.
+
+    Attributes:
+        mixture: of the voices that count, fitted on all pairs.
+        weighing: weights of every voice that was tried, held-out loss, recall and logit scale.
+        trials: the best setting of each voice that has any; tried: how many settings were tried in all.
+        parts: dev, or the folds.
+        settings: "dev" or "cv".
+    """
+
+    mixture: Mixture
+    weighing: Weighing
+    trials: Mapping[str, Trial]
+    tried: int
+    parts: list[Part]
+    settings: str
+
+    @property
+    def scale(self) -> float:
+        """β, the logit scale of the mixture at its least held-out loss."""
+        return self.weighing.scale
+
+    def hub_gain(self, form: HubForm = "bank") -> Gain:
+        """What hub correction by the pairs of the fits changes on the held-out pairs."""
+        return judge_parts(
+            [(_held_out(part), self.correction(part.mixture, part.fitted, form)) for part in self.parts], self.scale
+        )
+
+    def correction(self, mixture: Mixture, pairs: Pairs, form: HubForm = "bank") -> HubCorrection:
+        """The hub correction of a mixture by a bank of the pairs of its fit."""
+        bank = pairs.thinned(BANK_IMAGES)
+        images, texts = mixture.embed_images(bank.images), mixture.embed_texts(thinned_texts(bank.texts))
+        return HubCorrection.of(images, texts, self.scale, source="train", form=form)
+
+    def line(self) -> str:
+        """The voices that count, and those that were tried and not kept, in one line."""
+        kept = ", ".join(f"{name} {weight:g}" for name, weight in self.weighing.kept().items())
+        left = [name for name, weight in self.weighing.weights.items() if not weight]
+        dropped = f"; {', '.join(left)} tried, not kept" if left else ""
+        judged = "dev" if self.settings == "dev" else f"{len(self.parts)} folds"
+        return f"voices, by the loss of {judged}: {kept}{dropped}"
+
+
+def fit_voices(
+    pairs: Pairs,
+    held_out: Pairs | None = None,
+    *,
+    voices: Sequence[str],
+    grids: Mapping[str, Grid] | None = None,
+    seed: int = 0,
+) -> Fitted:
+    """Fit voices and choose their settings and weights.
+
+    Args:
+        pairs: to fit on.
+        held_out: to choose on; None: cross-validation over `pairs`.
+        voices: names of `VOICES`, at least one.
+        grids: the settings to try of a voice; those of its file where none are given.
+        seed: of the folds and of the kernel's anchors.
+
+    Raises:
+        ValueError: too few different images for the folds, or held-out pairs for a choice.
+    """
+    if held_out is None:
+        if int(pairs.groups().max()) + 1 < 2 * FOLDS:
+            raise ValueError(f"cross-validation in {FOLDS} folds needs at least {2 * FOLDS} different images")
+        parts = folds(pairs, seed=seed)
+    else:
+        parts = [(pairs, held_out)]
+    parts = [(fitted, held.thinned(MOST_HELD_OUT)) for fitted, held in parts]
+    judged, blocks = [], []  # the held-out pairs that the blocks take, and no others
+    for _, held in parts:
+        drawn = blocks_of(held)
+        used = torch.zeros(len(held.texts), dtype=torch.bool, device=held.texts.device)
+        for block in drawn:
+            used[block.texts] = True
+        place = used.cumsum(0) - 1
+        judged.append(held.part(torch.ones_like(held.images[:, 0], dtype=torch.bool), used))
+        blocks.append([replace(block, texts=place[block.texts]) for block in drawn])
+    if not any(blocks):
+        raise ValueError("no two held-out pairs to choose by")
+    fits, trials, similarities = {}, {}, {}
+    tried = 0
+    for name in voices:
+        grid = (grids or {}).get(name)
+        fits[name] = [voice(name).Fit(fitted, seed=seed) for fitted, _ in parts]
+        trial, count, similarities[name] = _chosen(fits[name], judged, blocks, grid)
+        tried += count
+        if trial is not None:
+            trials[name] = trial
+    image_of = torch.cat([b.images + place * MOST_HELD_OUT for place, part in enumerate(blocks) for b in part])
+    weighing = weigh(similarities, [b.positive for part in blocks for b in part], image_of)
+    kept = weighing.kept()
+    mixtures = [Mixture(kept, {n: _solved(fits[n][place], trials.get(n)) for n in kept}) for place in range(len(parts))]
+    whole = mixtures[0]
+    if held_out is None:
+        whole = Mixture(kept, {n: _solved(voice(n).Fit(pairs, seed=seed), trials.get(n)) for n in kept})
+    found = [Part(fitted, held, mixture) for (fitted, held), mixture in zip(parts, mixtures, strict=True)]
+    return Fitted(whole, weighing, trials, tried, found, "cv" if held_out is None else "dev")
+
+
+def _solved(fit: Any, trial: Trial | None) -> Sides:
+    sides: Sides = fit.sides(None if trial is None else trial.solved(fit.whitening))
+    return sides
+
+
+def _chosen(
+    fits: Sequence[Any], held: Sequence[Pairs], blocks: Sequence[list[Block]], grid: Grid | None
+) -> tuple[Trial | None, int, list[Tensor]]:
+    """The setting with the least held-out loss, the number tried, and its similarities of every block."""
+    if fits[0].grid is None:
+        return (
+            None,
+            0,
+            _similarities([_both(fit.sides(None), part) for fit, part in zip(fits, held, strict=True)], blocks),
+        )
+    grid = grid or fits[0].grid
+    scorer = _Scorer(fits, held, blocks, max(grid.dimensions))
+    best, trials = search(grid, scorer.trial)
+    return best, len(trials), scorer.similarities(best)
+
+
+class _Scorer:
+    """Scores settings of one voice on the held-out pairs of all parts.
+
+    The projections on the canonical directions are kept for the last pair of ridges: powers and dimensions only scale
+    and cut them.
+    """
+
+    def __init__(
+        self, fits: Sequence[Any], held: Sequence[Pairs], blocks: Sequence[list[Block]], dimensions: int
+    ) -> None:
+        self._dimensions = dimensions
+        self._whitenings = [fit.whitening for fit in fits]
+        self._lifted = [fit.lifted(part) for fit, part in zip(fits, held, strict=True)]
+        self._blocks = blocks
+        self._positives = [b.positive for part in blocks for b in part]
+        self._scale = 20.0
+        self._kept: tuple[tuple[float, float | None], list[tuple[Tensor, Tensor, Tensor, float]]] | None = None
+
+    def trial(self, setting: Setting) -> Trial:
+        """The setting with minus its held-out loss."""
+        scored = list(zip(self.similarities(setting), self._positives, strict=True))
+        self._scale = best_scale(scored, self._scale)
+        found = self._projected(setting.ridge, setting.text_ridge)
+        dimensions = min(setting.dimensions, max(len(values) for _, _, values, _ in found))
+        loss = float(losses_at(scored, self._scale).mean())
+        return Trial(setting.ridge, setting.power, dimensions, -loss, found[0][3])
+
+    def similarities(self, setting: Setting | Trial) -> list[Tensor]:
+        """(n, n) of every block."""
+        embedded = []
+        for x, y, values, _ in self._projected(setting.ridge, setting.text_ridge):
+            scale = values[: setting.dimensions] ** setting.power
+            u, v = (nn.functional.normalize(side[:, : setting.dimensions] * scale, dim=1) for side in (x, y))
+            embedded.append((u, v))
+        return _similarities(embedded, self._blocks)
+
+    def _projected(self, ridge: float, text_ridge: float | None) -> list[tuple[Tensor, Tensor, Tensor, float]]:
+        """Of each part: (I, k) and (T, k) on the canonical directions, the correlations (k,) and the texts' ridge."""
+        if self._kept is None or self._kept[0] != (ridge, text_ridge):
+            made = []
+            for whitening, (x, y) in zip(self._whitenings, self._lifted, strict=True):
+                found = whitening.solve(ridge=ridge, text_ridge=text_ridge, power=0.0, dimensions=self._dimensions)
+                sides = found.projected_images(x), found.projected_texts(y)
+                made.append((*sides, found.singular_values.float(), found.text_ridge))
+            self._kept = (ridge, text_ridge), made
+        return self._kept[1]
+
+
+def _both(sides: Sides, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    return sides[0](pairs.images), sides[1](pairs.texts)
+
+
+def _similarities(embedded: Sequence[tuple[Tensor, Tensor]], blocks: Sequence[list[Block]]) -> list[Tensor]:
+    return [b.similarities(u, v) for (u, v), part in zip(embedded, blocks, strict=True) for b in part]
+
+
+def _held_out(part: Part) -> HeldOut:
+    """The held-out pairs as retrieval's candidates: copies of an image, and equal texts, count once."""
+    pairs = part.held_out
+    groups, same = pairs.groups(), pairs.same_texts()
+    images, texts = _first(groups), _first(same)
+    both = torch.unique(torch.stack([same, groups[pairs.owner]], dim=1), dim=0)
+    return HeldOut(part.mixture.embed_images(pairs.images[images]), part.mixture.embed_texts(pairs.texts[texts]), both)
+
+
+def _first(numbers: Tensor) -> Tensor:
+    """The first place of each of the numbers 0, 1, … in (n,)."""
+    order = torch.argsort(numbers, stable=True)
+    return order[torch.searchsorted(numbers[order], torch.arange(int(numbers.max()) + 1, device=numbers.device))]

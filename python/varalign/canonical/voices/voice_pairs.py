@@ -1,0 +1,120 @@
+"""Features of images and of their texts, as the voices are fitted to them, and the folds of cross-validation.
+
+I images, T texts, dx and dy feature dimensions, L lexical dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and texts; text j and image `owner[j]` are a pair.
+
+    Attributes:
+        images: (I, dx) features, float32.
+        texts: (T, dy + L) features, float32; the last L columns are the lexical vectors.
+        owner: (T,) int64 rows of the images.
+        lexical: L, 0 without lexical vectors.
+        weights: (T,) how much each pair counts in a fit, at least 0; None: all alike.
+        image_ids: (I,) int64, equal for copies of an image; None: all differ.
+        text_ids: (T,) int64, equal for texts that are one; such a text belongs to each of its images. None: all differ.
+    """
+
+    images: Tensor
+    texts: Tensor
+    owner: Tensor
+    lexical: int = 0
+    weights: Tensor | None = None
+    image_ids: Tensor | None = None
+    text_ids: Tensor | None = None
+
+    def groups(self) -> Tensor:
+        """(I,) int64 from 0: the same number for copies of an image."""
+        if self.image_ids is None:
+            return torch.arange(len(self.images), device=self.images.device)
+        return torch.unique(self.image_ids, return_inverse=True)[1]
+
+    def same_texts(self) -> Tensor:
+        """(T,) int64 from 0: the same number for texts that are one."""
+        if self.text_ids is None:
+            return torch.arange(len(self.texts), device=self.texts.device)
+        return torch.unique(self.text_ids, return_inverse=True)[1]
+
+    def part(self, images: Tensor, texts: Tensor | None = None) -> Pairs:
+        """The pairs of some images, a mask (I,), and of these only the texts of a mask (T,)."""
+        kept = images[self.owner] if texts is None else images[self.owner] & texts
+        place = images.cumsum(0) - 1
+
+        def of(values: Tensor | None, mask: Tensor) -> Tensor | None:
+            return None if values is None else values[mask]
+
+        return replace(
+            self,
+            images=self.images[images],
+            texts=self.texts[kept],
+            owner=place[self.owner[kept]],
+            weights=of(self.weights, kept),
+            image_ids=of(self.image_ids, images),
+            text_ids=of(self.text_ids, kept),
+        )
+
+    def chunks(self, images: int = 1024) -> Iterator[Pairs]:
+        """The pairs of consecutive images, a bounded number at a time; weights are given, ids are not."""
+        order = torch.argsort(self.owner, stable=True)
+        bounds = torch.searchsorted(self.owner[order], torch.arange(0, len(self.images) + images, images).to(order))
+        for which, start in enumerate(range(0, len(self.images), images)):
+            rows = order[bounds[which] : bounds[which + 1]]
+            yield Pairs(
+                self.images[start : start + images],
+                self.texts[rows],
+                self.owner[rows] - start,
+                self.lexical,
+                None if self.weights is None else self.weights[rows],
+            )
+
+    def captioned(self) -> Pairs:
+        """The same without the images that have no text."""
+        has = torch.zeros(len(self.images), dtype=torch.bool, device=self.images.device)
+        has[self.owner] = True
+        return self if bool(has.all()) else self.part(has)
+
+    def thinned(self, most: int) -> Pairs:
+        """The pairs of at most `most` of the images, evenly spread."""
+        count = len(self.images)
+        if count <= most:
+            return self
+        kept = torch.zeros(count, dtype=torch.bool, device=self.images.device)
+        kept[torch.linspace(0, count - 1, most).long()] = True
+        return self.part(kept)
+
+
+def folds(pairs: Pairs, *, seed: int, count: int = FOLDS) -> list[tuple[Pairs, Pairs]]:
+    """Cross-validation by image: each part (the rest of the pairs, the held-out pairs).
+
+    Copies of an image are in one fold. A held-out text that also stands at an image of the rest is left out of the
+    held-out pairs, and so is an image that has no text left: what is judged was not in the fit.
+
+    Args:
+        pairs: of at least `count` different images.
+        seed: of the draw of the folds.
+        count: number of folds.
+    """
+    groups, texts = pairs.groups(), pairs.same_texts()
+    number = int(groups.max()) + 1
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).to(groups.device)
+    fold = (order % count)[groups]
+    found = []
+    for which in range(count):
+        held = fold == which
+        seen = torch.zeros(int(texts.max()) + 1, dtype=torch.bool, device=texts.device)
+        seen[texts[~held[pairs.owner]]] = True
+        found.append((pairs.part(~held), pairs.part(held, ~seen[texts]).captioned()))
+    return found

@@ -1,0 +1,37 @@
+"""The voices that `--voices` takes, and what it says of a run. Torch-free."""
+
+from __future__ import annotations
+
+from varalign.options.declaration import ConfigError, near
+
+FITTED = ("closed-form", "kernel", "lexical", "zero-shot")
+"""Voices fitted before training: the names of `varalign.canonical.voices.VOICES`."""
+MEMBERS = "members"
+AUTO, NONE = "auto", "none"
+FEWEST_DEV = 300
+"""Dev images from which on settings are chosen on dev alone; with fewer, by cross-validation over train and dev."""
+
+
+def voices_of(value: str) -> tuple[str, ...]:
+    """The voices of a list, in the order of simplicity, members last; none for `none`."""
+    named = {name.strip() for name in value.split(",")}
+    return tuple(name for name in (*FITTED, MEMBERS) if name in named)
+
+
+def check_voices(value: str) -> None:
+    """Refuse what is neither `auto`, `none` nor a list of voices.
+
+    Raises:
+        ConfigError: an unknown name, or members without a voice to stand beside.
+    """
+    if value in (AUTO, NONE):
+        return
+    known = (*FITTED, MEMBERS)
+    for name in value.split(","):
+        if name.strip() not in known:
+            raise ConfigError(
+                f"--voices {value!r}: {name.strip()!r} is no voice; it takes auto, none, or some of "
+                f"{', '.join(known)}{near(name.strip(), known)}"
+            )
+    if voices_of(value) == (MEMBERS,):
+        raise ConfigError("--voices members: they stand beside another voice, such as closed-form,members")

@@ -1,0 +1,1 @@
+"""Voices and members of a run: its start by voices."""
