@@ -78,9 +78,7 @@ class FewPairs:
         return self.fitted.mixture.embed_texts(rows.pairs(self.lexicon).texts)
 
 
-def fit_few_pairs(
-    train: Rows, dev: Rows | None = None, *, voices: Sequence[str] = USUAL, seed: int = 0
-) -> FewPairs:
+def fit_few_pairs(train: Rows, dev: Rows | None = None, *, voices: Sequence[str] = USUAL, seed: int = 0) -> FewPairs:
     """Fit the default recipe of runs with few pairs (no members).
 
     Args:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from varalign.canonical.choice import FEW
-from varalign.canonical.covariance import RunningCovariance, exact_products
+from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.maps import ClosedForm, Whitening
 from varalign.canonical.voices.voice_pairs import Pairs
+from varalign.evaluation.products import exact_products
 
 NAME = "kernel"
 GAMMA = 0.3
