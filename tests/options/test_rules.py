@@ -14,7 +14,10 @@ from varalign.options.rules import RULES, check_rules, idle_options
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"data": "a", "features": "b"}, "--data and --features exclude each other"),
+        (
+            {"features": "b", "split_by": "seed"},
+            "a features file is none: leave it out, or name the folder of its pictures",
+        ),
         (
             {"features": "b", "use_pretrained": True},
             "--use-pretrained names encoders, and a features file",

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from varalign.pictures.run_page import Example, Found, write_report
+from varalign.pictures.run_page import write_report
 from varalign.runs.folder import RunFolder
 from varalign.runs.run_errors import RunError
 
@@ -63,35 +63,64 @@ def test_a_whole_run_is_one_page(tmp_path):
     photo = tmp_path / "dog & cat.jpg"
     Image.new("RGB", (640, 480), "green").save(photo)
     (tmp_path / "broken.jpg").write_text("text")
-    examples = [
-        Example("<i>two dogs</i>", [Found(photo, 0.71, True), Found(tmp_path / "broken.jpg", 0.5, False)], rank=1),
-        Example(photo, [Found('a "cat" <img src=x onerror=alert(2)>', 0.4, False)], rank=1234),
-    ]
-    file = write_report(RunFolder(run), rows, examples=examples)
+    hostile = 'a "cat" </script><img src=x onerror=alert(2)>'
+    item = {"kind": "best", "query": 0, "rank": 1234, "found": [[0, 0.71, True], [1, 0.5, False]]}
+    shown = {
+        "split": "test",
+        "examples": {"i2t": [item], "t2i": [{**item, "kind": "worst", "rank": 1}]},
+        "hubs": {"i2t": [[0, 17]], "t2i": []},
+        "queries": {"i2t": 1000, "t2i": 5000},
+        "rank_bounds": [1, 5],
+        "ranks": {"i2t": [0.5, 0.25, 0.25], "t2i": [0.25, 0.25, 0.5]},
+        "similarities": {"edges": [0.0, 0.5, 1.0], "pairs": [0.0, 1.0], "non_pairs": [1.0, 0.0]},
+        "collapsed": [],
+        "images": [["photo", str(photo)], ["broken.jpg", str(tmp_path / "broken.jpg")], ["gone.jpg", "gone.jpg"]],
+        "texts": ["<i>two dogs</i>", hostile, "رجل"],
+        "map": {
+            "images": [0, 2],
+            "texts": [1, 2],
+            "rank": {"i2t": [1, 2], "t2i": [3, 4]},
+            "layouts": {"PCA": [[0.0, 0.0], [1.0, 0.5], [0.0, 1.0], [-1.0, 0.0]]},
+        },
+    }
+    report = {"rows": rows, "showcase": shown, "notes": ["1,000 <pairs>"]}
+    report |= {"diagnosis": {"lines": ["4 % wrong"], "page": "diagnosis/dia gnosis.html"}}
+    file = write_report(RunFolder(run), report)
     assert file == run / "report.html"
     page = read(file)
-    assert "script" not in page.tags and not {"i", "b"} & set(page.tags) and page.tags.count("img") == 4
-    assert all(source.startswith("data:image/") for source in page.sources) and "http" not in file.read_text()
+    assert page.tags.count("script") == 2 and not {"i", "b"} & set(page.tags)
+    assert all(source.startswith("data:image/") or source == "diagnosis/dia%20gnosis.html" for source in page.sources)
+    assert "http" not in file.read_text()
     for text in (
         "<i>two dogs</i>",
+        hostile,
         "a<b>&c",
         "alert(1)",
         "broken.jpg (cannot be read)",
         "place 1,234",
+        "first for 17 of 1,000 queries",
         "<b>ours</b>",
         "47.0–53.0",
+        "1,000 <pairs>",
+        "4 % wrong",
+        "2–5",
+        "above 5",
+        "finds the right caption first for 50 of 100 images (95 %: 47 to 53; chance 0.1) among 5,000 texts",
     ):
-        assert text in page.text
-    assert "50.0" in page.text and "25.0" in page.text and "5,000" in page.text and "nan" not in page.text
+        assert text in page.text, text
+    assert "50.0" in page.text and "25.0" in page.text and not re.search(r"\bnan\b", page.text)
     assert "among 1,000 images, 5,000 texts. Ties count against the model." in page.text
     first = re.search(r'alt="training"', file.read_text())
     assert first is not None and (run / "pictures" / "training.png").is_file()
     jpeg = next(source for source in page.sources if "jpeg" in source).partition(",")[2]
     assert base64.b64decode(jpeg).startswith(b"\xff\xd8")
+    data = json.loads(re.search(r'id="map-data">(.*?)</script>', file.read_text(), re.DOTALL)[1])
+    assert data["texts"] == [hostile, "رجل"] and data["names"] == ["photo", "gone.jpg"]
+    assert data["thumbnails"][0].startswith("data:image/jpeg;base64,") and data["thumbnails"][1] is None
 
 
 def test_a_damaged_run_folder_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunError, match=r"config.json: cannot be read as JSON"):
-        write_report(RunFolder(tmp_path), [{"model": "chance", "i2t_recall@1": 0.001}])
+        write_report(RunFolder(tmp_path), {"rows": [{"model": "chance", "i2t_recall@1": 0.001}]})

@@ -6,13 +6,19 @@ import os
 
 import numpy as np
 import pytest
-from varalign.pictures.tsne import Collapsed, choose_pairs, draw_tsne, layouts
+from varalign.pictures.tsne import Collapsed, choose_pairs, draw_layouts, fitting_perplexities, layouts, pair_points
 
 
 def pairs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     images = generator.standard_normal((count, 8)).astype(np.float32)
     return images, images + 0.1 * generator.standard_normal((count, 8)).astype(np.float32)
+
+
+def draw_tsne(images, texts, perplexities, out, jobs=None, **options):
+    points = pair_points(images, texts)
+    wanted = fitting_perplexities(perplexities, len(points))
+    return draw_layouts(dict(zip(wanted, layouts(points, wanted, jobs=jobs), strict=True)), out, **options)
 
 
 def test_writes_one_picture_a_perplexity_and_a_sheet(tmp_path):
@@ -50,7 +56,8 @@ def test_one_pair_and_one_dimension(tmp_path):
 @pytest.mark.parametrize(
     ("perplexities", "message"),
     [
-        ([5, 24], r"perplexity 24: wanted at least 1 and less than the number of points, which is 24 \(12 pairs"),
+        ([24], r"perplexity 24: wanted at least 1 and less than the number of points, which is 24 \(12 pairs"),
+        ([5, 0.5], "perplexity 0.5: wanted at least 1"),
         ([30.5], "perplexity 30.5: wanted"),
         ([0], "perplexity 0: wanted at least 1"),
         ([float("nan")], "perplexity nan"),
@@ -61,6 +68,21 @@ def test_perplexities_that_do_not_fit(tmp_path, perplexities, message):
     with pytest.raises(ValueError, match=message):
         draw_tsne(*pairs(12), perplexities, tmp_path / "none")
     assert not os.listdir(tmp_path)
+
+
+def test_perplexities_that_are_too_large_are_left_out_with_a_remark():
+    remarks: list[str] = []
+    assert fitting_perplexities([5, 50, 30, 5], 24, remarks.append) == [5]
+    assert remarks == ["perplexity 50, 30: left out, there are only 24 points (12 pairs)"]
+
+
+def test_forms_of_files(tmp_path):
+    for form, head in (("pdf", b"%PDF"), ("svg", b"<?xml")):
+        files = draw_tsne(*pairs(12), [5], tmp_path / form, jobs=1, form=form, about="$a$ <b>, test split")
+        assert [file.name for file in files] == [f"tsne_perplexity_5.{form}", f"tsne.{form}"]
+        assert all(file.read_bytes().startswith(head) for file in files)
+        again = draw_tsne(*pairs(12), [5], tmp_path / "again", jobs=1, form=form, about="$a$ <b>, test split")
+        assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again] or form == "svg"
 
 
 def test_embeddings_that_cannot_be_drawn(tmp_path):
@@ -94,9 +116,9 @@ def test_leaves_pyplot_alone(tmp_path):
     import sys
 
     code = (
-        "import sys, numpy as np; from pathlib import Path; from varalign.pictures.tsne import draw_tsne; "
+        "import sys, numpy as np; from pathlib import Path; from varalign.pictures.tsne import draw_layouts; "
         "assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules; "
-        f"draw_tsne(np.eye(4), np.eye(4)[::-1], [2], Path({str(tmp_path)!r})); "
+        f"draw_layouts({{2.0: np.eye(4)[:, :2]}}, Path({str(tmp_path)!r})); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

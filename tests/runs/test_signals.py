@@ -118,7 +118,7 @@ def test_the_result_is_shown_before_the_page_is_drawn(
     def show(result: runs.TrainResult) -> None:
         shown.append((result.table().count("chance"), page.exists()))
 
-    kill_in(runs, "write_report", 0, signal.SIGTERM, monkeypatch)
+    kill_in(runs, "write_run_report", 0, signal.SIGTERM, monkeypatch)
     with pytest.raises(Interrupted, match="training is done and saved, the run's page is not; .* --resume .* makes it"):
         varalign.train(config_for(features_file, tmp_path / "run"), say=quiet, show=show)
     assert shown == [(1, False)] and not page.exists()

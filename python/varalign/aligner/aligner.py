@@ -15,6 +15,7 @@ from varalign.aligner import hub_bank
 from varalign.aligner.evaluate import embed_split, evaluate
 from varalign.aligner.export import write_embeddings, write_features
 from varalign.aligner.gallery import Gallery, open_gallery
+from varalign.aligner.run_report import add_layouts
 from varalign.canonical.hub_correction import HubCorrection, HubForm, as_items, as_queries
 from varalign.data.damage import damaged
 from varalign.data.errors import DataError
@@ -29,7 +30,16 @@ from varalign.inputs.parts import Parts, short
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import embedded_files, embedded_texts
 from varalign.options.config import TrainConfig
-from varalign.pictures.tsne import Collapsed, check_perplexities, choose_pairs, draw_tsne
+from varalign.pictures.style import PictureForm
+from varalign.pictures.tsne import (
+    Collapsed,
+    check_seed,
+    choose_pairs,
+    draw_layouts,
+    fitting_perplexities,
+    layouts,
+    pair_points,
+)
 from varalign.runs.checkpoint import Checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.runs.progress import to_stderr
@@ -228,39 +238,51 @@ class Aligner:
         pairs: int = 1000,
         seed: int = 0,
         out: Path | None = None,
+        form: PictureForm = "png",
     ) -> list[Path]:
         """t-SNE plots of a split: each image with its first caption, one file per perplexity and a sheet of all.
 
         Args:
-            perplexities: of the plots; each below the number of points.
-            split: `train`, `dev` or `test`.
+            perplexities: of the plots; those that are not below the number of points are left out with a remark.
+            split: `train`, `dev`, `test` or `all`.
             pairs: maximum number of pairs, drawn by `seed`.
             seed: of the draw and of t-SNE.
-            out: the folder; the run's `pictures` if None.
+            out: the folder; the run's `pictures` if None, and the layouts are then on the map of its report too.
+            form: of the files.
 
         Returns:
             The files written; none, with a line on standard error, if an encoder has collapsed.
 
         Raises:
-            DataError: a perplexity that does not fit the number of points.
+            DataError: no perplexity fits the number of points.
         """
-        if out is None:
-            if self.run is None:
-                raise DataError("name a folder for the pictures: this model has no run")
-            out = self.run.pictures
+        if out is None and self.run is None:
+            raise DataError("name a folder for the pictures: this model has no run")
         if pairs < 2:
             raise DataError(f"--pairs is {pairs}, but must be at least 2")
-        if out.exists() and not out.is_dir():
+        if out is not None and out.exists() and not out.is_dir():
             raise DataError(f"--out {out}: is a file; name a folder")
+        check_seed(seed)
         rows = self.rows(split)
         rows = rows[choose_pairs(len(rows), pairs, seed)]
-        check_perplexities(perplexities, 2 * len(rows))  # before minutes of embedding
-        images, texts = embed_split(self.parts, rows).first_pairs()
+        fitting_perplexities(perplexities, 2 * len(rows))  # before minutes of embedding
+        found = embed_split(self.parts, rows)
+        images, texts = (part.cpu().numpy() for part in found.first_pairs())
         try:
-            return draw_tsne(images.cpu().numpy(), texts.cpu().numpy(), perplexities, out, seed=seed)
+            points = pair_points(images, texts)
         except Collapsed as error:
             to_stderr(str(error))
             return []
+        wanted = fitting_perplexities(perplexities, len(points), to_stderr)
+        places = dict(zip(wanted, layouts(points, wanted, seed=seed), strict=True))
+        gap = float(np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0)))
+        about = f"{self.name}, {split} split, seed {seed}, modality gap {gap:.3f}"
+        folder = self.run.pictures if out is None else out  # type: ignore[union-attr]
+        files = draw_layouts(places, folder, about=about, form=form)
+        if out is None and self.run is not None:
+            named = {f"t-SNE, perplexity {perplexity:g}": layout for perplexity, layout in places.items()}
+            add_layouts(self.run, split, found.rows[found.first[:, 0]], named)
+        return files
 
     def write_embeddings(self, file: Path, *, split: str = "all") -> dict[str, Any]:
         """Write the embeddings of a split, or of all images, with ids: see `export.write_embeddings`."""

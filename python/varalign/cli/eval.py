@@ -65,12 +65,19 @@ def run(arguments: argparse.Namespace) -> int:
     named |= result
     chance, reachable = model.chance(arguments.split), model.reachable(arguments.split)
     zero_shot = model.zero_shot(arguments.split, noise=arguments.noise)
-    lines = [final_table([{"epochs": model.epochs, **named}, *filter(None, (zero_shot, chance, reachable))])]
+    rows = [{"epochs": model.epochs, **named}, *filter(None, (zero_shot, chance, reachable))]
+    lines = [final_table(rows)]
     if "unreadable" in result:
         lines.append(f"{result['unreadable']} unreadable images left out")
     lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}{_error(result, key)}" for key in STATISTICS]
     lines += chance_remark(result, chance)
-    return answer(arguments, named, lines)
+    code = answer(arguments, named, lines)
+    own = arguments.data is None and arguments.noise is None and how == {"hub_correction": None, "hub_form": None}
+    if model.run is not None and own and arguments.split == "test" and arguments.checkpoint == "best":
+        from varalign.aligner.run_report import write_run_report
+
+        write_run_report(model.run, model.parts, model.hub.correction, rows)
+    return code
 
 
 def _error(result: dict[str, Any], key: str) -> str:

@@ -39,7 +39,8 @@ class FeatureSet(CaptionIndex):
 
     image_features: (I, Dx) float32. text_features: (T, Dy) float32. text_image_ids: (T,) int64 image rows. split: (I,)
     int8. image_ids: (I,) int64, equal for copies of one image; an id is never in two splits. image_names: (I,) or None.
-    texts: (T,) or None. same_caption: whether equal texts are one, see `CaptionIndex`.
+    texts: (T,) or None. same_caption: whether equal texts are one, see `CaptionIndex`. image_paths: (I,) picture files,
+    for what shows them, or None.
     """
 
     image_features: NDArray[np.float32]
@@ -51,6 +52,7 @@ class FeatureSet(CaptionIndex):
     notes: list[str] = field(default_factory=list)
     texts: list[str] | None = None
     same_caption: SameCaption = "positive"
+    image_paths: list[Path] | None = None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ from varalign.data.damage import damaged
 from varalign.data.datasets import ImageCaptions, load_dataset
 from varalign.data.exclusions import without_excluded
 from varalign.data.features import FeatureSet, load_features
+from varalign.data.matched import matched
 from varalign.data.noise import parse_noise
 from varalign.data.readers.folders import given_place
 from varalign.data.readers.reading import HUB, Reading, of_hub
@@ -42,6 +43,8 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         place = Path(config.features).resolve()
         data = load_features(place)
         config = replace(config, features=str(place))
+        if config.data is not None:
+            config, data = _pictured(config, data)
     else:
         config, place = _folder(config, say)
         if of_hub(place):
@@ -73,6 +76,17 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
         data, line = without_excluded(data, Path(str(config.exclude)))
         say(line)
     return config, checked(data, str(place))
+
+
+def _pictured(config: TrainConfig, features: FeatureSet) -> tuple[TrainConfig, FeatureSet]:
+    """The features with the pictures of `data`, and its captions where the file has none; places resolved."""
+    place = Path(str(config.data))
+    reading = Reading.of(config)
+    folder = load_dataset(place, seed=config.seed, skip_missing=config.skip_missing, reading=reading)
+    found = matched(features, folder, place)
+    texts = found.captions if features.texts is None else features.texts
+    config = replace(config, data=str(place.resolve()))
+    return config, replace(features, image_paths=found.image_paths, texts=texts)
 
 
 def _folder(config: TrainConfig, say: Say) -> tuple[TrainConfig, Path]:

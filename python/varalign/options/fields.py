@@ -31,7 +31,8 @@ class Options:
     """The options of `varalign train`, with underscores, in the order of the help and of `config.json`."""
 
     data: str | None = _data(
-        "folder of images and captions (default: data/flickr8k if it exists, else the built-in sample)",
+        "folder of images and captions (default: data/flickr8k if it exists, else the built-in sample); with "
+        "--features: the pictures that the report shows",
         metavar="DIR",
         common=True,
     )

@@ -44,20 +44,18 @@ _NEEDS_TOWERS = "needs the encoders, which a features file does not have: train 
 
 RULES = (
     Rule(
-        "data", _features, "and --features exclude each other in training: one names images, the other their features"
-    ),
-    Rule(
         "image_encoder text_encoder use_pretrained",
         _features,
         "names encoders, and a features file already holds their output: leave it out",
     ),
     Rule(
-        "captions images separator image_column caption_column follow_links split_by",
-        _features,
-        "says how a data folder is read, and a features file is none: leave it out",
+        "captions images separator image_column caption_column follow_links split_by skip_missing",
+        lambda c: _features(c) and c.data is None,
+        "says how a data folder is read, and a features file is none: leave it out, or name the folder of its pictures "
+        "too (--data)",
     ),
     Rule(
-        "captions_per_image skip_missing augment decoded_cache image_size max_length pooling bidirectional",
+        "captions_per_image augment decoded_cache image_size max_length pooling bidirectional",
         _features,
         _NEEDS_IMAGES,
     ),

@@ -20,12 +20,36 @@ h1 { font-size: 1.6rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.4rem 0 .7
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap }
 th { font-weight: 600 } th:first-child, td:first-child { text-align: left; padding-left: 0 }
-.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)); gap: 1rem }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(760px, 100%), 1fr)); gap: 1rem }
 figure { margin: 0 } figcaption { color: var(--grey); font-size: .85rem }
 .example { display: flex; gap: 1rem; padding: .9rem 0; border-bottom: 1px solid var(--line); align-items: flex-start }
-.query { flex: 0 0 180px } .found { display: flex; flex-wrap: wrap; gap: .6rem; flex: 1 }
+.query { flex: 0 0 180px } .found { display: flex; flex-wrap: wrap; gap: .6rem; flex: 1; min-width: 0 }
 .item { width: 130px; font-size: .85rem; padding: .35rem; border: 2px solid var(--line); border-radius: 6px }
-.item.text { width: auto; flex: 1 1 100% } .item.right { border-color: var(--right) }
+.item, .query { overflow-wrap: anywhere }
+.item.text { width: auto; flex: 1 1 100% } .item.right { border-color: var(--right) } .hubs { padding: .9rem 0 }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 1.2rem }
+.two svg { width: 100%; height: auto } .key { float: right } figcaption { margin-bottom: .4rem }
+.verdict { font-size: 1.25rem; line-height: 1.4; margin: 1rem 0 }
+.tabs { display: flex; flex-wrap: wrap; gap: 0 .5rem } .tabs > input { position: absolute; opacity: 0 }
+.tabs > label { padding: .25rem .7rem; border-radius: 6px; cursor: pointer; color: var(--grey); order: 0 }
+.tabs > section { display: none; flex: 1 0 100%; order: 1; min-width: 0 }
+.tabs > input:checked + label { background: #eef1f5; color: var(--ink) }
+.tabs > input:focus-visible + label { outline: 2px solid var(--ink) }
+.tabs > input:checked + label + section { display: block }
+.result { font-size: .92rem } .result th, .result td { padding: .3rem .5rem } .result th { white-space: normal }
+.map { display: flex; flex-wrap: wrap; gap: .6rem 1rem; align-items: center } .map canvas { width: 100%; height: 560px }
+.map canvas { border: 1px solid var(--line); border-radius: 6px; cursor: crosshair; touch-action: none }
+.map input, .map select { font: inherit; padding: .15rem .4rem; max-width: 100% } .map label { color: var(--grey) }
+.map .tip { width: 100%; min-height: 7rem; display: flex; gap: .8rem; overflow-wrap: anywhere }
+.map .tip img { height: 96px }
+@media (max-width: 760px) {
+  body { margin: 1rem auto } .example { flex-direction: column } .query { flex: none }
+  .result thead { display: none } .result, .result tbody, .result tr, .result td { display: block }
+  .result tr { border-bottom: 1px solid var(--line); padding: .4rem 0 }
+  .result td { border: 0; text-align: left; white-space: normal; padding: .05rem 0 }
+  .result td:not(:first-child):not(:empty)::before { content: attr(data-label) ": "; color: var(--grey) }
+  .map canvas { height: 360px }
+}
 pre { background: #f6f7f9; padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem }
 """
 _THUMBNAIL_SIDE = 260
@@ -58,7 +82,7 @@ def write_page(file: Path, title: str, subtitle: str, parts: Iterable[str]) -> P
 def figures(pictures: Iterable[tuple[str, bytes]]) -> str:
     """A grid of PNGs with their captions."""
     shown = [
-        f'<figure><img src="{_data_uri(png, "png")}" alt="{escape(caption.removesuffix(".png"))}">'
+        f'<figure><img src="{data_uri(png, "png")}" alt="{escape(caption.removesuffix(".png"))}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, png in pictures
     ]
@@ -90,7 +114,15 @@ def file_name(file: Path) -> str:
 
 
 def thumbnail(file: Path) -> str:
-    """An embedded <img> of the file, reduced in size; the file's name as text if it cannot be read.
+    """An embedded <img> of the file, reduced in size; the file's name as text if it cannot be read."""
+    uri = thumbnail_uri(file, _THUMBNAIL_SIDE)
+    if uri is None:
+        return f'<span class="grey">{file_name(file)} (cannot be read)</span>'
+    return f'<img src="{uri}" alt="{escape(file.name)}">'
+
+
+def thumbnail_uri(file: Path, side: int, quality: int = 85) -> str | None:
+    """A JPEG data URI of the file, at most `side` pixels wide and high; None if it cannot be read.
 
     The compiled decoder reads the file: Pillow would try all its plugins, and the PostScript one starts Ghostscript.
     """
@@ -98,13 +130,13 @@ def thumbnail(file: Path) -> str:
 
     try:
         small = Image.fromarray(decode_image(read_bytes(file, _MOST_BYTES)))
-    except (ValueError, MemoryError):
-        return f'<span class="grey">{file_name(file)} (cannot be read)</span>'
-    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    except (ValueError, OSError, MemoryError):
+        return None
+    small.thumbnail((side, side))
     written = io.BytesIO()
-    small.save(written, "JPEG", quality=85)
-    return f'<img src="{_data_uri(written.getvalue(), "jpeg")}" alt="{escape(file.name)}">'
+    small.save(written, "JPEG", quality=quality)
+    return data_uri(written.getvalue(), "jpeg")
 
 
-def _data_uri(content: bytes, kind: str) -> str:
+def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from varalign.pictures.style import BLUE, INK, LINE, RED, finish, new_figure, save_figure
+from varalign.pictures.style import BLUE, GREY, INK, LINE, RED, finish, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,13 +68,13 @@ def draw_training(lines: Sequence[Mapping[str, Any]], out: Path) -> Path:
         _curve(axes, at, _column(steps, f"{stem}_t2i"), BLUE, "text → image")
     finish(loss, "loss", "step")
     weights.axhline(0.5, color=LINE, linewidth=1.0)
-    low, high = weights.get_ylim()
-    reach = max(0.02, abs(low - 0.5), abs(high - 0.5))  # symmetric about 0.5, and wide enough to hide rounding errors
-    weights.set_ylim(0.5 - reach, 0.5 + reach)
+    weights.set_ylim(0.0, 1.0)
     finish(weights, "direction weights", "step")
     _recall(recall, dev)
     _curve(scale, at, _column(steps, "logit_scale"), "#3f7d4e", "1/τ")
     finish(scale, "logit scale", "step")
+    for axes in (loss, weights, recall, scale):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     return save_figure(figure, out)
 
@@ -98,6 +98,9 @@ def _recall(recall: Axes, dev: Sequence[Mapping[str, Any]]) -> None:
     sizes = {(line.get("images"), line.get("texts")) for line in dev}
     images, texts = sizes.pop() if len(sizes) == 1 else (None, None)
     counted = f", {images:,} images and {texts:,} texts" if isinstance(images, int) and isinstance(texts, int) else ""
+    if isinstance(images, int) and images > 0:
+        recall.axhline(1 / images, color=GREY, linewidth=1.0, linestyle=(0, (1, 2)), label="t→i R@1 by chance")
     finish(recall, f"recall on dev{counted}", "epoch")
     if recall.get_legend() is not None:
-        recall.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=max(1, len(ks)))
+        below: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.0, -0.16)}
+        recall.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=len(ks) + 1, **below)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from varalign.data.files import write_atomically
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PictureForm = Literal["png", "pdf", "svg"]
+PICTURE_FORMS: tuple[PictureForm, ...] = get_args(PictureForm)
 RED = "#d7263d"  # i2t, images
 BLUE = "#1f5fd0"  # t2i, texts
 INK = "#22262e"
@@ -36,17 +38,25 @@ def finish(axes: Axes, title: str, below: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(LINE)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    names = axes.get_legend_handles_labels()[1]
+    if names:  # above the axes, where it covers no data
+        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.3}
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, ncols=min(3, len(names)), **place)
     else:
         axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=GREY)
 
 
+def picture(figure: Figure, form: PictureForm) -> bytes:
+    """The figure as the bytes of a file. A date in it would make equal figures differ."""
+    written = io.BytesIO()
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    figure.savefig(written, format=form, metadata=dated.get(form))
+    return written.getvalue()
+
+
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG file."""
-    written = io.BytesIO()
-    figure.savefig(written, format="png")
-    return written.getvalue()
+    return picture(figure, "png")
 
 
 def save_figure(figure: Figure, file: Path) -> Path:

@@ -6,7 +6,7 @@ Source: van der Maaten & Hinton 2008, "Visualizing data using t-SNE"; scikit-lea
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from varalign.data.errors import DataError
 from varalign.data.files import write_atomically
 from varalign.data.outputs import UNFINISHED, written_together
-from varalign.pictures.style import BLUE, INK, RED, new_figure, png
+from varalign.pictures.style import BLUE, INK, RED, PictureForm, new_figure, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # n pairs, D embedding; points are the n images, then the n texts
 
@@ -45,7 +46,17 @@ def choose_pairs(n: int, limit: int = 1000, seed: int = 0) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(seed).permutation(n)[:limit])
 
 
-def _check_points(image_embeddings: Any, text_embeddings: Any) -> NDArray[np.float32]:
+def pair_points(image_embeddings: Any, text_embeddings: Any) -> NDArray[np.float32]:
+    """(2n, D) points: n images, then their n texts.
+
+    Args:
+        image_embeddings: (n, D) finite numbers; row i belongs to row i of the texts.
+        text_embeddings: (n, D), likewise.
+
+    Raises:
+        Collapsed: all images, or all texts, are equal but for rounding errors.
+        DataError: shapes that differ, NaN or infinity.
+    """
     images = np.asarray(image_embeddings, dtype=np.float32)
     texts = np.asarray(text_embeddings, dtype=np.float32)
     if images.ndim != 2 or images.shape != texts.shape or len(images) == 0:
@@ -57,12 +68,17 @@ def _check_points(image_embeddings: Any, text_embeddings: Any) -> NDArray[np.flo
                 f"{name} embeddings: {len(bad)} of {len(rows)} rows hold NaN or infinity (first: row {bad[0]}); "
                 "the training has diverged, or the file is damaged"
             )
-        away = float(np.square(rows - rows.mean(axis=0)).sum(axis=1).mean())
-        if len(rows) > 1 and away <= _ONE_POINT**2 * float(np.square(rows).sum(axis=1).mean()):
+        if collapsed(rows):
             raise Collapsed(
                 f"all {name} embeddings are one point but for rounding: the encoder has collapsed; nothing is drawn"
             )
     return np.concatenate([images, texts])
+
+
+def collapsed(rows: NDArray[np.float32]) -> bool:
+    """Whether all rows (n, D) are one point but for rounding errors."""
+    away = float(np.square(rows - rows.mean(axis=0)).sum(axis=1).mean())
+    return len(rows) > 1 and away <= _ONE_POINT**2 * float(np.square(rows).sum(axis=1).mean())
 
 
 def check_seed(seed: int) -> None:
@@ -71,21 +87,28 @@ def check_seed(seed: int) -> None:
         raise DataError(f"seed is {seed}, but scikit-learn takes seeds from 0 to {2**32 - 1}")
 
 
-def check_perplexities(perplexities: Sequence[float], points: int) -> list[float]:
-    """The perplexities without repetitions.
+def fitting_perplexities(
+    perplexities: Sequence[float], points: int, say: Callable[[str], None] | None = None
+) -> list[float]:
+    """The perplexities below the number of points, each once; `say` gets a remark on those that are left out.
 
-    Raises DataError for an empty list, and for a perplexity below 1 or not below the number of points.
+    Raises:
+        DataError: an empty list, a perplexity below 1, or none below the number of points.
     """
     wanted = list(dict.fromkeys(float(perplexity) for perplexity in perplexities))
     if not wanted:
         raise DataError("perplexities: wanted at least one, got none")
+    fitting = [perplexity for perplexity in wanted if perplexity < points]
     for perplexity in wanted:
-        if not 1.0 <= perplexity < points:
+        if not perplexity >= 1.0 or not fitting:
             raise DataError(
                 f"perplexity {_written(perplexity)}: wanted at least 1 and less than the number of points, "
                 f"which is {points:,} ({points // 2:,} pairs, two points each); give a smaller one or more pairs"
             )
-    return wanted
+    left_out = [_written(perplexity) for perplexity in wanted if perplexity not in fitting]
+    if left_out and say is not None:
+        say(f"perplexity {', '.join(left_out)}: left out, there are only {points:,} points ({points // 2:,} pairs)")
+    return fitting
 
 
 def _written(perplexity: float) -> str:
@@ -128,7 +151,7 @@ def layouts(
     return [by_index[i] for i in range(len(perplexities))]
 
 
-def _draw(axes: Axes, layout: NDArray[np.float32], title: str, *, inches: float) -> None:
+def _draw(axes: Axes, layout: NDArray[np.float32], perplexity: float, *, inches: float) -> None:
     from matplotlib.collections import LineCollection
 
     images, texts = np.split(layout, 2)
@@ -156,6 +179,8 @@ def _draw(axes: Axes, layout: NDArray[np.float32], title: str, *, inches: float)
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_color("#d5d9e0")
+    counted = f"{pairs:,} pair" + ("" if pairs == 1 else "s")
+    title = f"perplexity {_written(perplexity)}, {counted}"
     axes.set_title(title, fontsize=2.0 * inches, color=INK, pad=1.2 * inches, loc="left")
 
     legend = axes.legend(
@@ -175,59 +200,45 @@ def _draw(axes: Axes, layout: NDArray[np.float32], title: str, *, inches: float)
             handle.set_alpha(1.0)
 
 
-def draw_tsne(
-    image_embeddings: Any,
-    text_embeddings: Any,
-    perplexities: Sequence[float],
-    out: Path,
-    *,
-    seed: int = 0,
-    jobs: int | None = None,
+def draw_layouts(
+    found: Mapping[float, NDArray[np.float32]], out: Path, *, about: str = "", form: PictureForm = "png"
 ) -> list[Path]:
     """Draw a plot for each perplexity (`tsne_perplexity_5.png`, …) and a sheet with all of them (`tsne.png`).
 
-    One t-SNE lays out images and texts together. All checks come before the first computation.
-
     Args:
-        image_embeddings: (n, D) finite numbers; row i belongs to row i of the texts.
-        text_embeddings: (n, D), likewise.
-        perplexities: at least 1 and below 2n, the number of points; repetitions are drawn once.
-        out: folder for the PNGs, made if missing; files of these names are replaced.
-        seed, jobs: as in `layouts`.
+        found: (2n, 2) places, the images first, by perplexity.
+        out: folder for the files, made if missing; files of these names are replaced.
+        about: what is drawn, for the foot of each picture.
+        form: of the files.
 
     Returns:
         The files: one for each perplexity in the order given, the sheet last.
-
-    Raises:
-        Collapsed: all images, or all texts, are equal but for rounding errors.
-        DataError: shapes that differ, NaN or infinity, a perplexity out of range.
     """
-    points = _check_points(image_embeddings, text_embeddings)
-    wanted = check_perplexities(perplexities, len(points))
-    check_seed(seed)
-    pairs = len(points) // 2
-    counted = f"{pairs:,} pair" + ("" if pairs == 1 else "s")
-    found = layouts(points, wanted, seed=seed, jobs=jobs)
     out.mkdir(parents=True, exist_ok=True)
     pictures = {}
-    for perplexity, layout in zip(wanted, found, strict=True):
-        figure = new_figure(8, 8.4, 180)
-        _draw(figure.add_subplot(), layout, f"perplexity {_written(perplexity)}, {counted}", inches=8)
-        pictures[out / f"tsne_perplexity_{_written(perplexity)}.png"] = png(figure)
-    pictures[out / "tsne.png"] = _sheet(wanted, found, counted)
+    for perplexity, layout in found.items():
+        figure = new_figure(8, 8.6, 180)
+        _draw(figure.add_subplot(), layout, perplexity, inches=8)
+        pictures[out / f"tsne_perplexity_{_written(perplexity)}.{form}"] = _finished(figure, about, form)
+    pictures[out / f"tsne.{form}"] = _sheet(found, about, form)
     with written_together(out / UNFINISHED, list(pictures)):
         for file, content in pictures.items():
             write_atomically(file, content)
     return list(pictures)
 
 
-def _sheet(perplexities: Sequence[float], found: Sequence[NDArray[np.float32]], counted: str) -> bytes:
-    """A PNG with all layouts."""
-    columns = min(len(perplexities), 2 if len(perplexities) in (2, 4) else 3)
-    rows = math.ceil(len(perplexities) / columns)
+def _sheet(found: Mapping[float, NDArray[np.float32]], about: str, form: PictureForm) -> bytes:
+    """A picture with all layouts."""
+    columns = min(len(found), 2 if len(found) in (2, 4) else 3)
+    rows = math.ceil(len(found) / columns)
     side = 5.5
-    sheet = new_figure(side * columns, (side + 0.35) * rows, 180)
-    for place, (perplexity, layout) in enumerate(zip(perplexities, found, strict=True), start=1):
-        axes = sheet.add_subplot(rows, columns, place)
-        _draw(axes, layout, f"perplexity {_written(perplexity)}, {counted}", inches=side)
-    return png(sheet)
+    sheet = new_figure(side * columns, (side + 0.35) * rows + 0.2, 180)
+    for place, (perplexity, layout) in enumerate(found.items(), start=1):
+        _draw(sheet.add_subplot(rows, columns, place), layout, perplexity, inches=side)
+    return _finished(sheet, about, form)
+
+
+def _finished(figure: Figure, about: str, form: PictureForm) -> bytes:
+    if about:
+        figure.supxlabel(about, fontsize=9, color=_FAINT, x=0.01, ha="left", parse_math=False)
+    return picture(figure, form)

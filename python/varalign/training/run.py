@@ -15,6 +15,7 @@ import torch
 from varalign._core import __version__
 from varalign.aligner.aligner import Aligner
 from varalign.aligner.load import trained
+from varalign.aligner.run_report import write_run_report
 from varalign.data.checks.split_sizes import split_sizes
 from varalign.data.files import read_bytes, write_atomically
 from varalign.inputs.assemble import assemble
@@ -25,7 +26,6 @@ from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device, pick_precision
 from varalign.options.recipe import fill, filled
-from varalign.pictures.run_page import write_report
 from varalign.runs.checkpoint import step_folders
 from varalign.runs.folder import RunFolder
 from varalign.runs.pairs import write_pairs
@@ -341,7 +341,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                 if session.show is not None:
                     session.show(result)
             finally:  # a closed pipe takes the table, but not the page
-                write_report(run, result.rows())
+                write_run_report(run, parts, aligner.hub.correction, result.rows())
     except Interrupted as error:
         error.args = (
             f"{error.name}: training is done and saved, {left}; `varalign train --resume {run.path}` makes it",

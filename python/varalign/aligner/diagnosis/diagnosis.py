@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from varalign.aligner.diagnosis.gather import Bools, Say, Settings, Subject, gather
 from varalign.aligner.diagnosis.judge import Judgement, judge
 from varalign.aligner.diagnosis.write import write_page, write_table
+from varalign.aligner.run_report import add_diagnosis
 from varalign.data.errors import DataError
 from varalign.data.outputs import UNFINISHED, check_output_folder, written_together
+from varalign.runs.folder import RunFolder
 from varalign.runs.progress import to_stderr
 
 UNKNOWN = 0.5
@@ -120,7 +122,21 @@ def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
         if judgement.by == "image":  # one pair of each image
             order = order[np.sort(np.unique(owner[order], return_index=True)[1])]
         write_page(diagnosis.page, subject, judgement, diagnosis.lines(), order[: settings.worst], seed=settings.seed)
+    if settings.run is not None:
+        add_diagnosis(RunFolder(settings.run), diagnosis.lines(), diagnosis.page, _probabilities(judgement))
     return replace(diagnosis, seconds=round(time.perf_counter() - started, 2))
+
+
+def _probabilities(judgement: Judgement) -> dict[int, float]:
+    """The probability that a pair is wrong, by caption row, of the pairs that have one."""
+    if judgement.scores is not None:
+        wrong = 1 - judgement.scores.probability_right.numpy()
+    elif judgement.kinds is not None:
+        wrong = judgement.kinds.probability_wrong
+    else:
+        return {}
+    rows = np.flatnonzero(np.isfinite(wrong))
+    return dict(zip(rows.tolist(), wrong[rows].tolist(), strict=True))
 
 
 def _worst_first(judgement: Judgement) -> NDArray[np.int64]:

@@ -1,0 +1,52 @@
+"""The sentences on a run's figures: what is said of a good run, one at chance, a collapsed one, and of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from varalign.runs.verdict import training_lines, verdict
+
+CHANCE = {"model": "chance", "i2t_recall@1": 0.001, "t2i_recall@1": 0.001}
+
+
+def row(i2t: float, t2i: float, width: float = 0.02) -> dict[str, Any]:
+    bounds = {
+        "i2t_recall@1": [max(0.0, i2t - width), i2t + width],
+        "t2i_recall@1": [max(0.0, t2i - width), t2i + width],
+    }
+    return {"images": 1000, "texts": 5000, "i2t_recall@1": i2t, "t2i_recall@1": t2i, "intervals": bounds}
+
+
+def test_a_run_beside_chance_and_clip() -> None:
+    zero_shot = {"model": "zero-shot clip", "i2t_recall@1": 0.512, "t2i_recall@1": 0.3}
+    assert verdict([row(0.24, 0.18), zero_shot, CHANCE]) == [
+        "On test, the model finds the right caption first for 24 of 100 images (95 %: 22 to 26; chance 0.1; zero-shot "
+        "CLIP 51.2) among 5,000 texts, and the right image first for 18 of 100 captions (95 %: 16 to 20; chance 0.1; "
+        "zero-shot CLIP 30) among 1,000 images.",
+        "Training is not above CLIP as published, on the mean of both.",
+    ]
+
+
+def test_a_run_at_chance_and_a_collapsed_one() -> None:
+    assert verdict([row(0.002, 0.001), CHANCE])[1:] == [
+        "No better than chance: the 95 % interval of every recall reaches down to it."
+    ]
+    assert verdict([row(0.0, 0.0)], ["image", "text"]) == [
+        "All image and all text embeddings are one point: the model has collapsed."
+    ]
+    assert verdict([{"model": "x"}]) == ["No result is recorded."]
+
+
+def test_what_training_did() -> None:
+    def look(epoch: int, recall: float) -> dict[str, Any]:
+        return {"kind": "eval", "split": "dev", "epoch": epoch, "i2t_recall@1": recall, "t2i_recall@1": recall}
+
+    assert training_lines([{"kind": "step"}], {}) == []
+    assert training_lines([look(0, 0.2), look(1, 0.1), look(2, 0.15)], {"epochs": 5}) == [
+        "Mean recall on dev: 20 at epoch 0, 20 at the best one, epoch 0.",
+        "No epoch of training was better than the start, so the start was kept.",
+        "Training ended after epoch 2 of 5: dev had stopped improving, or it was interrupted.",
+    ]
+    assert training_lines([look(1, 0.1), look(2, 0.125)], {"epochs": 2}) == [
+        "Mean recall on dev: 10 at epoch 1, 12.5 at the best one, epoch 2."
+    ]
