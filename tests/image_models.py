@@ -38,12 +38,13 @@ def _make(family: str) -> tuple[Any, Any]:
         return t.ViTModel(t.ViTConfig(**VISION)), t.ViTImageProcessor(**square)
     if family == "vit-classifier":  # its folder holds no pooler
         return t.ViTForImageClassification(t.ViTConfig(**VISION)), t.ViTImageProcessor(**square)
+    processor = getattr(t, "DINOv3ViTImageProcessor", None) or t.DINOv3ViTImageProcessorFast  # the name before 5.4
     if family == "dinov3":
         config = t.DINOv3ViTConfig(**SIZES, image_size=32, patch_size=8, num_register_tokens=3)
-        return t.DINOv3ViTModel(config), t.DINOv3ViTImageProcessor(**square)
+        return t.DINOv3ViTModel(config), processor(**square)
     if family == "dinov3-convnext":
         config = t.DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 2, 1], image_size=32)
-        return t.DINOv3ConvNextModel(config), t.DINOv3ViTImageProcessor(**square)
+        return t.DINOv3ConvNextModel(config), processor(**square)
     assert family == "convnext"
     config = t.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 2, 1])
     return t.ConvNextModel(config), t.ConvNextImageProcessor(size={"shortest_edge": 32})
