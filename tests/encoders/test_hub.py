@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if self.path.startswith("/api/models/o/r"):
             siblings = ", ".join(f'{{"rfilename": "{name}"}}' for name in FILES)
             content = f'{{"id": "o/r", "sha": "{COMMIT}", "siblings": [{siblings}]}}'.encode()
+        if "/tree/" in self.path:
+            files = [{"type": "file", "path": name, "size": len(data), "oid": name} for name, data in FILES.items()]
+            content = json.dumps(files).encode()
         missing = content is None or ("/o/r/" not in self.path and not self.path.endswith("-0123abcd.bin"))
         self.send_response(404 if missing else 200)
         if missing:
@@ -136,3 +140,32 @@ def test_an_address_that_gives_no_answer(nothing_local: Path) -> None:
         f"download http://127.0.0.1:9/w.bin, put it at {path} (or anywhere, and pass --image-encoder x@FILE)"
     )
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_description_that_the_cache_lacks_is_looked_for(
+    hub: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program left a model without `modules.json` in the cache, which would say how its states are pooled."""
+
+    def found() -> Path:
+        place = {"spec": "s", "instead": "i", "described": "modules.json"}
+        return hub_folder("o/r", [["*.json", "*.bin"]], [["config.json"]], **place)
+
+    hub_folder("o/r", [["*.bin", "config.json"]], [["config.json"]], spec="s", instead="i")
+    with monkeypatch.context() as patched:
+        patched.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert not (found() / "modules.json").exists()
+    assert "its copy in the cache has no modules.json, and the hub gives no answer" in caplog.text
+    monkeypatch.setitem(FILES, "modules.json", b"[]")
+    assert (found() / "modules.json").read_bytes() == b"[]"
+
+
+def test_a_description_that_does_not_exist_is_asked_for_once(
+    hub: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"spec": "s", "instead": "i", "described": "modules.json"}
+    folder = hub_folder("o/r", [["*.json", "*.bin"]], [["config.json"]], **place)
+    caplog.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert hub_folder("o/r", [["*.json", "*.bin"]], [["config.json"]], **place) == folder
+    assert caplog.text == ""

@@ -35,6 +35,7 @@ BLOCKS = (
     "model.layer",
     "layers",
     "layer",
+    "stages",
     "encoder.stages",
     "model.stages",
 )

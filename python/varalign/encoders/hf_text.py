@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from varalign.data.json_file import read_object
 from varalign.data.tokens.tokenizers import Tokenizer, hf_tokenizer
 from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, known_blocks, plain, present, token_mask
-from varalign.encoders.sentence import Sentence, SentenceHead, read_sentence
+from varalign.encoders.sentence import MODULES, Sentence, SentenceHead, read_sentence
 from varalign.encoders.specs import EncoderSpec, SpecError
 from varalign.encoders.transformers_model import (
     WEIGHT_NAMES,
@@ -148,7 +148,7 @@ class HfTextEncoder(TextEncoder):
 
     def _find(self, spec: EncoderSpec) -> Sentence:
         needed = (("config.json",), WEIGHT_NAMES, self.TOKENIZER_NAMES)
-        sentence = read_sentence(model_folder(spec, needed, "--text-encoder", INSIDE))
+        sentence = read_sentence(model_folder(spec, needed, "--text-encoder", INSIDE, MODULES))
         check_folder(sentence.folder, needed, spec)
         return sentence
 

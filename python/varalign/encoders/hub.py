@@ -86,6 +86,7 @@ def hub_folder(
     spec: str,
     instead: str,
     inside: str = "",
+    described: str = "",
 ) -> Path:
     """A folder with the files of a Hugging Face repository that match `patterns`, from the cache or downloaded into it.
 
@@ -96,6 +97,8 @@ def hub_folder(
         spec: the encoder spec, for the messages.
         instead: the option with a folder of the user's own, for the messages.
         inside: a folder in the repository that may hold the needed files in place of its root.
+        described: a file that says more of the model where the repository has it. Where the cache cannot tell, the hub
+            is asked; where it gives no answer, a line on the logger `varalign` says so.
 
     Raises:
         WeightsUnavailable: the cache lacks one and the hub cannot be reached, or has no such repository or file.
@@ -110,7 +113,7 @@ def hub_folder(
     wanted = ", ".join(" or ".join(group) for group in needed)
     try:
         folder = Path(snapshot_download(repo, local_files_only=True))
-        if complete(folder):
+        if complete(folder) and _has_description(repo, folder, described, spec, instead):
             return folder
     except LocalEntryNotFoundError:
         pass
@@ -121,8 +124,29 @@ def hub_folder(
         except OSError as error:  # the hub's errors are all OSErrors
             raise _unavailable(repo, wanted, spec, instead, str(error)) from error
         if complete(folder):
+            if described and not (folder / described).is_file():
+                _download(repo, described, spec, instead)  # the cache then knows that there is none
             return folder
     raise _unavailable(repo, wanted, spec, instead, "the repository lacks one of these")
+
+
+def _has_description(repo: str, folder: Path, name: str, spec: str, instead: str) -> bool:
+    """False where the repository has a file that the cache lacks: other programs download a model without it."""
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    if not name or (folder / name).is_file() or try_to_load_from_cache(repo, name) is _CACHED_NO_EXIST:
+        return True
+    try:
+        _reach(repo, name, spec, instead)
+        return _download(repo, name, spec, instead) is None
+    except WeightsUnavailable:
+        LOGGER.warning(
+            "'%s': its copy in the cache has no %s, and the hub gives no answer whether there is one: the folder is "
+            "read as a model that says nothing of its pooling",
+            spec,
+            name,
+        )
+        return True
 
 
 def _download(repo: str, name: str, spec: str, instead: str) -> Path | None:

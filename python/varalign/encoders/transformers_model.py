@@ -30,7 +30,9 @@ ALONE = {"siglip_vision_model": "SiglipVisionModel", "siglip_text_model": "Sigli
 """The classes of SigLIP's towers, one of which AutoModel does not know."""
 
 
-def model_folder(spec: EncoderSpec, needed: Sequence[Sequence[str]], option: str, inside: str = "") -> Path:
+def model_folder(
+    spec: EncoderSpec, needed: Sequence[Sequence[str]], option: str, inside: str = "", described: str = ""
+) -> Path:
     """The folder that a spec names, or the hub cache's folder for a hub name.
 
     Args:
@@ -38,6 +40,7 @@ def model_folder(spec: EncoderSpec, needed: Sequence[Sequence[str]], option: str
         needed: groups of file names, of each of which the folder has one.
         option: the option that names the encoder, for the message.
         inside: a folder of these files in the named one (`0_Transformer`), taken where it is there.
+        described: as `hub_folder` takes it.
 
     Raises:
         SpecError: no such folder, or it lacks a file.
@@ -50,7 +53,8 @@ def model_folder(spec: EncoderSpec, needed: Sequence[Sequence[str]], option: str
     if looks_like_path(spec.name) or spec.name.count("/") > 1:
         raise SpecError(f"'{spec}': no folder '{spec.name}'")
     instead = f"{option} {spec.kind}:FOLDER"
-    return hub_folder(spec.name, [HUB_FILES, PICKLES], needed, spec=str(spec), instead=instead, inside=inside)
+    options = {"instead": instead, "inside": inside, "described": described}
+    return hub_folder(spec.name, [HUB_FILES, PICKLES], needed, spec=str(spec), **options)
 
 
 def check_folder(folder: Path, needed: Sequence[Sequence[str]], spec: EncoderSpec) -> None:
