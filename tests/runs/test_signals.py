@@ -58,7 +58,7 @@ PLACES = {
     "last step of an epoch": (TrainingStep, "__call__", 9, 10),
     "evaluation before training": (trainers, "evaluate", 0, 0),
     "evaluation": (trainers, "evaluate", 2, 10),
-    "saving": (state.checkpoints, "save_checkpoint", 1, 5),
+    "saving": (state.checkpoints, "save_checkpoint", 0, 0),
 }
 
 

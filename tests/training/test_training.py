@@ -238,6 +238,19 @@ def test_dev_is_evaluated_as_often_as_told(features_file: Path, image_folder: Pa
     assert varalign.train(patient, say=quiet).epochs == 7  # after an evaluation: 3 epochs are too few, 7 are enough
 
 
+def test_checkpoints_are_of_the_best_weights_and_the_end_and_dev_lines_are_short(
+    features_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    config = config_for("features", features_file, image_folder, tmp_path / "run", epochs=8, lr=0.05, keep=99)
+    result = varalign.train(config, say=quiet)
+    lines = [line for line in RunFolder.open(tmp_path / "run").read_metrics() if line["kind"] == "eval"]
+    scores = [np.mean([line[key] for key in RECALL_KEYS]) for line in lines]
+    best = [line["step"] for at, line in enumerate(lines) if scores[at] > max(scores[:at], default=-1)]
+    saved = {int(path.name[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*")}
+    assert saved == {*best, lines[-1]["step"]} and len(saved) < len(lines)
+    assert "image_uniformity" in result.test and not any("image_uniformity" in line for line in lines)
+
+
 def test_an_unreadable_image_is_replaced_in_training_and_left_out_of_evaluation(
     features_file: Path, image_folder: Path, tmp_path: Path
 ) -> None:

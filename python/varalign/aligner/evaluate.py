@@ -12,7 +12,7 @@ from torch import Tensor
 from varalign.canonical.hub_correction import HubCorrection, corrected_ranks
 from varalign.data.errors import DataError
 from varalign.data.pair_ids import pair_ids
-from varalign.evaluation.embedding_statistics import summary
+from varalign.evaluation.embedding_statistics import cosine_similarity, summary
 from varalign.evaluation.intervals import recall_intervals
 from varalign.evaluation.retrieval import ranks, recalls
 from varalign.inputs.pair_features import sent
@@ -99,13 +99,17 @@ def embed_texts(parts: Parts, captions: Rows) -> Tensor:
     return torch.cat([part for _, part in found])
 
 
-def evaluate(parts: Parts, split: str, correction: HubCorrection | None = None) -> dict[str, Any]:
+def evaluate(
+    parts: Parts, split: str, correction: HubCorrection | None = None, *, statistics: bool = True
+) -> dict[str, Any]:
     """Evaluate on a split.
 
     Args:
         parts: model and data; the batch size of its options is that of the loss.
         split: `train`, `dev` or `test`.
         correction: of the scores that rank; the statistics and the loss are those of the similarities.
+        statistics: False leaves out the statistics of the embeddings but `cosine_similarity`: they take as long as the
+            recalls.
 
     Returns:
         `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `intervals` (the [low, high] of each recall),
@@ -122,7 +126,10 @@ def evaluate(parts: Parts, split: str, correction: HubCorrection | None = None) 
     result["intervals"] = recall_intervals(i2t, t2i, found.pairs)
     if correction is not None:
         result["uncorrected"] = {**recalls(*plain), "intervals": recall_intervals(*plain, found.pairs)}
-    result |= summary(found.images, found.texts, pairs)
+    if statistics:
+        result |= summary(found.images, found.texts, pairs)
+    else:
+        result["cosine_similarity"] = cosine_similarity(found.images, found.texts, pairs)
     result["loss"] = batched_loss(*found.first_pairs(), scale, parts.config.batch_size, found.first_ids)
     result["logit_scale"] = scale
     return result | ({"unreadable": found.unreadable} if found.unreadable else {})

@@ -92,6 +92,14 @@ def estimated_uniformity(embeddings: Array, *, t: float = 2.0, chunk: int = 1024
     return math.log(mean), error
 
 
+def cosine_similarity(image_embeddings: Array, text_embeddings: Array, text_image_ids: Array) -> float:
+    """Mean over the true pairs, −1 to 1; arguments as of `summary`."""
+    images_ID = as_given("image_embeddings", image_embeddings)
+    texts_TD = as_given("text_embeddings", text_embeddings, images_ID.device)
+    text_E, image_E = check_pairs(images_ID, texts_TD, text_image_ids)
+    return float(_pair_sum(images_ID, texts_TD, text_E, image_E)) / len(text_E)
+
+
 def summary(image_embeddings: Array, text_embeddings: Array, text_image_ids: Array) -> dict[str, float]:
     """The figures of one split, from every image, every text and every true pair.
 
@@ -118,11 +126,7 @@ def summary(image_embeddings: Array, text_embeddings: Array, text_image_ids: Arr
     texts_TD = as_given("text_embeddings", text_embeddings, images_ID.device)
     text_E, image_E = check_pairs(images_ID, texts_TD, text_image_ids)
     count, others = len(text_E), len(images_ID) * len(texts_TD) - len(text_E)
-    pairs = torch.zeros((), dtype=torch.float64, device=text_E.device)
-    for start in range(0, count, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        u, v = _unit("image_embeddings", images_ID[image_E[part]]), _unit("text_embeddings", texts_TD[text_E[part]])
-        pairs += (u * v).sum()
+    pairs = _pair_sum(images_ID, texts_TD, text_E, image_E)
     of_images, of_texts = _sum("image_embeddings", images_ID), _sum("text_embeddings", texts_TD)
     cosine = float(pairs) / count
     figures = {
@@ -136,6 +140,16 @@ def summary(image_embeddings: Array, text_embeddings: Array, text_image_ids: Arr
         if error:
             figures[f"{side}_uniformity_error"] = error
     return figures
+
+
+def _pair_sum(images_ID: Tensor, texts_TD: Tensor, text_E: Tensor, image_E: Tensor) -> Tensor:
+    """() float64, the sum of the pairs' cosines."""
+    pairs = torch.zeros((), dtype=torch.float64, device=text_E.device)
+    for start in range(0, len(text_E), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        u, v = _unit("image_embeddings", images_ID[image_E[part]]), _unit("text_embeddings", texts_TD[text_E[part]])
+        pairs += (u * v).sum()
+    return pairs
 
 
 def _sum(name: str, rows: Tensor) -> Tensor:

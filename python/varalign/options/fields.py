@@ -322,8 +322,8 @@ class Options:
         on_resume=True,
     )
     checkpoint_every: int | str = _output(
-        "write a checkpoint every N steps (200) or minutes (10m), besides the one at each evaluation",
-        0,
+        "write a checkpoint every N steps (200) or minutes (10m; 0: never), besides those of the best weights on dev",
+        "10m",
         metavar="N[m]",
         check=checkpoint_interval,
         on_resume=True,

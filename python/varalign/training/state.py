@@ -138,11 +138,12 @@ class Saver:
         self.point()
         kept = {position.best_step, checkpoints.START_STEP} if self._keeps_start else {position.best_step}
         checkpoints.prune(self.folder, self._keep, kept)
-        self._saved, self._saved_at = self._place(), time.monotonic()
+        self._saved_at = time.monotonic()
 
     def point(self) -> None:
-        """Link `last` to the checkpoint of the current position and `best` to that of the best position."""
+        """Link `last` to the checkpoint of the current position, which is saved, and `best` to that of the best one."""
         position = self.state.position
+        self._saved = self._place()
         for name, step in (("last", position.step), ("best", position.best_step)):
             if (self.folder / f"step-{step}").is_dir():
                 checkpoints.point(self.folder, name, self.folder / f"step-{step}")

@@ -131,6 +131,8 @@ class Trainer:
                     try:
                         self._train()
                         self._check_steps()
+                        if not self.saver.is_saved():
+                            self._save()
                         return self.position
                     except _Streak:
                         self._go_back()
@@ -242,13 +244,13 @@ class Trainer:
             self._leave()
 
     def _end_epoch(self, epochs: int) -> None:
-        """Evaluate on dev, count `epochs` more epochs, and write a checkpoint."""
+        """Evaluate on dev and count `epochs` more epochs; write a checkpoint of the best weights so far, or by time."""
         position = self.position
         try:
             with self._stop.at_once(), part("looks"):
                 if self._fusion is not None:
                     self._fusion.choose(trained=position.step > 0)
-                result = evaluate(self.parts, "dev")
+                result = evaluate(self.parts, "dev", statistics=False)
         except Interrupted:
             self._leave()  # with a checkpoint before the evaluation, which a resumed run makes
         position.count_epochs(epochs)
@@ -256,7 +258,8 @@ class Trainer:
         line = {"kind": "eval", "step": position.step, "epoch": position.epoch, "split": "dev", **result}
         self.log.write([line])
         self.reporter.evaluation(line)
-        self._save()
+        if position.best_step == position.step or self.saver.is_due():
+            self._save()
         if self._stop.received is not None:
             self._leave()
 
