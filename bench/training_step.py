@@ -109,7 +109,9 @@ class Ours:
         return self.make(inputs).figures[1:3].mean()
 
 
-def contender(name: str, made: Callable[[], Any], batches: list[tuple[ImageInputs, StepTexts]], **keys: Any) -> Contender:
+def contender(
+    name: str, made: Callable[[], Any], batches: list[tuple[ImageInputs, StepTexts]], **keys: Any
+) -> Contender:
     """All batches, from the weights at the start."""
     place: list[Any] = []
 
