@@ -1,4 +1,4 @@
-"""A training step of ResNet-18 + LSTM beside the leanest loop over the same model: forward, loss, backward, clip, AdamW.
+"""A training step of ResNet-18 + LSTM beside the leanest loop over the same model: forward, loss, backward, AdamW.
 
     python bench/training_step.py [--data DIR] [--image-size 112] [--batch-size 64] [--precision bf16] [--steps 2]
 
