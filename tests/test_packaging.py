@@ -37,7 +37,7 @@ def run(*command: str, **options: object) -> str:
 def test_sdist_to_wheel_to_another_place(tmp_path: Path) -> None:
     if shutil.which("cargo") is None:
         pytest.skip("no cargo on this machine")
-    pytest.importorskip("maturin", reason="maturin is not installed: pip install 'varalign[test]'")
+    pytest.importorskip("maturin", reason="maturin is not installed: pip install '.[test]'")
     environment = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target" / "packaging")}
     environment.pop("PYTHONPATH", None)
 

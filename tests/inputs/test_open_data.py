@@ -41,7 +41,7 @@ def test_captions_and_images_say_where_things_are(apart: Path, monkeypatch: pyte
 
 
 def test_the_hub_is_said_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install '.[hf]'")
     said: list[str] = []
 
     def refuse(name: str, config: str | None) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.data.datasets import ImageCaptions
-from varalign.data.errors import DataError
+from varalign.data.errors import DataError, how_to_install
 from varalign.data.files import read_bytes, write_atomically, write_parts_atomically
 from varalign.data.outputs import check_output_file
 
@@ -78,7 +78,7 @@ def _parquet(dataset: ImageCaptions) -> Iterator[bytes]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError("--to parquet: Parquet files are written by pyarrow: pip install 'varalign[parquet]'") from None
+        raise DataError(f"--to parquet: Parquet files are written by pyarrow: {how_to_install('parquet')}") from None
     one = _one_each(dataset)
     text: dict[str, Any] = {"dtype": "string", "_type": "Value"}
     features = {

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.data.errors import how_to_install
+
 LOGGER = logging.getLogger("varalign")
 
 _PLUGINS = {
@@ -51,7 +53,7 @@ def _pillow_name(name: str) -> str:
     try:
         plugin = import_module(module)
     except ImportError as error:
-        message = f"{name} image: what reads it is not installed; pip install 'varalign[formats]'"
+        message = f"{name} image: what reads it is not installed; {how_to_install('formats')}"
         raise ValueError(message) from error
     if name == "HEIC":
         plugin.register_heif_opener()

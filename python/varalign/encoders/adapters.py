@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from varalign.data.errors import how_to_install
 from varalign.encoders.base import Encoder
 from varalign.encoders.specs import SpecError
 
@@ -23,7 +24,7 @@ def add_adapters(encoder: Encoder, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise SpecError("--lora needs the package peft: pip install 'varalign[lora]'") from None
+        raise SpecError(f"--lora needs the package peft: {how_to_install('lora')}") from None
     names = {module: name for name, module in encoder.named_modules()}
     # Subclasses of Linear are parts of other modules, which use the weights without calling the layer.
     found = [names[part] for block in encoder.blocks() for part in block.modules() if type(part) is nn.Linear]

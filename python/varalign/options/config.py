@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from varalign.encoders.specs import SIDES, EncoderSpec, Side, parse_image_spec, parse_text_spec
+from varalign.options.declaration import reporters
 from varalign.options.fields import (
     CUSTOM_IMAGE,
     CUSTOM_TEXT,
@@ -105,6 +106,12 @@ class TrainConfig(Options):
         """The epochs, counted from 1, after which dev is evaluated: the last is one of them (after `recipe.fill`)."""
         times = self.evaluations or self.epochs
         return frozenset(round(self.epochs * time / times) for time in range(1, times + 1)) - {0}
+
+    @property
+    def reporters(self) -> tuple[str, ...]:
+        """What `report_to` and its short form name."""
+        said = () if self.report_to is None else reporters(self.report_to)
+        return said if "tensorboard" in said or not self.tensorboard else ("tensorboard", *said)
 
     @property
     def takes_members(self) -> bool:

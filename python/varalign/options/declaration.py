@@ -129,6 +129,25 @@ def near(word: object, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+REPORTERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""The values of `report_to`; each is the name of the package and of the extra too."""
+
+
+def reporters(value: str) -> tuple[str, ...]:
+    """`report_to` as names: `tensorboard,wandb` are two.
+
+    Raises:
+        ConfigError: a name that is none of `REPORTERS`.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
+    for name in names:
+        if name not in REPORTERS:
+            raise ConfigError(
+                f"--report-to {value!r}: {name!r} is not known: it takes {', '.join(REPORTERS)}{near(name, REPORTERS)}"
+            )
+    return names
+
+
 def checkpoint_interval(value: int | str) -> tuple[int, float]:
     """`checkpoint_every` as (steps, seconds), one of which is 0: 200 or `200` is in steps, `10m` in minutes.
 

@@ -12,7 +12,7 @@ from typing import Literal
 from varalign.data.readers.reading import SEPARATORS, SPLIT_BY
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.losses import LOSSES
-from varalign.options.declaration import Option, checkpoint_interval, declared, option
+from varalign.options.declaration import REPORTERS, Option, checkpoint_interval, declared, option, reporters
 from varalign.options.voice_list import FEWEST_DEV, check_voices
 from varalign.schedules import SCHEDULES
 
@@ -335,7 +335,13 @@ class Options:
         False,
         on_resume=True,
     )
-    tensorboard: bool = _output("write TensorBoard events into the run folder (extra `tensorboard`)", False)
+    report_to: str | None = _output(
+        f"report metrics to {', '.join(REPORTERS)}: one or several with commas; each is an extra",
+        metavar="NAME,...",
+        check=reporters,
+        on_resume=True,
+    )
+    tensorboard: bool = _output("short for --report-to tensorboard, which writes into the run folder", False)
 
 
 OPTIONS: dict[str, Option] = declared(Options)

@@ -33,7 +33,7 @@ from varalign.runs.position import Position
 from varalign.runs.profile import Profile, part, profiling, write_profile
 from varalign.runs.progress import to_stderr
 from varalign.runs.quarantine import Quarantine, summary
-from varalign.runs.reporter import ProgressReporter, check_tensorboard
+from varalign.runs.reporter import ProgressReporter, check_reporters
 from varalign.runs.result_table import chance_remark, final_table
 from varalign.runs.run_errors import RunError
 from varalign.runs.signals import Interrupted, StopSignals
@@ -200,7 +200,7 @@ def check(config: TrainConfig, device: torch.device) -> None:
     """
     pick_precision(config.precision, device)
     new_loss(config, None)
-    check_tensorboard(config)
+    check_reporters(config)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def each() -> dict[str, list[str]]:
 
 
 def parquet(path: Path, columns: dict[str, Any]) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'varalign[parquet]'")
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install '.[parquet]'")
     path.parent.mkdir(parents=True, exist_ok=True)
     importlib.import_module("pyarrow.parquet").write_table(pyarrow.table(columns), path)
 
@@ -101,7 +101,7 @@ def image_folder(metadata: Callable[[Path, list[str]], object]) -> Callable[[Pat
 
 
 def saved(folder: Path, *, splits: bool = False, texts: bool = True) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install '.[hf]'")
 
     def part(names: list[str]) -> Any:
         rows = [{"image": {"bytes": picture(name), "path": name}, "caption": each()[name]} for name in names]
@@ -560,7 +560,7 @@ def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_hub_out_of_reach_is_one_sentence(silent_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install '.[hf]'")
 
     before = datasets.config.HF_HUB_OFFLINE
 
@@ -578,7 +578,7 @@ def test_the_hub_out_of_reach_is_one_sentence(silent_hub: None, monkeypatch: pyt
 
 
 def test_a_data_set_of_the_hub_is_unpacked(silent_hub: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install '.[hf]'")
     saved(tmp_path / "saved", splits=True)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: datasets.load_from_disk(str(tmp_path / "saved")))
     found, pairs = pairs_of(Path("hf:someone/some-set"), Reading(), tmp_path / "cache")
@@ -605,7 +605,7 @@ def test_splits_under_other_names_stop_the_run(tmp_path: Path) -> None:
 
 
 def test_splits_under_other_names_stop_the_run_in_tables_too(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'varalign[parquet]'")
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install '.[parquet]'")
     columns = {"image": ["1.jpg", "2.jpg"], "caption": ["a dog", "a cat"], "type": ["train", "val"], "size": [1, 2]}
     path = tmp_path / "captions.parquet"
     parquet(path, columns)
@@ -614,7 +614,7 @@ def test_splits_under_other_names_stop_the_run_in_tables_too(tmp_path: Path) -> 
     parquet(path, {**columns, "type": ["train", "tube"], "in_test": [True, False]})
     with pytest.raises(DataError, match="the column 'in_test' looks like a split"):
         read_captions(path)
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install '.[hf]'")
     datasets.Dataset.from_dict(columns).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match="the column 'type' says train, val, so it looks like a split"):
         read_captions(tmp_path / "saved" / "state.json")

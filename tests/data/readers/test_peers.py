@@ -41,7 +41,7 @@ def rows(draw: random.Random, count: int = 60) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("separator", [",", "\t", ";", "|"])
 @pytest.mark.parametrize("seed", range(6))
 def test_delimited_text_as_pandas_reads_it(tmp_path: Path, separator: str, seed: int) -> None:
-    pandas = pytest.importorskip("pandas", reason="pandas is not installed: pip install 'varalign[dev]'")
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed: pip install '.[dev]'")
     draw = random.Random(seed)
     frame = pandas.DataFrame(rows(draw), columns=["image", "caption"])
     frame["note"] = [str(k) for k in range(len(frame))]
@@ -57,7 +57,7 @@ def test_delimited_text_as_pandas_reads_it(tmp_path: Path, separator: str, seed:
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 def test_folders_as_the_library_datasets_reads_them(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'varalign[hf]'")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install '.[hf]'")
     import pandas
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)

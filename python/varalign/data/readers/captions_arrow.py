@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from varalign.data.errors import DataError, first_three
+from varalign.data.errors import DataError, first_three, how_to_install
 from varalign.data.files import content_key
 from varalign.data.readers.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
 from varalign.data.readers.captions_records import captions_of
@@ -31,9 +31,7 @@ def _read(source: CaptionSource) -> CaptionFile:
     try:
         import datasets
     except ImportError:
-        raise DataError(
-            f"{path}: data sets of the library `datasets` are read by it: pip install 'varalign[hf]'"
-        ) from None
+        raise DataError(f"{path}: the library `datasets` reads its data sets: {how_to_install('hf')}") from None
     found = _from_hub(datasets, path.as_posix()) if of_hub(path) else _from_disk(datasets, path.parent)
     parts: Mapping[str, Any] = found if isinstance(found, datasets.DatasetDict) else {"": found}
     odd = [name for name in parts if split_word(name) is None]

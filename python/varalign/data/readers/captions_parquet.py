@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from varalign.data.errors import DataError
+from varalign.data.errors import DataError, how_to_install
 from varalign.data.files import file_digest, open_user_file
 from varalign.data.readers.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, checked_text
 from varalign.data.readers.captions_records import captions_of
@@ -29,7 +29,7 @@ def _read(source: CaptionSource) -> CaptionFile:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{path}: Parquet files are read by pyarrow: pip install 'varalign[parquet]'") from None
+        raise DataError(f"{path}: Parquet files are read by pyarrow: {how_to_install('parquet')}") from None
     with open_user_file(path) as file:
         with _valid(path):
             table = pyarrow.parquet.ParquetFile(file)
