@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from varalign.cli import main
 from varalign.cli.program import build_parser, dashed
+from varalign.data.sample import write_sample
 
 
 def parsed(line: str) -> dict[str, object]:
@@ -120,6 +121,9 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
         ("embed nowhere --out a.npz", "nowhere: no such run folder"),
         ("search", "search takes [RUN]"),
         ("data check nowhere", "nowhere"),
+        ("data check --data nowhere", "nowhere: no such folder"),
+        ("data check", "data takes one folder: DIR, or --data DIR"),
+        ("search nowhere/run dogs", "nowhere/run: no such run folder"),
         ("dance", "invalid choice: 'dance'"),
         ("", "required: COMMAND"),
     ],
@@ -138,6 +142,26 @@ def folder(tmp_path: Path, captions: str, images: dict[str, bytes]) -> str:
     for name, data in images.items():
         (tmp_path / "Images" / name).write_bytes(data)
     return str(tmp_path)
+
+
+def test_data_check_leaves_out_what_is_missing_as_training_does(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_sample(tmp_path / "sample", images=12, size=32)
+    with (tmp_path / "sample" / "captions.txt").open("a") as file:
+        file.write("gone.jpg,A dog\n")
+    words = ["data", "check", "--data", str(tmp_path / "sample")]
+    assert main(words) == 1 and "training would fail" in capsys.readouterr().out
+    assert main([*words, "--skip-missing"]) == 0
+    said = capsys.readouterr().out
+    assert "gone.jpg" in said and "training would fail" not in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_completes_commands_options_and_choices(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("visualize", "schedule", "nt-xent", "imagefolder"))
 
 
 def test_an_empty_captions_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

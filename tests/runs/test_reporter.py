@@ -96,7 +96,7 @@ def test_each_tracker_is_told_what_the_metrics_say(
 
 def test_a_tracker_that_cannot_be_opened_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(**_: object) -> None:
-        raise RuntimeError("no API key")
+        raise RuntimeError("\x1b[31mno API key\x1b[0m")
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
     with pytest.raises(ConfigError, match="--report-to wandb could not be opened: no API key"):

@@ -23,11 +23,16 @@ def add(commands: Any) -> None:
         add_part(parts)
 
 
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, nargs="?", help="folder of images and captions")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="the same, as other commands name it")
+
+
 def _add_check(parts: Any) -> None:
     check = parts.add_parser("check", help="report what is there, missing, unreadable, duplicated or suspicious")
-    check.add_argument("folder", metavar="DIR", type=Path)
+    _add_folder(check)
     add_reading(check)
-    for name in ("threads", "cache"):
+    for name in ("threads", "skip_missing", "cache"):
         add_option(check, name)
     check.add_argument(
         "--near-duplicates",
@@ -50,7 +55,7 @@ def _add_check(parts: Any) -> None:
 
 def _add_stats(parts: Any) -> None:
     stats = parts.add_parser("stats", help="measure pixels, image sizes, caption lengths and the vocabulary")
-    stats.add_argument("folder", metavar="DIR", type=Path)
+    _add_folder(stats)
     stats.add_argument(
         "--draw",
         type=int,
@@ -75,7 +80,7 @@ def _add_convert(parts: Any) -> None:
         description="Write a data set, in whatever form it is, as one Parquet file (extra `parquet`) or as a folder of "
         "the form `imagefolder` of the library `datasets`. Images keep their bytes.",
     )
-    convert.add_argument("folder", metavar="DIR", type=Path)
+    _add_folder(convert)
     convert.add_argument(
         "--to", required=True, choices=FORMS, help="one file, or a folder with train, validation, test"
     )
@@ -105,7 +110,9 @@ def run_check(arguments: argparse.Namespace) -> int:
         raise DataError("--page and --features belong to --near-duplicates")
     if page is not None:
         check_output_file(page, overwrite=arguments.overwrite)
-    options = {name: getattr(arguments, name) for name in ("near_duplicates", "differing_bits", "features")}
+    options = {
+        name: getattr(arguments, name) for name in ("near_duplicates", "differing_bits", "features", "skip_missing")
+    }
     report = check_dataset(folder, reading=Reading.of(arguments), threads=arguments.threads or None, **options)
     if page is not None and report.near_duplicates is not None:
         from varalign.pictures.near_duplicates_page import write_near_duplicates_page
@@ -150,7 +157,9 @@ def run_sample(arguments: argparse.Namespace) -> int:
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.folder
+    if (arguments.folder is None) == (arguments.data is None):
+        raise DataError("data takes one folder: DIR, or --data DIR")
+    folder: Path = arguments.folder or arguments.data
     if folder.is_file():
         raise DataError(f"{folder}: a file; pass its folder instead, and --captions {folder.name}")
     if not folder.is_dir() and not of_hub(folder):

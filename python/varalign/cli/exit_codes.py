@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from varalign.data.errors import DataError
-from varalign.data.terminal import print_lines, printable
+from varalign.data.terminal import print_lines, printable, without_colours
 
 WRONG_USE = (DataError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -52,8 +52,10 @@ def exit_code(error: BaseException, argv: Sequence[str]) -> int:
     if type(error).__name__ == "SafetensorError":
         return fail(f"a safetensors file is damaged: {error}", 2)
     if isinstance(error, OSError):
-        return fail(str(error), 1)
-    return fail(f"{type(error).__name__}: {error}. This is a fault of varalign: {_report(error, argv)}", 1)
+        return fail(without_colours(str(error)), 1)
+    return fail(
+        f"{type(error).__name__}: {without_colours(str(error))}. This is a fault of varalign: {_report(error, argv)}", 1
+    )
 
 
 def fail(message: str, code: int) -> int:

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from varalign.cli import convert, data, diagnose, embed, search, study, train, visualize
+from varalign.cli import completion, convert, data, diagnose, embed, search, study, train, visualize
 from varalign.cli import eval as evaluate
 from varalign.cli.exit_codes import OutputError, exit_code, fail
 from varalign.data.terminal import print_lines
 from varalign.runs.signals import StopSignals
 
-COMMANDS = (train, evaluate, visualize, embed, search, diagnose, data, convert, study)
+COMMANDS = (train, evaluate, visualize, embed, search, diagnose, data, convert, study, completion)
 """A command is a file: its `add` adds the parser, whose handler runs the command and returns the exit code."""
 
 
@@ -84,6 +84,7 @@ def run(words: Sequence[str]) -> int:
         arguments.words += rest  # `search RUN --top 3 "text"`: argparse takes positionals in one place only
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    arguments.program = parser  # which `completion` reads
     handler: Callable[[argparse.Namespace], int] = arguments.handler
     return handler(arguments)
 

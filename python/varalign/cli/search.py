@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,19 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print a line for each result."""
     words, with_text = arguments.words, arguments.image is None
-    if len(words) > 1 + with_text or (with_text and not words):
-        raise DataError('search takes [RUN] "TEXT" with the text in quotes, or [RUN] --image FILE')
-    if with_text and len(words) == 1 and (Path(words[0]) / "config.json").is_file():
-        raise DataError(f'search {words[0]}: a run, but no text to look for: search {words[0]} "TEXT"')
-    if with_text and not words[-1].strip():
-        raise DataError('search "TEXT": the text is empty; describe the picture to look for')
-    arguments.run = Path(words[0]) if len(words) == 1 + with_text else None
+    if (with_text and not words) or (len(words) > 1 and not with_text):
+        raise DataError("search takes [RUN] TEXT, or [RUN] --image FILE")
+    named = not with_text or (Path(words[0]) / "config.json").is_file() or (len(words) > 1 and os.sep in words[0])
+    arguments.run = Path(words[0]) if words and named else None
+    text = " ".join(words[1:] if named else words)
+    if with_text and named and len(words) == 1:
+        raise DataError(f"search {words[0]}: a run, but no text to look for: search {words[0]} TEXT")
+    if with_text and not text.strip():
+        raise DataError("search TEXT: the text is empty; describe the picture to look for")
     if arguments.top < 1:
         raise DataError(f"--top is {arguments.top}, but must be at least 1")
     model = load(arguments)
-    search, query = (model.search_images, words[-1]) if with_text else (model.search_captions, arguments.image)
+    search, query = (model.search_images, text) if with_text else (model.search_captions, arguments.image)
     found = search(query, top=arguments.top, split=arguments.split)
     lines = [printable(f"{item['score']:7.4f}  {item['image']}  {item['caption']}") for item in found]
     return answer(arguments, found, lines)

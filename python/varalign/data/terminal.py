@@ -20,6 +20,15 @@ def printable(text: str) -> str:
     return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def without_colours(text: str) -> str:
+    r"""A message of another library without the escape sequences that colour it.
+
+    >>> without_colours("\x1b[1m\x1b[38;5;208mno key\x1b[0m")
+    'no key'
+    """
+    return re.sub("\x1b\\[[0-9;]*m", "", text)
+
+
 def printable_lines(text: str) -> str:
     """Text whose lines stay lines, each of them `printable`."""
     return "\n".join(map(printable, text.split("\n")))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from varalign.data.errors import how_to_install
+from varalign.data.terminal import without_colours
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.runs.progress import ProgressLine
@@ -93,7 +94,7 @@ def _opened(name: str, run: Path, config: TrainConfig) -> _Tracker:
     try:
         return _OPEN[name](run, config.as_dict())
     except Exception as error:  # each has errors of its own, such as for a server that does not answer
-        raise ConfigError(f"--report-to {name} could not be opened: {error}") from error
+        raise ConfigError(f"--report-to {name} could not be opened: {without_colours(str(error))}") from error
 
 
 def _tensorboard(run: Path, options: Mapping[str, Any]) -> _Tracker:

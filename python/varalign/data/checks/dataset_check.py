@@ -131,12 +131,14 @@ def check_dataset(
     near_duplicates: bool = False,
     differing_bits: int = DIFFERING,
     features: Path | str | None = None,
+    skip_missing: bool = False,
 ) -> Report:
     """Read captions and splits, decode every image, and report; nothing that is bad in the data raises.
 
     seed, reading: as for `load_dataset`. max_bad: share of unreadable images from which on training stops.
     threads: for decoding; None takes the processors there are. near_duplicates: compare every image with every other,
     as `find_near_duplicates` does with `differing_bits` and `features`; it raises DataError where these are wrong.
+    skip_missing: captions that are empty or name a missing image are left out, as in training, and are no fault.
     """
     folder = Path(folder)
     report = Report(str(folder))
@@ -148,7 +150,8 @@ def check_dataset(
             {f"{shown(m.name)} ({f'line {m.line}' if m.line else m.file.name})" for m in found.missing}
         )
         report.without_captions = found.bare
-        _note_faults_of_captions(report, found)
+        if not skip_missing:
+            _note_faults_of_captions(report, found)
         dataset = assemble(found, seed=seed, split_by=reading.split_by)
     except DataError as error:
         report.problems.append(str(error))
