@@ -104,6 +104,22 @@ def test_equal_names_sizes_and_times_are_not_equal_images(tmp_path: Path, towers
     assert torch.equal(images_of(red, towers, tmp_path / "cache", []).matrix, found[1])
 
 
+def test_texts_run_by_length_and_their_features_stand_in_the_order_of_the_captions(
+    tmp_path: Path, towers: Towers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = [" ".join(["red"] * (1 + row * 7 % 13)) for row in range(150)]
+    widths: list[int] = []
+    monkeypatch.setattr(
+        Lengths, "forward", lambda self, ids, lengths: widths.append(len(ids)) or lengths[:, None] * 1.0
+    )
+    tokenizer = Lengths.tokenizer
+    source = LiveCaptions(captions, tokenizer, torch.device("cpu"))
+    found = feature_cache.text_rows(towers, source, captions, tmp_path, lambda line: None)
+    assert found.matrix[:, 0].tolist() == tokenizer(captions).lengths.tolist() and widths == [64, 64, 22]
+    ordered = tokenizer(captions).lengths[source.by_length(np.arange(150))]
+    assert (np.diff(ordered) <= 0).all() and ordered[0] > ordered[-1]
+
+
 def test_captions_are_part_of_the_key(tmp_path: Path, towers: Towers) -> None:
     one = texts_of(towers, tmp_path, [])
     other = texts_of(towers, tmp_path, [], ["red", "a blue one", "a red square"])

@@ -197,6 +197,10 @@ class LiveCaptions:
         self.device = device
         self._dropout, self._seed = word_dropout, seed
 
+    def by_length(self, rows: Rows) -> Rows:
+        """The rows in the order of their numbers of tokens, most first: batches of them have little padding."""
+        return rows[np.argsort(-self._lengths[rows], kind="stable")]
+
     def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
         """Ids (B, L) on the device and lengths (B,) on the CPU; with an epoch, some words are left out."""
         ids, lengths = self._ids[rows], self._lengths[rows]
