@@ -5,7 +5,8 @@
 
 A command is a process of its own, on one thread unless OMP_NUM_THREADS says otherwise. Times are processor time, user
 and system, but for the first line, which is wall time. "imports" is a process that imports what the command had
-imported at its end. The lean loop trains as large heads for as many epochs on the same features with torch alone.
+imported when it printed its result. The lean loop trains as large heads for as many epochs on the same features with
+torch alone.
 """
 
 from __future__ import annotations
@@ -32,12 +33,21 @@ WORDS = ("red", "green", "blue", "cat", "dog", "tree", "house", "car", "on", "un
 PACKAGES = ["torch", "numpy"]
 EPOCHS = 5
 RANDOM = ["--start", "random", "--epochs", str(EPOCHS), "--hub-correction", "off"]
-# Runs a command, then writes what it has imported: sys.argv is the file, then the command's words.
+# Runs a command, and writes what it had imported when it printed its result: sys.argv is the file, then its words.
 LISTED = """import sys
 from varalign.cli import main
+class Listing:
+    def __init__(self, stream):
+        self.stream, self.modules = stream, None
+    def write(self, text):
+        self.modules = self.modules or dict(sys.modules)
+        return self.stream.write(text)
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+sys.stdout = Listing(sys.stdout)
 code = main(sys.argv[2:])
-names = [name for name, module in sys.modules.items() if getattr(module, "__spec__", None) and name != "__main__"]
-open(sys.argv[1], "w").write("\\n".join(names))
+names = [name for name, module in sys.stdout.modules.items() if getattr(module, "__spec__", None)]
+open(sys.argv[1], "w").write("\\n".join(name for name in names if name != "__main__"))
 sys.exit(code)"""
 IMPORTS = """import contextlib, importlib, sys
 for name in open(sys.argv[1]).read().split():

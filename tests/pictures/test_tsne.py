@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from varalign.pictures import tsne
 from varalign.pictures.tsne import Collapsed, choose_pairs, draw_layouts, fitting_perplexities, layouts, pair_points
 
 
@@ -122,3 +123,30 @@ def test_leaves_pyplot_alone(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_many_points_are_drawn_by_pca_without_opentsne_which_is_said(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tsne, "MOST_POINTS", 40)
+    monkeypatch.setattr(tsne, "find_spec", lambda name: None)
+    points = np.concatenate(pairs(30))
+    found = layouts(points, [5.0, 8.0])
+    said = capsys.readouterr().err
+    assert said.count("60 points: drawn by PCA") == 1 and "pip install 'varalign[tsne]', or fewer --pairs" in said
+    centred = points - points.mean(0)
+    places = np.linalg.svd(centred, full_matrices=False)
+    expected = np.abs(places[0][:, :2] * places[1][:2])
+    assert all(np.allclose(np.abs(layout), expected, atol=1e-4) for layout in found)
+    assert draw_layouts(dict(zip([5.0], found, strict=False)), tmp_path)[0].is_file()
+    assert tsne._plane(np.arange(60, dtype=np.float32)[:, None])[:, 1].tolist() == [0.0] * 60
+    assert not capsys.readouterr().err and layouts(points[:40], [5.0], jobs=1)[0].shape == (40, 2)
+    assert not capsys.readouterr().err
+
+
+def test_many_points_are_drawn_by_opentsne(monkeypatch):
+    pytest.importorskip("openTSNE", reason="openTSNE (extra tsne) is not installed")
+    monkeypatch.setattr(tsne, "MOST_POINTS", 40)
+    points = np.concatenate([np.random.default_rng(0).normal(6 * (k // 30), 1, (1, 8)) for k in range(60)])
+    first, second = (layouts(points.astype(np.float32), [5.0], seed=3, jobs=1)[0] for _ in range(2))
+    assert first.shape == (60, 2) and np.array_equal(first, second)
+    nearest = (((first[:, None] - first[None]) ** 2).sum(2) + np.eye(60) * 1e9).argmin(1)
+    assert ((nearest < 30) == (np.arange(60) < 30)).all(), "every point stands beside one of its own group"

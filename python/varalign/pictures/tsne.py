@@ -1,12 +1,14 @@
 """t-SNE plots of the shared space: texts blue, images red, a faint line from each text to its image.
 
-Source: van der Maaten & Hinton 2008, "Visualizing data using t-SNE"; scikit-learn's Barnes-Hut implementation.
+Source: van der Maaten & Hinton 2008, "Visualizing data using t-SNE"; scikit-learn's Barnes-Hut implementation;
+of many points openTSNE: Poličar, Stražar & Zupan 2024.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from varalign.data.errors import DataError
 from varalign.data.files import write_atomically
 from varalign.data.outputs import UNFINISHED, written_together
 from varalign.pictures.style import BLUE, INK, RED, PictureForm, new_figure, picture
+from varalign.runs.progress import to_stderr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 # n pairs, D embedding; points are the n images, then the n texts
 
+MOST_POINTS = 10_000
+"""Most points that scikit-learn lays out, whose time grows faster than theirs."""
 _FAINT = "#8a93a3"
 _ONE_POINT = 1e-3
 """Spread of unit vectors, relative to their length, up to which their differences count as rounding errors."""
@@ -117,12 +122,20 @@ def _written(perplexity: float) -> str:
 
 
 def _layout(points: NDArray[np.float32], perplexity: float, seed: int) -> NDArray[np.float32]:
-    """(2n, 2) coordinates for one perplexity, computed in one thread: other orders of summation give other layouts."""
+    """(2n, 2) coordinates for one perplexity, computed in one thread: other orders of summation give other layouts.
+
+    Of more than `MOST_POINTS` points, openTSNE's (its interpolated forces take a time linear in the points).
+    """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     start = "pca" if min(points.shape) >= 2 else "random"
     with threadpool_limits(limits=1):
+        if len(points) > MOST_POINTS:
+            import openTSNE
+
+            found = openTSNE.TSNE(perplexity=perplexity, initialization=start, random_state=seed, n_jobs=1).fit(points)
+            return np.asarray(found, dtype=np.float32)
         layout = TSNE(perplexity=perplexity, init=start, learning_rate="auto", random_state=seed).fit_transform(points)
     return np.asarray(layout, dtype=np.float32)
 
@@ -132,6 +145,9 @@ def layouts(
 ) -> list[NDArray[np.float32]]:
     """t-SNE coordinates (2n, 2) for each perplexity, computed in parallel; they do not depend on `jobs`.
 
+    openTSNE (extra `tsne`) computes those of more than `MOST_POINTS` points. Where it is not installed, each is the
+    plane of the two largest principal components, which is said on standard error.
+
     Args:
         points: (2n, D) float32, finite.
         perplexities: each at least 1 and below 2n.
@@ -140,6 +156,12 @@ def layouts(
     """
     from joblib import Parallel, cpu_count, delayed  # type: ignore[import-untyped]
 
+    if _by_components(len(points)):
+        to_stderr(
+            f"{len(points):,} points: drawn by PCA; t-SNE of more than {MOST_POINTS:,} takes openTSNE: "
+            "pip install 'varalign[tsne]', or fewer --pairs"
+        )
+        return [_plane(points)] * len(perplexities)
     workers = min(len(perplexities), jobs or cpu_count())
     if workers <= 1:
         return [_layout(points, perplexity, seed) for perplexity in perplexities]
@@ -149,6 +171,19 @@ def layouts(
     found = Parallel(n_jobs=workers, backend="loky")(delayed(_layout)(points, perplexities[i], seed) for i in order)
     by_index = dict(zip(order, found, strict=True))
     return [by_index[i] for i in range(len(perplexities))]
+
+
+def _by_components(points: int) -> bool:
+    """Whether so many points are drawn by PCA: too many for scikit-learn's t-SNE, and openTSNE is not installed."""
+    return points > MOST_POINTS and find_spec("openTSNE") is None
+
+
+def _plane(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(2n, 2) coordinates along the two largest principal components; zeros along one that there is not."""
+    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :2]
+    axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1, 1)
+    return np.asarray(np.pad(centred @ axes, ((0, 0), (0, 2 - axes.shape[1]))), dtype=np.float32)
 
 
 def _draw(axes: Axes, layout: NDArray[np.float32], perplexity: float, *, inches: float) -> None:
@@ -180,7 +215,8 @@ def _draw(axes: Axes, layout: NDArray[np.float32], perplexity: float, *, inches:
     for spine in axes.spines.values():
         spine.set_color("#d5d9e0")
     counted = f"{pairs:,} pair" + ("" if pairs == 1 else "s")
-    title = f"perplexity {_written(perplexity)}, {counted}"
+    title = "two principal components" if _by_components(2 * pairs) else f"perplexity {_written(perplexity)}"
+    title = f"{title}, {counted}"
     axes.set_title(title, fontsize=2.0 * inches, color=INK, pad=1.2 * inches, loc="left")
 
     legend = axes.legend(
