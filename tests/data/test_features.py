@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,19 @@ def test_what_is_saved_is_read_back(tmp_path: Path, dtype: str) -> None:
 def test_float_dtypes(tmp_path: Path, dtype: type) -> None:
     features = load_features(written(tmp_path, image_features=tensors()["image_features"].astype(dtype)))
     assert np.array_equal(features.image_features, tensors()["image_features"].astype(np.float32))
+
+
+def test_reading_takes_little_more_memory_than_the_arrays(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = {"image_features": (2000, 512), "text_features": (10000, 384)}
+    large = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in vectors.items()}
+    path = written(tmp_path, **large, text_image_ids=np.repeat(np.arange(2000), 5), split=np.zeros(2000, np.int8))
+    tracemalloc.start()
+    features = load_features(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.3 * sum(values.nbytes for values in large.values())
+    assert np.array_equal(features.text_features, large["text_features"])
 
 
 def test_equal_rows_are_one_image_and_in_one_split(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from varalign.data.same_captions import SameCaption
 from varalign.data.splits import limit_training, separate_twins
 
 OLD_NAMES_FILE = "image_names.txt"
+_ROWS_AT_ONCE = 1 << 14
 _FLOATS = ("F16", "F32", "F64")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
 
@@ -59,7 +60,8 @@ class FeatureSet(CaptionIndex):
         """Hex SHA-256 of the features and whose they are; not of the splits."""
         digest = hashlib.sha256()
         for values in (self.image_features, self.text_features, self.text_image_ids):
-            digest.update(str(values.shape).encode() + np.ascontiguousarray(values).tobytes())
+            digest.update(str(values.shape).encode())
+            digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
     def limited(self, size: int | None, seed: int) -> FeatureSet:
@@ -111,7 +113,7 @@ def _checked(path: Path, tensors: dict[str, NDArray[Any]]) -> FeatureSet:
             f"{path}: image row {bare[0]} is in a split and has no text; {len(bare):,} such rows: give them split -1"
         )
     split = split.astype(np.int8)
-    image_ids = _canonical(tensors["image_ids"]) if "image_ids" in tensors else _canonical(_row_bytes(images))
+    image_ids = _canonical(tensors["image_ids"].tolist() if "image_ids" in tensors else _row_digests(images))
     notes = separate_twins(split, image_ids)
     names = read_strings(_beside(path, "names"), len(images), "images")
     return FeatureSet(
@@ -129,7 +131,8 @@ def _checked(path: Path, tensors: dict[str, NDArray[Any]]) -> FeatureSet:
 def _finite(path: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(values, dtype=np.float32)
-    bad = np.flatnonzero(~np.isfinite(cast).all(axis=1))
+    blocks = (cast[start : start + _ROWS_AT_ONCE] for start in range(0, len(cast), _ROWS_AT_ONCE))
+    bad = np.flatnonzero(~np.concatenate([np.isfinite(block).all(axis=1) for block in blocks]))
     if len(bad):
         raise DataError(
             f"{path}: {name} row {bad[0]} is not finite in float32 (NaN, infinity or above 3.4e38); {len(bad):,} rows "
@@ -224,7 +227,9 @@ def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     optional = {"image_ids": (_INTEGERS, 1)}
     tensors = {}
     try:
-        with safe_open(str(path), framework="numpy") as tensors_of:
+        with safe_open(str(path), framework="numpy") as tensors_of, open_user_file(path) as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            data = file.tell()
             there = set(tensors_of.keys())
             absent = [name for name in wanted if name not in there]
             if absent:
@@ -240,7 +245,12 @@ def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
                     raise DataError(f"{path}: {name} has dtype {part.get_dtype()}, wanted one of {', '.join(dtypes)}")
                 if len(shape) != dimensions or 0 in shape:
                     raise DataError(f"{path}: {name} has shape {shape}, wanted {dimensions} dimensions, none of them 0")
-                tensors[name] = tensors_of.get_tensor(name)
+                # Read, not mapped: `get_tensor` holds the file and a copy of it in memory.
+                values = np.empty(shape, f"<{part.get_dtype()[0].lower()}{int(part.get_dtype()[1:]) // 8}")
+                file.seek(data + header[name]["data_offsets"][0])
+                if file.readinto(values.view(np.uint8).data) != values.nbytes:  # type: ignore[attr-defined]
+                    raise OSError(f"{name} is cut short")
+                tensors[name] = values
     except (SafetensorError, OSError) as error:
         pickled = start[:2] == b"PK" or start[:1] == b"\x80"
         mend = (
@@ -260,12 +270,12 @@ def _check_range(path: Path, name: str, values: NDArray[Any], low: int, high: in
         )
 
 
-def _row_bytes(values: NDArray[Any]) -> NDArray[Any]:
-    rows = np.ascontiguousarray(values)
-    return rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))).reshape(-1)
+def _row_digests(values: NDArray[Any]) -> Iterator[bytes]:
+    """A digest of each row (128 bits), without a copy of them all."""
+    return (hashlib.blake2b(row.data, digest_size=16).digest() for row in np.ascontiguousarray(values))
 
 
-def _canonical(values: NDArray[Any]) -> NDArray[np.int64]:
+def _canonical(values: Iterable[Any]) -> NDArray[np.int64]:
     """(I,) int64: for each entry the index of the first entry that is equal to it."""
     first: dict[Any, int] = {}
-    return np.array([first.setdefault(value, row) for row, value in enumerate(values.tolist())], dtype=np.int64)
+    return np.array([first.setdefault(value, row) for row, value in enumerate(values)], dtype=np.int64)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from varalign.cli import main
+from varalign.data.checks import summary as summary_room
 from varalign.data.checks.summary import summarise
 from varalign.data.datasets import load_dataset
 from varalign.data.errors import DataError
@@ -28,6 +29,12 @@ def folder(tmp_path: Path) -> Path:
         lines += [f"{row}.png,A dog runs!", f"{row}.png,{'the snow ' * (row % 4)}thing{row}"]
     (tmp_path / "captions.txt").write_text("\n".join(lines) + "\n")
     return tmp_path
+
+
+def test_captions_are_counted_some_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = summarise(folder, images=2, size=16, threads=1)
+    monkeypatch.setattr(summary_room, "CAPTIONS_AT_A_TIME", 7)
+    assert summarise(folder, images=2, size=16, threads=1) == whole
 
 
 def test_figures_are_those_of_plain_numpy(folder: Path) -> None:

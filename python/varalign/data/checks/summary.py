@@ -5,7 +5,7 @@ Words are those of the built-in word tokenizer: lower-cased, cut at white space 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from varalign.data.tokens.tokenizers import Tokenizer, bert_tokenizer, clip_toke
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 IMAGES_AT_A_TIME = 64
 LONGEST = 512
+CAPTIONS_AT_A_TIME = 1 << 12
 
 
 @dataclass
@@ -158,7 +159,7 @@ def _measure_lengths(
     bert_length: int,
     threads: int,
 ) -> None:
-    words = word_tokenizer([], max_length=LONGEST)(captions, threads=threads).lengths - 2
+    words = _token_counts(word_tokenizer([], max_length=LONGEST), captions, threads) - 2
     summary.lengths["words"] = _distribution(words)
     makers: list[tuple[str, int, Any]] = [
         ("clip tokens", clip_length, lambda: clip_tokenizer(max(LONGEST, clip_length)))
@@ -177,9 +178,20 @@ def _measure_lengths(
             continue
         except ValueError as error:
             raise DataError(f"--bert {error}") from None
-        lengths = tokenizer(captions, threads=threads).lengths
+        lengths = _token_counts(tokenizer, captions, threads)
         truncated = float((lengths > limit).mean())
         summary.lengths[name] = {**_distribution(lengths), "limit": limit, "truncated": truncated}
+
+
+def _token_counts(tokenizer: Tokenizer, captions: Sequence[str], threads: int) -> NDArray[np.int64]:
+    """(T,) lengths; the ids, up to 512 a caption, lie in memory for some captions at a time."""
+    counted = [tokenizer(part, threads=threads).lengths for part in _parts(captions)]
+    return np.concatenate(counted)
+
+
+def _parts(captions: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, max(len(captions), 1), CAPTIONS_AT_A_TIME):
+        yield captions[start : start + CAPTIONS_AT_A_TIME]
 
 
 def _measure_vocabulary(summary: Summary, dataset: ImageCaptions, training: Sequence[str], threads: int) -> None:
@@ -191,13 +203,14 @@ def _measure_vocabulary(summary: Summary, dataset: ImageCaptions, training: Sequ
         captions = [dataset.captions[row] for row in dataset.caption_rows(dataset.rows(split))]
         if not captions:
             continue
-        tokens = whole(captions, threads=threads)
-        unknown = (tokens.ids == 1) & tokens.mask()
-        words = int(tokens.lengths.sum()) - 2 * len(captions)
-        coverage[split] = {
-            "words": 1 - float(unknown.sum()) / max(words, 1),
-            "captions": float((~unknown.any(axis=1)).mean()),
-        }
+        words = unknown_words = known_captions = 0
+        for part in _parts(captions):
+            tokens = whole(part, threads=threads)
+            unknown = (tokens.ids == 1) & tokens.mask()
+            words += int(tokens.lengths.sum()) - 2 * len(part)
+            unknown_words += int(unknown.sum())
+            known_captions += int((~unknown.any(axis=1)).sum())
+        coverage[split] = {"words": 1 - unknown_words / max(words, 1), "captions": known_captions / len(captions)}
     summary.vocabulary = {
         "words": whole.vocabulary_size - marks,
         "words_seen_once": whole.vocabulary_size - twice.vocabulary_size,
