@@ -99,7 +99,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("train --epochs -1", "--epochs is -1, but must be at least 1"),
+        ("train --epochs -1", "--epochs is -1, but must be at least 0"),
         ("train --epochs 1.5", "argument --epochs: invalid int value: '1.5'"),
         (
             "train --schedule best",

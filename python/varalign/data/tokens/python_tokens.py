@@ -56,7 +56,7 @@ def read_tokenizer(folder: Path) -> Any:
     except Exception as error:  # each tokenizer of transformers raises errors of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, ImportError):
-            reason = f"{reason[:70]}…; pip install 'varalign[sentencepiece]' brings what most of them need"
+            reason = f"{reason[:70]}…; pip install '.[sentencepiece]' brings what most of them need"
         raise ValueError(f"{folder}: transformers cannot read its tokenizer: {reason}") from error
 
 
