@@ -57,8 +57,8 @@ class Forms:
         centred = queries - self.mean
         self.covariance = centred.T @ centred / len(queries)
         order = torch.randperm(len(queries), generator=torch.Generator().manual_seed(0))
-        self.random = {size: queries[order[:size]] for size in SIZES if size < len(queries)}
-        self.clusters = {size: self._clusters(size) for size in SIZES if size < len(queries)}
+        self.random = {size: queries[order[:size]] for size in SIZES}
+        self.clusters = {size: self._clusters(size) for size in SIZES}
 
     def _clusters(self, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         labels, means = clusters(self.queries, size)
@@ -82,13 +82,13 @@ class Forms:
         for factor in (0.5, 2.0):
             yield f"calibrated variance, c = {factor:g}", square + k, centre + factor * tau / 2 * variance
         for size, queries in self.random.items():
-            yield f"random {size}", size * k, (tau * (gallery @ queries.T)).logsumexp(1) / tau
+            yield f"random {size}", len(queries) * k, (tau * (gallery @ queries.T)).logsumexp(1) / tau
         for size, (means, share, balls, within) in self.clusters.items():
             near = tau * (gallery @ means.T) + share
-            yield f"centroids {size}", size * (k + 1), near.logsumexp(1) / tau
-            yield f"balls {size}", size * (k + 2), (near + tau * tau / 2 * balls).logsumexp(1) / tau
+            yield f"centroids {size}", len(means) * (k + 1), near.logsumexp(1) / tau
+            yield f"balls {size}", len(means) * (k + 2), (near + tau * tau / 2 * balls).logsumexp(1) / tau
             inside = ((gallery @ within) * gallery).sum(1)
-            yield f"normals {size}", size * (k + 1) + square, near.logsumexp(1) / tau + tau / 2 * inside
+            yield f"normals {size}", len(means) * (k + 1) + square, near.logsumexp(1) / tau + tau / 2 * inside
 
 
 def figures_of(draw: Draw) -> dict[str, tuple[int, float]]:
@@ -108,7 +108,7 @@ def figures_of(draw: Draw) -> dict[str, tuple[int, float]]:
     for sharpness in SHARPNESS:
         tau = sharpness * scale
         states = of_images.priors(v, tau), of_texts.priors(u, tau)
-        for (name, state, of_v), (_, other, of_u) in zip(*states, strict=False):
+        for (name, state, of_v), (_, other, of_u) in zip(*states, strict=True):
             reached = recall((s - of_v, s - of_u[:, None]), draw.test.pairs)["mean_recall@1"]
             found[f"{name} @ {sharpness:g}"] = (max(state, other), reached)
     return found

@@ -30,10 +30,10 @@ class Heads(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(14.0).log())
 
     def start_from(self, image_map: Tensor, text_map: Tensor) -> None:
-        """Take linear maps (d, DIMENSIONS) of centred features as the first weights."""
+        """Take linear maps (d, k) of centred features, k at most DIMENSIONS, as the first weights; the rest is 0."""
         with torch.no_grad():
-            self.x.weight.copy_(image_map.T.float() * self.spread_x)
-            self.y.weight.copy_(text_map.T.float() * self.spread_y)
+            for side, found, spread in ((self.x, image_map, self.spread_x), (self.y, text_map, self.spread_y)):
+                side.weight.zero_()[: found.shape[1]] = found.T.float() * spread
 
     def images(self, x: Tensor) -> Tensor:
         """(n, DIMENSIONS) unit vectors."""

@@ -1,0 +1,182 @@
+"""What each part of the default recipe adds where pairs are few: one part left out at a time, over seeds.
+
+    python bench/little.py --data flickr8k=FILE --data lite2=FILE --data fashion=FILE --data rsicd=FILE --out CSV
+    python bench/little.py … --group official --row "the recipe" --size 600 --seeds 5
+    python bench/little.py --out CSV --table                                     # the table of what is there
+
+A row is `varalign train --features FILE --dataset-size N --seed S` with the options that it names, and two sets of test
+figures: as the run scores, and without hub correction. Groups: `official`, the file's splits; `in all`, N training
+images and no other pair, so that everything is chosen by cross-validation (`fit_few_pairs`), judged on the file's test
+split; `wrong`, 40 % of the images with captions of others. `--out` keeps every run, so that a second call goes on where
+the first one stopped. Figures are test recalls in per cent, means of both directions, with Student's 95 % interval over
+seeds; differences from the recipe are paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import varalign
+from varalign.canonical.hub_correction import corrected_ranks
+from varalign.canonical.voices.few_pairs import Rows, fit_few_pairs
+from varalign.data.features import FeatureSet, load_features
+from varalign.evaluation.retrieval import ranks, recalls
+from varalign.options.config import TrainConfig
+from varalign.study.inference import interval
+
+RECIPE = "the recipe"
+ROWS: dict[str, dict[str, Any]] = {
+    RECIPE: {},
+    "closed form": {"voices": "closed-form"},
+    "closed form and kernel": {"voices": "closed-form,kernel"},
+    "closed form and lexical": {"voices": "closed-form,lexical"},
+}
+WITHOUT_MEMBERS: dict[str, Any] = {"members": 0}
+WRONG: dict[str, dict[str, Any]] = {
+    RECIPE: {"noise": "swap-images=0.4"},
+    "pairs weighted": {"noise": "swap-images=0.4", "pair_weighting": "closed-form"},
+}
+KEYS = ("group", "data", "images", "row", "seed")
+RECALLS = tuple(f"{direction}_recall@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
+FIELDS = (*KEYS, *RECALLS, *(f"plain_{name}" for name in RECALLS), "hub_correction", "seconds")
+Kept = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs that differ in the seed alone: the options of `varalign train` beside those that say what the data are."""
+
+    group: str
+    data: str
+    images: int | None
+    seeds: int
+    row: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def cells() -> Iterator[Cell]:
+    """What is measured, the most wanted first."""
+    official = [("flickr8k", 600, 20), ("flickr8k", 60, 20), ("fashion", None, 1), ("rsicd", None, 1)]
+    official += [("lite2", 600, 20), ("fashion", 300, 20), ("rsicd", 300, 20), ("flickr8k", None, 1)]
+    for row, options in ROWS.items():
+        for data, images, seeds in official:
+            yield Cell("official", data, images, seeds, row, options)
+    for data in ("flickr8k", "fashion", "rsicd"):
+        yield Cell("official", data, None, 1, "without members", WITHOUT_MEMBERS)
+    for images in (600, 60):
+        yield Cell("in all", "flickr8k", images, 20, RECIPE)
+    for row, options in WRONG.items():
+        yield Cell("wrong", "flickr8k", 600, 5, row, options)
+
+
+def in_all(file: FeatureSet, images: int, seed: int) -> dict[str, Any]:
+    """Test figures of the recipe on `images` of the training images, all that there is: chosen by cross-validation."""
+    train = file.limited(images, seed).rows("train")
+    captions = file.caption_rows(train)
+    texts = file.texts or []
+    owner = np.searchsorted(train, file.text_image_ids[captions])
+    words = [texts[row] for row in captions]
+    found = fit_few_pairs(Rows(file.image_features[train], file.text_features[captions], owner, words), seed=seed)
+    test = file.candidates(file.rows("test"))
+    u = found.embed_images(file.image_features[test.rows])
+    v = found.embed_texts(file.text_features[test.captions], [texts[row] for row in test.captions])
+    plain = recalls(*ranks(u, v, test.pairs))
+    if not found.gain.taken:
+        return plain | {"hub_correction": None}
+    corrected = recalls(*corrected_ranks(u, v, torch.from_numpy(test.pairs), found.correction))
+    return corrected | {"uncorrected": plain, "hub_correction": found.correction.name}
+
+
+def measured(cell: Cell, path: Path, seed: int, folder: Path) -> dict[str, Any]:
+    """One run's figures."""
+    begun = time.process_time()
+    if cell.group == "in all":
+        test = in_all(load_features(path), cell.images or 0, seed)
+    else:
+        options = {**cell.options, "dataset_size": cell.images}
+        config = TrainConfig(**options, features=str(path), seed=seed, out=str(folder / "run"), keep=1)
+        test = varalign.train(config, say=lambda _: None, progress=False).test
+    seconds = time.process_time() - begun
+    plain = test.get("uncorrected") or test
+    found: dict[str, Any] = {name: f"{100 * test[name]:.3f}" for name in RECALLS}
+    found |= {f"plain_{name}": f"{100 * plain[name]:.3f}" for name in RECALLS}
+    return found | {"hub_correction": test["hub_correction"] or "", "seconds": f"{seconds:.1f}"}
+
+
+def mean_of(row: Kept, k: int, prefix: str = "") -> float:
+    """Mean of both directions' Recall@k."""
+    return statistics.mean(float(row[f"{prefix}{direction}_recall@{k}"]) for direction in ("i2t", "t2i"))
+
+
+def print_table(kept: list[Kept]) -> None:
+    """Each cell's recalls with and without hub correction, and what the recipe has on the same seeds."""
+    by_cell: dict[tuple[str, ...], dict[str, Kept]] = {}
+    for row in kept:
+        by_cell.setdefault(tuple(row[key] for key in KEYS[:-1]), {})[row["seed"]] = row
+    for (group, data, images, name), runs in by_cell.items():
+        at_1, half = interval([mean_of(row, 1) for row in runs.values()])
+        plain, plain_half = interval([mean_of(row, 1, "plain_") for row in runs.values()])
+        wider = " / ".join(f"{statistics.mean(mean_of(row, k) for row in runs.values()):.1f}" for k in (5, 10))
+        hub = sum(bool(row["hub_correction"]) for row in runs.values())
+        seconds = statistics.median(float(row["seconds"]) for row in runs.values())
+        line = f"{group:9} {data:9} {images:>6} {name:34}{at_1:6.2f} ± {half:.2f}  {wider:>12}"
+        line += f"  without correction {plain:6.2f} ± {plain_half:.2f}"
+        recipe = by_cell.get((group, data, images, RECIPE), {})
+        if both := [seed for seed in runs if seed in recipe and name != RECIPE]:
+            gain, gain_half = interval([mean_of(runs[seed], 1) - mean_of(recipe[seed], 1) for seed in both])
+            line += f"  − the recipe {gain:+.2f} ± {gain_half:.2f}"
+        print(f"{line}  hub in {hub} of {len(runs)}  {seconds:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="a features file")
+    parser.add_argument("--group", action="append", help="these groups alone")
+    parser.add_argument("--row", action="append", help="rows that hold this text alone")
+    parser.add_argument("--size", type=int, action="append", help="these numbers of training images alone")
+    parser.add_argument("--seeds", type=int, default=20, help="at most so many")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--out", type=Path, required=True, metavar="CSV")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    kept: list[Kept] = []
+    if options.out.is_file():
+        with options.out.open(newline="", encoding="utf-8") as lines:
+            kept = list(csv.DictReader(lines))
+    done = {tuple(row[key] for key in KEYS) for row in kept}
+    paths = {name: Path(path) for name, _, path in (given.partition("=") for given in options.data)}
+    for cell in () if options.table else cells():
+        if cell.data not in paths or (options.group and cell.group not in options.group):
+            continue
+        if options.row and not any(text in cell.row for text in options.row):
+            continue
+        if options.size and cell.images not in options.size:
+            continue
+        for seed in range(min(cell.seeds, options.seeds)):
+            key = (cell.group, cell.data, str(cell.images or "all"), cell.row, str(seed))
+            if key in done:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                found = measured(cell, paths[cell.data], seed, Path(folder))
+            kept.append(dict(zip(KEYS, key, strict=True)) | found)
+            with options.out.open("w", newline="", encoding="utf-8") as lines:
+                writer = csv.DictWriter(lines, FIELDS)
+                writer.writeheader()
+                writer.writerows(kept)
+            print(f"{' '.join(key)}: {mean_of(kept[-1], 1):.2f}, {found['seconds']} s", file=sys.stderr, flush=True)
+    print_table(kept)
+
+
+if __name__ == "__main__":
+    main()
