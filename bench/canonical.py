@@ -42,7 +42,9 @@ def start_seconds(features: FeatureSet) -> float:
     """What `varalign train` says that its closed-form start took: pass, choice of the settings, logit scale."""
     with tempfile.TemporaryDirectory() as folder:
         save_features(f"{folder}/features.safetensors", features, dtype="float32")
-        options = TrainConfig(features=f"{folder}/features.safetensors", out=f"{folder}/run", members=0, epochs=1)
+        options = TrainConfig(
+            features=f"{folder}/features.safetensors", out=f"{folder}/run", voices="none", members=0, epochs=1
+        )
         train(options, say=lambda _: None, progress=False)
         seconds: float = RunFolder.open(Path(folder, "run")).config()["start"]["closed_form"]["seconds"]
     return seconds

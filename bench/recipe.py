@@ -41,7 +41,7 @@ def rows(images: int) -> dict[str, dict[str, Any]]:
         "the recipe": {},
         "the same with fixed weights": {"schedule": "fixed"},
         "closed form alone": {"head": "linear", "map_lr": 0.0, "epochs": 1},
-        "a residual on it (--members 0)": {"members": 0},
+        "a residual on it (--voices none --members 0)": {"voices": "none", "members": 0},
         "random heads, 30 epochs": PLAIN,
     }
     return {**found, "random heads, tuned": {**PLAIN, **TUNED[images]}} if images in TUNED else found

@@ -96,10 +96,20 @@ def test_the_bank_file_is_checked_and_belongs_to_the_best_weights(
 
 def test_auto_judges_on_dev(features: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    result = trained(features, tmp_path / "run", said, hub_correction="auto")
+    result = trained(features, tmp_path / "run", said, hub_correction="auto", settings="dev")
     line = next(line for line in said if line.startswith("hub correction"))
     assert "of train: dev has mean R@1" in line
     assert line.endswith(", used") == (result.test["hub_correction"] is not None)
+
+
+def test_a_cross_validation_judges_where_dev_is_small(features: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    result = trained(features, tmp_path / "run", said, hub_correction="auto")
+    line = next(line for line in said if line.startswith("hub correction"))
+    assert "of train: cross-validation has mean R@1" in line
+    assert line.endswith(", used") == (result.test["hub_correction"] is not None)
+    assert result.voices is not None and abs(sum(result.voices.values()) - 1) < 1e-6
+    assert result.epochs == 0 and "\nvoices: " in result.table()
 
 
 def test_few_dev_images_judge_nothing(features: Path, tmp_path: Path) -> None:
@@ -109,7 +119,7 @@ def test_few_dev_images_judge_nothing(features: Path, tmp_path: Path) -> None:
     data.split[130:180] = -1
     save_features(tmp_path / "few.safetensors", data, dtype="float32")
     said: list[str] = []
-    result = trained(tmp_path / "few.safetensors", tmp_path / "run", said, hub_correction="auto")
+    result = trained(tmp_path / "few.safetensors", tmp_path / "run", said, hub_correction="auto", settings="dev")
     assert "hub correction: none, 10 dev images are too few to judge it by" in said
     assert result.test["hub_correction"] is None
 

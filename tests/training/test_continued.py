@@ -29,7 +29,7 @@ def first_run(features_file: Path, out: Path, **options: Any) -> Any:
     return varalign.train(TrainConfig(**{**settings, "out": str(out), **options}), say=quiet, progress=False)
 
 
-@pytest.mark.parametrize("options", [{}, {"start": "random"}, {"members": 0}])
+@pytest.mark.parametrize("options", [{}, {"start": "random"}, {"members": 0, "voices": "none"}])
 def test_the_new_run_begins_where_the_other_was_best(
     features_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
 ) -> None:

@@ -88,6 +88,7 @@ def test_each_kind_trains_and_is_used(
         batch_size=30,
         start="random",
         members=0,
+        voices="none",
         embedding_dim=8,
         device="cpu",
         **options,

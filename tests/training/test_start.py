@@ -37,6 +37,7 @@ def quiet(_: str) -> None:
 
 def small(features: Path, out: Path, **options: Any) -> TrainConfig:
     usual: dict[str, Any] = {"hidden_dim": 16, "members": 0, "batch_size": 16, "epochs": 1, "device": "cpu"}
+    usual |= {"voices": "none"} if options.get("start") != "random" else {}
     return TrainConfig(**{"features": str(features), "out": str(out), **usual, **options})
 
 
@@ -83,9 +84,12 @@ def test_the_recipe_is_a_rule_of_the_images_and_goes_under_every_option() -> Non
     config = TrainConfig(features="a").validate()
     members, few = (recipe.fill(config, images) for images in (6000, 60))
     assert members.start == "closed-form" and members.members > 1 and members.map_lr is None
-    assert few.members == members.members and few.batch_size < 60 < members.batch_size
+    assert (few.members, few.epochs) == (0, 0) and few.batch_size < 60 < members.batch_size
+    assert few.voices == "closed-form,kernel,lexical,zero-shot" and members.voices == few.voices + ",members"
+    asked = recipe.fill(TrainConfig(features="a", epochs=3).validate(), 60)
+    assert asked.members == members.members and asked.epochs == 3
     assert few == recipe.fill(few, 6000), "what is said stays"
-    config = TrainConfig(features="a", members=0).validate()
+    config = TrainConfig(features="a", voices="none", members=0).validate()
     full, tenth, one = (recipe.fill(config, images) for images in (6000, 600, 60))
     assert full.start == "closed-form" and full.input_noise > 0 and full.captions_per_step > 1
     assert full.lr > tenth.lr > 0 and full.map_lr is not None and tenth.map_lr is not None

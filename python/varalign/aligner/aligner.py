@@ -98,7 +98,8 @@ class Aligner:
         if self._bank is None:
             return hub_bank.choose(self.parts, source, form)
         key = cache_key("hub correction", self._weights, source, form)
-        return hub_bank.kept(self._bank, key, lambda: hub_bank.choose(self.parts, source, form))
+        judged = None if self.run is None else self.run.judged_by_folds()
+        return hub_bank.kept(self._bank, key, lambda: hub_bank.choose(self.parts, source, form, judged=judged))
 
     def _with_tower(self, side: Side) -> DualEncoder:
         """A model with at least the tower of this side; a query does not need the other one, which may be large."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.aligner.evaluate import SplitEmbeddings, embed_split
-from varalign.canonical.hub_choice import HeldOut, judge, judge_by_halves
+from varalign.canonical.hub_choice import Gain, HeldOut, judge, judge_by_halves
 from varalign.canonical.hub_correction import BANK_TEXTS, HubCorrection, HubForm, QueryBank, thinned_texts
 from varalign.inputs.kept import Arrays, kept_arrays
 from varalign.inputs.pair_features import thinned
@@ -37,7 +37,9 @@ class Chosen:
 OFF = Chosen(None, "hub correction: off")
 
 
-def choose(parts: Parts, source: str, form: HubForm, split: str = "test") -> Chosen:
+def choose(
+    parts: Parts, source: str, form: HubForm, split: str = "test", *, judged: Mapping[str, Any] | None = None
+) -> Chosen:
     """The correction that a model's options ask for.
 
     Args:
@@ -46,6 +48,8 @@ def choose(parts: Parts, source: str, form: HubForm, split: str = "test") -> Cho
             by it (see `varalign.canonical.hub_choice`); "gallery": the queries of `split` themselves.
         form: of the bank.
         split: what is evaluated.
+        judged: what a correction by the pairs of the fit changed in the run's cross-validation (`Gain.as_dict`); None:
+            it is judged here, on dev.
 
     Raises:
         DataError: none of a split's images can be read.
@@ -64,17 +68,24 @@ def choose(parts: Parts, source: str, form: HubForm, split: str = "test") -> Cho
         name = split if source == "gallery" else source
         bank = dev if name == "dev" else _embedded(parts, name)
         return Chosen(correction(bank.images, bank.texts, source), f"hub correction by {_counted(bank)} of {name}")
+    if judged is not None:
+        bank, about = _embedded(parts, "train"), {name: value for name, value in judged.items() if name != "taken"}
+        return _judged(correction(bank.images, bank.texts, "train"), Gain(**about), bank, "train", "cross-validation")
     if len(dev.rows) < FEWEST_DEV_IMAGES:
         return Chosen(None, f"hub correction: none, {len(dev.rows)} dev images are too few to judge it by")
     held_out = HeldOut(dev.images, dev.texts, torch.from_numpy(dev.pairs).to(dev.images.device))
     if len(parts.data.rows("train")) < len(parts.data.rows("dev")):
         bank, name = dev, "dev"
-        judged = "dev in two halves"
+        judged_on = "dev in two halves"
         gain = judge_by_halves(held_out, lambda half: correction(half.images, half.texts, "dev"), scale)
     else:
-        bank, name, judged = _embedded(parts, "train"), "train", "dev"
+        bank, name, judged_on = _embedded(parts, "train"), "train", "dev"
         gain = judge(held_out, correction(bank.images, bank.texts, "train"), scale)
-    found = correction(bank.images, bank.texts, name) if gain.taken else None
+    return _judged(correction(bank.images, bank.texts, name), gain, bank, name, judged_on)
+
+
+def _judged(correction: HubCorrection, gain: Gain, bank: SplitEmbeddings, name: str, judged: str) -> Chosen:
+    found = correction if gain.taken else None
     change = f"mean R@1 {100 * gain.recall:.1f} -> {100 * gain.corrected_recall:.1f} (± {100 * gain.error:.1f})"
     used = "used" if gain.taken else "not used"
     return Chosen(found, f"hub correction by {_counted(bank)} of {name}: {judged} has {change}, {used}")

@@ -70,6 +70,12 @@ class VoicesHead(nn.Module):
         ]
         return torch.cat(parts, dim=1)
 
+    def shares(self) -> dict[str, float]:
+        """The weight of each voice in the similarity, the members' last."""
+        share = float(self.share)
+        found = {name: (1 - share) * float(weight) for name, weight in zip(self.fixed, self.weights, strict=True)}
+        return found if self.members is None else {**found, "members": share}
+
     def _trained(self, features: Tensor) -> Tensor:
         assert self.members is not None
         trained: Tensor = self.members(features[:, : self.feature_dim])

@@ -205,7 +205,7 @@ class Options:
     )
     settings: Literal["auto", "dev", "cv"] = _start(
         "what voices, their settings and their weights are chosen on: the dev split, or a cross-validation over train "
-        f"and dev, after which they are fitted on both (auto: dev where it has {FEWEST_DEV} images)",
+        f"and dev together (auto: dev where it has {FEWEST_DEV} images)",
         "auto",
         common=True,
     )

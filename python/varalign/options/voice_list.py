@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from varalign.options.declaration import ConfigError, near
 
 FITTED = ("closed-form", "kernel", "lexical", "zero-shot")
@@ -35,3 +37,10 @@ def check_voices(value: str) -> None:
             )
     if voices_of(value) == (MEMBERS,):
         raise ConfigError("--voices members: they stand beside another voice, such as closed-form,members")
+
+
+def voices_line(weights: Mapping[str, float]) -> str:
+    """`voices: kernel 0.75, lexical 0.25; closed-form tried, not kept`."""
+    kept = ", ".join(f"{name} {weight:.3g}" for name, weight in weights.items() if weight)
+    left = ", ".join(name for name, weight in weights.items() if not weight)
+    return f"voices: {kept}" + (f"; {left} tried, not kept" if left else "")

@@ -195,6 +195,11 @@ class RunFolder:
             options["exclude"] = str(self.excluded)
         return replace_removed({name: value for name, value in options.items() if name in OPTIONS}, say)
 
+    def judged_by_folds(self) -> dict[str, Any] | None:
+        """What hub correction changed in the cross-validation that the run's voices were chosen by, if they were."""
+        voices = (self.config().get("start") or {}).get("voices") or {}
+        return voices["hub"] if voices.get("settings") == "cv" else None
+
     def write_config(self, value: dict[str, Any]) -> None:
         """Write `config.json`."""
         text = json_text({"kind": RUN_KIND, "format": FORMAT, **value}, indent=1) + "\n"

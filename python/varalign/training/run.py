@@ -26,6 +26,7 @@ from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device, pick_precision
 from varalign.options.recipe import fill, filled
+from varalign.options.voice_list import voices_line
 from varalign.runs.checkpoint import step_folders
 from varalign.runs.folder import RunFolder
 from varalign.runs.pairs import write_pairs
@@ -38,6 +39,7 @@ from varalign.runs.result_table import chance_remark, final_table
 from varalign.runs.run_errors import RunError
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
+from varalign.training.mixing.start_voices import weights_of
 from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
 from varalign.training.wise_ft import go_part_of_the_way
@@ -60,6 +62,7 @@ class TrainResult:
         chance: the recalls of a random ranking there.
         reachable: what no model exceeds there, where equal captions are told apart; else None.
         same_caption: whether equal captions are one text, as `--same-caption`.
+        voices: the weight of each voice in the similarity, 0 for one that was tried and not kept; None without voices.
         aligner: the trained model, ready to embed and rank.
     """
 
@@ -74,10 +77,12 @@ class TrainResult:
     reachable: dict[str, Any] | None
     same_caption: str
     aligner: Aligner
+    voices: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON takes it."""
-        names = ("model", "epochs", "best_epoch", "seconds", "same_caption", "test", "zero_shot", "chance", "reachable")
+        figures = ("test", "zero_shot", "chance", "reachable")
+        names = ("model", "epochs", "best_epoch", "seconds", "same_caption", "voices", *figures)
         return {"run": str(self.run), **{name: getattr(self, name) for name in names}}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -88,7 +93,8 @@ class TrainResult:
     def table(self) -> str:
         """The final table, and the place of the run folder."""
         last = f"best epoch {self.best_epoch}, {self.seconds:.0f} s in all; run folder: {self.run}"
-        return "\n".join([final_table(self.rows()), last, *chance_remark(self.test, self.chance)])
+        voices = [] if self.voices is None else [voices_line(self.voices)]
+        return "\n".join([final_table(self.rows()), *voices, last, *chance_remark(self.test, self.chance)])
 
 
 Show = Callable[[TrainResult], object]
@@ -331,6 +337,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                 seconds=time.perf_counter() - session.started,
                 same_caption=config.same_caption,
                 aligner=aligner,
+                voices=weights_of(parts.model, run),
             )
             Quarantine(run.quarantine).add(parts.bad_images())
             if session.profile is not None:

@@ -28,6 +28,10 @@ MOST_HELD_OUT = 1000  # images of a part: the time grows with them, and more of 
 Sides = tuple[nn.Module, nn.Module]
 
 
+class Unrelated(ValueError):
+    """The features of the two sides are uncorrelated."""
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Voices that are mixed: the similarity of an image and a text is Σ w_v cos_v.
@@ -118,6 +122,7 @@ def fit_voices(
     pairs: Pairs,
     held_out: Pairs | None = None,
     *,
+    fit_on: Pairs | None = None,
     voices: Sequence[str],
     grids: Mapping[str, Grid] | None = None,
     seed: int = 0,
@@ -127,11 +132,13 @@ def fit_voices(
     Args:
         pairs: to fit on.
         held_out: to choose on; None: cross-validation over `pairs`.
+        fit_on: after a cross-validation, the pairs of the final fit; None: all of `pairs`.
         voices: names of `VOICES`, at least one.
         grids: the settings to try of a voice; those of its file where none are given.
         seed: of the folds and of the kernel's anchors.
 
     Raises:
+        Unrelated: image and text features have nothing in common.
         ValueError: too few different images for the folds, or held-out pairs for a choice.
     """
     if held_out is None:
@@ -167,7 +174,7 @@ def fit_voices(
     mixtures = [Mixture(kept, {n: _solved(fits[n][place], trials.get(n)) for n in kept}) for place in range(len(parts))]
     whole = mixtures[0]
     if held_out is None:
-        whole = Mixture(kept, {n: _solved(voice(n).Fit(pairs, seed=seed), trials.get(n)) for n in kept})
+        whole = Mixture(kept, {n: _solved(voice(n).Fit(fit_on or pairs, seed=seed), trials.get(n)) for n in kept})
     found = [Part(fitted, held, mixture) for (fitted, held), mixture in zip(parts, mixtures, strict=True)]
     return Fitted(whole, weighing, trials, tried, found, "cv" if held_out is None else "dev")
 
@@ -235,6 +242,8 @@ class _Scorer:
             made = []
             for whitening, (x, y) in zip(self._whitenings, self._lifted, strict=True):
                 found = whitening.solve(ridge=ridge, text_ridge=text_ridge, power=0.0, dimensions=self._dimensions)
+                if not found.dimensions:
+                    raise Unrelated("image and text features have nothing in common")
                 sides = found.projected_images(x), found.projected_texts(y)
                 made.append((*sides, found.singular_values.float(), found.text_ridge))
             self._kept = (ridge, text_ridge), made

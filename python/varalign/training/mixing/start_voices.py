@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.canonical.choice import FEW, Grid
-from varalign.canonical.voices.fit import FEWEST_DEV, Fitted, Mixture, fit_voices
+from varalign.canonical.voices.fit import FEWEST_DEV, Fitted, Mixture, Unrelated, fit_voices
 from varalign.canonical.voices.voice_pairs import Pairs
 from varalign.data.tokens.lexicon import Lexicon
 from varalign.encoders.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE, DualEncoder
@@ -26,6 +26,7 @@ from varalign.inputs.parts import Inputs, Parts
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.voice_list import FITTED, voices_of
+from varalign.runs.folder import RunFolder
 
 Say = Callable[[str], None]
 
@@ -95,10 +96,17 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
 
     train = pairs_of(found, pair_weights)
     held_out = None if dev is None else pairs_of(dev, None)
-    if not by_dev and held_out is not None:
-        train, held_out = _joined(train, held_out), None
+    pairs, judged_by = (train, held_out) if by_dev or held_out is None else (_joined(train, held_out), None)
     try:
-        fitted = fit_voices(train, held_out, voices=names, grids={"closed-form": _grid(config)}, seed=config.seed)
+        # Fitted on train alone: dev goes on to be held out, for the members' share, the best epoch and its figures.
+        fitted = fit_voices(
+            pairs, judged_by, fit_on=train, voices=names, grids={"closed-form": _grid(config)}, seed=config.seed
+        )
+    except Unrelated:
+        raise ConfigError(
+            "--start closed-form: image and text features of the training pairs have nothing in common (are they "
+            "constant, or is there one pair only?): see what the encoders gave, or pass --start random"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"--settings {config.settings}: {error}") from None
     gain = fitted.hub_gain("bank")
@@ -119,6 +127,15 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
     )
     say(fitted.line())
     return parts, choice
+
+
+def weights_of(model: DualEncoder, run: RunFolder) -> dict[str, float] | None:
+    """The weight of each voice in the similarity, 0 for one that was tried and not kept; None without voices."""
+    head = model.image_head
+    if not isinstance(head, VoicesHead):
+        return None
+    tried = ((run.config().get("start") or {}).get("voices") or {}).get("weights") or {}
+    return {**dict.fromkeys(tried, 0.0), **head.shares()}
 
 
 def _possible(name: str, towers: Towers, captions: Sequence[str] | None) -> bool:
