@@ -36,7 +36,7 @@ lint:            ## ruff, mypy, the extension's stubs, rustfmt, clippy
 
 bench:           ## every benchmark that runs on this machine, as JSON lines into bench/results/
 	mkdir -p bench/results
-	for script in tokens decode stats pipeline data_wait contrastive canonical; do \
+	for script in tokens decode stats pipeline data_wait contrastive canonical recall commands; do \
 	  $(PYTHON) bench/$$script.py --json > bench/results/$$script-$$(uname -m).json || exit 1; \
 	done
 
