@@ -41,32 +41,28 @@ bench:           ## every benchmark that runs on this machine, as JSON lines int
 	done
 
 CUDA_CHECK = $(PYTHON) -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "$@: torch sees no CUDA device")'
-TUNED = bench/results/launches-cuda.json
-CONTRASTIVE = $(PYTHON) bench/contrastive.py $$launches $(if $(PEERS),--peers '$(PEERS)') \
+CONTRASTIVE = $(PYTHON) bench/contrastive.py $(if $(PEERS),--peers '$(PEERS)') \
 	  --out bench/results/contrastive-cuda.json --plot bench/results/contrastive-cuda.png
 FAIL_IF_ANY = if [ -n "$$failed" ]; then echo "$@: failed:$$failed" >&2; exit 1; fi
 
 # One failure does not stop what follows; the last line names them all and fails.
-bench-gpu:       ## GPU tests, tile sizes, the kernel's and the images' benchmarks into bench/results/, on a machine with CUDA
+bench-gpu:       ## GPU tests, the kernel's and the images' benchmarks into bench/results/, on a machine with CUDA
 	mkdir -p bench/results
 	@$(CUDA_CHECK)
 	@failed=; \
 	$(PYTHON) -m pytest -m gpu || failed="$$failed tests"; \
-	$(PYTHON) bench/tune_contrastive.py --out $(TUNED) || failed="$$failed tune_contrastive"; \
-	launches=; if [ -s $(TUNED) ]; then launches="--launches $(TUNED)"; fi; \
 	$(CONTRASTIVE) || failed="$$failed contrastive"; \
 	for script in pipeline data_wait; do \
 	  $(PYTHON) bench/$$script.py --out bench/results/$$script-cuda.json || failed="$$failed $$script"; \
 	done; \
 	$(FAIL_IF_ANY)
 
-# The cells of the targets and two small sizes. Tiles that an earlier bench-gpu tuned on this machine are used.
-bench-gpu-quick: ## the same in short: GPU tests without the whole grid, and the kernel's targets; no tuning, no images
+# The cells of the targets and two small sizes.
+bench-gpu-quick: ## the same in short: GPU tests without the whole grid, and the kernel's targets; no images
 	mkdir -p bench/results
 	@$(CUDA_CHECK)
 	@failed=; \
 	VARALIGN_GPU_GRID=pairs $(PYTHON) -m pytest -m gpu || failed="$$failed tests"; \
-	launches=; if [ -s $(TUNED) ]; then launches="--launches $(TUNED)"; fi; \
 	$(CONTRASTIVE) --sizes 32768,262144,1024,4096 --dimensions 512 --dtypes bfloat16 --kinds 'forward and backward' \
 	  || failed="$$failed contrastive"; \
 	$(FAIL_IF_ANY)

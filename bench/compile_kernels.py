@@ -1,7 +1,6 @@
 """Compile the contrastive kernels for GPUs that need not be here: registers, spilled bytes and shared memory of each.
 
-Every kernel with every launch that `kernels/launch_table.py` gives, in every dtype and combination of switches that is
-used, as Triton's just-in-time compiler would specialise it, by the assembler in Triton's wheel. Exit code 1 where one
+Every kernel in every dtype and combination of switches that is used, as Triton's just-in-time compiler would specialise it, by the assembler in Triton's wheel. Exit code 1 where one
 does not compile or needs more shared memory than the architecture has; spills are shown, not refused: they cost time,
 not correctness. `--quick` takes one combination of each kernel and dtype. Needs no device, and measures no speed.
 """
@@ -30,14 +29,13 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from varalign.kernels import matching, queries, tiles, variances, weighting
-from varalign.kernels.launch_table import PASSES, Launch, launch
+from varalign.kernels import matching, passes, queries, tiles, variances, weighting
 
 # KiB of shared memory that one program may have, by compute capability.
 SHARED_KIB = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 PRECISIONS = {"bf16": ("16",), "fp16": ("16",), "fp32": ("ieee", "tf32")}
 KERNELS = {
-    "similarity": tiles.similarity_pass,
+    "similarity": tiles.similarity_block,
     "positive": tiles.positive_pass,
     "gradient": tiles.gradient_block,
     "merge": queries.merge_parts,
@@ -55,15 +53,26 @@ KERNELS = {
     "schedule": weighting.schedule_step,
 }
 # Those whose code depends on the embeddings' dtype; the others are compiled once.
-TYPED = (*PASSES, "finish", "sums", "centre", "quadratic")
-PRODUCTS = (*PASSES, "quadratic")
+TYPED = ("similarity", "gradient", "positive", "finish", "sums", "centre", "quadratic")
+PRODUCTS = ("positive", "quadratic")
 # Arguments that are numbers; the rest are constants or point to float32 unless `signature` says otherwise.
 NUMBERS = {
-    *("M", "N", "Q", "D", "begin", "end", "tiles_per_split", "row_begin", "column_begin", "height", "width"),
-    *("row_first", "column_first", "count", "queries", "pairs", "P", "column_count", "row_count", "column_programs"),
+    *("M", "N", "Q", "D", "begin", "top", "left", "height", "width", "tiles", "stride"),
+    *("count", "queries", "pairs", "P", "column_count", "row_count", "column_programs"),
     *("stride_um", "stride_vn", "stride_row"),
 }
 FRACTIONS = {"keep", "fresh", "floor", "rest", "gamma"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Tile of a kernel that multiplies (else 0), and how a GPU runs it."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +99,7 @@ class Resources:
 
 def signature(build: Build) -> tuple[dict[str, str], dict[str, Any]]:
     """Types of the kernel's arguments, and the values of the constant ones."""
-    function = KERNELS[build.task]
+    function = KERNELS[build.task].jit
     constants: dict[str, Any] = {
         "WIDE": tl.float32, "PRECISION": "tf32" if build.precision == "tf32" else "ieee", "UPCAST": False,
         "BM": build.launch.block_m, "BN": build.launch.block_n, "BK": build.launch.block_k, "PARTS": variances.PARTS,
@@ -100,7 +109,8 @@ def signature(build: Build) -> tuple[dict[str, str], dict[str, Any]]:
     pointers = dict.fromkeys(("codes", "table"), "*i32")
     pointers |= dict.fromkeys(("row_ids", "column_ids", "sorted_ids", "order"), "*i64")
     pointers |= dict.fromkeys(("U", "V", "X"), f"*{build.dtype}")
-    pointers["cache"] = "*i16" if build.dtype != "fp32" else "*fp32"
+    kept = "*i16" if build.dtype != "fp32" else "*fp32"
+    pointers |= {"cache": kept, "logits": kept if constants.get("CACHE") else "*fp32"}
     if build.task in ("gradient", "finish"):
         pointers["out"] = f"*{build.dtype}"
     elif build.task == "centre" and build.dtype != "fp32":
@@ -118,12 +128,12 @@ def signature(build: Build) -> tuple[dict[str, str], dict[str, Any]]:
 
 def compile_one(build: Build) -> Resources | str:
     """The kernel's resources, or why it does not compile."""
-    function = KERNELS[build.task]
+    function = KERNELS[build.task].jit
     types, constants = signature(build)
     places = {name: place for place, name in enumerate(function.arg_names)}
     aligned = [name for name, kind in types.items() if kind[0] == "*" or (kind == "i32" and build.aligned)]
-    # These count tiles; the just-in-time compiler seldom finds them divisible.
-    aligned = [name for name in aligned if name not in ("tiles_per_split", "steps")]
+    # These are counts, which the just-in-time compiler seldom finds divisible.
+    aligned = [name for name in aligned if name not in ("tiles", "steps")]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,8 +149,7 @@ def compile_one(build: Build) -> Resources | str:
             )
     except Exception as error:
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"
-    products = build.task in PRODUCTS and not (build.task == "gradient" and dict(build.switches)["CACHE"])
-    if build.dtype != "fp32" and products and "mma" not in compiled.asm["ptx"]:
+    if build.dtype != "fp32" and build.task in PRODUCTS and "mma" not in compiled.asm["ptx"]:
         return "the matrix product does not run on tensor cores"
     registers, spilled = machine_resources(compiled.asm["cubin"])
     return Resources(registers, spilled, int(compiled.metadata.shared))
@@ -184,14 +193,16 @@ def switches_of(task: str, dtype: str) -> list[tuple[tuple[str, int], ...]]:
     return [switches for switches in made if dict(switches).get("BD") != 4096 or dict(switches)["BR"] == 2]
 
 
-def launches_of(task: str, capability: int, precision: str) -> list[Launch]:
-    """Every launch of the table: few and many queries, few and many dimensions."""
+def launch_of(task: str, dtype: str) -> Launch:
     if task == "quadratic":
-        return [Launch(64 if precision == "16" else 32, 64, 32, 8, 2)]
-    if task not in PASSES:
-        return [Launch(0, 0, 0, 1 if task == "schedule" else 4, 3)]
-    pair = divmod(capability, 10)
-    return list(dict.fromkeys(launch(task, pair, precision, q, d) for q in (64, 1 << 16) for d in (8, 32, 512)))
+        return Launch(64, 64 if dtype == "fp32" else 256, 32, 8, 2)
+    if task == "positive":
+        return Launch(32, 32, 32, 4, 2)
+    if task == "similarity":
+        return Launch(*passes.SUMS_TILE, 0, passes.SUMS_WARPS, 3)
+    if task == "gradient":
+        return Launch(*passes.GRADIENT_TILE, 0, passes.GRADIENT_WARPS, 3)
+    return Launch(0, 0, 0, 1 if task == "schedule" else 4, 3)
 
 
 def builds(capabilities: list[int]) -> Iterator[Build]:
@@ -201,22 +212,17 @@ def builds(capabilities: list[int]) -> Iterator[Build]:
         for precision in precisions if task in PRODUCTS else precisions[:1]:
             if capability < 80 and precision == "tf32":
                 continue
-            for config, switches in itertools.product(
-                launches_of(task, capability, precision), switches_of(task, dtype)
-            ):
+            config = launch_of(task, dtype)
+            for switches in switches_of(task, dtype):
                 yield Build(task, capability, dtype, precision, config, switches)
-            config = launches_of(task, capability, precision)[-1]
             yield Build(task, capability, dtype, precision, config, switches_of(task, dtype)[0], aligned=False)
 
 
 def quick(capabilities: list[int]) -> Iterator[Build]:
-    """The largest launch of every kernel in bfloat16, and the similarity pass in float32."""
+    """One combination of every kernel, in bfloat16 where the dtype matters."""
     for capability, task in itertools.product(capabilities, KERNELS):
         dtype = "bf16" if task in TYPED else "fp32"
-        config = launches_of(task, capability, "16")[-1]
-        yield Build(task, capability, dtype, "16", config, switches_of(task, dtype)[0])
-    precise = launches_of("similarity", 90, "ieee")[-1]
-    yield Build("similarity", 90, "fp32", "ieee", precise, switches_of("similarity", "fp32")[0])
+        yield Build(task, capability, dtype, "16", launch_of(task, dtype), switches_of(task, dtype)[0])
 
 
 def row_of(build: Build, result: Resources | str) -> dict[str, Any]:

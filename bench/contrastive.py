@@ -17,7 +17,6 @@ Last come the targets (`contrastive_targets.py`), each with what was measured an
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -36,7 +35,6 @@ from contrastive_peers import Peer, ours, peers
 from contrastive_targets import EAGER, Cell, plot, targets, usual_sizes
 from harness import Contender, Row, compare, main, single
 from torch import Tensor
-from varalign.kernels import launch_table
 from varalign.losses.operator import kernel
 
 PACKAGES = ["torch", "triton", "open_clip_torch"]
@@ -148,8 +146,6 @@ def subjects(options: argparse.Namespace) -> Iterator[list[Row]]:
         print(grown_memory(options))
         raise SystemExit(0)
     cuda = torch.cuda.is_available()
-    if options.launches:
-        launch_table.install(json.loads(options.launches.read_text()))
     dimensions = options.dimensions or ([512, 256, 768] if cuda else [512])
     dtypes = options.dtypes or (["bfloat16", "float32"] if cuda else ["float32"])
     everyone = peers(options)
@@ -291,7 +287,7 @@ def measured(
 
 def launch_rows(title: str, problem: Problem, everyone: dict[str, Peer]) -> Iterator[list[Row]]:
     """What ours launch on a GPU, and those peers that PyTorch runs an operation at a time."""
-    if kernel() is None:
+    if kernel() is None or problem.n > 65536:  # counted one by one: at N = 262,144 that takes half a minute
         return
     from launches import count_launches, scheduled
 
@@ -331,7 +327,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--longest", type=float, help="seconds a pass of a contender may take, ours apart (default: 10 on a GPU)"
     )
-    parser.add_argument("--launches", type=Path, help="tile sizes that tune_contrastive.py --out wrote")
     parser.add_argument("--plot", type=Path, help="write time and memory against N as a picture")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
 

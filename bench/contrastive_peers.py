@@ -16,7 +16,7 @@ from contrastive_targets import CHUNKED
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from varalign.losses.contrastive import contrastive
-from varalign.losses.operator import choose_backend, contrastive_forward, kernel
+from varalign.losses.operator import choose_backend, contrastive_values, kernel
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 CACHE_BYTES = 256 << 20
@@ -66,7 +66,7 @@ class Captured:
 
 def operator_loss(images: Tensor, texts: Tensor, scale: Tensor, statistics: bool) -> Tensor:
     """The operator alone, so that with and without statistics differ in nothing else."""
-    values, *_ = contrastive_forward(
+    values, *_ = contrastive_values(
         images, texts, scale, None, None, False, CACHE_BYTES, choose_backend(images), statistics
     )
     return values.mean()
@@ -107,20 +107,25 @@ def public_kernels(folder: Path | None) -> dict[str, Loss | str]:
     try:
         linear_cross_entropy = importlib.import_module("cut_cross_entropy").linear_cross_entropy
 
-        def twice(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+        def twice(images: Tensor, texts: Tensor, scale: Tensor, impl: str = "cce") -> Tensor:
             labels = torch.arange(len(images), device=images.device)
-            scaled = scale.to(images.dtype) * images, scale.to(images.dtype) * texts
-            return (
-                linear_cross_entropy(scaled[0], texts, labels) + linear_cross_entropy(scaled[1], images, labels)
-            ) / 2
+            factor = scale.to(images.dtype)
+            i2t, t2i = (
+                linear_cross_entropy(factor * queries, candidates, labels, impl=impl)
+                for queries, candidates in ((images, texts), (texts, images))
+            )
+            return (i2t + t2i) / 2
 
+        # As it comes, it passes over gradients that would be lost in 16 bits; "exact" does not, and sums in float32.
         found["cut_cross_entropy, called twice"] = twice
+        found["cut_cross_entropy exact, called twice"] = lambda *batch: twice(*batch, impl="cce_exact")
     except Exception as error:
         found["cut_cross_entropy, called twice"] = f"not imported: {error}"
     try:
-        inf_loss = importlib.import_module("inf_cl").cal_inf_loss
+        # The form for one device; `cal_inf_loss` is the same kernels over a process group.
+        inf_loss = importlib.import_module("inf_cl").cal_flash_loss
         found["inf_cl"] = lambda images, texts, scale: (
-            (inf_loss(images, texts, scale=scale) + inf_loss(texts, images, scale=scale)) / 2
+            (inf_loss(images, texts, scale=scale) + inf_loss(texts, images, scale=scale)).mean() / 2
         )
     except Exception as error:
         found["inf_cl"] = f"not imported: {error}"

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from varalign.kernels.host import on
+from varalign.kernels.host import Kernel, cdiv, on
 
 # Rows of the table, P wide. A group is what has one id.
 CODE = 0  # of id p: where its group begins in the order
@@ -32,7 +32,7 @@ def _ids_at(row_ids, column_ids, places, M, Q):
     return rows + tl.load(column_ids + (places - M), mask=(places >= M) & (places < Q), other=0)
 
 
-@triton.jit
+@Kernel
 def match_by_comparing(row_ids, column_ids, table, M, Q, BQ: tl.constexpr, BC: tl.constexpr):
     """An id's place in a stable sort is the number of smaller ids, and of equal ones before it; M K = M, P = Q here."""
     query = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -56,7 +56,7 @@ def match_by_comparing(row_ids, column_ids, table, M, Q, BQ: tl.constexpr, BC: t
     tl.store(table + 3 * Q + place, smaller + equal, mask=query_mask)
 
 
-@triton.jit
+@Kernel
 def match_sorted(sorted_ids, order, table, Q, steps, BQ: tl.constexpr):
     """Both ends of every group by bisection of the sorted ids, `steps` times: at least the bits of Q."""
     place = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -84,7 +84,7 @@ def match_sorted(sorted_ids, order, table, Q, steps, BQ: tl.constexpr):
     tl.store(table + 3 * Q + place, end, mask=mask)
 
 
-@triton.jit
+@Kernel
 def match_pairs(table, M, Q, pairs, BQ: tl.constexpr):
     """Image i belongs to text i, for the first `pairs`: they lie side by side, whoever is left over follows."""
     query = tl.program_id(0) * BQ + tl.arange(0, BQ)
@@ -117,12 +117,12 @@ def match(rows: Tensor, columns: Tensor, row_ids: Tensor | None, column_ids: Ten
     m = queries - columns.shape[0]
     with on(rows.device):
         if row_ids is None or column_ids is None:
-            match_pairs[(triton.cdiv(queries, 256),)](table, m, queries, min(m, queries - m), BQ=256)
+            match_pairs[(cdiv(queries, 256),)](table, m, queries, min(m, queries - m), BQ=256)
         elif queries <= COMPARED:
-            match_by_comparing[(triton.cdiv(queries, 16),)](
+            match_by_comparing[(cdiv(queries, 16),)](
                 row_ids.contiguous(), column_ids.contiguous(), table, m, queries, BQ=16, BC=256
             )
         else:
             sorted_ids, order = torch.sort(torch.cat([row_ids.reshape(-1), column_ids]), stable=True)
-            match_sorted[(triton.cdiv(queries, 256),)](sorted_ids, order, table, queries, queries.bit_length(), BQ=256)
+            match_sorted[(cdiv(queries, 256),)](sorted_ids, order, table, queries, queries.bit_length(), BQ=256)
     return table

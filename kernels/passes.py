@@ -4,10 +4,10 @@
 nothing), `tile_gradients` backward (3 units, 2 where the logits were kept). Every result is the same bit for bit from
 run to run.
 
-The backward pass writes the derivatives by the logits a block at a time and lets cuBLAS multiply them into float32: 3
-units, two of them plain matrix products at the library's own rate. Keeping the derivatives on the chip instead was
-tried and left out: the logits are then computed again for every slice of the dimensions and for each side, 4 units up
-to D = 128 and 2 + 2 D / 128 above. Nothing here has been timed on a GPU; `make bench-gpu` does that.
+All products are cuBLAS's, a block at a time, into float32; the kernels read a block and write sums or derivatives.
+Products within the kernels were tried, 128 x 64 tiles and 87 others: on an H200 at N = 32,768, D = 512 they ran at a
+fifth of the library's rate, bound by what a tile reads again from the L2 cache and by the sums over its rows and
+columns, which nothing hid (23 ms forward and backward, 13.4 ms this way).
 
 A small batch's time is its launches, some 3 to 5 microseconds each: whatever is of the size of the batch is one kernel
 (`matching`, `queries`, `variances`), not a chain of operations. `bench/launches.py` counts them.
@@ -17,22 +17,24 @@ On the CPU the kernels run only in Triton's interpreter (TRITON_INTERPRET=1 befo
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 from torch import Tensor
 from varalign.kernels import host, queries, tiles, variances
 from varalign.kernels import query_fields as f
-from varalign.kernels.host import on, product_options, triton_dtype, wide_dtype
-from varalign.kernels.launch_table import Launch, launch
+from varalign.kernels.host import cdiv, on, product_options, triton_dtype, wide_dtype
 from varalign.kernels.matching import CODE, empty_table, ids_of_a_row, match
 
-# Column partials of one call of the similarity pass: 16 bytes a column and row block. At N = 256k this is 2,048
-# columns.
-PARTIAL_BYTES = 64 << 20
-# Side of a block of derivatives, a whole matrix up to twice that: 8192^2 in 16 bits is 128 MiB.
-BLOCK = 4096
+# Elements of a block of logits, 128 MiB in float32; backward, where derivatives lie beside them, half as many where
+# the gradients in float32 take more than that themselves.
+BLOCK = 1 << 25
+# Rows and columns of a program's tile, and its warps. One warp has no other to wait for: sums over a tile's columns stay
+# within threads, sums over its rows are shuffles. Measured on an H200: 2.5 ms at N = 32,768; two or four warps took 3.0
+# to 7.4.
+SUMS_TILE, SUMS_WARPS = ((32, 64), 1) if host.INTERPRETED else ((8, 256), 1)
+# Tiles at most that a program takes, one below the other, before it writes the sums of its columns.
+TALL = 8
+GRADIENT_TILE, GRADIENT_WARPS = ((32, 64), 1) if host.INTERPRETED else ((16, 256), 4)
 
 # What the forward pass keeps for the backward pass: the table of `matching`, the norms that a 16-bit cache's unit comes
 # from (`variances.sums_of`), and the cache of the logits.
@@ -80,40 +82,40 @@ def tile_sums(
     """
     m, n = rows.shape[0], columns.shape[0]
     wide = wide_dtype(rows)
-    config = _launch("similarity", rows, m)
     sums = torch.empty(f.QUERY_SUMS, m + n, dtype=wide, device=rows.device)
     table = match(rows, columns, row_ids, column_ids)
     cache = _empty_cache(rows, columns, cache_bytes)
     if norms is None:
         norms = variances.sums_of(rows, columns)[1] if _cache_kind(cache) == 2 else variances.empty_norms(rows)
 
-    row_blocks = triton.cdiv(m, config.block_m)
-    width = PARTIAL_BYTES // (row_blocks * 4 * wide.itemsize)
-    width = min(triton.cdiv(n, config.block_n), max(1, width // config.block_n)) * config.block_n
-    tiles_wide = width // config.block_n
-    # Few row blocks: several programs share a row's columns, until every multiprocessor has four programs or a tile
-    # each.
-    splits = max(1, min(tiles_wide, triton.cdiv(4 * _multiprocessors(rows.device), row_blocks)))
-    per_split = triton.cdiv(tiles_wide, splits)
-    splits = triton.cdiv(tiles_wide, per_split)
-    row_parts = torch.empty(splits, 4, m, dtype=wide, device=rows.device)
-    column_parts = torch.empty(row_blocks * 4 * min(width, n), dtype=wide, device=rows.device)
+    height, width = _sides(m, n, BLOCK)
+    products = torch.empty(height * width, dtype=wide, device=rows.device)
+    row_slots, row_tiles = cdiv(width, SUMS_TILE[1]), cdiv(height, SUMS_TILE[0])
+    # As many tiles a program as leave every multiprocessor eight programs.
+    tall = max(1, min(TALL, row_tiles * row_slots // (8 * host.multiprocessors(rows.device))))
+    column_slots = cdiv(row_tiles, tall)
+    row_parts = torch.empty(row_slots, 4, m, dtype=wide, device=rows.device)
+    column_parts = torch.empty(column_slots, 4, n, dtype=wide, device=rows.device)
     with on(rows.device):
-        for begin in range(0, n, width):
-            end = min(n, begin + width)
-            tiles.similarity_pass[(row_blocks, splits)](
-                rows, columns, scale, table[CODE], row_parts, column_parts, cache, norms,
-                m, n, rows.shape[1], *rows.stride(), *columns.stride(), begin, end, per_split,
-                CACHE=_cache_kind(cache), STATISTICS=statistics, IDS=ids_of_a_row(table, rows, columns),
-                PARTS=variances.PARTS, **_options(config, rows),
-            )  # fmt: skip
-            # The rows' parts are whole after the last columns.
-            programs = [triton.cdiv(end - begin, 64), triton.cdiv(m, 64) if end == n else 0]
-            queries.merge_parts[(sum(programs),)](
-                column_parts, row_parts, sums, m, m + n, begin, end, row_blocks, splits, programs[0],
-                WIDE=triton_dtype(wide), STATISTICS=statistics,
-                BP=min(64, triton.next_power_of_2(max(row_blocks, splits))), BQ=64,
-            )  # fmt: skip
+        for top in range(0, m, height):
+            u = rows[top : top + height]
+            for left in range(0, n, width):
+                v = columns[left : left + width]
+                block = products[: u.shape[0] * v.shape[0]].view(u.shape[0], v.shape[0])
+                host.multiply(block, u, v.T, add=False)
+                grid = cdiv(u.shape[0], SUMS_TILE[0] * tall), cdiv(v.shape[0], SUMS_TILE[1])
+                tiles.similarity_block[grid](
+                    block, scale, table[CODE], row_parts, column_parts, cache, norms,
+                    m, n, top, left, *block.shape, tall,
+                    CACHE=_cache_kind(cache), STATISTICS=statistics, IDS=ids_of_a_row(table, rows, columns),
+                    PARTS=variances.PARTS, BM=SUMS_TILE[0], BN=SUMS_TILE[1], num_warps=SUMS_WARPS,
+                )  # fmt: skip
+        programs = cdiv(n, 64), cdiv(m, 64)
+        queries.merge_parts[(sum(programs),)](
+            column_parts, row_parts, sums, m, n, column_slots, row_slots, programs[0],
+            WIDE=triton_dtype(wide), STATISTICS=statistics,
+            BP=min(64, triton.next_power_of_2(max(row_slots, column_slots))), BQ=64,
+        )  # fmt: skip
         _positive_pass(rows, columns, scale, table, sums, sums, terms=False)
     return sums, (table, norms, cache)
 
@@ -135,7 +137,7 @@ def settle(
         torch.empty(*shape, count, dtype=sums.dtype, device=sums.device) for shape in ((), (7,), (f.QUERY_TERMS,))
     )
     with on(sums.device):
-        queries.settle_queries[(triton.cdiv(count, 128),)](
+        queries.settle_queries[(cdiv(count, 128),)](
             sums, scale, sums if variance is None else variance, sums if ignored is None else ignored,
             values, statistics, terms, count, VARIANCE=variance is not None, IGNORE=ignored is not None, BQ=128,
         )  # fmt: skip
@@ -174,34 +176,38 @@ def _gradients(
     wide_columns: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     m, n = rows.shape[0], columns.shape[0]
-    wide, config = wide_dtype(rows), _launch("gradient", rows, m)
+    wide = wide_dtype(rows)
     table, norms, cache = kept
-    block = max(m, n) if max(m, n) <= 2 * BLOCK else BLOCK
-    buffer = torch.empty(min(block, m) * min(block, n), dtype=rows.dtype, device=rows.device)
+    kind = _cache_kind(cache)
+    height, width = _sides(m, n, BLOCK * 4 if kind else BLOCK // 2 if columns.numel() > BLOCK else BLOCK)
+    buffer = torch.empty(height * width, dtype=rows.dtype, device=rows.device)
+    products = torch.empty(0 if kind else height * width, dtype=wide, device=rows.device)
     row_gradient = torch.empty(rows.shape, dtype=rows.dtype, device=rows.device)
     row_total = (
-        row_gradient
-        if rows.dtype == wide
-        else torch.empty(min(block, m), rows.shape[1], dtype=wide, device=rows.device)
+        row_gradient if rows.dtype == wide else torch.empty(height, rows.shape[1], dtype=wide, device=rows.device)
     )
     column_total = torch.empty(columns.shape, dtype=wide, device=rows.device)
     slopes = []
-    for top in range(0, m, block):
-        u = rows[top : top + block]
-        total = row_total[top : top + block] if rows.dtype == wide else row_total[: u.shape[0]]
-        for left in range(0, n, block):
-            v = columns[left : left + block]
+    for top in range(0, m, height):
+        u = rows[top : top + height]
+        total = row_total[top : top + height] if rows.dtype == wide else row_total[: u.shape[0]]
+        for left in range(0, n, width):
+            v = columns[left : left + width]
             g = buffer[: u.shape[0] * v.shape[0]].view(u.shape[0], v.shape[0])
-            grid = (triton.cdiv(u.shape[0], config.block_m) * triton.cdiv(v.shape[0], config.block_n),)
-            tiles.gradient_block[grid](
-                rows, columns, scale, table[CODE], terms, upstream, _or(gain, scale), cache, norms, g,
-                m, n, rows.shape[1], *rows.stride(), *columns.stride(), top, left, u.shape[0], v.shape[0],
-                IGNORE=ignore, CACHE=_cache_kind(cache), GAIN=gain is not None, IDS=ids_of_a_row(table, rows, columns),
-                PARTS=variances.PARTS, **_options(config, rows),
+            if kind:
+                logits = cache[top : top + u.shape[0], left : left + v.shape[0]]
+            else:
+                logits = products[: u.shape[0] * v.shape[0]].view(u.shape[0], v.shape[0])
+                host.multiply(logits, u, v.T, add=False)
+            tiles.gradient_block[cdiv(u.shape[0], GRADIENT_TILE[0]), cdiv(v.shape[0], GRADIENT_TILE[1])](
+                logits, scale, table[CODE], terms, upstream, _or(gain, scale), norms, g,
+                m, m + n, top, left, *g.shape, logits.stride(0),
+                IGNORE=ignore, CACHE=kind, GAIN=gain is not None, IDS=ids_of_a_row(table, rows, columns),
+                PARTS=variances.PARTS, BM=GRADIENT_TILE[0], BN=GRADIENT_TILE[1], num_warps=GRADIENT_WARPS,
             )  # fmt: skip
             host.multiply(total, g, v, add=left > 0)
-            host.multiply(column_total[left : left + block], g.T, u, add=top > 0)
-        slopes.append(_finish(total, u, scale, gain, row_gradient[top : top + block], slope=True))
+            host.multiply(column_total[left : left + width], g.T, u, add=top > 0)
+        slopes.append(_finish(total, u, scale, gain, row_gradient[top : top + height], slope=True))
     column_gradient = column_total
     if not wide_columns and columns.dtype != wide:
         column_gradient = torch.empty(columns.shape, dtype=columns.dtype, device=columns.device)
@@ -209,12 +215,20 @@ def _gradients(
     return row_gradient, column_gradient, (slopes[0] if len(slopes) == 1 else torch.cat(slopes)).sum()
 
 
+def _sides(m: int, n: int, elements: int) -> tuple[int, int]:
+    """Height and width of the blocks of an (M, N) matrix: all of it, or up to so many elements, wider than high."""
+    if m * n <= elements:
+        return m, n
+    width = min(n, 1 << (elements.bit_length() // 2))
+    return min(m, max(1, elements // width)), width
+
+
 def _finish(
     total: Tensor, embeddings: Tensor, scale: Tensor, gain: Tensor | None, out: Tensor, *, slope: bool
 ) -> Tensor:
     """Gradients from derivatives by the scaled embeddings, into out; with `slope` parts of the logit scale's."""
     count, d = total.shape
-    programs = triton.cdiv(count, 16)
+    programs = cdiv(count, 16)
     slopes = torch.empty(programs if slope else 0, dtype=total.dtype, device=total.device)
     # The interpreter cuts bfloat16 off where a GPU rounds it: there torch rounds.
     written = total if host.INTERPRETED else out
@@ -254,14 +268,15 @@ def _positive_pass(
     rows: Tensor, columns: Tensor, scale: Tensor, table: Tensor, sums: Tensor, out: Tensor, *, terms: bool
 ) -> None:
     m, count, entries = rows.shape[0], rows.shape[0] + columns.shape[0], table.shape[1]
-    each, config = ids_of_a_row(table, rows, columns), _launch("positive", rows, entries)
+    each = ids_of_a_row(table, rows, columns)
     parts = out if each == 1 else out.new_empty(out.shape[0], entries)
-    tiles.positive_pass[(triton.cdiv(entries, config.block_m),)](
+    # A block's positives are about as many as its queries: a wider tile would be mostly not positives.
+    tiles.positive_pass[(cdiv(entries, 32),)](
         rows, columns, scale, table, sums, parts, m, count, entries, rows.shape[1], *rows.stride(), *columns.stride(),
-        TERMS=terms, IDS=each, **_options(config, rows),
+        TERMS=terms, IDS=each, BM=32, BN=32, BK=32, num_warps=4, num_stages=2, **product_options(rows),
     )  # fmt: skip
     if each > 1:
-        queries.merge_ids[(triton.cdiv(count, 128),)](
+        queries.merge_ids[(cdiv(count, 128),)](
             parts, out, m, count, entries, TERMS=terms, IDS=each, WIDE=triton_dtype(out.dtype), BQ=128
         )
 
@@ -270,23 +285,3 @@ def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     """The tensor, or something in its place that is not read."""
     return other if tensor is None else tensor
 
-
-def _launch(task: str, embeddings: Tensor, count: int) -> Launch:
-    kind = {2: "16", 8: "64"}.get(embeddings.dtype.itemsize, "tf32" if host.tf32() else "ieee")
-    return launch(task, host.capability(embeddings), kind, count, embeddings.shape[1])
-
-
-def _options(config: Launch, embeddings: Tensor) -> dict[str, Any]:
-    """Keyword arguments that every pass over tiles takes."""
-    return {
-        **product_options(embeddings),
-        "BM": config.block_m,
-        "BN": config.block_n,
-        "BK": config.block_k,
-        "num_warps": config.warps,
-        "num_stages": config.stages,
-    }
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return host.multiprocessors(device)

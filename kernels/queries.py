@@ -7,6 +7,7 @@ operations, whose few microseconds each are what a small batch's time is made of
 import triton
 import triton.language as tl
 from varalign.kernels import query_fields as f
+from varalign.kernels.host import Kernel
 
 
 @triton.jit
@@ -29,22 +30,23 @@ def load_gain(gain_ptr, GAIN: tl.constexpr):
     return gain
 
 
-@triton.jit
+@Kernel
 def merge_parts(
-    column_parts, row_parts, sums, M, Q, begin, end, column_count, row_count, column_programs,
+    column_parts, row_parts, sums, M, N, column_count, row_count, column_programs,
     WIDE: tl.constexpr, STATISTICS: tl.constexpr, BP: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
-    """Merge parts (count, 4, width) over count, in order, BP at a time, into the first four rows of sums (.., Q).
+    """Merge parts (count, 4, width) over count, in order, BP at a time, into the first four rows of sums (.., M + N).
 
-    The first `column_programs` programs take the columns begin:end, the others all rows. Without STATISTICS the third
-    and fourth are NaN.
+    The first `column_programs` programs take the columns, the others the rows. Without STATISTICS the third and fourth
+    are NaN.
     """
     program = tl.program_id(0)
     of_columns = program < column_programs
     parts = tl.where(of_columns, column_parts, row_parts)
     count = tl.where(of_columns, column_count, row_count)
-    width = tl.where(of_columns, end - begin, M)
-    first = tl.where(of_columns, M + begin, 0)
+    width = tl.where(of_columns, N, M).to(tl.int64)
+    first = tl.where(of_columns, M, 0)
+    Q = width + tl.where(of_columns, M, N)
     local = tl.where(of_columns, program, program - column_programs).to(tl.int64) * BQ + tl.arange(0, BQ)
     mask = local < width
     m = tl.full([BQ], -float("inf"), dtype=WIDE)
@@ -75,7 +77,7 @@ def merge_parts(
     tl.store(slot + 3 * Q, low, mask=mask)
 
 
-@triton.jit
+@Kernel
 def merge_ids(
     parts, out, M, Q, P, TERMS: tl.constexpr, IDS: tl.constexpr, WIDE: tl.constexpr, BQ: tl.constexpr
 ):  # fmt: skip
@@ -116,7 +118,7 @@ def merge_ids(
         tl.store(slot + f.POSITIVE_WEIGHTED * Q, w, mask=query < Q)
 
 
-@triton.jit
+@Kernel
 def settle_queries(
     sums, scale_ptr, variance, ignored, values, statistics, terms, Q,
     VARIANCE: tl.constexpr, IGNORE: tl.constexpr, BQ: tl.constexpr,
@@ -180,7 +182,7 @@ def settle_queries(
         tl.store(slot + 6 * Q, tl.full([BQ], float("nan"), dtype=statistics.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@Kernel
 def finish_gradients(
     total, X, scale_ptr, gain_ptr, out, slopes, count, D, stride_row, stride_dim,
     WIDE: tl.constexpr, GAIN: tl.constexpr, SLOPE: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,

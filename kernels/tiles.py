@@ -1,4 +1,4 @@
-"""The Triton kernels of the contrastive loss: one tile of logits at a time, never the matrix.
+"""The Triton kernels of the contrastive loss: one block of logits at a time, never the matrix.
 
 Letters: U (M, D) and V (N, D) the embeddings, z = scale * U V' the logits; m running maximum, l running sum of
 exponentials, w the same weighted by z, low running minimum. Offsets are 64-bit: N * D may pass 2^31.
@@ -9,37 +9,29 @@ No atomics anywhere: each program writes its own slots, and slots are merged in 
 same bits.
 """
 
+import torch
 import triton
 import triton.language as tl
 from varalign.kernels import query_fields as f
+from varalign.kernels.host import INTERPRETED, Kernel
 from varalign.kernels.queries import load_gain, softplus_and_sigmoid
+
+LOG2E = tl.constexpr(1.4426950408889634)
+# In place of a logit that is none: its exponential is 0, and 0 times it is 0, which -inf would make NaN.
+NOTHING = tl.constexpr(-1e30)
+# CUDA's instruction alone; Triton's exp2 puts three more around it, for results below 1e-38.
+FAST = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 
 
 @triton.jit
-def _logits(
-    U, V, rows, columns, row_mask, column_mask, scale, D, stride_um, stride_ud, stride_vn, stride_vd,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """(BM, BN) logits of the given rows and columns (int64 indices); 0 where masked."""
-    depth = tl.arange(0, BK)
-    z = tl.zeros([BM, BN], dtype=WIDE)
-    for begin in range(0, D, BK):
-        d = begin + depth
-        inside = d < D
-        u = tl.load(
-            U + rows[:, None] * stride_um + d[None, :] * stride_ud, mask=row_mask[:, None] & inside[None, :], other=0.0
+def _exp2(x):
+    if FAST:
+        y = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
-        v = tl.load(
-            V + columns[None, :] * stride_vn + d[:, None] * stride_vd,
-            mask=column_mask[None, :] & inside[:, None],
-            other=0.0,
-        )
-        if UPCAST:
-            u = u.to(WIDE)
-            v = v.to(WIDE)
-        z = tl.dot(u, v, z, input_precision=PRECISION, out_dtype=WIDE)
-    return z * scale
+    else:
+        y = tl.exp2(x)
+    return y
 
 
 @triton.jit
@@ -62,87 +54,98 @@ def _has_id(codes, rows, row_mask, column_codes, IDS: tl.constexpr):
 
 
 @triton.jit
-def similarity_pass(
-    U, V, scale_ptr, codes, row_parts, column_parts, cache, longest,
-    M, N, D, stride_um, stride_ud, stride_vn, stride_vd, begin, end, tiles_per_split,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr, STATISTICS: tl.constexpr,
-    IDS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """Running m, l, w of the negatives and low of all candidates, for the rows over the columns begin:end and back.
+def _more(z, m, l, w, axis: tl.constexpr, STATISTICS: tl.constexpr):  # noqa: E741
+    """Running m, l and w with those of a tile along an axis."""
+    larger = tl.maximum(m, tl.max(z, axis))
+    base = tl.where(larger > NOTHING, larger, 0.0)
+    e = _exp2(z * LOG2E - tl.expand_dims(base * LOG2E, axis))
+    shrink = tl.exp(m - base)
+    l = l * shrink + tl.sum(e, axis)  # noqa: E741
+    if STATISTICS:
+        w = w * shrink + tl.sum(e * z, axis)
+    return tl.where(larger > NOTHING, larger, -float("inf")), l, w
 
-    Program (r, s): row block r over the s-th share of the columns' tiles. row_parts (splits, 4, M) go on from call to
-    call, from nothing where begin is 0; column_parts (row blocks, 4, end - begin) are written whole. CACHE 1 keeps z as
-    it is, CACHE 2 as 16-bit multiples of `_cache_step`. Without STATISTICS the loss alone: w and low are not written.
+
+@triton.jit
+def _load_parts(slot, count, mask, STATISTICS: tl.constexpr):
+    """Running m, l, w, low, from nothing where masked; without STATISTICS w and low are l's twins, and no sums."""
+    m = tl.load(slot, mask=mask, other=-float("inf"))
+    l = tl.load(slot + count, mask=mask, other=0.0)  # noqa: E741
+    w = l
+    low = l
+    if STATISTICS:
+        w = tl.load(slot + 2 * count, mask=mask, other=0.0)
+        low = tl.load(slot + 3 * count, mask=mask, other=float("inf"))
+    return m, l, w, low
+
+
+@triton.jit
+def _store_parts(slot, count, mask, m, l, w, low, STATISTICS: tl.constexpr):  # noqa: E741
+    tl.store(slot, m, mask=mask)
+    tl.store(slot + count, l, mask=mask)
+    if STATISTICS:
+        tl.store(slot + 2 * count, w, mask=mask)
+        tl.store(slot + 3 * count, low, mask=mask)
+
+
+@Kernel
+def similarity_block(
+    products, scale_ptr, codes, row_parts, column_parts, cache, longest,
+    M, N, top, left, height, width, tiles,
+    CACHE: tl.constexpr, STATISTICS: tl.constexpr, IDS: tl.constexpr, PARTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Running m, l, w of the negatives and low of all candidates, for a block's rows and columns.
+
+    products (height, width): U V' of the rows from top and the columns from left. Program (g, c): `tiles` tiles of BM
+    rows, one after the other, over the c-th BN columns. row_parts (.., 4, M), a slot for each c, and column_parts
+    (.., 4, N), a slot for each g, go on from block to block, from nothing where left or top is 0. CACHE 1 keeps z as it
+    is, CACHE 2 as 16-bit multiples of `_cache_step`. Without STATISTICS the loss alone: w and low are not written.
     """
-    row_block = tl.program_id(0).to(tl.int64)
-    split = tl.program_id(1).to(tl.int64)
-    rows = row_block * BM + tl.arange(0, BM)
-    row_mask = rows < M
+    group = tl.program_id(0).to(tl.int64)
+    first_column = tl.program_id(1).to(tl.int64) * BN
+    c = first_column + tl.arange(0, BN)
+    column_mask = c < width
     scale = tl.load(scale_ptr)
     if CACHE == 2:
         step = _cache_step(longest, scale, PARTS)
-    if IDS == 1:
-        row_codes = tl.load(codes + rows, mask=row_mask, other=-1)
-    row_slot = row_parts + split * 4 * M + rows
-    started = rows < tl.where(begin > 0, M, 0)
-    m = tl.load(row_slot, mask=started, other=-float("inf"))
-    l = tl.load(row_slot + M, mask=started, other=0.0)  # noqa: E741
-    if STATISTICS:
-        w = tl.load(row_slot + 2 * M, mask=started, other=0.0)
-        low = tl.load(row_slot + 3 * M, mask=started, other=float("inf"))
-    width = (end - begin).to(tl.int64)
-    tile_begin = begin + split.to(tl.int32) * tiles_per_split * BN
-    tile_end = tl.minimum(end, tile_begin + tiles_per_split * BN)
-    for start in range(tile_begin, tile_end, BN):
-        columns = start + tl.arange(0, BN).to(tl.int64)
-        column_mask = columns < end
-        z = _logits(
-            U, V, rows, columns, row_mask, column_mask, scale, D, stride_um, stride_ud, stride_vn, stride_vd,
-            WIDE, PRECISION, UPCAST, BM, BN, BK,
-        )  # fmt: skip
+    column_codes = tl.load(codes + M * IDS + left + c, mask=column_mask, other=-1)
+    column_slot = column_parts + group * 4 * N + left + c
+    m, l, w, low = _load_parts(column_slot, N, c < tl.where(top > 0, width, 0), STATISTICS)  # noqa: E741
+    # One 64-bit base a tile, 32-bit offsets within: a tile of 64-bit addresses would spill the registers.
+    across = tl.arange(0, BN)[None, :]
+    for tile in range(tiles):
+        first_row = (group * tiles + tile) * BM
+        r = first_row + tl.arange(0, BM)
+        row_mask = r < height
         inside = row_mask[:, None] & column_mask[None, :]
+        start = products + first_row * width + first_column
+        z = tl.load(start + tl.arange(0, BM)[:, None] * width + across, mask=inside, other=0.0) * scale
         if CACHE != 0:
-            # One 64-bit base a tile, 32-bit offsets within: a tile of 64-bit addresses would spill the registers.
-            place = tl.arange(0, BM)[:, None] * N + tl.arange(0, BN)[None, :]
-            kept = cache + row_block * BM * N + start
+            kept = cache + (top + first_row) * N + left + first_column
+            place = tl.arange(0, BM)[:, None] * N + across
             if CACHE == 2:
                 level = tl.floor(z / step + 0.5)
                 level = tl.minimum(tl.maximum(level, -32767.0), 32767.0)
                 tl.store(kept + place, level.to(tl.int16), mask=inside)
             else:
                 tl.store(kept + place, z, mask=inside)
-        column_codes = tl.load(codes + M * IDS + columns, mask=column_mask, other=-1)
-        # Padding and positives are -inf before any maximum is taken.
         if IDS == 1:
-            other = row_codes[:, None] != column_codes[None, :]
+            other = tl.load(codes + top + r, mask=row_mask, other=-1)[:, None] != column_codes[None, :]
         else:
-            other = _has_id(codes, rows, row_mask, column_codes, IDS) == 0
-        negative = tl.where(inside & other, z, -float("inf"))
-        m_new = tl.maximum(m, tl.max(negative, 1))
-        base = tl.where(m_new == -float("inf"), 0.0, m_new)
-        e = tl.exp(negative - base[:, None])
-        shrink = tl.exp(m - base)
-        l = l * shrink + tl.sum(e, 1)  # noqa: E741
-        m = m_new
+            other = _has_id(codes, top + r, row_mask, column_codes, IDS) == 0
+        row_slot = row_parts + tl.program_id(1).to(tl.int64) * 4 * M + top + r
+        row_m, row_l, row_w, row_low = _load_parts(row_slot, M, r < tl.where(left > 0, height, 0), STATISTICS)
         if STATISTICS:
             bounded = tl.where(inside, z, float("inf"))
-            w = w * shrink + tl.sum(e * z, 1)
-            low = tl.minimum(low, tl.min(bounded, 1))
-
-        column_m = tl.max(negative, 0)
-        column_base = tl.where(column_m == -float("inf"), 0.0, column_m)
-        e = tl.exp(negative - column_base[None, :])
-        slot = column_parts + row_block * 4 * width + (columns - begin)
-        tl.store(slot, column_m, mask=column_mask)
-        tl.store(slot + width, tl.sum(e, 0), mask=column_mask)
-        if STATISTICS:
-            tl.store(slot + 2 * width, tl.sum(e * z, 0), mask=column_mask)
-            tl.store(slot + 3 * width, tl.min(bounded, 0), mask=column_mask)
-    tl.store(row_slot, m, mask=row_mask)
-    tl.store(row_slot + M, l, mask=row_mask)
-    if STATISTICS:
-        tl.store(row_slot + 2 * M, w, mask=row_mask)
-        tl.store(row_slot + 3 * M, low, mask=row_mask)
+            row_low = tl.minimum(row_low, tl.min(bounded, 1))
+            low = tl.minimum(low, tl.min(bounded, 0))
+        # Padding and positives are out of every maximum.
+        z = tl.where(inside & other, z, NOTHING)
+        row_m, row_l, row_w = _more(z, row_m, row_l, row_w, 1, STATISTICS)
+        _store_parts(row_slot, M, row_mask, row_m, row_l, row_w, row_low, STATISTICS)
+        m, l, w = _more(z, m, l, w, 0, STATISTICS)  # noqa: E741
+    _store_parts(column_slot, N, column_mask, m, l, w, low, STATISTICS)
 
 
 @triton.jit
@@ -165,7 +168,7 @@ def _query_of(ids, M, IDS: tl.constexpr):
     return queries
 
 
-@triton.jit
+@Kernel
 def positive_pass(
     U, V, scale_ptr, table, sums, out,
     M, Q, P, D, stride_um, stride_ud, stride_vn, stride_vd,
@@ -247,100 +250,67 @@ def positive_pass(
 
 
 @triton.jit
-def _one_direction(z, positive, some, shift, positive_shift, share, inverse, upstream, IGNORE: tl.constexpr):
-    """upstream * (P - Y) of one direction; terms are (BM, 1) or (1, BN). Y leaves in float32, before any rounding."""
-    g = tl.exp(z - shift)
-    if some:
-        if IGNORE:
-            on = -inverse / (1.0 + tl.exp(z - positive_shift))
-        else:
-            # A lone positive: p - 1 is minus the negatives' share, known without subtracting.
-            on = tl.where(inverse == 1.0, -share, tl.exp(z - positive_shift) - inverse)
-        g = tl.where(positive, on, g)
-    return g * upstream
-
-
-@triton.jit
 def _upstream_over_gain(upstream, inverse, gain):
     """The upstream gradient in units of the gain; a query without positives has the constant value 0 and none."""
     return tl.where(inverse == 0, 0.0, upstream) / gain
 
 
 @triton.jit
-def _gradient_tile(
-    U, V, scale, codes, terms, upstream, gain, cache, longest,
-    rows, columns, row_mask, column_mask, corner, row_first, column_first, Q, N, D,
-    stride_um, stride_ud, stride_vn, stride_vd,
-    IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
-    IDS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+def _one_direction(
+    z, terms, upstream, queries, mask, gain, Q, axis: tl.constexpr, IGNORE: tl.constexpr
 ):  # fmt: skip
-    """(BM, BN) derivatives of the loss by the logits, both directions; 0 outside the matrix.
-
-    row_first, column_first: where the rows and the columns begin in tables of all queries.
-    """
-    inside = row_mask[:, None] & column_mask[None, :]
-    if CACHE == 0:
-        z = _logits(
-            U, V, rows, columns, row_mask, column_mask, scale, D, stride_um, stride_ud, stride_vn, stride_vd,
-            WIDE, PRECISION, UPCAST, BM, BN, BK,
-        )  # fmt: skip
+    """exp(z - shift) of one direction, what it weighs on a negative, and the derivative on a positive."""
+    slot = terms + queries
+    shift = tl.load(slot + f.SHIFT * Q, mask=mask, other=0.0)
+    share = tl.load(slot + f.SHARE * Q, mask=mask, other=0.0)
+    inverse = tl.load(slot + f.INVERSE_COUNT * Q, mask=mask, other=0.0)
+    up = _upstream_over_gain(tl.load(upstream + queries, mask=mask, other=0.0), inverse, gain)
+    e = _exp2(z * LOG2E - tl.expand_dims(shift * LOG2E, axis))
+    weight = tl.expand_dims(up, axis)
+    if IGNORE:
+        shift = tl.load(slot + f.POSITIVE_SHIFT * Q, mask=mask, other=0.0)
+        on = -tl.expand_dims(up * inverse, axis) / (1.0 + _exp2(z * LOG2E - tl.expand_dims(shift * LOG2E, axis)))
     else:
-        place = tl.arange(0, BM)[:, None] * N + tl.arange(0, BN)[None, :]
-        z = tl.load(cache + corner + place, mask=inside, other=0).to(WIDE)
-        if CACHE == 2:
-            z = z * _cache_step(longest, scale, PARTS)
-    column_codes = tl.load(codes + column_first * IDS + columns, mask=column_mask, other=-1)
-    positive = _has_id(codes, row_first + rows, row_mask, column_codes, IDS) & inside
-    some = tl.max(tl.max(positive.to(tl.int32), 1), 0) > 0
-    slot = terms + row_first + rows
-    shift = tl.load(slot + f.SHIFT * Q, mask=row_mask, other=0.0)
-    positive_shift = tl.load(slot + f.POSITIVE_SHIFT * Q, mask=row_mask, other=0.0)
-    share = tl.load(slot + f.SHARE * Q, mask=row_mask, other=0.0)
-    inverse = tl.load(slot + f.INVERSE_COUNT * Q, mask=row_mask, other=0.0)
-    up = _upstream_over_gain(tl.load(upstream + row_first + rows, mask=row_mask, other=0.0), inverse, gain)
-    g = _one_direction(
-        z, positive, some, shift[:, None], positive_shift[:, None], share[:, None], inverse[:, None], up[:, None],
-        IGNORE,
-    )  # fmt: skip
-    slot = terms + column_first + columns
-    shift = tl.load(slot + f.SHIFT * Q, mask=column_mask, other=0.0)
-    positive_shift = tl.load(slot + f.POSITIVE_SHIFT * Q, mask=column_mask, other=0.0)
-    share = tl.load(slot + f.SHARE * Q, mask=column_mask, other=0.0)
-    inverse = tl.load(slot + f.INVERSE_COUNT * Q, mask=column_mask, other=0.0)
-    up = _upstream_over_gain(tl.load(upstream + column_first + columns, mask=column_mask, other=0.0), inverse, gain)
-    g += _one_direction(
-        z, positive, some, shift[None, :], positive_shift[None, :], share[None, :], inverse[None, :], up[None, :],
-        IGNORE,
-    )  # fmt: skip
-    return tl.where(inside, g, 0.0)
+        # P - Y leaves in float32, before any rounding. A lone positive: p - 1 is minus the negatives' share, known
+        # without subtracting.
+        lone = inverse == 1.0
+        on = e * tl.expand_dims(tl.where(lone, 0.0, up), axis)
+        on -= tl.expand_dims(up * tl.where(lone, share, inverse), axis)
+    return e, weight, on
 
 
-@triton.jit
+@Kernel
 def gradient_block(
-    U, V, scale_ptr, codes, terms, upstream, gain_ptr, cache, longest, out,
-    M, N, D, stride_um, stride_ud, stride_vn, stride_vd, row_begin, column_begin, height, width,
-    IGNORE: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, CACHE: tl.constexpr,
-    GAIN: tl.constexpr, IDS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    logits, scale_ptr, codes, terms, upstream, gain_ptr, longest, out,
+    M, Q, top, left, height, width, stride,
+    IGNORE: tl.constexpr, CACHE: tl.constexpr, GAIN: tl.constexpr, IDS: tl.constexpr, PARTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """Write the block height x width of derivatives at (row_begin, column_begin); matrix products follow."""
-    # Eight row blocks walk the columns together, so that their tiles of U and V are read from the cache.
-    pid = tl.program_id(0)
-    row_blocks = tl.cdiv(height, BM)
-    column_blocks = tl.cdiv(width, BN)
-    band = pid // (8 * column_blocks)
-    band_height = tl.minimum(row_blocks - band * 8, 8)
-    row_block = band * 8 + (pid % (8 * column_blocks)) % band_height
-    column_block = (pid % (8 * column_blocks)) // band_height
-    r = row_block.to(tl.int64) * BM + tl.arange(0, BM)
-    c = column_block.to(tl.int64) * BN + tl.arange(0, BN)
-    corner = (row_begin + row_block.to(tl.int64) * BM) * N + column_begin + column_block * BN
-    g = _gradient_tile(
-        U, V, tl.load(scale_ptr), codes, terms, upstream, load_gain(gain_ptr, GAIN), cache, longest,
-        row_begin + r, column_begin + c, r < height, c < width, corner, 0, M, M + N, N, D,
-        stride_um, stride_ud, stride_vn, stride_vd,
-        IGNORE, WIDE, PRECISION, UPCAST, CACHE, IDS, PARTS, BM, BN, BK,
-    )  # fmt: skip
-    inside = (r < height)[:, None] & (c < width)[None, :]
-    written = out + row_block.to(tl.int64) * BM * width + column_block * BN
-    place = tl.arange(0, BM)[:, None] * width + tl.arange(0, BN)[None, :]
-    tl.store(written + place, g.to(out.dtype.element_ty), mask=inside)
+    """out (height, width): derivatives of the loss by the logits at (top, left), both directions.
+
+    logits (height, width), rows `stride` apart: with CACHE what `similarity_block` kept of them, else products U V'.
+    """
+    first_row = tl.program_id(0).to(tl.int64) * BM
+    first_column = tl.program_id(1).to(tl.int64) * BN
+    r = first_row + tl.arange(0, BM)
+    c = first_column + tl.arange(0, BN)
+    row_mask = r < height
+    column_mask = c < width
+    inside = row_mask[:, None] & column_mask[None, :]
+    across = tl.arange(0, BN)[None, :]
+    start = logits + first_row * stride + first_column
+    z = tl.load(start + tl.arange(0, BM)[:, None] * stride + across, mask=inside, other=0)
+    scale = tl.load(scale_ptr)
+    gain = load_gain(gain_ptr, GAIN)
+    if CACHE == 2:
+        z = z.to(tl.float32) * _cache_step(longest, scale, PARTS)
+    elif CACHE == 0:
+        z = z * scale
+
+    row_e, row_up, row_on = _one_direction(z, terms, upstream, top + r, row_mask, gain, Q, 1, IGNORE)
+    column_e, column_up, column_on = _one_direction(z, terms, upstream, M + left + c, column_mask, gain, Q, 0, IGNORE)
+    column_codes = tl.load(codes + M * IDS + left + c, mask=column_mask, other=-1)
+    positive = _has_id(codes, top + r, row_mask, column_codes, IDS)
+    g = tl.where(positive, row_on + column_on, row_e * row_up + column_e * column_up)
+    place = tl.arange(0, BM)[:, None] * width + across
+    tl.store(out + first_row * width + first_column + place, g.to(out.dtype.element_ty), mask=inside)

@@ -11,16 +11,27 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from varalign.kernels.host import INTERPRETED, multiply, on, product_options, triton_dtype, wide_dtype
+from varalign.kernels.host import (
+    INTERPRETED,
+    Kernel,
+    cdiv,
+    multiply,
+    on,
+    product_options,
+    triton_dtype,
+    wide_dtype,
+)
 
 # Each side's rows in so many parts: enough programs to draw the memory's rate, few enough for all to add up again.
 # Interpreted, programs run one after the other.
 PARTS = 4 if INTERPRETED else 128
+# Candidates up to which 16-bit ones are multiplied as float32.
+FEW = 64
 # Centred rows that exist at a time.
 CENTRED_BYTES = 32 << 20
 
 
-@triton.jit
+@Kernel
 def embedding_sums(
     X, sums, longest, count, D, stride_row, stride_dim,
     WIDE: tl.constexpr, PARTS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
@@ -45,7 +56,7 @@ def embedding_sums(
     tl.store(longest + part, tl.sqrt(tl.max(square, 0)))
 
 
-@triton.jit
+@Kernel
 def centre(
     X, sums, out, count, D, stride_row, stride_dim, begin, height,
     WIDE: tl.constexpr, PARTS: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
@@ -61,7 +72,7 @@ def centre(
     tl.store(out + row[:, None] * D + dims[None, :], (x - mean[None, :]).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@Kernel
 def quadratic_form(
     X, products, out, queries, count, D, stride_row, stride_dim,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, NARROW: tl.constexpr,
@@ -132,24 +143,28 @@ def similarity_variances(rows: Tensor, columns: Tensor, sums: Tensor) -> Tensor:
     """
     m, n, d = rows.shape[0], columns.shape[0], rows.shape[1]
     wide = sums.dtype
-    narrow = rows.dtype.itemsize == 2 and not INTERPRETED
     out = torch.empty(m + n, dtype=wide, device=rows.device)
     products = torch.empty(d, d, dtype=wide, device=rows.device)
     for queries, candidates, side, values in ((rows, columns, 1, out[:m]), (columns, rows, 0, out[m:])):
         count = candidates.shape[0]
+        # Of few candidates the roundings would not average out.
+        narrow = rows.dtype.itemsize == 2 and count > FEW and not INTERPRETED
         height = min(count, max(1024, CENTRED_BYTES // (d * (2 if narrow else wide.itemsize))))
         buffer = torch.empty(height, d, dtype=torch.bfloat16 if narrow else wide, device=rows.device)
         with on(rows.device):
             for begin in range(0, count, height):
                 block = buffer[: min(height, count - begin)]
-                centre[(triton.cdiv(block.shape[0], 64), triton.cdiv(d, 64))](
+                centre[(cdiv(block.shape[0], 64), cdiv(d, 64))](
                     candidates, sums[side], block, count, d, *candidates.stride(), begin, block.shape[0],
                     WIDE=triton_dtype(wide), PARTS=PARTS, BR=64, BD=64,
                 )  # fmt: skip
                 multiply(products, block.T, block, add=begin > 0)
-            tile = 64 if narrow else 32
-            quadratic_form[(triton.cdiv(queries.shape[0], tile),)](
+            # Few queries: low tiles, so that there are programs enough.
+            tile = 16 if queries.shape[0] <= 8192 else 64
+            wide_tile = 256 if narrow else 64
+            options = {**product_options(queries), **({} if narrow else {"UPCAST": queries.dtype.itemsize == 2})}
+            quadratic_form[(cdiv(queries.shape[0], tile),)](
                 queries, products, values, queries.shape[0], count, d, *queries.stride(),
-                NARROW=narrow, BM=tile, BN=64, BK=32, num_warps=8, num_stages=2, **product_options(queries),
+                NARROW=narrow, BM=tile, BN=wide_tile, BK=32, num_warps=8, num_stages=2, **options,
             )  # fmt: skip
     return out

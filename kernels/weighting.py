@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from varalign.kernels.host import on, triton_dtype
+from varalign.kernels.host import Kernel, cdiv, on, triton_dtype
 from varalign.kernels.query_fields import STATISTICS
 
 LSE, POSITIVE_MAX, NEGATIVE_MAX, MINIMUM, EXPECTED, VARIANCE = (
@@ -18,7 +18,7 @@ LSE, POSITIVE_MAX, NEGATIVE_MAX, MINIMUM, EXPECTED, VARIANCE = (
 )
 
 
-@triton.jit
+@Kernel
 def direction_means(
     values, statistics, scale_ptr, image_weights, text_weights, losses, counts, means, M, Q,
     WIDE: tl.constexpr, IMAGE_WEIGHTS: tl.constexpr, TEXT_WEIGHTS: tl.constexpr, BQ: tl.constexpr,
@@ -66,7 +66,7 @@ def direction_means(
     tl.store(means + 4 + direction, tl.sum(spread, 0) / queries)
 
 
-@triton.jit
+@Kernel
 def query_gradients(
     upstream, counts, image_weights, text_weights, out, M, Q,
     IMAGE_WEIGHTS: tl.constexpr, TEXT_WEIGHTS: tl.constexpr, BQ: tl.constexpr,
@@ -91,7 +91,7 @@ def _power(ratio, gamma):
     return tl.where(gamma == 1, ratio, power)
 
 
-@triton.jit
+@Kernel
 def schedule_step(i2t, t2i, average, steps, weights, keep, fresh, floor, rest, gamma, LEARN: tl.constexpr):
     """`StatisticSchedule.forward` on numbers; the bias correction divides both directions alike, and a ratio counts."""
     a = tl.load(i2t).to(tl.float32)
@@ -144,7 +144,7 @@ class DirectionMeans(torch.autograd.Function):
         out = counts.new_empty(ctx.queries)
         given = _given(counts, image_weights, text_weights)
         with on(counts.device):
-            query_gradients[(triton.cdiv(ctx.queries, 256),)](
+            query_gradients[(cdiv(ctx.queries, 256),)](
                 upstream.contiguous(), counts, *given[0], out, ctx.m, ctx.queries, BQ=256, **given[1]
             )
         return (out, *[None] * 5)

@@ -84,11 +84,11 @@ def calls_of(folder: Path, *arguments: str, failing: str = "nothing") -> tuple[i
 
 
 @needs_make
-@pytest.mark.parametrize("failing", ["pytest", "tune_contrastive", "contrastive.py", "nothing"])
+@pytest.mark.parametrize("failing", ["pytest", "contrastive.py", "nothing"])
 def test_bench_gpu_goes_on_after_a_failure(tmp_path: Path, failing: str) -> None:
     code, calls, errors = calls_of(tmp_path, "bench-gpu", failing=failing)
     assert (code == 0) == (failing == "nothing"), errors
-    scripts = ("torch.cuda", "pytest", "tune_contrastive.py", "contrastive.py", "pipeline.py", "data_wait.py")
+    scripts = ("torch.cuda", "pytest", "contrastive.py", "pipeline.py", "data_wait.py")
     assert all(script in call for script, call in zip(scripts, calls, strict=True))
     assert "--peers" not in "".join(calls)
     if failing != "nothing":

@@ -314,6 +314,18 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(module(u, v, 10.0).loss, ContrastiveLoss("variance")(u, v, 10.0).loss)
 
 
+def test_compiled_gradients_are_one_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing the backward pass must not run the kernels, which take no tensors without data."""
+
+    def traced(*inputs: object) -> None:
+        raise AssertionError("the backward pass was traced through")
+
+    monkeypatch.setattr("varalign.losses.operator.backward_pass", traced)
+    u, v = unit(9, 8, 30, torch.float32).requires_grad_(), unit(9, 8, 31, torch.float32)
+    compiled = torch.compile(lambda u, v: contrastive(u * 1.0, v, 10.0)[0].mean(), fullgraph=True, backend="aot_eager")
+    assert torch.autograd.grad(compiled(u, v), u)[0].abs().sum() > 0
+
+
 def test_fake_implementations_agree() -> None:
     from varalign.losses.operator import contrastive_forward
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.means import direction_losses
-from varalign.losses.operator import choose_backend, contrastive_forward
+from varalign.losses.operator import choose_backend, contrastive_values
 from varalign.losses.relation import checked_ids
 from varalign.losses.step_calls import StepCalls
 from varalign.schedules import LossSchedule, build_schedule
@@ -132,7 +132,7 @@ class _Problem:
 
     def values_and_statistics(self) -> tuple[Tensor, Tensor]:
         """Losses (M + N,) and statistics (7, M + N), the images' first."""
-        outputs = contrastive_forward(
+        return contrastive_values(
             self.images,
             self.texts,
             self.scale,
@@ -142,7 +142,6 @@ class _Problem:
             self.cache_bytes,
             self.backend,
         )
-        return outputs[0], outputs[1].detach()
 
     def apart(self, members: int) -> list[_Problem]:
         """The problems of the spaces that lie side by side in the embeddings, each of unit length again."""

@@ -1,7 +1,8 @@
-"""The contrastive loss as one PyTorch operator with a gradient: what eager code, autocast and torch.compile all call.
+"""The contrastive loss as one step with a gradient: an autograd function, and for torch.compile a PyTorch operator.
 
 Two implementations of the same three passes stand behind it: "triton" (`varalign.kernels.passes`) and "reference".
-Registered with shapes only ("fake") besides, so that torch.compile traces through it without a graph break.
+The operator is registered with shapes only ("fake") besides, so that torch.compile traces through it without a graph
+break. Eager code goes around it: a registered operator checks its arguments in Python, a third of a small batch's time.
 """
 
 # No `from __future__ import annotations`: torch.library reads the annotations as objects.
@@ -58,6 +59,8 @@ def without_autocast(function: _Function) -> _Function:
     @wraps(function)
     def exact(*arguments: Any, **named: Any) -> Any:
         device = next(argument.device.type for argument in arguments if isinstance(argument, Tensor))
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments, **named)
         with torch.autocast(device, enabled=False):
             return function(*arguments, **named)
 
@@ -81,9 +84,8 @@ def _operator(name: str) -> Callable[[_Function], Callable[..., Any]]:
     return register
 
 
-@_operator("varalign::contrastive")
 @without_autocast
-def contrastive_forward(
+def forward_pass(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
@@ -115,6 +117,9 @@ def contrastive_forward(
     return values, stats, terms, *kept
 
 
+contrastive_forward = _operator("varalign::contrastive")(forward_pass)
+
+
 @torch.library.register_fake("varalign::contrastive")
 def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, statistics=True):  # type: ignore[no-untyped-def]
     queries = rows.shape[0] + columns.shape[0]
@@ -123,9 +128,8 @@ def _(rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, s
     return (*made, *passes(backend).kept_like(rows, columns, row_ids, cache_bytes))
 
 
-@_operator("varalign::contrastive_backward")
 @without_autocast
-def contrastive_backward(
+def backward_pass(
     rows: Tensor,
     columns: Tensor,
     scale: Tensor,
@@ -143,13 +147,16 @@ def contrastive_backward(
     )
 
 
+contrastive_backward = _operator("varalign::contrastive_backward")(backward_pass)
+
+
 @torch.library.register_fake("varalign::contrastive_backward")
 def _(rows, columns, scale, *others):  # type: ignore[no-untyped-def]
     return (rows.new_empty(rows.shape), columns.new_empty(columns.shape), scale.new_empty((), device=rows.device))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    rows, columns, scale, _row_ids, _column_ids, ctx.ignore, _, ctx.backend, _statistics = inputs
+    rows, columns, scale, _row_ids, _column_ids, ctx.ignore, _, ctx.backend, *_statistics = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(rows, columns, scale, *output[2:])
@@ -172,3 +179,36 @@ torch.library.register_autograd("varalign::contrastive", _backward, setup_contex
 torch.library.register_autograd(
     "varalign::contrastive_backward", _no_second_derivative, setup_context=lambda *_, **__: None
 )
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        values, statistics, *_ = outputs = forward_pass(*inputs)
+        _setup_context(ctx, inputs, outputs)
+        return values, statistics
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
+        if upstream is None or torch.is_grad_enabled():  # with create_graph the operator, which refuses another
+            return _backward(ctx, upstream)
+        return (*backward_pass(*ctx.saved_tensors, upstream, ctx.ignore, ctx.backend), *[None] * 6)
+
+
+def contrastive_values(
+    rows: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    row_ids: Tensor | None,
+    column_ids: Tensor | None,
+    ignore: bool,
+    cache_bytes: int,
+    backend: str,
+    statistics: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Losses (Q,) and statistics (7, Q), the latter without a gradient. Arguments as `forward_pass`'s."""
+    inputs = rows, columns, scale, row_ids, column_ids, ignore, cache_bytes, backend, statistics
+    if torch.compiler.is_compiling():
+        outputs = contrastive_forward(*inputs)
+        return outputs[0], outputs[1].detach()
+    return _Eager.apply(*inputs)  # type: ignore[no-any-return]
