@@ -1,8 +1,9 @@
 """Compile the contrastive kernels for GPUs that need not be here: registers, spilled bytes and shared memory of each.
 
-Every kernel in every dtype and combination of switches that is used, as Triton's just-in-time compiler would specialise it, by the assembler in Triton's wheel. Exit code 1 where one
-does not compile or needs more shared memory than the architecture has; spills are shown, not refused: they cost time,
-not correctness. `--quick` takes one combination of each kernel and dtype. Needs no device, and measures no speed.
+Every kernel in every dtype and combination of switches that is used, as Triton's just-in-time compiler would specialise
+it, by the assembler in Triton's wheel. Exit code 1 where one does not compile or needs more shared memory than the
+architecture has; spills are shown, not refused: they cost time, not correctness. `--quick` takes one combination of
+each kernel. Needs no device, and measures no speed.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 class Kernel:
     """A kernel launched as `triton.jit`'s are, `kernel[grid](*arguments, **constants)`, at a third of the host's time.
 
-    Triton looks at every argument in Python at every launch. Here one look chooses among the kernels it has compiled: by
-    what it specialises on (an integer that is 1 or a multiple of 16, a pointer that is one), and by the constants.
+    Triton looks at every argument in Python at every launch. Here one look chooses among the kernels it has compiled:
+    by what it specialises on (an integer that is 1 or a multiple of 16, a pointer that is one), and by the constants.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -28,9 +28,8 @@ from varalign.kernels.matching import CODE, empty_table, ids_of_a_row, match
 # Elements of a block of logits, 128 MiB in float32; backward, where derivatives lie beside them, half as many where
 # the gradients in float32 take more than that themselves.
 BLOCK = 1 << 25
-# Rows and columns of a program's tile, and its warps. One warp has no other to wait for: sums over a tile's columns stay
-# within threads, sums over its rows are shuffles. Measured on an H200: 2.5 ms at N = 32,768; two or four warps took 3.0
-# to 7.4.
+# Rows and columns of a program's tile, and its warps. One warp has no other to wait for: sums over a tile's columns
+# stay within threads, sums over its rows are shuffles. On an H200 at N = 32,768: 2.5 ms; two or four warps took 3 to 7.
 SUMS_TILE, SUMS_WARPS = ((32, 64), 1) if host.INTERPRETED else ((8, 256), 1)
 # Tiles at most that a program takes, one below the other, before it writes the sums of its columns.
 TALL = 8
@@ -284,4 +283,3 @@ def _positive_pass(
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
     """The tensor, or something in its place that is not read."""
     return other if tensor is None else tensor
-

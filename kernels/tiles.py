@@ -26,9 +26,7 @@ FAST = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 @triton.jit
 def _exp2(x):
     if FAST:
-        y = tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        y = tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
         y = tl.exp2(x)
     return y

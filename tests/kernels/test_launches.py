@@ -54,3 +54,36 @@ def test_what_is_counted(launches: ModuleType) -> None:
 
     with pytest.raises(DataDependentOutputException):
         launches.count_launches(waits, 4, 8, torch.float32)
+
+
+def test_a_kernel_is_compiled_once_for_what_triton_specialises_on() -> None:
+    """Integers that are 1 or multiples of 16, aligned pointers, dtypes and constants; other numbers change nothing."""
+    host = importlib.import_module("varalign.kernels.host")
+    launched: list[tuple[object, ...]] = []
+
+    class Compiled:
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            return lambda *arguments: launched.append((grid, *arguments))
+
+    class Jit:
+        arg_names = ("X", "N", "SIZE")
+        compiled = 0
+
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            def compile_(*arguments: object, **constants: object) -> Compiled:
+                Jit.compiled += 1
+                return Compiled()
+
+            return compile_
+
+    kernel = object.__new__(host.Kernel)
+    kernel.jit, kernel.compiled = Jit(), {}
+    x = torch.zeros(64)
+    kernel[(3,)](x, 18, SIZE=8, num_warps=1)
+    kernel[(5, 2)](x, 19, SIZE=8, num_warps=1)
+    assert Jit.compiled == 1 and launched[0][0] == (5, 2, 1) and launched[0][2:] == (19, 8)
+    for count, (tensor, number, size) in enumerate(
+        ((x, 16, 8), (x, 1, 8), (x[1:], 18, 8), (x.double(), 18, 8), (x, 18, 4))
+    ):
+        kernel[(3,)](tensor, number, SIZE=size, num_warps=1)
+        assert Jit.compiled == count + 2
