@@ -192,7 +192,8 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, _: Any) -> tuple[Any, ...]:  # type: ignore[override]
         if upstream is None or torch.is_grad_enabled():  # with create_graph the operator, which refuses another
             return _backward(ctx, upstream)
-        return (*backward_pass(*ctx.saved_tensors, upstream, ctx.ignore, ctx.backend), *[None] * 6)
+        arguments = *ctx.saved_tensors, upstream, ctx.ignore, ctx.backend
+        return (*backward_pass(*arguments), *[None] * 6)
 
 
 def contrastive_values(
