@@ -4,7 +4,7 @@ PYTHON ?= python3
 # Without it the one peer linear in memory is a plain loop over chunks, and target 1a cannot pass.
 PEERS ?=
 
-.PHONY: help build test test-long test-lowest docs lint bench bench-gpu bench-gpu-quick
+.PHONY: help build test test-long test-lowest docs lint workflows bench bench-gpu bench-gpu-quick
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## +/\t/' | sort
@@ -33,6 +33,10 @@ lint:            ## ruff, mypy, the extension's stubs, rustfmt, clippy
 	$(PYTHON) -m mypy.stubtest varalign._core
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
+
+workflows:       ## the hosted workflows: their form, and what is unsafe in them
+	check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	zizmor --offline --no-progress .github
 
 bench:           ## every benchmark that runs on this machine, as JSON lines into bench/results/
 	mkdir -p bench/results
