@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import varalign
+from PIL import Image
 from safetensors.numpy import load_file
 from varalign.aligner.evaluate import embed_split
 from varalign.cli import main
@@ -64,6 +65,25 @@ def test_a_run_is_measured_on_captions_named_elsewhere(run: Path, image_folder: 
         for reading in (Reading(), Reading(captions=str(tmp_path / "a.jsonl")))
     )
     assert own == other and own["images"] == 10
+
+
+def test_embed_writes_the_features_of_unpaired_images_and_texts(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, texts, pool = tmp_path / "more.safetensors", tmp_path / "texts.txt", tmp_path / "pool"
+    pool.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pool / f"{number}.png")
+    texts.write_text("A red dog\nA blue cat\n")
+    words = ["embed", str(run), "--features", "--out", str(out), "--unpaired-texts", str(texts)]
+    assert main([*words, "--unpaired-images", str(pool), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(out), "images": 2, "texts": 2}
+    assert {name: len(rows) for name, rows in load_file(out).items()} == {"image_features": 2, "text_features": 2}
+    assert out.with_name("more.texts.jsonl").read_text() == '"A red dog"\n"A blue cat"\n'
+    assert out.with_name("more.names.jsonl").read_text() == '"0.png"\n"1.png"\n'
+    assert main(["embed", str(run), "--out", str(out), "--overwrite", "--unpaired-texts", str(texts)]) == 2
+    assert "go with --features" in capsys.readouterr().err
 
 
 def test_eval_visualize_embed_and_search_by_command(

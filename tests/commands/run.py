@@ -28,7 +28,7 @@ RUN = "runs/20260101-120000"
 
 
 def build(place: Path) -> None:
-    """What the commands of the pages name: `data/flickr8k`, a features file, weights, a run, an interrupted run."""
+    """What the commands of the pages name: `data/flickr8k`, tables, features, weights, a run, an interrupted run."""
     import numpy as np
     from PIL import Image
     from torch import save, zeros
@@ -53,6 +53,12 @@ def build(place: Path) -> None:
         (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(part) + "\n")
     for name in ("a.jpg", "b.jpg"):
         Image.fromarray(pixels).save(place / name)
+    (place / "PICTURES").mkdir()
+    for number in range(3):
+        noise = random.integers(0, 256, (40, 48, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(place / "PICTURES" / f"{number}.png")
+    (place / "TEXTS.txt").write_text("a bright red dog\ntwo green ones\nsnow\n")
+    (place / "MARKED.csv").write_text("image,caption,exclude\n" + "".join(f"{line},x\n" for line in lines[1:4]))
     write_clip(place / "clip")
     write_bert(place / "bert")
     save({"weight": zeros(2, 3)}, place / "weights.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from varalign.aligner import hub_bank
 from varalign.aligner.evaluate import embed_split, evaluate
-from varalign.aligner.export import write_embeddings, write_features
+from varalign.aligner.export import write_embeddings, write_features, write_unpaired
 from varalign.aligner.gallery import Gallery, open_gallery
 from varalign.aligner.run_report import add_layouts
 from varalign.canonical.hub_correction import HubCorrection, HubForm, as_items, as_queries
@@ -289,9 +290,20 @@ class Aligner:
         """Write the embeddings of a split, or of all images, with ids: see `export.write_embeddings`."""
         return write_embeddings(self.parts, self.rows(split), file, self.hub.correction)
 
-    def write_features(self, file: Path) -> dict[str, Any]:
-        """Write the towers' outputs as a features file for `train --features`: see `export.write_features`."""
-        return write_features(self.parts, file)
+    def write_features(
+        self, file: Path, *, unpaired_images: str | None = None, unpaired_texts: str | None = None
+    ) -> dict[str, Any]:
+        """Write the towers' outputs as a features file for `train --features`: see `export.write_features`.
+
+        Args:
+            file: ends in `.safetensors`.
+            unpaired_images, unpaired_texts: as the options of `train`; their features are written instead of those of
+                the run's data, see `export.write_unpaired`.
+        """
+        if unpaired_images is None and unpaired_texts is None:
+            return write_features(self.parts, file)
+        config = replace(self.parts.config, unpaired_images=unpaired_images, unpaired_texts=unpaired_texts)
+        return write_unpaired(replace(self.parts, config=config), file)
 
     def search_images(self, text: str, *, top: int = 5, split: str = "all") -> list[dict[str, Any]]:
         """The images of the run's data that fit a text best, with their first captions.

@@ -20,6 +20,8 @@ from varalign.data.outputs import marker_of, written_together
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows, gathered
+from varalign.inputs.unpaired import open_unpaired
+from varalign.runs.progress import to_stderr
 
 
 def write_embeddings(parts: Parts, rows: Rows, file: Path, correction: HubCorrection | None = None) -> dict[str, Any]:
@@ -70,12 +72,7 @@ def write_features(parts: Parts, file: Path) -> dict[str, Any]:
     Raises:
         DataError: `file` does not end in `.safetensors`, or the data are features already.
     """
-    if file.suffix != ".safetensors":
-        raise DataError(f"--out {file}: wanted a name ending in .safetensors")
-    data, towers = parts.data, parts.towers
-    if not isinstance(data, ImageCaptions):
-        raise DataError(f"{parts.name}: trained on a features file already: {parts.config.features}")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    data, towers = _with_towers(parts, file), parts.towers
     images, captions = (np.arange(count, dtype=np.int64) for count in (len(data.split), len(data.captions)))
     found = encoded_rows(parts, "image", images, parts.config.batch_size)
     x, unreadable = gathered(found, len(images), towers.image_feature_dim)
@@ -86,3 +83,44 @@ def write_features(parts: Parts, file: Path) -> dict[str, Any]:
     whole = FeatureSet(x.numpy(), y.numpy(), data.caption_owner, split, data.image_ids, names, texts=texts)
     save_features(file, whole, dtype="float32")
     return {"file": str(file), "images": len(split), "texts": len(captions), "unreadable": len(unreadable)}
+
+
+def write_unpaired(parts: Parts, file: Path) -> dict[str, Any]:
+    """Write the features of the unpaired images and texts that the options name, for `train --features` with them.
+
+    What is nearly an image, or a caption, of dev or test is left out, as in training.
+
+    Returns:
+        What was written: `file`, `images`, `texts`.
+
+    Raises:
+        DataError: as `write_features` and `open_unpaired`.
+    """
+    _with_towers(parts, file)
+    found = open_unpaired(parts, to_stderr)
+    assert found is not None
+    sides = {"image_features": found.image_features, "text_features": found.text_features}
+    arrays = {name: values.cpu().numpy() for name, values in sides.items() if len(values)}
+    beside = {"names": found.image_names, "texts": found.texts}
+    written = {
+        file.with_name(f"{file.stem}.{what}.jsonl"): names for what, names in beside.items() if names is not None
+    }
+    with written_together(marker_of(file), [file, *written]):
+        for place, strings in written.items():
+            write_strings(place, strings)
+        write_atomically(file, save_arrays(arrays))
+    return {"file": str(file), "images": len(found.image_features), "texts": len(found.text_features)}
+
+
+def _with_towers(parts: Parts, file: Path) -> ImageCaptions:
+    """The data, where they are images for towers to encode and features can be written to the file.
+
+    Raises:
+        DataError: `file` does not end in `.safetensors`, or the data are features already.
+    """
+    if file.suffix != ".safetensors":
+        raise DataError(f"--out {file}: wanted a name ending in .safetensors")
+    if not isinstance(parts.data, ImageCaptions):
+        raise DataError(f"{parts.name}: trained on a features file already: {parts.config.features}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return parts.data

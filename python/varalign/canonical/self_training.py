@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -52,11 +52,12 @@ class Partners:
 class PseudoPairs:
     """Unpaired images and texts with their partners.
 
-    of_images: (I, k) texts of each image. of_texts: (T, k) images of each text.
+    of_images: (I, k) texts of each image; None where the images have partners already. of_texts: (T, k) images of each
+    text; None likewise.
     """
 
-    of_images: Partners
-    of_texts: Partners
+    of_images: Partners | None
+    of_texts: Partners | None
 
     def add_to(self, covariance: RunningCovariance, image_features: Tensor, text_features: Tensor) -> None:
         """Add both kinds of pairs to the means and covariances of the true pairs.
@@ -65,17 +66,21 @@ class PseudoPairs:
             covariance: changed in place.
             image_features: (I, dx). text_features: (T, dy). In the space in which the covariance is taken.
         """
-        for start in range(0, len(image_features), BLOCK_ROWS):
+        for start in range(0, len(image_features) if self.of_images else 0, BLOCK_ROWS):
             part = slice(start, start + BLOCK_ROWS)
-            x = image_features[part]
-            covariance.update(x, self.of_images.mean(text_features, part), x.new_full((len(x),), IMAGE_WEIGHT))
-        for start in range(0, len(text_features), BLOCK_ROWS):
+            x, partners = image_features[part], self.of_images
+            assert partners is not None
+            covariance.update(x, partners.mean(text_features, part), x.new_full((len(x),), IMAGE_WEIGHT))
+        for start in range(0, len(text_features) if self.of_texts else 0, BLOCK_ROWS):
             part = slice(start, start + BLOCK_ROWS)
-            y = text_features[part]
-            covariance.update(self.of_texts.mean(image_features, part), y, y.new_full((len(y),), TEXT_WEIGHT))
+            y, partners = text_features[part], self.of_texts
+            assert partners is not None
+            covariance.update(partners.mean(image_features, part), y, y.new_full((len(y),), TEXT_WEIGHT))
 
 
-def pseudo_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float) -> PseudoPairs:
+def pseudo_pairs(
+    image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: float, *, images: bool = True, texts: bool = True
+) -> PseudoPairs:
     """Partners within the unpaired pool.
 
     With P = U Vᵀ and the priors b of the pool's own texts and images at τ = 0.7 · logit_scale, image i's partners are
@@ -84,13 +89,17 @@ def pseudo_pairs(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale:
     Args:
         image_embeddings: (I, D) unit vectors, I at least 1. text_embeddings: (T, D), T at least 1.
         logit_scale: of the similarities, by held-out pairs.
+        images, texts: which side is unpaired; the other one only gives partners.
 
     Memory: `_SIMILARITIES` numbers besides the embeddings and the result.
     """
     u, v = image_embeddings, text_embeddings
     tau = HELD_OUT_SHARPNESS * logit_scale
     of_texts, of_images = QueryBank.of(u, "bank").prior(v, tau), QueryBank.of(v, "bank").prior(u, tau)
-    return PseudoPairs(_partners(u, v, of_texts, logit_scale), _partners(v, u, of_images, logit_scale))
+    return PseudoPairs(
+        _partners(u, v, of_texts, logit_scale) if images else None,
+        _partners(v, u, of_images, logit_scale) if texts else None,
+    )
 
 
 def _partners(queries: Tensor, items: Tensor, prior: Tensor, logit_scale: float) -> Partners:
@@ -108,43 +117,28 @@ def _partners(queries: Tensor, items: Tensor, prior: Tensor, logit_scale: float)
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Fitted(Generic[T]):
-    """A fit, as self-training reads it.
-
-    fit: of any kind. loss: of held-out pairs, at the logit scale that suits them best. logit_scale: that one. images:
-    (I, D) embeddings of the unpaired images. texts: (T, D) of the unpaired texts.
-    """
-
-    fit: T
-    loss: float
-    logit_scale: float
-    images: Tensor
-    texts: Tensor
-
-
 def rounds_for(images: int) -> int:
     """The most rounds that pay off with this many training images."""
     return MANY_ROUNDS if images >= MANY_IMAGES else FEW_ROUNDS
 
 
-def self_train(first: Fitted[T], refit: Callable[[PseudoPairs], Fitted[T]], rounds: int) -> list[Fitted[T]]:
+def self_train(first: T, refit: Callable[[T], T], loss: Callable[[T], float], rounds: int) -> list[T]:
     """Refit on the pairs and the pseudo-pairs of the fit before, as long as the held-out loss falls.
 
     Args:
         first: the fit of the pairs alone.
-        refit: on the pairs and these pseudo-pairs.
+        refit: from a fit to the next round's.
+        loss: of held-out pairs, at the logit scale that suits them best.
         rounds: at most.
 
     Returns:
-        The first fit, then each round's, the last of which is the one to use. A round that did not lower the loss is
-        not among them, and none follows it.
+        The first fit, then each round's; the last one is the one to use. A round that did not lower the loss is not
+        among them, and none follows it.
     """
     kept = [first]
     for _ in range(rounds):
-        before = kept[-1]
-        found = refit(pseudo_pairs(before.images, before.texts, before.logit_scale))
-        if not found.loss < before.loss:
+        found = refit(kept[-1])
+        if not loss(found) < loss(kept[-1]):
             break
         kept.append(found)
     return kept

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,13 @@ OLD_NAMES_FILE = "image_names.txt"
 _ROWS_AT_ONCE = 1 << 14
 _FLOATS = ("F16", "F32", "F64")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8", "U16", "U32")
+_Kinds = Mapping[str, tuple[tuple[str, ...], int]]
+_WANTED: _Kinds = {
+    "image_features": (_FLOATS, 2),
+    "text_features": (_FLOATS, 2),
+    "text_image_ids": (_INTEGERS, 1),
+    "split": (_INTEGERS, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def load_features(path: Path | str) -> FeatureSet:
     """
     path = Path(path)
     with readable(path):
-        return _checked(path, _read_tensors(path))
+        return _checked(path, _read_tensors(path, _WANTED, {"image_ids": (_INTEGERS, 1)}))
 
 
 def _checked(path: Path, tensors: dict[str, NDArray[Any]]) -> FeatureSet:
@@ -124,8 +131,22 @@ def _checked(path: Path, tensors: dict[str, NDArray[Any]]) -> FeatureSet:
         image_ids=image_ids,
         image_names=_old_names(path.parent / OLD_NAMES_FILE, len(images), notes) if names is None else names,
         notes=notes,
-        texts=read_strings(_beside(path, "texts"), len(texts), "texts"),
+        texts=load_texts(path, len(texts)),
     )
+
+
+def load_rows(path: Path, name: str) -> NDArray[np.float32]:
+    """(N, D) one matrix of a features file: `image_features` or `text_features`; the other one need not be there.
+
+    Raises DataError as `load_features`.
+    """
+    with readable(path):
+        return _finite(path, name, _read_tensors(path, {name: (_FLOATS, 2)}, {})[name])
+
+
+def load_texts(path: Path, count: int) -> list[str] | None:
+    """The texts beside a features file that has `count` of them; None where they are not there."""
+    return read_strings(_beside(path, "texts"), count, "texts")
 
 
 def _finite(path: Path, name: str, values: NDArray[Any]) -> NDArray[np.float32]:
@@ -210,7 +231,8 @@ def _old_names(path: Path, count: int, notes: list[str]) -> list[str] | None:
     return names
 
 
-def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+def _read_tensors(path: Path, wanted: _Kinds, optional: _Kinds) -> dict[str, NDArray[Any]]:
+    """The tensors of these names, each of one of its dtypes and with its number of dimensions."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -218,13 +240,6 @@ def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
             start = file.read(8)
     except FileNotFoundError:
         raise DataError(f"{path}: no such features file; 'varalign embed --features' writes one") from None
-    wanted = {
-        "image_features": (_FLOATS, 2),
-        "text_features": (_FLOATS, 2),
-        "text_image_ids": (_INTEGERS, 1),
-        "split": (_INTEGERS, 1),
-    }
-    optional = {"image_ids": (_INTEGERS, 1)}
     tensors = {}
     try:
         with safe_open(str(path), framework="numpy") as tensors_of, open_user_file(path) as file:

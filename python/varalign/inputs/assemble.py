@@ -107,14 +107,14 @@ def _image_source(
         noise_in="training" if noise is None else "plain",
     )
     if frozen and not augmented and not in_pixels.pixels:
-        return image_rows(towers, live, _cache(config), say)
+        return image_rows(towers, live, cache_folder(config), say)
     if config.decoded_cache != "off":
         live.decoded = lambda: _decoded(config, data, live, say)
     return live
 
 
 def _decoded(config: TrainConfig, data: ImageCaptions, live: LiveImages, say: Say) -> DecodedCache | None:
-    folder, rows = _cache(config), data.rows("train")
+    folder, rows = cache_folder(config), data.rows("train")
     settings: dict[str, Any] = {"augment": live.augment, "rows": rows, "threads": config.threads, "say": say}
     try:
         return decoded_cache(live.paths, live.preprocess, folder, **settings)
@@ -129,8 +129,9 @@ def _text_source(
     encoder = towers.text_encoder
     assert encoder is not None
     live = LiveCaptions(data.captions, encoder.tokenizer, device, word_dropout=config.word_dropout, seed=config.seed)
-    return text_rows(towers, live, data.captions, _cache(config), say) if towers.fully_frozen("text") else live
+    return text_rows(towers, live, data.captions, cache_folder(config), say) if towers.fully_frozen("text") else live
 
 
-def _cache(config: TrainConfig) -> Path:
+def cache_folder(config: TrainConfig) -> Path:
+    """Where features of frozen towers are kept."""
     return Path(config.cache) if config.cache is not None else default_cache()

@@ -71,8 +71,10 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     if isinstance(data, FeatureSet):
         data = data.limited(config.dataset_size, config.seed)
     data = damaged(checked(data, str(place)), parse_noise(config.noise), "train", config.seed)
+    others = ("exclude", "unpaired_images", "unpaired_texts")
+    named = {name: str(Path(value).resolve()) for name in others if (value := getattr(config, name)) is not None}
+    config = replace(config, **named)  # type: ignore[arg-type]
     if config.exclude is not None:
-        config = replace(config, exclude=str(Path(config.exclude).resolve()))
         data, line = without_excluded(data, Path(str(config.exclude)))
         say(line)
     return config, checked(data, str(place))

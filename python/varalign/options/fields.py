@@ -82,6 +82,16 @@ class Options:
     max_bad: float = _data(
         "stop the run when a larger share of the images is unreadable", 0.01, low=0.0, high=1.0, on_resume=True
     )
+    unpaired_images: str | None = _data(
+        "folder of images without captions, by which the closed form is fitted too (self-training); with --features, a "
+        "features file of them",
+        metavar="DIR|FILE",
+    )
+    unpaired_texts: str | None = _data(
+        "file of texts without images for the same: a text a line, or any captions file; with --features, a features "
+        "file of them",
+        metavar="FILE",
+    )
     augment: bool | None = _data(
         "random resized crop and flip of the training images (default: on where the image encoder trains)"
     )

@@ -101,7 +101,7 @@ def continued(saved: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, An
     if said.get("features" if saved.get("features") is None else "data") is not None:
         kinds = "images, and takes no --features" if saved.get("features") is None else "features, and takes no --data"
         raise ConfigError(f"--continue-from {said['continue_from']}: that model was trained on {kinds}")
-    left_out = {"out", "continue_from", "wise_ft"}
+    left_out = {"out", "continue_from", "wise_ft", "unpaired_images", "unpaired_texts"}
     if "data" in said or "features" in said:
         left_out |= {"data", "features", "dataset_size", "captions_per_image", "exclude", *READING}
     return {name: value for name, value in saved.items() if name not in left_out}

@@ -93,6 +93,11 @@ RULES = (
         "belongs to --start closed-form, and this run starts at random",
     ),
     Rule(
+        "unpaired_images unpaired_texts",
+        lambda c: not c.mixes_voices,
+        "belongs to the voices of frozen encoders, which are fitted on it too, and this run fits none (see --voices)",
+    ),
+    Rule(
         "members",
         lambda c: bool(c.members) and not c.takes_members,
         "{c.members} needs the closed form of frozen encoders: it goes with --start closed-form and --head mlp, and "

@@ -55,12 +55,13 @@ class Fit:
 
     grid = FEW
 
-    def __init__(self, pairs: Pairs, *, seed: int = 0) -> None:
+    def __init__(self, pairs: Pairs, *, seed: int = 0, pool: Pairs | None = None) -> None:
         width = pairs.texts.shape[1] - pairs.lexical
         covariance = RunningCovariance(pairs.images.shape[1], width, pairs.images.device)
         self._width = width
         for part in pairs.chunks():
             covariance.update_owned(*self.lifted(part), part.owner, part.weights)
+        self.covariance = covariance
         self.whitening = Whitening(covariance)
 
     def lifted(self, pairs: Pairs) -> tuple[Tensor, Tensor]:

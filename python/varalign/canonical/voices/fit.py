@@ -6,16 +6,21 @@ on all pairs, at the logit scale of the held-out ones. Members (perceptrons) are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from varalign.canonical.choice import Grid, Setting, Trial, search
+from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.hub_choice import Gain, HeldOut, judge_parts
 from varalign.canonical.hub_correction import BANK_IMAGES, HubCorrection, HubForm, thinned_texts
+from varalign.canonical.maps import Whitening
+from varalign.canonical.self_training import PseudoPairs, pseudo_pairs, rounds_for, self_train
 from varalign.canonical.voices import voice
 from varalign.canonical.voices.held_out import Block, best_scale, blocks_of, losses_at
 from varalign.canonical.voices.voice_pairs import FOLDS, Pairs, folds
@@ -83,6 +88,8 @@ class Fitted:
         trials: the best setting of each voice that has any; tried: how many settings were tried in all.
         parts: dev, or the folds.
         settings: "dev" or "cv".
+        pool: unpaired images and texts; None without.
+        rounds: the held-out loss of the pairs alone, then of each round of self-training that was taken; empty without.
     """
 
     mixture: Mixture
@@ -91,6 +98,8 @@ class Fitted:
     tried: int
     parts: list[Part]
     settings: str
+    pool: Pairs | None = None
+    rounds: list[float] = field(default_factory=list)
 
     @property
     def scale(self) -> float:
@@ -126,6 +135,7 @@ def fit_voices(
     voices: Sequence[str],
     grids: Mapping[str, Grid] | None = None,
     seed: int = 0,
+    pool: Pairs | None = None,
 ) -> Fitted:
     """Fit voices and choose their settings and weights.
 
@@ -136,6 +146,8 @@ def fit_voices(
         voices: names of `VOICES`, at least one.
         grids: the settings to try of a voice; those of its file where none are given.
         seed: of the folds and of the kernel's anchors.
+        pool: unpaired images and texts (`owner` is not read), one side of which may be empty, for self-training (see
+            `varalign.canonical.self_training`): a round is taken only if it lowers the held-out loss.
 
     Raises:
         Unrelated: image and text features have nothing in common.
@@ -159,24 +171,75 @@ def fit_voices(
         blocks.append([replace(block, texts=place[block.texts]) for block in drawn])
     if not any(blocks):
         raise ValueError("no two held-out pairs to choose by")
-    fits, trials, similarities = {}, {}, {}
-    tried = 0
-    for name in voices:
-        grid = (grids or {}).get(name)
-        fits[name] = [voice(name).Fit(fitted, seed=seed) for fitted, _ in parts]
-        trial, count, similarities[name] = _chosen(fits[name], judged, blocks, grid)
-        tried += count
-        if trial is not None:
-            trials[name] = trial
     image_of = torch.cat([b.images + place * MOST_HELD_OUT for place, part in enumerate(blocks) for b in part])
-    weighing = weigh(similarities, [b.positive for part in blocks for b in part], image_of)
-    kept = weighing.kept()
-    mixtures = [Mixture(kept, {n: _solved(fits[n][place], trials.get(n)) for n in kept}) for place in range(len(parts))]
-    whole = mixtures[0]
-    if held_out is None:
-        whole = Mixture(kept, {n: _solved(voice(n).Fit(fit_on or pairs, seed=seed), trials.get(n)) for n in kept})
-    found = [Part(fitted, held, mixture) for (fitted, held), mixture in zip(parts, mixtures, strict=True)]
-    return Fitted(whole, weighing, trials, tried, found, "cv" if held_out is None else "dev")
+    fits = {name: [voice(name).Fit(fitted, seed=seed, pool=pool) for fitted, _ in parts] for name in voices}
+
+    @cache
+    def of_all(name: str) -> Any:
+        return fits[name][0] if held_out is not None else voice(name).Fit(fit_on or pairs, seed=seed, pool=pool)
+
+    def chosen(fits: Mapping[str, Sequence[Any]], of_all: Callable[[str], Any]) -> Fitted:
+        trials, similarities, tried = {}, {}, 0
+        for name in voices:
+            trial, count, similarities[name] = _chosen(fits[name], judged, blocks, (grids or {}).get(name))
+            tried += count
+            if trial is not None:
+                trials[name] = trial
+        weighing = weigh(similarities, [b.positive for part in blocks for b in part], image_of)
+        kept = weighing.kept()
+        mixtures = [
+            Mixture(kept, {name: _solved(fits[name][place], trials.get(name)) for name in kept})
+            for place in range(len(parts))
+        ]
+        whole = mixtures[0]
+        if held_out is None:
+            whole = Mixture(kept, {name: _solved(of_all(name), trials.get(name)) for name in kept})
+        found = [Part(fitted, held, mixture) for (fitted, held), mixture in zip(parts, mixtures, strict=True)]
+        return Fitted(whole, weighing, trials, tried, found, "cv" if held_out is None else "dev", pool)
+
+    first = chosen(fits, of_all)
+    if pool is None:
+        return first
+
+    def refit(before: Fitted) -> Fitted:
+        pools = [_Pool.of(pool, part.fitted, part.mixture, before.scale) for part in before.parts]
+        again = {name: [one.refitted(fit) for one, fit in zip(pools, fits[name], strict=True)] for name in voices}
+        whole = pools[0] if held_out is not None else _Pool.of(pool, fit_on or pairs, before.mixture, before.scale)
+        return chosen(again, lambda name: whole.refitted(of_all(name)))
+
+    rounds = self_train(first, refit, lambda one: one.weighing.loss, rounds_for(len((fit_on or pairs).images)))
+    return replace(rounds[-1], rounds=[one.weighing.loss for one in rounds])
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Unpaired images and texts, and the partners that a mixture gives them.
+
+    Attributes:
+        rows: the images and the texts; of a side without unpaired ones, those of the pairs of the fit.
+        found: the partners.
+    """
+
+    rows: Pairs
+    found: PseudoPairs
+
+    @classmethod
+    def of(cls, pool: Pairs, pairs: Pairs, mixture: Mixture, scale: float) -> _Pool:
+        """The partners by a mixture that was fitted on `pairs`."""
+        given = {"images": len(pool.images) > 0, "texts": len(pool.texts) > 0}
+        rows = replace(pool, **{side: getattr(pool if there else pairs, side) for side, there in given.items()})
+        u, v = mixture.embed_images(rows.images), mixture.embed_texts(rows.texts)
+        return cls(rows, pseudo_pairs(u, v, scale, **given))
+
+    def refitted(self, fit: Any) -> Any:
+        """A voice's fit of the same pairs and of these; the fit itself where it has no covariance."""
+        if fit.grid is None:
+            return fit
+        covariance = RunningCovariance(fit.covariance.dx, fit.covariance.dy, fit.covariance.device)
+        self.found.add_to(covariance.merge(fit.covariance), *fit.lifted(self.rows))
+        again = copy(fit)
+        again.whitening = Whitening(covariance)
+        return again
 
 
 def _solved(fit: Any, trial: Trial | None) -> Sides:

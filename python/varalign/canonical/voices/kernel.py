@@ -95,6 +95,11 @@ def side_of(sizes: Mapping[str, int]) -> KernelSide:
     return KernelSide(**sizes)
 
 
+def _some(rows: Tensor) -> Tensor:
+    """At most four times as many of the rows as there are anchors, evenly spread."""
+    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), 4 * ANCHORS)).long().to(rows.device)]
+
+
 class _Lift:
     """φ of one side: anchors drawn from its rows, and V Λ^(−1/2)."""
 
@@ -136,15 +141,19 @@ class Fit:
     grid = FEW
     reads_lexical = False
 
-    def __init__(self, pairs: Pairs, *, seed: int = 0) -> None:
+    def __init__(self, pairs: Pairs, *, seed: int = 0, pool: Pairs | None = None) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._width = pairs.texts.shape[1] - (0 if self.reads_lexical else pairs.lexical)
-        self._images = _Lift(pairs.images, 0, generator)
-        self._texts = _Lift(pairs.texts[:, : self._width], pairs.lexical if self.reads_lexical else 0, generator)
+        images, texts = pairs.images, pairs.texts
+        if pool is not None:  # anchors among unpaired rows too: 60 images alone span 60 dimensions
+            images, texts = (torch.cat([a, _some(b)]) for a, b in ((images, pool.images), (texts, pool.texts)))
+        self._images = _Lift(images, 0, generator)
+        self._texts = _Lift(texts[:, : self._width], pairs.lexical if self.reads_lexical else 0, generator)
         dx, dy = (lift.root.shape[1] for lift in (self._images, self._texts))
         covariance = RunningCovariance(dx, dy, pairs.images.device)
         for part in pairs.chunks():
             covariance.update_owned(*self.lifted(part), part.owner, part.weights)
+        self.covariance = covariance
         self.whitening = Whitening(covariance)
 
     def lifted(self, pairs: Pairs) -> tuple[Tensor, Tensor]:

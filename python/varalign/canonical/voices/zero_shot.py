@@ -39,7 +39,7 @@ class Fit:
 
     grid = None
 
-    def __init__(self, pairs: Pairs, *, seed: int = 0) -> None:
+    def __init__(self, pairs: Pairs, *, seed: int = 0, pool: Pairs | None = None) -> None:
         self._sizes = pairs.images.shape[1], pairs.texts.shape[1] - pairs.lexical
 
     def sides(self, found: ClosedForm | None) -> tuple[nn.Module, nn.Module]:

@@ -106,6 +106,50 @@ def find_near_duplicates(
     return NearDuplicates(pairs[order], found[order], cosine[order])
 
 
+def files_alike(
+    paths: Sequence[Path], others: Sequence[Path], *, bits: int = DIFFERING, threads: int | None = None
+) -> NDArray[np.int64]:
+    """(I,) int64: for each image file the first of the others that is nearly the same, -1 where none is.
+
+    paths, others: files; one that cannot be read is like none. bits: most of the 256 bits that may differ.
+    """
+    hashes, read = perceptual_hashes([*paths, *others], threads)
+    signs = np.where(hashes, 1.0, -1.0).astype(np.float32)
+    signs[~read] = 0.0
+    return first_above(signs[: len(paths)], signs[len(paths) :], BITS - 2 * bits)
+
+
+def features_alike(
+    features: NDArray[np.float32], others: NDArray[np.float32], *, cosine: float = COSINE
+) -> NDArray[np.int64]:
+    """(I,) int64: for each row the first of the others that is nearly the same image by its features, -1 where none is.
+
+    features: (I, D). others: (J, D), J at least 1; their mean is subtracted from both. cosine: least similarity.
+    """
+    mean = others.astype(np.float64).mean(axis=0)
+    vectors, known = (_unit(values.astype(np.float64) - mean) for values in (features, others))
+    return first_above(vectors, known, cosine)
+
+
+def first_above(vectors: NDArray[np.float32], others: NDArray[np.float32], least: float) -> NDArray[np.int64]:
+    """(I,) int64: for each row the first of the others with an inner product of at least that, -1 where there is none.
+
+    vectors: (I, D). others: (J, D).
+    """
+    found = np.full(len(vectors), -1, dtype=np.int64)
+    for start in range(0, len(vectors), _ROWS):
+        above = vectors[start : start + _ROWS] @ others.T >= least
+        rows = np.flatnonzero(above.any(axis=1))
+        found[start + rows] = above[rows].argmax(axis=1)
+    return found
+
+
+def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The rows divided by their lengths."""
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return vectors.astype(np.float32)
+
+
 def perceptual_hashes(paths: Sequence[Path], threads: int | None = None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """(I, 256) hashes, and (I,) which images can be read: the hash of one that cannot is all False."""
     with ThreadPoolExecutor(threads or min(32, os.cpu_count() or 1)) as pool:
@@ -160,6 +204,4 @@ def _centred_features(file: Path | str, names: Sequence[str]) -> tuple[NDArray[n
         raise DataError(f"--features {file}: none of its images is among those of the data folder")
     rows = np.array([row_of[data.image_names[place]] for place in here], dtype=np.int64)
     vectors = data.image_features[here].astype(np.float64)
-    vectors -= vectors.mean(axis=0)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return rows, vectors.astype(np.float32)
+    return rows, _unit(vectors - vectors.mean(axis=0))

@@ -116,6 +116,8 @@ class Pairs:
         Raises:
             DataError: there is no name, or the image has another split than before.
         """
+        if self._columns.image and self._columns.image == self._columns.caption:
+            name = where  # texts alone
         if not name:
             raise DataError(f"{self._source.path} {where}: no image name")
         if self._words.setdefault(name, word) != word:

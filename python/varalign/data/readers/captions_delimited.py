@@ -24,7 +24,14 @@ from pathlib import Path
 
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.images import IMAGE_SUFFIXES
-from varalign.data.readers.caption_file import CaptionFile, CaptionFormat, CaptionSource, Pairs, numbered_lines
+from varalign.data.readers.caption_file import (
+    CaptionFile,
+    CaptionFormat,
+    CaptionSource,
+    Pairs,
+    first_line,
+    numbered_lines,
+)
 from varalign.data.readers.columns import UNREACHABLE, Columns, OtherColumns, find_columns, refuse_columns
 from varalign.data.readers.reading import SEPARATORS
 
@@ -156,6 +163,13 @@ def _dialect(source: CaptionSource, number: int, first: str) -> tuple[Dialect, l
     raise DataError(
         f"{path} line {number}: wanted a header (image,caption) or a row (name.jpg,caption), got {shown(first)}"
     )
+
+
+def names_images(source: CaptionSource) -> bool:
+    """Whether the first line is a header with columns of images and captions, or begins with the name of an image."""
+    first = first_line(source.text)
+    headers = ([name.strip() for name in _first_fields(source.path, first, Dialect(c))] for c in SEPARATORS.values())
+    return bool(_NAME_FIRST.match(first)) or any(find_columns(names, source.reading) for names in headers)
 
 
 def _first_fields(path: Path, line: str, dialect: Dialect) -> list[str]:

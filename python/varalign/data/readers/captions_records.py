@@ -45,7 +45,7 @@ def read_records(source: CaptionSource, records: Iterable[tuple[int, str, Any]],
         for key in columns[:2]:
             if key not in record:
                 raise DataError(f"{path} {where}: no {shown(key)}, which the first record has")
-        name = record[columns.image]
+        name = where if columns.image == columns.caption else record[columns.image]
         name = checked_text(path, f"{where}.{columns.image}", str(name) if type(name) is int else name)
         word = record.get(columns.split) if columns.split is not None else None
         word = "" if word is None else checked_text(path, f"{where}.{columns.split}", word)

@@ -29,6 +29,9 @@ SPLIT_WORDS = {
 }
 """What people call the splits. `restval` is Karpathy's: everyone trains on it (Karpathy & Fei-Fei, CVPR 2015)."""
 
+NO_IMAGES = ""
+"""As the column of images: captions are read without any, and the captions stand for the images' names."""
+
 UNREACHABLE = (
     "names images by their addresses on the web, and varalign downloads none: download them (img2dataset does, and "
     "writes tar shards that are read here), or add a column with the file of each image"
@@ -45,8 +48,10 @@ class Columns(NamedTuple):
 
 def find_columns(names: Sequence[str], reading: Reading) -> Columns | None:
     """The columns to read among `names`, or None where the image's or the caption's is not among them."""
-    image = chosen_column(names, reading.image_column, IMAGE_COLUMNS)
     caption = chosen_column(names, reading.caption_column, CAPTION_COLUMNS)
+    if reading.image_column == NO_IMAGES:
+        return None if caption is None else Columns(caption, caption, None)
+    image = chosen_column(names, reading.image_column, IMAGE_COLUMNS)
     if image is None or caption is None or image == caption:
         return None
     return Columns(image, caption, chosen_column(names, None, SPLIT_COLUMNS))
@@ -64,8 +69,10 @@ def refuse_columns(where: str, names: Sequence[str], reading: Reading) -> DataEr
     """The error for columns among which the image's or the caption's is not: it lists them and says what to do."""
     columns = ", ".join(shown(name.strip(), 40) for name in names[:20]) + (" and more" if len(names) > 20 else "")
     for option, name in (("--image-column", reading.image_column), ("--caption-column", reading.caption_column)):
-        if name is not None and name not in names:
+        if name and name not in names:
             return DataError(f"{where}: there is no column {shown(name)} as {option} says; the columns are {columns}")
+    if reading.image_column == NO_IMAGES:
+        return DataError(f"{where}: the columns are {columns}; say which holds the captions (--caption-column NAME)")
     image = chosen_column(names, reading.image_column, IMAGE_COLUMNS)
     if image is None and chosen_column(names, None, ADDRESS_COLUMNS) is not None:
         return DataError(f"{where}: the file {UNREACHABLE}; its columns are {columns}")

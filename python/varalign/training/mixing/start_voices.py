@@ -23,6 +23,7 @@ from varalign.encoders.towers import Towers
 from varalign.encoders.voices_head import VoicesHead
 from varalign.inputs.pair_features import PairFeatures, all_pairs, thinned
 from varalign.inputs.parts import Inputs, Parts
+from varalign.inputs.unpaired import Unpaired, open_unpaired
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.voice_list import FITTED, voices_of
@@ -46,6 +47,8 @@ class VoicesChoice:
         hub: what hub correction by the pairs of the fit changes there, `Gain.as_dict`; None where it was not judged.
         lexical_dim: width of the lexical vectors that the kernel voice reads, 0 without.
         seconds: wall time.
+        self_training: numbers of unpaired `images` and `texts`, and held-out `losses`: of the pairs alone, then of each
+            round that was taken. None without unpaired ones.
     """
 
     settings: str
@@ -59,6 +62,7 @@ class VoicesChoice:
     hub: dict[str, Any] | None
     lexical_dim: int
     seconds: float
+    self_training: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -87,9 +91,11 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
     rows = inputs.train_rows
     found = all_pairs(inputs, rows, training=True)
     dev = None if by_dev and not len(dev_rows) else all_pairs(inputs, thinned(dev_rows), training=False)
+    unpaired = open_unpaired(inputs, say)
     lexicon = _lexicon(
-        inputs, np.concatenate([found.captions, *([] if by_dev or dev is None else [dev.captions])]), say
+        inputs, np.concatenate([found.captions, *([] if by_dev or dev is None else [dev.captions])]), unpaired, say
     )
+    names = [name for name in names if name != "lexical" or lexicon is not None]
 
     def pairs_of(part: PairFeatures, weights: Tensor | None) -> Pairs:
         return _pairs(inputs, part, lexicon, weights)
@@ -97,11 +103,12 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
     train = pairs_of(found, pair_weights)
     held_out = None if dev is None else pairs_of(dev, None)
     pairs, judged_by = (train, held_out) if by_dev or held_out is None else (_joined(train, held_out), None)
+    pool = None if unpaired is None else _pool(unpaired, lexicon)
+    grids = {"closed-form": _grid(config)}
     try:
         # Fitted on train alone: dev goes on to be held out, for the members' share, the best epoch and its figures.
-        fitted = fit_voices(
-            pairs, judged_by, fit_on=train, voices=names, grids={"closed-form": _grid(config)}, seed=config.seed
-        )
+        given: dict[str, Any] = {"voices": names, "grids": grids, "seed": config.seed, "pool": pool}
+        fitted = fit_voices(pairs, judged_by, fit_on=train, **given)
     except Unrelated:
         raise ConfigError(
             "--start closed-form: image and text features of the training pairs have nothing in common (are they "
@@ -124,8 +131,14 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
         gain.as_dict(),
         lexicon.width if lexical and lexicon is not None else 0,
         time.perf_counter() - started,
+        None if unpaired is None else _self_training(unpaired, fitted),
     )
     say(fitted.line())
+    if choice.self_training is not None:
+        losses = " -> ".join(f"{loss:.3f}" for loss in fitted.rounds)
+        say(
+            f"self-training on unpaired images and texts: {len(fitted.rounds) - 1} rounds taken, held-out loss {losses}"
+        )
     return parts, choice
 
 
@@ -145,12 +158,15 @@ def _possible(name: str, towers: Towers, captions: Sequence[str] | None) -> bool
     return name != "zero-shot" or towers.share_a_space()
 
 
-def _lexicon(inputs: Inputs, captions: np.ndarray, say: Say) -> Lexicon | None:
+def _lexicon(inputs: Inputs, captions: np.ndarray, unpaired: Unpaired | None, say: Say) -> Lexicon | None:
     texts = inputs.data.caption_texts
     if "lexical" not in voices_of(inputs.config.voices):
         return None
     if texts is None:
         say("no lexical voice: the features file has no captions beside it (STEM.texts.jsonl)")
+        return None
+    if unpaired is not None and unpaired.texts is None and len(unpaired.text_features):
+        say("no lexical voice: the unpaired texts are not known (STEM.texts.jsonl beside their features)")
         return None
     return Lexicon.fitted([texts[caption] for caption in captions.tolist()])
 
@@ -169,6 +185,22 @@ def _pairs(inputs: Inputs, found: PairFeatures, lexicon: Lexicon | None, pair_we
         torch.from_numpy(data.image_ids[found.rows]).to(device),
         torch.from_numpy(data.text_ids[found.captions]).to(device),
     )
+
+
+def _pool(unpaired: Unpaired, lexicon: Lexicon | None) -> Pairs:
+    """The unpaired images and texts, as the voices take them."""
+    texts, width = unpaired.text_features, 0
+    if lexicon is not None:
+        texts, width = (
+            torch.cat([texts, torch.from_numpy(lexicon(unpaired.texts or [])).to(texts)], dim=1),
+            lexicon.width,
+        )
+    return Pairs(unpaired.image_features, texts, torch.zeros(0, dtype=torch.int64, device=texts.device), width)
+
+
+def _self_training(unpaired: Unpaired, fitted: Fitted) -> dict[str, Any]:
+    images, texts = len(unpaired.image_features), len(unpaired.text_features)
+    return {"images": images, "texts": texts, "losses": fitted.rounds}
 
 
 def _joined(a: Pairs, b: Pairs) -> Pairs:
