@@ -5,9 +5,10 @@ nothing), `tile_gradients` backward (3 units, 2 where the logits were kept). Eve
 run to run.
 
 All products are cuBLAS's, a block at a time, into float32; the kernels read a block and write sums or derivatives.
-Products within the kernels were tried, 128 x 64 tiles and 87 others: on an H200 at N = 32,768, D = 512 they ran at a
-fifth of the library's rate, bound by what a tile reads again from the L2 cache and by the sums over its rows and
-columns, which nothing hid (23 ms forward and backward, 13.4 ms this way).
+Products within the kernels were tried in 88 tiles: on an H200 at N = 32,768, D = 512 the best ran at a quarter (sums)
+and a third (derivatives) of the library's rate, bound by what a tile reads again from the L2 cache and by sums over
+its rows and columns that nothing hid. Forward and backward took 23 ms with the tiles in use then, and would have taken
+some 14 with the best; this way takes 13.4.
 
 A small batch's time is its launches, some 3 to 5 microseconds each: whatever is of the size of the batch is one kernel
 (`matching`, `queries`, `variances`), not a chain of operations. `bench/launches.py` counts them.
