@@ -37,6 +37,9 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+RECORDED = ("ridge", "text_ridge", "power", "embedding_dim", "voices", "epochs", "hub_correction")
+
+
 def trained(features: Path, out: Path, said: list[str], **options: Any) -> varalign.training.run.TrainResult:
     given = {"epochs": 2, "batch_size": 40, "members": 0, "device": "cpu", "hub_correction": "train", **options}
     return varalign.train(TrainConfig(features=str(features), out=str(out), **given), say=said.append)
@@ -110,6 +113,9 @@ def test_a_cross_validation_judges_where_dev_is_small(features: Path, tmp_path: 
     assert line.endswith(", used") == (result.test["hub_correction"] is not None)
     assert result.voices is not None and abs(sum(result.voices.values()) - 1) < 1e-6
     assert result.epochs == 0 and "\nvoices: " in result.table()
+    options = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
+    again = trained(features, tmp_path / "again", said, **{name: options[name] for name in RECORDED})
+    assert again.voices == result.voices and again.test["loss"] == result.test["loss"]
 
 
 def test_few_dev_images_judge_nothing(features: Path, tmp_path: Path) -> None:

@@ -249,7 +249,10 @@ def _model(inputs: Inputs, fitted: Fitted, pairs: Pairs, lexicon: Lexicon | None
     scale = INITIAL_LOGIT_SCALE if config.members else min(MAX_LOGIT_SCALE, fitted.scale)
     model = DualEncoder(towers, shape, heads=heads, logit_scale=scale).to(inputs.device)
     model.lexicon = lexicon
-    return inputs.with_model(model, replace(config, embedding_dim=shape.embedding_dim))
+    # The closed form's settings are recorded, so that a run resumed before its first checkpoint starts with the same.
+    found: dict[str, Any] = {"dimensions": shape.embedding_dim}
+    found = _settings(fitted.trials["closed-form"]) if "closed-form" in fitted.trials else found
+    return inputs.with_model(model, replace(config, embedding_dim=int(found.pop("dimensions")), **found))
 
 
 def _heads(shape: HeadShape, mixture: Mixture, scale: float, pairs: Pairs, seed: int) -> tuple[nn.Module, nn.Module]:
