@@ -268,7 +268,7 @@ def test_siglip_without_sentencepiece_says_what_to_install(tmp_path: Path, monke
         raise ImportError("SiglipTokenizer requires the SentencePiece library but it was not found")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", absent)
-    with pytest.raises(SpecError, match=r"requires the SentencePiece .*pip install 'varalign\[sentencepiece\]'"):
+    with pytest.raises(SpecError, match=r"requires the SentencePiece .*pip install '.\[sentencepiece\]'"):
         build_text_encoder(f"hf:{folder}")
 
 

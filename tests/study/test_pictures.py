@@ -13,7 +13,7 @@ from varalign.study.pictures import draw_study
 
 def test_every_setting_of_a_further_axis_has_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, out, format: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, out, **_: drawn.append(figure))
     numbers = {name: 0.1 for metric in METRICS for name in (metric, f"{metric}_half_width")}
     summary = [
         {"fraction": fraction, "noise": "none", "loss": loss, "schedule": "fixed", "seeds": 2, **numbers}
@@ -32,7 +32,7 @@ def test_lines_go_from_left_to_right_and_a_kind_of_noise_is_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, out, format: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, out, **_: drawn.append(figure))
     noises = ("none", "swap-images=0.4", "swap-images=0.2", "occlude=0.2")
     numbers = {name: 0.1 for metric in METRICS for name in (metric, f"{metric}_half_width")}
     summary = [

@@ -117,7 +117,7 @@ def test_a_batched_cell_equals_the_ordinary_trainer(features_file: Path, tmp_pat
         cell = next(row for row in report.cells if (row["schedule"], row["start"]) == ("variance", start))
         config = TrainConfig(
             features=str(features_file), start=start, members=count, noise="swap-images=0.2", seed=3, device="cpu",
-            out=str(tmp_path / start), hub_correction="off", **options,  # type: ignore[arg-type]
+            out=str(tmp_path / start), hub_correction="off", voices="none", **options,  # type: ignore[arg-type]
         )  # fmt: skip
         alone = train(config, say=quiet)
         steps = [json.loads(line) for line in (alone.run / "metrics.jsonl").read_text().splitlines()]

@@ -70,7 +70,7 @@ def test_values_by_fraction() -> None:
         ({"tune": [{"lr": {}}]}, r"tune\[0\].lr: wanted a value for at least one fraction"),
         ({"axes": {"lr": ["fast"]}}, "axes.lr: --lr takes a number"),
         ({"options": {"epoch": 3}}, "options: unknown option 'epoch'; did you mean 'epochs'"),
-        ({"options": {"epochs": 0}}, "options.epochs: --epochs is 0"),
+        ({"options": {"epochs": -1}}, "options.epochs: --epochs is -1"),
         ({"options": {"seed": 1}}, "options.seed is set by the study"),
         ({"options": {"evaluations": 3}}, "evaluations is a key of the whole study"),
         ({"tune": [{"lr": 1e-3}]}, r"tune\[0\].lr: wanted a list"),

@@ -46,6 +46,8 @@ def blocks_of(pairs: Pairs, size: int = BLOCK) -> list[Block]:
 
     At most `MOST_PAIRS` pairs are used, but each image with its first text. A last block of a single pair is left out.
     """
+    if not len(pairs.owner):
+        return []
     order = torch.argsort(pairs.owner, stable=True)
     owner = pairs.owner[order]
     starts = torch.searchsorted(owner, torch.arange(len(pairs.images), device=owner.device))
