@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,23 @@ def test_zero_shot_is_a_row_where_both_frozen_towers_are_of_one_clip(
     assert result.aligner.evaluate("test") == result.test
     with_bert = varalign.train(config_for(clip, bert_folder, image_folder, tmp_path, "b", epochs=1), say=lambda _: None)
     assert with_bert.zero_shot is None
+
+
+def test_zero_shot_is_a_voice_where_both_frozen_towers_are_of_one_clip(
+    clip_folder: ClipFolder, bert_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    clip, _ = clip_folder()
+    options: dict[str, Any] = {"voices": "zero-shot", "hub_correction": "off", "embedding_dim": None}
+    towers = config_for(clip, bert_folder, image_folder, tmp_path, text_encoder=f"clip:ViT-tiny@{clip}", **options)
+    alone = varalign.train(towers, say=lambda _: None, progress=False)
+    keys = [key for key in alone.test if "recall" in key] + ["cosine_similarity"]
+    assert alone.zero_shot is not None
+    assert [alone.test[key] for key in keys] == pytest.approx([alone.zero_shot[key] for key in keys])
+    model = varalign.load(tmp_path / "run", device="cpu")
+    assert model.evaluate("test") == alone.test
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["start"]["voices"]["weights"] == {"zero-shot": 1.0}
+    config_of_both = replace(towers, voices="closed-form,zero-shot", out=str(tmp_path / "both"))
+    varalign.train(config_of_both, say=lambda _: None, progress=False)
+    weights = json.loads((tmp_path / "both" / "config.json").read_text())["start"]["voices"]["weights"]
+    assert set(weights) == {"closed-form", "zero-shot"} and sum(weights.values()) == pytest.approx(1.0)
