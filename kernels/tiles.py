@@ -19,6 +19,8 @@ from varalign.kernels.queries import load_gain, softplus_and_sigmoid
 LOG2E = tl.constexpr(1.4426950408889634)
 # In place of a logit that is none: its exponential is 0, and 0 times it is 0, which -inf would make NaN.
 NOTHING = tl.constexpr(-1e30)
+# Between it and any logit: equality would depend on whether a constant is rounded to float32 beside float64.
+ALMOST_NOTHING = tl.constexpr(-1e29)
 # CUDA's instruction alone; Triton's exp2 puts three more around it, for results below 1e-38.
 FAST = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 
@@ -55,13 +57,13 @@ def _has_id(codes, rows, row_mask, column_codes, IDS: tl.constexpr):
 def _more(z, m, l, w, axis: tl.constexpr, STATISTICS: tl.constexpr):  # noqa: E741
     """Running m, l and w with those of a tile along an axis."""
     larger = tl.maximum(m, tl.max(z, axis))
-    base = tl.where(larger > NOTHING, larger, 0.0)
+    base = tl.where(larger > ALMOST_NOTHING, larger, 0.0)
     e = _exp2(z * LOG2E - tl.expand_dims(base * LOG2E, axis))
     shrink = tl.exp(m - base)
     l = l * shrink + tl.sum(e, axis)  # noqa: E741
     if STATISTICS:
         w = w * shrink + tl.sum(e * z, axis)
-    return tl.where(larger > NOTHING, larger, -float("inf")), l, w
+    return tl.where(larger > ALMOST_NOTHING, larger, -float("inf")), l, w
 
 
 @triton.jit
