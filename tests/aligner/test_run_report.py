@@ -26,7 +26,7 @@ def trained(features_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_what_is_shown_of_a_split(trained: Path) -> None:
     model = varalign.load(trained, device="cpu")
-    shown = showcase(model.parts, "test", None)
+    shown = showcase(model.parts, "test", model.embedded("test"), None)
     assert json.loads(json.dumps(shown)) == shown
     result = model.evaluate("test", hub_correction="off")
     for direction in ("i2t", "t2i"):

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from varalign.aligner import hub_bank
-from varalign.aligner.evaluate import embed_split, evaluate
+from varalign.aligner.evaluate import SplitEmbeddings, embed_split, evaluate
 from varalign.aligner.export import write_embeddings, write_features, write_unpaired
 from varalign.aligner.gallery import Gallery, open_gallery
 from varalign.aligner.run_report import add_layouts
@@ -158,6 +158,10 @@ class Aligner:
         scores, rows = top_k(q, c, min(top, len(candidates)))
         return scores.numpy(), rows.numpy()
 
+    def embedded(self, split: str) -> SplitEmbeddings:
+        """The unit vectors of a split's images and texts."""
+        return embed_split(self.parts, self.parts.data.rows(split))
+
     def evaluate(
         self,
         split: str = "test",
@@ -165,6 +169,7 @@ class Aligner:
         noise: str | None = None,
         hub_correction: str | None = None,
         hub_form: HubForm | None = None,
+        found: SplitEmbeddings | None = None,
     ) -> dict[str, Any]:
         """The numbers of `eval --json` on a split.
 
@@ -173,14 +178,15 @@ class Aligner:
             noise: noise to inject into it, in the form of `--noise`.
             hub_correction: as `eval --hub-correction`; None: as the model's options say.
             hub_form: as `eval --hub-form`; None: as the model's options say.
+            found: `embedded(split)`, where it is there already and no noise is asked for.
 
         Raises:
             DataError: `noise` names an unknown kind, or a rate out of range.
         """
         correction = self._correction(hub_correction, hub_form, split)
         parts = self.parts if noise is None else self._noisy(self.model, split, noise)
-        found = evaluate(parts, split, correction)
-        return {**found, "hub_correction": None if correction is None else correction.name}
+        result = evaluate(parts, split, correction, found=found)
+        return {**result, "hub_correction": None if correction is None else correction.name}
 
     def _noisy(self, model: DualEncoder, split: str, noise: str) -> Parts:
         """A model with the run's data, noise injected into a split."""

@@ -100,7 +100,12 @@ def embed_texts(parts: Parts, captions: Rows) -> Tensor:
 
 
 def evaluate(
-    parts: Parts, split: str, correction: HubCorrection | None = None, *, statistics: bool = True
+    parts: Parts,
+    split: str,
+    correction: HubCorrection | None = None,
+    *,
+    statistics: bool = True,
+    found: SplitEmbeddings | None = None,
 ) -> dict[str, Any]:
     """Evaluate on a split.
 
@@ -110,6 +115,7 @@ def evaluate(
         correction: of the scores that rank; the statistics and the loss are those of the similarities.
         statistics: False leaves out the statistics of the embeddings but `cosine_similarity`: they take as long as the
             recalls.
+        found: the split's embeddings, where they are there already.
 
     Returns:
         `i2t_recall@1` … `t2i_recall@10` (fractions), `images`, `texts`, `intervals` (the [low, high] of each recall),
@@ -117,7 +123,7 @@ def evaluate(
         first caption of each image), `logit_scale`; `unreadable`, a number of images, where some could not be read;
         with a correction `uncorrected`, the recalls and `intervals` without it.
     """
-    found = embed_split(parts, parts.data.rows(split))
+    found = embed_split(parts, parts.data.rows(split)) if found is None else found
     scale, pairs = float(parts.model.evaluation_scale), torch.from_numpy(found.pairs).to(found.texts.device)
     plain = i2t, t2i = ranks(found.images, found.texts, pairs, told=slow_progress("recall, images", to_stderr))
     if correction is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from varalign.aligner.evaluate import SplitEmbeddings
 from varalign.aligner.showcase import showcase
 from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.checks.split_sizes import split_sizes
@@ -28,19 +29,23 @@ REPORT = "report.json"
 
 
 def write_run_report(
-    run: RunFolder, parts: Parts, correction: HubCorrection | None, rows: Sequence[Mapping[str, Any]]
+    run: RunFolder,
+    parts: Parts,
+    tested: SplitEmbeddings,
+    correction: HubCorrection | None,
+    rows: Sequence[Mapping[str, Any]],
 ) -> None:
     """Write the page of a run whose own test split was evaluated.
 
     Args:
         run: the run folder.
-        parts: model and data.
+        parts: model and data. tested: the embeddings of the test split.
         correction: of the scores that rank.
         rows: lines of the result table.
     """
     data = parts.data
     notes = [*(data.notes if isinstance(data, ImageCaptions) else []), *split_sizes(data)]
-    shown = showcase(parts, "test", correction)
+    shown = showcase(parts, "test", tested, correction)
     before = _read(run)
     report = {"rows": list(rows), "showcase": shown, "notes": notes}
     if before is not None:

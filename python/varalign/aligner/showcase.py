@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varalign.aligner.evaluate import SplitEmbeddings, embed_split
+from varalign.aligner.evaluate import SplitEmbeddings
 from varalign.canonical.hub_correction import HubCorrection, as_items, as_queries
 from varalign.evaluation.retrieval import ranks, top_k
 from varalign.inputs.parts import Parts
@@ -25,18 +25,20 @@ SHOWN = 5
 EACH = 4
 """Queries shown of each kind: best, typical, worst."""
 HUBS = 5
-MAP_PAIRS = 1000
 RANK_BOUNDS = (1, 5, 10, 50, 100, 500)
 _NON_PAIRS = 200_000
 _BINS = 60
 
 
-def showcase(parts: Parts, split: str, correction: HubCorrection | None, *, seed: int = 0) -> dict[str, Any]:
+def showcase(
+    parts: Parts, split: str, found: SplitEmbeddings, correction: HubCorrection | None, *, seed: int = 0
+) -> dict[str, Any]:
     """Gather what the page shows of a split.
 
     Args:
         parts: model and data.
         split: `train`, `dev` or `test`.
+        found: its embeddings.
         correction: of the scores that rank.
         seed: of the pairs on the map and of the non-pairs in the histogram.
 
@@ -45,11 +47,7 @@ def showcase(parts: Parts, split: str, correction: HubCorrection | None, *, seed
         `hubs` by direction; `ranks`, shares of the queries by direction between the bounds of `rank_bounds`;
         `similarities`: `edges` and shares of `pairs` and `non_pairs`; `map`; `collapsed`: sides whose embeddings are
         one point.
-
-    Raises:
-        DataError: none of the split's images can be read.
     """
-    found = embed_split(parts, parts.data.rows(split))
     images, texts = found.images, found.texts
     pairs = torch.from_numpy(found.pairs).to(images.device)
     queries = {"i2t": images, "t2i": texts}
@@ -202,7 +200,7 @@ def _similarities(images: Tensor, texts: Tensor, pairs: NDArray[np.int64], seed:
 
 def _map(found: SplitEmbeddings, ranked: dict[str, NDArray[np.int64]], table: _Table, seed: int) -> dict[str, Any]:
     """Points of at most 1,000 images, each with its first caption: places by PCA, items and ranks."""
-    shown = found.first[choose_pairs(len(found.first), MAP_PAIRS, seed)] if len(found.first) else found.first
+    shown = found.first[choose_pairs(len(found.first), seed=seed)] if len(found.first) else found.first
     image, text = shown.T
     return {
         "images": [table.item("i2t", row) for row in image.tolist()],

@@ -32,6 +32,18 @@ class Grid:
     text_parts: Sequence[float] = (0.1, 0.3, 3.0)
     text_ridge: float | None = None
 
+    def narrowed(
+        self, *, ridge: float | None, text_ridge: float | None, power: float | None, dimensions: int | None
+    ) -> Grid:
+        """The same with one value only of what is given; a ridge without a text ridge is that of both sides."""
+        return Grid(
+            ridges=self.ridges if ridge is None else (ridge,),
+            powers=self.powers if power is None else (power,),
+            dimensions=self.dimensions if dimensions is None else (dimensions,),
+            text_parts=self.text_parts if ridge is None else (),
+            text_ridge=text_ridge,
+        )
+
 
 FEW = Grid(ridges=(1.0, 3.0, 10.0), powers=(0.5, 0.75, 1.0), dimensions=(64, 128, 256, 384), text_parts=(0.3, 3.0))
 """The settings that few pairs have chosen, for a quicker search."""

@@ -107,11 +107,7 @@ class RunningCovariance:
             mean_x, mean_y = weights @ x / count, weights @ y / count
             root = weights.sqrt()[:, None]
             x, y = (x - mean_x) * root, (y - mean_y) * root
-        scatters = _scatters(x.to(dtype), y.to(dtype))
-        if dtype == torch.float32 and not all(bool(part.isfinite().all()) for part in scatters):
-            dtype, scatters = torch.float64, _scatters(x, y)  # the squares of large features overflow float32
-        self.rounding = max(self.rounding, torch.finfo(dtype).eps)
-        self._merge(count, mean_x, mean_y, *scatters)
+        self._add_products(count, mean_x, mean_y, (x, y, x, y), dtype)
 
     def update_owned(
         self, image_features: Tensor, text_features: Tensor, owner: Tensor, weights: Tensor | None = None
@@ -143,9 +139,20 @@ class RunningCovariance:
         together.index_add_(0, owner, y * w[:, None])
         given = (x * of_images.sqrt()[:, None], y * w.sqrt()[:, None], x, together)
         dtype = torch.promote_types(torch.float32, torch.promote_types(image_features.dtype, text_features.dtype))
-        scatters = _owned_scatters(*(part.to(dtype) for part in given))
-        if not all(bool(part.isfinite().all()) for part in scatters):
-            dtype, scatters = torch.float64, _owned_scatters(*given)
+        self._add_products(count, mean_x, mean_y, given, dtype)
+
+    def _add_products(
+        self,
+        count: float,
+        mean_x: Tensor,
+        mean_y: Tensor,
+        rows: tuple[Tensor, Tensor, Tensor, Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        """Merge the products of float64 rows, as `_scatters` takes them, in this dtype."""
+        scatters = _scatters(*(part.to(dtype) for part in rows))
+        if dtype == torch.float32 and not all(bool(part.isfinite().all()) for part in scatters):
+            dtype, scatters = torch.float64, _scatters(*rows)  # the squares of large features overflow float32
         self.rounding = max(self.rounding, torch.finfo(dtype).eps)
         self._merge(count, mean_x, mean_y, *scatters)
 
@@ -190,14 +197,10 @@ class RunningCovariance:
         return self._scatter_xy / (self.count or 1.0)
 
 
-def _scatters(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _scatters(x: Tensor, y: Tensor, cross_x: Tensor, cross_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """xᵀx, yᵀy and the product of both sides, whose rows may be others."""
     with exact_products():
-        return (x.T @ x).double(), (y.T @ y).double(), (x.T @ y).double()
-
-
-def _owned_scatters(x: Tensor, y: Tensor, images: Tensor, together: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    with exact_products():
-        return (x.T @ x).double(), (y.T @ y).double(), (images.T @ together).double()
+        return (x.T @ x).double(), (y.T @ y).double(), (cross_x.T @ cross_y).double()
 
 
 def require_finite(values: Tensor, name: str, first_row: int = 0) -> None:

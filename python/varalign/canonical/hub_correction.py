@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varalign.canonical.evenly import evenly
 from varalign.evaluation.products import exact_products
 from varalign.evaluation.retrieval import Array, ranks
 
@@ -147,9 +148,7 @@ class HubCorrection:
 
 def thinned_texts(texts: Tensor) -> Tensor:
     """At most `BANK_TEXTS` of the text queries (T, D), evenly spread."""
-    if len(texts) <= BANK_TEXTS:
-        return texts
-    return texts[torch.linspace(0, len(texts) - 1, BANK_TEXTS, device=texts.device).long()]
+    return texts if len(texts) <= BANK_TEXTS else texts[evenly(len(texts), BANK_TEXTS, texts.device)]
 
 
 def as_queries(embeddings: Tensor) -> Tensor:

@@ -57,7 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
         options = {"seed": arguments.seed or 0, "same_caption": arguments.same_caption, **places(arguments)}
         model = zero_shot(arguments.zero_shot, arguments.data, **options)
     how = {"hub_correction": arguments.hub_correction, "hub_form": arguments.hub_form}
-    result = model.evaluate(arguments.split, noise=arguments.noise, **how)
+    own = arguments.data is None and arguments.noise is None and how == {"hub_correction": None, "hub_form": None}
+    reported = model.run is not None and own and arguments.split == "test" and arguments.checkpoint == "best"
+    found = model.embedded("test") if reported else None
+    result = model.evaluate(arguments.split, noise=arguments.noise, found=found, **how)
     from varalign.runs.result_table import chance_remark, final_table
 
     mode = model.config.same_caption
@@ -72,11 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
     lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}{_error(result, key)}" for key in STATISTICS]
     lines += chance_remark(result, chance)
     code = answer(arguments, named, lines)
-    own = arguments.data is None and arguments.noise is None and how == {"hub_correction": None, "hub_form": None}
-    if model.run is not None and own and arguments.split == "test" and arguments.checkpoint == "best":
+    if found is not None:
         from varalign.aligner.run_report import write_run_report
 
-        write_run_report(model.run, model.parts, model.hub.correction, rows)
+        write_run_report(model.run, model.parts, found, model.hub.correction, rows)
     return code
 
 

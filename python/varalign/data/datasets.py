@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -136,10 +135,7 @@ def missing_message(found: FoundFolder) -> str:
     for missing in found.missing:
         first.setdefault(missing.name, missing)
     folders = [ImageFolder(place) for place in found.image_folders]
-    items = [
-        _where(m, [name for images in folders for name in images.alike(m.name)]) for m in islice(first.values(), 3)
-    ]
-    items += [""] * (len(first) - len(items))  # `first_three` counts them
+    items = [_where(m, [name for images in folders for name in images.alike(m.name)]) for m in first.values()]
     lines = len(found.missing)
     if not found.images:
         mend = "no caption names an image that is there: is it the right folder?"

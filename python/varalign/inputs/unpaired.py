@@ -33,8 +33,7 @@ from varalign.inputs.feature_cache import image_rows, text_rows
 from varalign.inputs.kept import Arrays, kept_arrays
 from varalign.inputs.live import LiveCaptions, LiveImages
 from varalign.inputs.open_data import Data
-from varalign.inputs.parts import Inputs, Parts
-from varalign.inputs.sources import FeatureRows, with_lexical
+from varalign.inputs.parts import Inputs
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 
@@ -58,16 +57,6 @@ class Unpaired:
     image_names: list[str] | None
     text_features: Tensor
     texts: list[str] | None
-
-
-def with_rows(parts: Parts, images: Tensor, texts: Tensor, written: list[str] | None) -> Parts:
-    """The same model with other rows for sources: features of images (I, Dx), of texts (T, Dy), and the texts or None.
-
-    Raises:
-        DataError: the model reads the texts' words, and they are not known.
-    """
-    source = with_lexical(FeatureRows(texts), parts.model.lexicon, written, parts.device)
-    return replace(parts, images=FeatureRows(images), texts=source)
 
 
 @dataclass(frozen=True)

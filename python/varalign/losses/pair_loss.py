@@ -24,10 +24,10 @@ def pair_losses(similarities: Tensor, scale: float, positive: Tensor | None = No
     positive: (..., n, n) which texts belong to which images; None: those on the diagonal.
     """
     z = scale * similarities
-    return (z.logsumexp(-2) + z.logsumexp(-1)) / 2 - _mean_positive(z, positive)
+    return (z.logsumexp(-2) + z.logsumexp(-1)) / 2 - mean_positive(z, positive)
 
 
-def _mean_positive(values: Tensor, positive: Tensor | None) -> Tensor:
+def mean_positive(values: Tensor, positive: Tensor | None) -> Tensor:
     """(..., n) mean value of row i's positives and of column i's, and of these two the mean."""
     if positive is None:
         return values.diagonal(dim1=-2, dim2=-1)
@@ -128,5 +128,5 @@ def _slope(blocks: list[_Block], scale: float) -> float:
     for s, positive in blocks:
         z = scale * s
         expected = (z.softmax(1) * s).sum() + (z.softmax(0) * s).sum()
-        total += float(expected - 2 * _mean_positive(s, positive).sum())
+        total += float(expected - 2 * mean_positive(s, positive).sum())
     return total

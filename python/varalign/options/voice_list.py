@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from varalign.options.declaration import ConfigError, near
 
 FITTED = ("closed-form", "kernel", "lexical", "zero-shot")
-"""Voices fitted before training: the names of `varalign.canonical.voices.VOICES`."""
+"""Voices fitted before training: the names of `varalign.canonical.voices.VOICES`, whose package imports torch. A test
+holds the two equal."""
 MEMBERS = "members"
 AUTO, NONE = "auto", "none"
 FEWEST_DEV = 300

@@ -76,7 +76,7 @@ def _similarities(found: Mapping[str, Sequence[float]]) -> str:
     highest = max([*found["pairs"], *found["non_pairs"]]) or 1.0
     width = _WIDTH / (len(edges) - 1)
     parts = []
-    for key, colour in (("non_pairs", "#6b748480"), ("pairs", "#d7263d80")):
+    for key, colour in (("non_pairs", f"{GREY}80"), ("pairs", f"{RED}80")):
         parts += [_bar(at * width, width, share / highest, colour) for at, share in enumerate(found[key]) if share]
     for part in range(1, 6):
         value = low + (high - low) * part / 6

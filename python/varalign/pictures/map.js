@@ -7,7 +7,6 @@
   const canvas = root.querySelector("canvas"), tip = root.querySelector(".tip");
   const [layout, colour, search] = ["layout", "colour", "search"].map(part);
   const pairs = data.texts.length;
-  const RED = "#d7263d", BLUE = "#1f5fd0";
   let view = { x: 0, y: 0, scale: 1 }, hovered = -1, drag = null;
 
   const option = (name, value) => Object.assign(document.createElement("option"), { textContent: name, value });
@@ -24,7 +23,7 @@
   const shade = (p) => {
     if (colour.value === "rank") return rank(p) < 1 ? "#bbb" : scale(Math.min(1, Math.log10(rank(p)) / 3));
     if (colour.value === "wrong") return scale(data.wrong[row(p)]);
-    return isImage(p) ? RED : BLUE;
+    return data.colours[isImage(p) ? "image" : "text"];
   };
   const matches = (p) => {
     const words = search.value.trim().toLowerCase();

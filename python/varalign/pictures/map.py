@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from varalign.pictures.page import thumbnail_uri
+from varalign.pictures.style import BLUE, RED
 from varalign.runs.json_text import json_text
 
 _SIDE, _QUALITY = 112, 72
@@ -30,6 +31,7 @@ def map_part(shown: Mapping[str, Any]) -> str:
     with ThreadPoolExecutor() as pool:
         thumbnails = list(pool.map(_thumbnail, [file for _, file in images]))
     data = {
+        "colours": {"image": RED, "text": BLUE},
         "names": [name for name, _ in images],
         "texts": [shown["texts"][place] for place in points["texts"]],
         "thumbnails": thumbnails,

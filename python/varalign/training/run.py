@@ -324,7 +324,8 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                     go_part_of_the_way(parts, run, say)
                 aligner = trained(parts, run)
                 say(aligner.hub.line)
-                test, zero_shot = aligner.evaluate("test"), aligner.zero_shot("test")
+                tested = aligner.embedded("test")
+                test, zero_shot = aligner.evaluate("test", found=tested), aligner.zero_shot("test")
             result = TrainResult(
                 run=run.path,
                 model=parts.name,
@@ -348,7 +349,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                 if session.show is not None:
                     session.show(result)
             finally:  # a closed pipe takes the table, but not the page
-                write_run_report(run, parts, aligner.hub.correction, result.rows())
+                write_run_report(run, parts, tested, aligner.hub.correction, result.rows())
     except Interrupted as error:
         error.args = (
             f"{error.name}: training is done and saved, {left}; `varalign train --resume {run.path}` makes it",

@@ -33,7 +33,7 @@ from varalign.losses.pair_loss import Ids, best_logit_scale
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.voice_list import NONE
-from varalign.training.mixing.start_voices import VoicesChoice, start_by_voices
+from varalign.training.mixing.start_voices import VoicesChoice, narrowed, start_by_voices
 from varalign.training.pair_weights import PairVerdict, score_pairs
 
 Say = Callable[[str], None]
@@ -211,14 +211,7 @@ def _chosen(
     covariance: RunningCovariance, dev: PairFeatures, config: TrainConfig, ids: Ids | None
 ) -> tuple[ClosedForm, int]:
     """The closed form with the lowest dev loss among the settings that the options allow, and the number of them."""
-    usual = Grid()
-    grid = Grid(
-        ridges=usual.ridges if config.ridge is None else (config.ridge,),
-        powers=usual.powers if config.power is None else (config.power,),
-        dimensions=usual.dimensions if config.embedding_dim is None else (config.embedding_dim,),
-        text_parts=usual.text_parts if config.ridge is None else (),
-        text_ridge=config.text_ridge,
-    )
+    grid = narrowed(Grid(), config)
     whitening = Whitening(covariance)
     best, trials = choose_settings(
         whitening, dev.image_features, dev.text_features, dev.owner, grid=grid, metric=partial(negative_loss, ids=ids)

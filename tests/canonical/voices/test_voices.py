@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from varalign.canonical.maps import Whitening
+from varalign.canonical.voices import VOICES
 from varalign.canonical.voices.few_pairs import Rows, fit_few_pairs
 from varalign.canonical.voices.fit import fit_voices
 from varalign.canonical.voices.held_out import best_scale, blocks_of, losses_at
 from varalign.canonical.voices.kernel import GAMMA, SMALLEST, Fit
 from varalign.canonical.voices.voice_pairs import Pairs, folds
 from varalign.canonical.voices.weighing import weigh
+from varalign.options.voice_list import FITTED
 
 
 def made(images: int = 60, captions: int = 2, seed: int = 0, lexical: int = 0) -> Pairs:
@@ -136,3 +138,7 @@ def test_few_pairs_with_words_read_them() -> None:
     u, v = found.embed_images(rows.images), found.embed_texts(rows.texts, captions)
     torch.testing.assert_close(u.norm(dim=1), torch.ones(60))
     assert float((u * v).sum(1).mean()) > float((u @ v.T).mean())
+
+
+def test_the_options_know_every_fitted_voice() -> None:
+    assert tuple(VOICES) == FITTED

@@ -13,7 +13,7 @@ from torch import Tensor
 from varalign.canonical.hub_choice import Gain
 from varalign.canonical.hub_correction import HubCorrection
 from varalign.canonical.voices.fit import Fitted, fit_voices
-from varalign.canonical.voices.voice_pairs import Pairs
+from varalign.canonical.voices.voice_pairs import Pairs, with_words
 from varalign.data.same_captions import numbered
 from varalign.data.tokens.lexicon import Lexicon
 
@@ -42,7 +42,7 @@ class Rows:
         """As the voices take them."""
         texts, captions = torch.from_numpy(self.texts), self.captions
         if lexicon is not None and captions is not None:
-            texts = torch.cat([texts, torch.from_numpy(lexicon(captions))], dim=1)
+            texts = with_words(texts, lexicon, captions)
         return Pairs(
             torch.from_numpy(self.images),
             texts,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varalign.canonical.choice import Grid, Setting, Trial, search
+from varalign.canonical.choice import DEV_IMAGES, Grid, Setting, Trial, search
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.hub_choice import Gain, HeldOut, judge_parts
 from varalign.canonical.hub_correction import BANK_IMAGES, HubCorrection, HubForm, thinned_texts
@@ -25,10 +25,6 @@ from varalign.canonical.voices import voice
 from varalign.canonical.voices.held_out import Block, best_scale, blocks_of, losses_at
 from varalign.canonical.voices.voice_pairs import FOLDS, Pairs, folds
 from varalign.canonical.voices.weighing import Weighing, weigh
-
-FEWEST_DEV = 300
-"""Dev images from which on settings are chosen on dev alone; with fewer, by cross-validation over train and dev."""
-MOST_HELD_OUT = 1000  # images of a part: the time grows with them, and more of them changed no choice
 
 Sides = tuple[nn.Module, nn.Module]
 
@@ -159,7 +155,7 @@ def fit_voices(
         parts = folds(pairs, seed=seed)
     else:
         parts = [(pairs, held_out)]
-    parts = [(fitted, held.thinned(MOST_HELD_OUT)) for fitted, held in parts]
+    parts = [(fitted, held.thinned(DEV_IMAGES)) for fitted, held in parts]
     judged, blocks = [], []  # the held-out pairs that the blocks take, and no others
     for _, held in parts:
         drawn = blocks_of(held)
@@ -171,7 +167,7 @@ def fit_voices(
         blocks.append([replace(block, texts=place[block.texts]) for block in drawn])
     if not any(blocks):
         raise ValueError("no two held-out pairs to choose by")
-    image_of = torch.cat([b.images + place * MOST_HELD_OUT for place, part in enumerate(blocks) for b in part])
+    image_of = torch.cat([b.images + place * DEV_IMAGES for place, part in enumerate(blocks) for b in part])
     fits = {name: [voice(name).Fit(fitted, seed=seed, pool=pool) for fitted, _ in parts] for name in voices}
 
     @cache

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from varalign.canonical.voices.voice_pairs import Pairs
-from varalign.losses.pair_loss import pair_losses
+from varalign.losses.pair_loss import mean_positive, pair_losses
 
 BLOCK = 256  # images scored against each other, as in a run's batch
 MOST_PAIRS = 2500  # more of them changed no choice
@@ -109,16 +109,8 @@ def _derivatives(scored: Scored, scale: float) -> tuple[float, float]:
             mean = (p * s).sum(dim)
             first = first + (mean.sum() / 2).double().cpu()
             second = second + (((p * s * s).sum(dim) - mean * mean).sum() / 2).double().cpu()
-        first = first - _right(s, positive).double().cpu()
+        first = first - mean_positive(s, positive).sum().double().cpu()
     return float(first), float(second)
-
-
-def _right(s: Tensor, positive: Tensor | None) -> Tensor:
-    """Sum over the pairs of the mean similarity of what belongs together, the mean of both directions."""
-    if positive is None:
-        return s.diagonal().sum()
-    chosen = s * positive
-    return ((chosen.sum(1) / positive.sum(1)) + (chosen.sum(0) / positive.sum(0))).sum() / 2
 
 
 def losses_at(scored: Scored, scale: float) -> Tensor:

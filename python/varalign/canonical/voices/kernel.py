@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from varalign.canonical.choice import FEW
 from varalign.canonical.covariance import RunningCovariance
+from varalign.canonical.evenly import evenly
 from varalign.canonical.maps import ClosedForm, Whitening
 from varalign.canonical.voices.voice_pairs import Pairs
 from varalign.evaluation.products import exact_products
@@ -97,7 +98,7 @@ def side_of(sizes: Mapping[str, int]) -> KernelSide:
 
 def _some(rows: Tensor) -> Tensor:
     """At most four times as many of the rows as there are anchors, evenly spread."""
-    return rows[torch.linspace(0, len(rows) - 1, min(len(rows), 4 * ANCHORS)).long().to(rows.device)]
+    return rows[evenly(len(rows), 4 * ANCHORS, rows.device)]
 
 
 class _Lift:

@@ -5,11 +5,14 @@ I images, T texts, dx and dy feature dimensions, L lexical dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from varalign.canonical.evenly import evenly
+from varalign.data.tokens.lexicon import Lexicon
 
 FOLDS = 5
 
@@ -92,8 +95,13 @@ class Pairs:
         if count <= most:
             return self
         kept = torch.zeros(count, dtype=torch.bool, device=self.images.device)
-        kept[torch.linspace(0, count - 1, most).long()] = True
+        kept[evenly(count, most, kept.device)] = True
         return self.part(kept)
+
+
+def with_words(texts: Tensor, lexicon: Lexicon, captions: Sequence[str]) -> Tensor:
+    """(T, dy + L) features (T, dy) of texts, followed by their captions' lexical vectors."""
+    return torch.cat([texts, torch.from_numpy(lexicon(captions)).to(texts)], dim=1)
 
 
 def folds(pairs: Pairs, *, seed: int, count: int = FOLDS) -> list[tuple[Pairs, Pairs]]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from varalign.canonical.choice import FEW, Grid
-from varalign.canonical.voices.fit import FEWEST_DEV, Fitted, Mixture, Unrelated, fit_voices
-from varalign.canonical.voices.voice_pairs import Pairs
+from varalign.canonical.voices.fit import Fitted, Mixture, Unrelated, fit_voices
+from varalign.canonical.voices.voice_pairs import Pairs, with_words
 from varalign.data.tokens.lexicon import Lexicon
 from varalign.encoders.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.ensemble import Members
@@ -26,7 +26,7 @@ from varalign.inputs.parts import Inputs, Parts
 from varalign.inputs.unpaired import Unpaired, open_unpaired
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.options.voice_list import FITTED, voices_of
+from varalign.options.voice_list import FEWEST_DEV, FITTED, voices_of
 from varalign.runs.folder import RunFolder
 
 Say = Callable[[str], None]
@@ -104,7 +104,7 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
     held_out = None if dev is None else pairs_of(dev, None)
     pairs, judged_by = (train, held_out) if by_dev or held_out is None else (_joined(train, held_out), None)
     pool = None if unpaired is None else _pool(unpaired, lexicon)
-    grids = {"closed-form": _grid(config)}
+    grids = {"closed-form": narrowed(FEW, config)}
     try:
         # Fitted on train alone: dev goes on to be held out, for the members' share, the best epoch and its figures.
         given: dict[str, Any] = {"voices": names, "grids": grids, "seed": config.seed, "pool": pool}
@@ -120,18 +120,18 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
     lexical = fitted.mixture.reads_lexical()
     parts = _model(inputs, fitted, train, lexicon if lexical else None)
     choice = VoicesChoice(
-        fitted.settings,
-        fitted.weighing.weights,
-        {name: _settings(trial) for name, trial in fitted.trials.items()},
-        fitted.tried,
-        len(train.texts),
-        fitted.weighing.loss,
-        fitted.weighing.recall,
-        fitted.scale,
-        gain.as_dict(),
-        lexicon.width if lexical and lexicon is not None else 0,
-        time.perf_counter() - started,
-        None if unpaired is None else _self_training(unpaired, fitted),
+        settings=fitted.settings,
+        weights=fitted.weighing.weights,
+        trials={name: _settings(trial) for name, trial in fitted.trials.items()},
+        tried=fitted.tried,
+        pairs=len(train.texts),
+        loss=fitted.weighing.loss,
+        recall=fitted.weighing.recall,
+        logit_scale=fitted.scale,
+        hub=gain.as_dict(),
+        lexical_dim=lexicon.width if lexical and lexicon is not None else 0,
+        seconds=time.perf_counter() - started,
+        self_training=None if unpaired is None else _self_training(unpaired, fitted),
     )
     say(fitted.line())
     if choice.self_training is not None:
@@ -174,8 +174,7 @@ def _lexicon(inputs: Inputs, captions: np.ndarray, unpaired: Unpaired | None, sa
 def _pairs(inputs: Inputs, found: PairFeatures, lexicon: Lexicon | None, pair_weights: Tensor | None) -> Pairs:
     data, texts, device = inputs.data, found.text_features, found.text_features.device
     if lexicon is not None and data.caption_texts is not None:
-        vectors = lexicon([data.caption_texts[caption] for caption in found.captions.tolist()])
-        texts = torch.cat([texts, torch.from_numpy(vectors).to(device)], dim=1)
+        texts = with_words(texts, lexicon, [data.caption_texts[caption] for caption in found.captions.tolist()])
     return Pairs(
         found.image_features,
         texts,
@@ -191,10 +190,7 @@ def _pool(unpaired: Unpaired, lexicon: Lexicon | None) -> Pairs:
     """The unpaired images and texts, as the voices take them."""
     texts, width = unpaired.text_features, 0
     if lexicon is not None:
-        texts, width = (
-            torch.cat([texts, torch.from_numpy(lexicon(unpaired.texts or [])).to(texts)], dim=1),
-            lexicon.width,
-        )
+        texts, width = with_words(texts, lexicon, unpaired.texts or []), lexicon.width
     return Pairs(unpaired.image_features, texts, torch.zeros(0, dtype=torch.int64, device=texts.device), width)
 
 
@@ -211,15 +207,10 @@ def _joined(a: Pairs, b: Pairs) -> Pairs:
     return replace(a, **both, owner=torch.cat([a.owner, b.owner + len(a.images)]), weights=weights)
 
 
-def _grid(config: TrainConfig) -> Grid:
-    """The closed form's settings that the options allow."""
-    usual = FEW
-    return Grid(
-        ridges=usual.ridges if config.ridge is None else (config.ridge,),
-        powers=usual.powers if config.power is None else (config.power,),
-        dimensions=usual.dimensions if config.embedding_dim is None else (config.embedding_dim,),
-        text_parts=usual.text_parts if config.ridge is None else (),
-        text_ridge=config.text_ridge,
+def narrowed(grid: Grid, config: TrainConfig) -> Grid:
+    """The settings of the grid that the options allow."""
+    return grid.narrowed(
+        ridge=config.ridge, text_ridge=config.text_ridge, power=config.power, dimensions=config.embedding_dim
     )
 
 
