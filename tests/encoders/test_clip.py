@@ -48,6 +48,20 @@ def test_a_folder_gives_open_clips_features(clip_folder: Folder, quick_gelu: boo
     compare(f"clip:small@{folder}", model, 32, 20, 1e-5)
 
 
+def test_texts_are_cut_at_max_length(clip_folder: Folder) -> None:
+    folder, model = clip_folder()
+    encoder = build_text_encoder(f"clip:small@{folder}", max_length=9).eval()
+    batch = encoder.tokenizer(TEXTS)
+    cut = open_clip.SimpleTokenizer(context_length=9)(TEXTS)
+    assert torch.equal(torch.from_numpy(batch.ids), cut)
+    with torch.no_grad():
+        found = encoder(torch.from_numpy(batch.ids), torch.from_numpy(batch.lengths))
+        wanted = model.encode_text(torch.nn.functional.pad(cut, (0, 11)))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    with pytest.raises(SpecError, match="reads at most 20 tokens: give --max-length 20"):
+        build_text_encoder(f"clip:small@{folder}", max_length=21)
+
+
 def test_the_folder_says_the_preprocessing(clip_folder: Folder) -> None:
     folder, _ = clip_folder()
     encoder = build_image_encoder(f"clip:small@{folder}")

@@ -166,3 +166,17 @@ def test_what_is_refused(make: Callable[..., Made], name: str, changes: dict[str
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(SpecError, match=message):
         build_text_encoder(f"clip:small@{folder}", load_weights=False)
+
+
+@pytest.mark.parametrize("name", ["mean", "siglip"])
+def test_a_shorter_text_only_where_padding_is_masked(make: Callable[..., Made], name: str) -> None:
+    folder, model = make(name)
+    if name == "siglip":
+        with pytest.raises(SpecError, match="reads 16 tokens of each text: leave out --max-length"):
+            build_text_encoder(f"clip:small@{folder}", max_length=9)
+        return
+    encoder = build_text_encoder(f"clip:small@{folder}", max_length=9).eval()
+    ids = open_clip.get_tokenizer(f"local-dir:{folder}")(TEXTS, context_length=9)
+    assert torch.equal(torch.from_numpy(encoder.tokenizer(TEXTS).ids), ids)
+    with torch.no_grad():
+        torch.testing.assert_close(features(encoder, TEXTS), model.encode_text(ids), atol=1e-5, rtol=0)

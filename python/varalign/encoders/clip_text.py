@@ -35,8 +35,8 @@ class ClipTextEncoder(TextEncoder):
     Args:
         spec: kind `clip`; see `clip_source` for the forms of its weights.
         options: `tokenizer` (by default the one that the model's config names: CLIP's own, or transformers' in the
-            model's folder or from the hub; its texts have the model's context length); with `architecture` and without
-            `load_weights`, no source is looked up.
+            model's folder or from the hub); `max_length`, by default and at most the model's context length; with
+            `architecture` and without `load_weights`, no source is looked up.
     """
 
     def __init__(self, spec: EncoderSpec, options: TextOptions) -> None:
@@ -59,7 +59,7 @@ class ClipTextEncoder(TextEncoder):
         if source is not None and source.checkpoint is not None:
             load_tower(self.text, "text", source.checkpoint, str(spec))
         self.text.output_tokens = False
-        self.tokenizer = options.tokenizer or _tokenizer(source, spec, config)
+        self.tokenizer = options.tokenizer or _tokenizer(source, spec, config, options.max_length)
         if self.tokenizer.vocabulary_size > self.text.vocab_size:
             raise SpecError(
                 f"'{spec}': its text tower knows {self.text.vocab_size} tokens, the tokenizer makes "
@@ -77,11 +77,16 @@ class ClipTextEncoder(TextEncoder):
         else:
             pools_end = self.text.attn_mask is not None and self.text.pool_type == "argmax"
             self._cuts = pools_end and self.text.cls_emb is None and self.tokenizer.kind == "clip"
+        longest = _context_length(config)
+        if self.tokenizer.max_length > longest:
+            raise SpecError(f"'{spec}': its text tower reads at most {longest} tokens: give --max-length {longest}")
+        if self.tokenizer.max_length < longest and not self._cuts:
+            raise SpecError(f"'{spec}': its text tower reads {longest} tokens of each text: leave out --max-length")
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, feature_dim) features of ids (B, context length)."""
         short = cut_padding(ids, lengths) if self._cuts else ids
-        whole = self._is_model or short.shape == ids.shape
+        whole = self._is_model or short.shape[1] == self.text.context_length
         features: Tensor = self.text(short) if whole else self._short_forward(short)
         return features
 
@@ -154,23 +159,31 @@ def _model_of_transformers(
     return tower
 
 
-def _tokenizer(source: ClipSource | None, spec: EncoderSpec, config: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer that open_clip's `get_tokenizer` makes of a model's config, at the model's context length."""
+def _context_length(config: Mapping[str, Any]) -> int:
+    import open_clip
+
+    return open_clip.CLIPTextCfg(**config).context_length
+
+
+def _tokenizer(
+    source: ClipSource | None, spec: EncoderSpec, config: Mapping[str, Any], max_length: int | None
+) -> Tokenizer:
+    """The tokenizer that open_clip's `get_tokenizer` makes of a model's config, by default at its context length."""
     import open_clip
 
     assert source is not None
     settings = open_clip.CLIPTextCfg(**config)
-    given = settings.tokenizer_kwargs or {}
+    given, length = settings.tokenizer_kwargs or {}, max_length or settings.context_length
     if not settings.hf_tokenizer_name:
         if given not in ({}, {"clean": "lower"}):
             raise SpecError(f"'{spec}': its config gives CLIP's tokenizer settings that varalign has not: {given}")
-        return clip_tokenizer(context_length=settings.context_length)
+        return clip_tokenizer(context_length=length)
     names = HfTextEncoder.TOKENIZER_NAMES
     folder = _place(source, spec, "hf_tokenizer_name", names, ("*.json", "*.txt", "*.model"))
     asked = {"clean": "whitespace", **given, "tokenizer_mode": settings.tokenizer_mode}
     reads_padding = not settings.hf_model_name
     try:
-        return hf_tokenizer(folder, settings.context_length, settings=asked, whole=reads_padding)
+        return hf_tokenizer(folder, length, settings=asked, whole=reads_padding)
     except ValueError as error:
         raise SpecError(f"'{spec}': {error}") from error
 
