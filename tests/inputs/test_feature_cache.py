@@ -120,6 +120,29 @@ def test_texts_run_by_length_and_their_features_stand_in_the_order_of_the_captio
     assert (np.diff(ordered) <= 0).all() and ordered[0] > ordered[-1]
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_bfloat16_is_taken_where_a_sample_keeps_its_cosine(
+    tmp_path: Path, towers: Towers, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """Texts of 1 to 13 words; in bf16 a tower that is not near enough sees the texts another way round."""
+    captions = [" ".join(["red"] * (1 + row * 7 % 13)) for row in range(150)]
+
+    def forward(self: Lengths, ids: Tensor, lengths: Tensor) -> Tensor:
+        half = torch.is_autocast_enabled("cpu")
+        return torch.stack([lengths.float(), (1e-3 if taken else 1.0) * half * lengths], dim=1)
+
+    monkeypatch.setattr(Lengths, "forward", forward)
+    monkeypatch.setattr(Lengths, "feature_dim", 2)
+    said: list[str] = []
+    source = LiveCaptions(captions, Lengths.tokenizer, torch.device("cpu"))
+    towers = Towers(towers.image_encoder, Lengths())
+    found = feature_cache.text_rows(towers, source, captions, tmp_path, said.append, "bf16").matrix
+    exact = feature_cache.text_rows(towers, source, captions, tmp_path, lambda line: None).matrix
+    assert torch.equal(found[:, 0], exact[:, 0]) and bool(found[:, 1].all()) == taken and not exact[:, 1].any()
+    lines = ["text features: made in fp32, in bf16 a cosine of 0.70711 was below 0.9999"]
+    assert said == ([] if taken else lines)
+
+
 def test_captions_are_part_of_the_key(tmp_path: Path, towers: Towers) -> None:
     one = texts_of(towers, tmp_path, [])
     other = texts_of(towers, tmp_path, [], ["red", "a blue one", "a red square"])

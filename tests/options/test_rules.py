@@ -51,6 +51,8 @@ def test_a_broken_rule_names_the_option(options: dict[str, object], words: str) 
         ({"features": "b", "max_bad": 0.5}, "--max-bad needs images and captions"),
         ({"features": "b", "tower_lr": 1e-4}, "--tower-lr needs the encoders, which a features file does not have"),
         ({"features": "b", "freeze": "both"}, "--freeze needs the encoders"),
+        ({"features": "b", "feature_precision": "bf16"}, "--feature-precision needs the encoders"),
+        ({"feature_precision": "bf16"}, "--feature-precision is that of the features of frozen encoders"),
         (
             {"use_pretrained": True, "tower_lr": 1e-4},
             "--tower-lr is the learning rate of pretrained",
@@ -85,6 +87,7 @@ def test_what_changes_nothing_is_refused_where_it_is_said(options: dict[str, obj
         {"use_pretrained": True, "tower_lr": 1e-4, "freeze": "none"},
         {"use_pretrained": True, "flip": 0.0, "augment": True},
         {"use_pretrained": True, "decode": "fast"},
+        {"use_pretrained": True, "feature_precision": "bf16", "freeze": "text"},
         {"flip": 0.0},
         {"schedule": "fixed", "fixed_weight": 0.3},
         {"pair_weighting": "moments", "pair_warmup": 0.5},

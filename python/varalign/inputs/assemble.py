@@ -107,7 +107,7 @@ def _image_source(
         noise_in="training" if noise is None else "plain",
     )
     if frozen and not augmented and not in_pixels.pixels:
-        return image_rows(towers, live, cache_folder(config), say)
+        return image_rows(towers, live, cache_folder(config), say, config.feature_precision)
     if config.decoded_cache != "off":
         live.decoded = lambda: _decoded(config, data, live, say)
     return live
@@ -129,7 +129,9 @@ def _text_source(
     encoder = towers.text_encoder
     assert encoder is not None
     live = LiveCaptions(data.captions, encoder.tokenizer, device, word_dropout=config.word_dropout, seed=config.seed)
-    return text_rows(towers, live, data.captions, cache_folder(config), say) if towers.fully_frozen("text") else live
+    if not towers.fully_frozen("text"):
+        return live
+    return text_rows(towers, live, data.captions, cache_folder(config), say, config.feature_precision)
 
 
 def cache_folder(config: TrainConfig) -> Path:

@@ -7,39 +7,51 @@ common share nothing. The compiled core is in the key too, because it decides wh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from varalign.data.errors import DataError
 from varalign.data.files import cache_key, content_key
 from varalign.data.images import core_key
+from varalign.encoders.packed import packed_linear
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
 from varalign.inputs.kept import Arrays, kept_arrays
 from varalign.inputs.live import LiveCaptions, LiveImages
-from varalign.inputs.sources import FeatureRows, chunks
+from varalign.inputs.sources import FeatureRows, Rows, chunks
 from varalign.inputs.tower_loop import IMAGE_BATCH, TEXT_BATCH, gathered, run_tower
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever features of the same weights and files change, or the form of the file."""
 
+SAMPLE, LEAST_COSINE = 64, 0.9999
+"""Rows of which features in bf16 are compared with those in float32, and the least cosine with which bf16 is taken."""
+
 Say = Callable[[str], None]
+Precision = Literal["fp32", "bf16"]
+T = TypeVar("T")
 
 
-def image_rows(towers: Towers, source: LiveImages, folder: Path, say: Say) -> FeatureRows:
-    """Features of all images in float32 arithmetic, from the cache or made now and kept there.
+def image_rows(
+    towers: Towers, source: LiveImages, folder: Path, say: Say, precision: Precision = "fp32"
+) -> FeatureRows:
+    """Features of all images, from the cache or made now and kept there.
 
     Args:
         towers: their image tower is run.
         source: gives the pixels of its I files.
         folder: of the cache.
         say: called with lines on progress, and on a damaged or refused file of the cache.
+        precision: the arithmetic; bf16 only where a sample's features stay within `LEAST_COSINE` of float32.
 
     Returns:
         Rows (I, D) on the source's device; zeros in rows that cannot be read, which are named with their reasons.
@@ -47,12 +59,15 @@ def image_rows(towers: Towers, source: LiveImages, folder: Path, say: Say) -> Fe
     encoder, count = towers.image_encoder, len(source.paths)
     assert encoder is not None
     content = content_key(source.paths)
-    settings = (encoder.weights_fingerprint(), source.preprocess, core_key())
-    batches = ((batch.rows, batch.tensor) for batch in source.plain(np.arange(count), IMAGE_BATCH))
-    encoded = run_tower(towers, batches, lambda pixels: source.features(towers, pixels), nullcontext)
+    settings = (encoder.weights_fingerprint(), source.preprocess, core_key(), precision)
+
+    def batches(rows: Rows) -> Iterator[tuple[Rows, Tensor]]:
+        return ((batch.rows, batch.tensor) for batch in source.plain(rows, IMAGE_BATCH))
 
     def make() -> dict[str, NDArray[Any]]:
-        matrix, missing = gathered(encoded, count, encoder.feature_dim, _progress("image", count, IMAGE_BATCH, say))
+        said = _progress("image", count, IMAGE_BATCH, say)
+        run = _TowerRun(towers, "image", lambda pixels: source.features(towers, pixels), source.device, batches)
+        matrix, missing = run.features(np.arange(count), precision, said, say)
         if content_key(source.paths) != content:
             raise DataError("image files have changed while their features were made: run this again")
         reasons = {row: source.unreadable.get(row, "unreadable") for row in missing.tolist()}
@@ -64,23 +79,79 @@ def image_rows(towers: Towers, source: LiveImages, folder: Path, say: Say) -> Fe
     return FeatureRows(torch.from_numpy(found["features"]).to(source.device), unreadable)
 
 
-def text_rows(towers: Towers, source: LiveCaptions, captions: Sequence[str], folder: Path, say: Say) -> FeatureRows:
+def text_rows(
+    towers: Towers,
+    source: LiveCaptions,
+    captions: Sequence[str],
+    folder: Path,
+    say: Say,
+    precision: Precision = "fp32",
+) -> FeatureRows:
     """Features (T, D) of all captions of the source; see `image_rows`."""
     encoder, count = towers.text_encoder, len(captions)
     assert encoder is not None
     # Batches of equal lengths have little padding; those of 64 fit a CPU's cache, a GPU wants larger ones.
     size = 64 if source.device.type == "cpu" else TEXT_BATCH
-    batches = ((rows, source.inputs(rows)) for rows in chunks(source.by_length(np.arange(count)), size))
-    encoded = run_tower(towers, batches, lambda inputs: source.features(towers, inputs), nullcontext)
+
+    def batches(rows: Rows) -> Iterator[tuple[Rows, tuple[Tensor, ...]]]:
+        return ((part, source.inputs(part)) for part in chunks(source.by_length(rows), size))
 
     def make() -> dict[str, NDArray[Any]]:
-        matrix, _ = gathered(encoded, count, encoder.feature_dim, _progress("text", count, size, say))
-        return {"features": matrix.numpy()}
+        run = _TowerRun(towers, "text", lambda inputs: source.features(towers, inputs), source.device, batches)
+        return {
+            "features": run.features(np.arange(count), precision, _progress("text", count, size, say), say)[0].numpy()
+        }
 
-    settings = (encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, core_key())
+    settings = (encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, core_key(), precision)
     key = cache_key(FORMAT, "text", *settings, json.dumps(list(captions)))
     found = _kept(folder, "text", key, make, (count, encoder.feature_dim), say)
     return FeatureRows(torch.from_numpy(found["features"]).to(source.device))
+
+
+@dataclass
+class _TowerRun(Generic[T]):
+    """Runs a frozen tower over rows.
+
+    Attributes:
+        towers, side: which tower.
+        encode: what a batch holds to features (B, D).
+        device: of the tower.
+        batches: rows to batches of them; rows that cannot be read are missing.
+    """
+
+    towers: Towers
+    side: Side
+    encode: Callable[[T], Tensor]
+    device: torch.device
+    batches: Callable[[Rows], Iterable[tuple[Rows, T]]]
+
+    def features(self, rows: Rows, precision: Precision, said: Callable[[int], None], say: Say) -> tuple[Tensor, Rows]:
+        """Features (N, D) float32 on the CPU of the rows from 0 to N - 1, and the missing rows.
+
+        precision: bf16 gives way to fp32, and that is said, where the least cosine between the two falls below
+            `LEAST_COSINE` in a sample of the rows.
+        """
+        dtype = torch.float32
+        if precision == "bf16":
+            sample = rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64))]
+            exact, near = (self._run(sample, len(rows), kind)[0][sample] for kind in (torch.float32, torch.bfloat16))
+            cosine = float(torch.cosine_similarity(exact, near).where(exact.any(dim=1), torch.ones(())).min())
+            if cosine >= LEAST_COSINE:
+                dtype = torch.bfloat16
+            else:
+                say(f"{self.side} features: made in fp32, in bf16 a cosine of {cosine:.5f} was below {LEAST_COSINE}")
+        return self._run(rows, len(rows), dtype, said)
+
+    def _run(
+        self, rows: Rows, count: int, dtype: torch.dtype, said: Callable[[int], None] = lambda done: None
+    ) -> tuple[Tensor, Rows]:
+        tower = self.towers.encoder(self.side)
+        assert tower is not None
+        in_half = partial(torch.autocast, self.device.type, dtype)
+        arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext if dtype == torch.float32 else in_half
+        with packed_linear(tower, dtype):
+            encoded = run_tower(self.towers, self.batches(rows), self.encode, arithmetic)
+            return gathered(encoded, count, tower.feature_dim, said)
 
 
 def _kept(folder: Path, side: Side, key: str, make: Callable[[], Arrays], shape: tuple[int, int], say: Say) -> Arrays:

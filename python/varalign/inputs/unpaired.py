@@ -158,7 +158,7 @@ def _of_images(inputs: Inputs, data: ImageCaptions, place: Path, say: Say) -> _R
     preprocess = replace(encoder.preprocess, decode=config.decode)
     given = (config.seed, config.threads, inputs.device, config.max_bad)
     live = LiveImages(paths, names, preprocess, None, *given)
-    found = image_rows(inputs.towers, live, cache_folder(config), say)
+    found = image_rows(inputs.towers, live, cache_folder(config), say, config.feature_precision)
     unreadable = np.zeros(len(files), dtype=np.bool_)
     unreadable[list(found.unreadable)] = True
     held_out = [data.image_paths[row] for row in np.flatnonzero(data.split > 0).tolist()]
@@ -191,7 +191,7 @@ def _of_texts(inputs: Inputs, data: ImageCaptions, place: Path, say: Say) -> _Ro
         say(note)
     texts = [texts[row] for row in np.unique(numbered(texts)).tolist()]
     live = LiveCaptions(texts, encoder.tokenizer, inputs.device)
-    found = text_rows(inputs.towers, live, texts, cache_folder(config), say)
+    found = text_rows(inputs.towers, live, texts, cache_folder(config), say, config.feature_precision)
     alike = _held_out_texts(data, texts)
     return _Rows(found.matrix, texts, alike, np.zeros_like(alike))
 

@@ -296,6 +296,11 @@ class Options:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _training(
         "floating-point type of the encoders (auto: bf16 on a GPU that has it, else fp32)", "auto"
     )
+    feature_precision: Literal["fp32", "bf16"] = _training(
+        "floating-point type in which frozen encoders make their features; bf16 takes half of the time on a CPU that "
+        "has it, and is taken where each of 64 rows keeps a cosine of 0.9999 with fp32 (MiniLM: 0.99997)",
+        "fp32",
+    )
     max_nonfinite: int = _training(
         "steps in a row that may be skipped because their loss or gradient is not finite; after that the run goes back "
         "to a checkpoint with a lower learning rate, and the second time it stops",

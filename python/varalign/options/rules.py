@@ -61,7 +61,13 @@ RULES = (
     ),
     Rule("flip color_jitter decode max_bad", _features, _NEEDS_IMAGES, idle=True),
     Rule("unfreeze lora", _features, _NEEDS_TOWERS),
-    Rule("freeze tower_lr", _features, _NEEDS_TOWERS, idle=True),
+    Rule("freeze tower_lr feature_precision", _features, _NEEDS_TOWERS, idle=True),
+    Rule(
+        "feature_precision",
+        lambda c: all(c.trains(side) for side in ("image", "text")),
+        "is that of the features of frozen encoders, and this run freezes none",
+        idle=True,
+    ),
     Rule(
         "flip color_jitter",
         lambda c: not c.sees_crops,
