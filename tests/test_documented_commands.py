@@ -20,8 +20,11 @@ from varalign.cli.program import COMMANDS, build_parser, dashed
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-PARSED: dict[str, str] = {}
-"""Commands of the pages that need a network, several nodes or a GPU, each with the reason."""
+PARSED: dict[str, str] = {
+    "varalign serve RUN --images DIR": "runs until it is stopped; tests/cli/test_serve.py starts it",
+    "varalign serve RUN --images DIR --port 8000": "likewise",
+}
+"""Commands of the pages that need a network, several nodes or a GPU, or do not end, each with the reason."""
 
 SAID_BESIDE = (
     "varalign search RUN --image a.jpg",

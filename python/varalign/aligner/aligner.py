@@ -29,7 +29,7 @@ from varalign.inputs.assemble import assemble
 from varalign.inputs.open_data import open_data
 from varalign.inputs.parts import Parts, short
 from varalign.inputs.sources import Rows
-from varalign.inputs.tower_loop import embedded_files, embedded_texts
+from varalign.inputs.tower_loop import embedded_files, embedded_texts, readable_files
 from varalign.options.config import TrainConfig
 from varalign.pictures.style import PictureForm
 from varalign.pictures.tsne import (
@@ -54,7 +54,7 @@ class Aligner:
         config: the options that name the data.
         name: of the model, for tables.
         run: its run folder; None for a model that was not trained here.
-        checkpoint: origin of the weights.
+        checkpoint: origin of the weights; `weights` is its checksum.
         parts: data and sources if they are open already; otherwise they are opened at first use.
         bank: the file that keeps the hub correction of these weights; None: it is chosen at first use, and not kept.
     """
@@ -73,7 +73,7 @@ class Aligner:
         self.config, self.name, self.run = config, name, run
         self._bank = bank
         self.epochs = 0 if checkpoint is None else checkpoint.epochs
-        self._weights = "" if checkpoint is None else checkpoint.checksum
+        self.weights = "" if checkpoint is None else checkpoint.checksum
         self._build = build
         self._one_tower: dict[Side, DualEncoder] = {}
         if parts is not None:
@@ -98,7 +98,7 @@ class Aligner:
             return hub_bank.OFF
         if self._bank is None:
             return hub_bank.choose(self.parts, source, form)
-        key = cache_key("hub correction", self._weights, source, form)
+        key = cache_key("hub correction", self.weights, source, form)
         judged = None if self.run is None else self.run.judged_by_folds()
         return hub_bank.kept(self._bank, key, lambda: hub_bank.choose(self.parts, source, form, judged=judged))
 
@@ -124,6 +124,14 @@ class Aligner:
             DataError: a file cannot be read as an image, or the model was trained on features.
         """
         return embedded_files(self._with_tower("image"), self.config, files)
+
+    def embed_readable(self, files: Sequence[Path]) -> tuple[Rows, NDArray[np.float32], dict[int, str]]:
+        """Those of N image files that can be read: rows (M,), unit vectors (M, D), and why each other one cannot be.
+
+        Raises:
+            DataError: the model was trained on features.
+        """
+        return readable_files(self._with_tower("image"), self.config, files)
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors (N, D) of N texts.
@@ -311,35 +319,39 @@ class Aligner:
         config = replace(self.parts.config, unpaired_images=unpaired_images, unpaired_texts=unpaired_texts)
         return write_unpaired(replace(self.parts, config=config), file)
 
-    def search_images(self, text: str, *, top: int = 5, split: str = "all") -> list[dict[str, Any]]:
-        """The images of the run's data that fit a text best, with their first captions.
+    def search_images(self, query: str | Path, *, top: int = 5, split: str = "all") -> list[dict[str, Any]]:
+        """The images of the run's data that fit a text, or are like an image file, best, with their first captions.
+
+        Args:
+            query: a text, or the path of an image file.
 
         Returns:
-            `image`, `caption` and `score` of each, best first. The score is the cosine similarity; with a hub
-            correction, less the image's prior.
+            `image`, `caption`, `score` and `file` of each, best first. The score is the cosine similarity; for a text,
+            with a hub correction, less the image's prior.
         """
-        self._require_towers("text")
-        gallery = self._gallery(split, "image")
-        query = self.embed_texts([text])
-        scores, rows = self.rank(query, gallery.embeddings, top, prior=gallery.prior)
+        return self._search(query, "image", top, split)
+
+    def search_captions(self, query: str | Path, *, top: int = 5, split: str = "all") -> list[dict[str, Any]]:
+        """The captions of the run's data that fit an image file, or are like a text, best.
+
+        Returns:
+            `image` (that the caption belongs to), `caption` and `score` of each, best first; as `search_images`.
+        """
+        return self._search(query, "text", top, split)
+
+    def _search(self, query: str | Path, side: Side, top: int, split: str) -> list[dict[str, Any]]:
+        of: Side = "text" if isinstance(query, str) else "image"
+        self._require_towers(of)
+        gallery = self.gallery(split, side)
+        vector = self.embed_texts([query]) if isinstance(query, str) else self.embed_images([query])
+        scores, rows = self.rank(vector, gallery.embeddings, top, prior=gallery.prior if of != side else None)
         if gallery.changed(rows[0]):
-            gallery = self._gallery(split, "image", fresh=True)
-            scores, rows = self.rank(query, gallery.embeddings, top, prior=gallery.prior)
-        return _hits(scores[0], rows[0], gallery.labels)
+            gallery = self.gallery(split, side, fresh=True)
+            scores, rows = self.rank(vector, gallery.embeddings, top, prior=gallery.prior if of != side else None)
+        return _hits(scores[0], rows[0], gallery)
 
-    def search_captions(self, image: Path, *, top: int = 5, split: str = "all") -> list[dict[str, Any]]:
-        """The captions of the run's data that fit an image file best.
-
-        Returns:
-            `image` (that the caption belongs to), `caption` and `score` of each, best first.
-        """
-        self._require_towers("image")
-        gallery = self._gallery(split, "text")
-        scores, rows = self.rank(self.embed_images([image]), gallery.embeddings, top, prior=gallery.prior)
-        return _hits(scores[0], rows[0], gallery.labels)
-
-    def _gallery(self, split: str, side: Side, *, fresh: bool = False) -> Gallery:
-        """The embedded images, or captions, of a split."""
+    def gallery(self, split: str, side: Side, *, fresh: bool = False) -> Gallery:
+        """The embedded images, or captions, of a split of the run's data."""
         assert self.run is not None
         file = self.run.path / "search" / f"{split}-{side}s.safetensors"
         correction = self.hub.correction
@@ -348,7 +360,7 @@ class Aligner:
             parts = self._with_source(side)
             return parts, _rows(parts, split)
 
-        return open_gallery(file, side, self.config, self._weights, open_parts, correction, fresh=fresh)
+        return open_gallery(file, side, self.config, self.weights, open_parts, correction, fresh=fresh)
 
     def _with_source(self, side: Side) -> Parts:
         """The parts with at least the tower and the source of this side."""
@@ -362,6 +374,11 @@ def _rows(parts: Parts, split: str) -> Rows:
     return np.arange(len(parts.data.split), dtype=np.int64) if split == "all" else parts.data.rows(split)
 
 
-def _hits(scores: NDArray[Any], rows: NDArray[Any], labels: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    found = ((round(float(score), 4), *labels[row]) for score, row in zip(scores, rows, strict=True))
-    return [{"score": score, "image": image, "caption": caption} for score, image, caption in found]
+def _hits(scores: NDArray[Any], rows: NDArray[Any], gallery: Gallery) -> list[dict[str, Any]]:
+    found = []
+    for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
+        image, caption = gallery.labels[row]
+        found.append({"score": round(score, 4), "image": image, "caption": caption})
+        if gallery.files:
+            found[-1]["file"] = gallery.files[row]
+    return found

@@ -37,7 +37,7 @@ class Gallery:
         embeddings: (N, D) unit vectors.
         labels: (N,) image name and caption; of an image its first caption.
         prior: (N,) of the hub correction; None without one.
-        files: (N,) image files; empty for captions. file_states: their `_file_state` when they were embedded.
+        files: (N,) image files; empty for captions. file_states: their `file_state` when they were embedded.
     """
 
     embeddings: NDArray[np.float32]
@@ -48,7 +48,7 @@ class Gallery:
 
     def changed(self, rows: Iterable[int]) -> bool:
         """Whether the file of one of these images has changed since it was embedded."""
-        return any(_file_state(self.files[row]) != self.file_states[row] for row in rows if self.files)
+        return any(file_state(self.files[row]) != self.file_states[row] for row in rows if self.files)
 
 
 def open_gallery(
@@ -89,7 +89,7 @@ def open_gallery(
 
     options = [getattr(config, name) for name in _DATA_OPTIONS]
     state: list[object] = [_folder_state(Path(place)) for place in (config.data, config.images) if place is not None]
-    state += [_file_state(config.captions)] if config.captions is not None else []
+    state += [file_state(config.captions)] if config.captions is not None else []
     corrected = None if correction is None else (correction.name, correction.tau)
     found = kept_arrays(file, cache_key(side, weights, options, corrected, state), arrays, fresh=fresh)
     shown = json.loads(found["shown"].tobytes())
@@ -100,7 +100,7 @@ def _images(parts: Parts, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
     """The images (I, D) of these rows that can be read, copies of an image once, and the gallery's lists of them."""
     data = parts.data
     assert isinstance(data, ImageCaptions)
-    states = {row: _file_state(str(data.image_paths[row])) for row in rows.tolist()}
+    states = {row: file_state(str(data.image_paths[row])) for row in rows.tolist()}
     readable, images = embed_images(parts, rows)
     kept = data.candidates(readable)
     first = data.first_captions(kept.rows)
@@ -122,7 +122,7 @@ def _captions(parts: Parts, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
     return embed_texts(parts, captions), {"labels": labels, "files": [], "file_states": []}
 
 
-def _file_state(file: str) -> list[int]:
+def file_state(file: str) -> list[int]:
     """Inode, size and times of a file: they differ after every write, even if the modification time is set back."""
     try:
         found = os.stat(file)
@@ -142,5 +142,5 @@ def _folder_state(folder: Path) -> list[tuple[object, ...]]:
             continue
         seen.add((found.st_dev, found.st_ino))
         others = [os.path.join(place, name) for name in files if Path(name).suffix.lower() not in IMAGE_SUFFIXES]
-        state += [(path, *_file_state(path)) for path in (place, *others)]
+        state += [(path, *file_state(path)) for path in (place, *others)]
     return sorted(state, key=str)

@@ -71,23 +71,41 @@ def add_places(parser: argparse.ArgumentParser) -> None:
         add_option(parser, name)
 
 
-def add_reading(parser: Any) -> None:
-    """Add how a data folder is read."""
+def add_reading(parser: Any, *, gallery: bool = False) -> None:
+    """Add how a data folder is read; or, where the command takes one, a gallery (see `gallery_of`)."""
     for name in READING:
-        add_option(parser, name)
+        action = add_option(parser, name)
+        if gallery and name in _GALLERY:
+            action.help = _GALLERY[name]
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+_GALLERY = {
+    "images": "any folder of images, with or without captions, instead of the run's own",
+    "captions": "with --images: file with captions of these images (relative to here, else to their folder)",
+}
+
+
+def gallery_of(arguments: argparse.Namespace) -> tuple[Path, Reading] | None:
+    """The folder of `--images` and how its captions are read; the run's own data are then read as in training."""
+    if arguments.images is None:
+        return None
+    reading = Reading.of(arguments)
+    for name in READING:
+        setattr(arguments, name, getattr(Reading(), name))
+    return Path(str(reading.images)), replace(reading, images=None)
+
+
+def add_run(parser: argparse.ArgumentParser, *, gallery: bool = False) -> None:
     """Add the run that a command works on, and its places."""
     parser.add_argument("run", metavar="RUN", nargs="?", type=Path, help="run folder (default: the newest under runs/)")
-    add_checkpoint(parser)
+    add_checkpoint(parser, gallery=gallery)
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint(parser: argparse.ArgumentParser, *, gallery: bool = False) -> None:
     """Add which weights of a run are taken, on which data, and where."""
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best, last or step-N (default best)")
     parser.add_argument("--data", metavar="DIR", type=Path, help="another data folder than the run's own")
-    add_reading(parser)
+    add_reading(parser, gallery=gallery)
     add_places(parser)
 
 

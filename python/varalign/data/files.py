@@ -204,7 +204,7 @@ def content_key(paths: Sequence[Path]) -> str:
     """
 
     def digests(part: Sequence[Path]) -> list[bytes]:
-        return [_digest_or_absent(path) for path in part]
+        return [digest_or_absent(path) for path in part]
 
     whole = hashlib.sha256()
     with ThreadPoolExecutor(_READERS) as readers:
@@ -213,7 +213,8 @@ def content_key(paths: Sequence[Path]) -> str:
     return whole.hexdigest()
 
 
-def _digest_or_absent(path: Path) -> bytes:
+def digest_or_absent(path: Path) -> bytes:
+    """`file_digest`; for a file that is absent or may not be read, and for what is no file, a constant."""
     try:
         return file_digest(path)
     except DataError:

@@ -31,6 +31,8 @@ _core.decode_others_by(decode_other)
 
 MAX_PIXELS: int = _core.MAX_PIXELS
 """Width times height above which a file is refused before it is decoded (Pillow's bound)."""
+MAX_FILE_BYTES = 1 << 30
+"""Size above which a file is refused."""
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
@@ -89,13 +91,13 @@ def core_key() -> str:
     return " ".join([file_digest(Path(_core.__file__)).hex(), *versions()])
 
 
-def decode_image(data: bytes) -> NDArray[np.uint8]:
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode one image to upright RGB.
 
     Returns (H, W, 3) uint8. Raises ValueError naming what is wrong where the bytes are damaged, cut short, of another
-    format, or of more than `MAX_PIXELS` pixels.
+    format, or of more than `max_pixels` pixels.
     """
-    return _core.decode_image(bytes(data))
+    return _core.decode_image(bytes(data), max_pixels)
 
 
 def load_images(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from varalign.data.errors import DataError
-from varalign.data.files import read_bytes, write_atomically
+from varalign.data.files import open_user_file, read_bytes, write_atomically
 
 Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
 MOST_BYTES = 1 << 40
 _KEY, _CHECKSUM = "_key", "_sha256"
+_KINDS = {"U8": "u1", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+"""Of the arrays that are mapped, by safetensors' names."""
 
 
 def kept_arrays(
@@ -44,7 +49,7 @@ def kept_arrays(
         told: the line for `say` where the arrays come from the file.
         say: called with `told`, or with a line on what went wrong.
     """
-    found = "" if fresh else _read(path, key, shapes or {})
+    found = "" if fresh else read_kept(path, key, shapes=shapes or {})
     if isinstance(found, dict):
         if told:
             say(told)
@@ -52,21 +57,34 @@ def kept_arrays(
     if found:
         say(f"{path}: {found}; made anew")
     arrays = make()
-    marked = {**arrays, _KEY: np.frombuffer(key.encode(), np.uint8), _CHECKSUM: _checksum(key, arrays)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in marked.items()}))
+        write_kept(path, key, arrays)
     except OSError as error:
         say(f"{path}: not kept, it cannot be written: {error.strerror or error}")
     return arrays
 
 
-def _read(path: Path, key: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]] | str:
-    """The arrays, or why they cannot be used; empty where there is no file, or a stale one."""
+def write_kept(path: Path, key: str, arrays: Arrays) -> None:
+    """Keep arrays in a file under a key, in place of what it held; OSError where it cannot be written."""
+    marked = {**arrays, _KEY: np.frombuffer(key.encode(), np.uint8), _CHECKSUM: _checksum(key, arrays)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in marked.items()}))
+
+
+def read_kept(
+    path: Path, key: str, *, shapes: Mapping[str, tuple[int, ...]] = {}, mapped: bool = False
+) -> dict[str, NDArray[Any]] | str:
+    """The arrays that a file keeps under a key, or why they cannot be used; empty: there is no file, or a stale one.
+
+    Args:
+        shapes: as for `kept_arrays`.
+        mapped: map the file into memory instead of reading it: several processes share it, and the system may take the
+            memory back. What is written to the arrays stays in this process.
+    """
     if not path.exists():
         return ""
     try:
-        arrays = load(read_bytes(path, MOST_BYTES))
+        arrays = _mapped(path) if mapped else load(read_bytes(path, MOST_BYTES))
     except DataError as error:
         return str(error).removeprefix(f"{path}: ")
     except Exception as error:  # safetensors raises errors of several types on damaged files
@@ -93,3 +111,18 @@ def _checksum(key: str, arrays: Arrays) -> NDArray[np.uint8]:
         digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(np.ascontiguousarray(array).data)
     return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _mapped(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file, memory-mapped; raises an error of any type where it is damaged."""
+    with open_user_file(path) as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    begin = 8 + int.from_bytes(content[:8], "little")
+    arrays = {}
+    for name, entry in json.loads(content[8:begin]).items():
+        first, end = entry["data_offsets"]
+        kind, shape = np.dtype(_KINDS[entry["dtype"]]), entry["shape"]
+        if kind.itemsize * math.prod(shape) != end - first:
+            raise ValueError(f"{name} has not the size of its shape")
+        arrays[name] = np.frombuffer(content, kind, math.prod(shape), begin + first).reshape(shape)
+    return arrays

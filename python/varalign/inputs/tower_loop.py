@@ -112,11 +112,7 @@ def embedded_files(model: DualEncoder, config: TrainConfig, files: Sequence[Path
     Raises:
         DataError: a file cannot be read as an image; it is named.
     """
-    encoder, device = model.image_encoder, model.log_logit_scale.device
-    assert encoder is not None
-    paths = [Path(file) for file in files]
-    preprocess = replace(encoder.preprocess, decode=config.decode)
-    source = LiveImages(paths, [path.name for path in paths], preprocess, None, 0, config.threads, device, max_bad=1.0)
+    source = _files(model, config, files)
 
     def batches() -> Iterator[tuple[Rows, Tensor]]:
         for rows in chunks(np.arange(len(files)), IMAGE_BATCH):
@@ -125,7 +121,28 @@ def embedded_files(model: DualEncoder, config: TrainConfig, files: Sequence[Path
             if source.unreadable:
                 raise DataError(source.unreadable[min(source.unreadable)])
 
-    return _queries(model, config, batches(), lambda x: model.project_images(model.encode_images(x)), len(files))
+    return _queries(model, config, batches(), lambda x: model.project_images(model.encode_images(x)), len(files))[0]
+
+
+def readable_files(
+    model: DualEncoder, config: TrainConfig, files: Sequence[Path | str]
+) -> tuple[Rows, NDArray[np.float32], dict[int, str]]:
+    """Those of N image files that can be read: rows (M,), unit vectors (M, D), and why each other one cannot be."""
+    source = _files(model, config, files)
+    batches = ((batch.rows, batch.tensor) for batch in source.plain(np.arange(len(files)), IMAGE_BATCH))
+    matrix, missing = _queries(
+        model, config, batches, lambda x: model.project_images(model.encode_images(x)), len(files)
+    )
+    rows = np.delete(np.arange(len(files)), missing)
+    return rows, matrix[rows], source.unreadable
+
+
+def _files(model: DualEncoder, config: TrainConfig, files: Sequence[Path | str]) -> LiveImages:
+    encoder, device = model.image_encoder, model.log_logit_scale.device
+    assert encoder is not None
+    paths = [Path(file) for file in files]
+    preprocess = replace(encoder.preprocess, decode=config.decode)
+    return LiveImages(paths, [path.name for path in paths], preprocess, None, 0, config.threads, device, max_bad=1.0)
 
 
 def embedded_texts(model: DualEncoder, config: TrainConfig, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -134,7 +151,7 @@ def embedded_texts(model: DualEncoder, config: TrainConfig, texts: Sequence[str]
     assert encoder is not None
     source = with_lexical(LiveCaptions(texts, encoder.tokenizer, device), model.lexicon, texts, device)
     batches = ((rows, source.inputs(rows)) for rows in chunks(np.arange(len(texts)), TEXT_BATCH))
-    return _queries(model, config, batches, lambda x: model.project_texts(source.features(model, x)), len(texts))
+    return _queries(model, config, batches, lambda x: model.project_texts(source.features(model, x)), len(texts))[0]
 
 
 def _queries(
@@ -143,8 +160,9 @@ def _queries(
     batches: Iterable[tuple[Rows, T]],
     encode: Callable[[T], Tensor],
     count: int,
-) -> NDArray[np.float32]:
+) -> tuple[NDArray[np.float32], Rows]:
+    """(N, D) and the rows that are missing in it."""
     device = model.log_logit_scale.device
     found = run_tower(model, batches, encode, lambda: autocast(config.precision, device))
-    matrix: NDArray[np.float32] = gathered(found, count, model.shape.embedding_dim)[0].numpy()
-    return matrix
+    matrix, missing = gathered(found, count, model.shape.embedding_dim)
+    return matrix.numpy(), missing

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from varalign.data.files import read_bytes, write_atomically
-from varalign.data.images import decode_image
+from varalign.data.images import MAX_FILE_BYTES, MAX_PIXELS, decode_image
 
 _STYLE = """
 :root { color-scheme: light; --ink: #22262e; --grey: #6b7484; --line: #e3e7ed; --right: #2c7a4b; }
@@ -53,7 +53,6 @@ figure { margin: 0 } figcaption { color: var(--grey); font-size: .85rem }
 pre { background: #f6f7f9; padding: 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem }
 """
 _THUMBNAIL_SIDE = 260
-_MOST_BYTES = 1 << 30  # the decoder's own limit for a file
 
 Item = str | Path
 """A caption, as text, or an image file."""
@@ -122,20 +121,28 @@ def thumbnail(file: Path) -> str:
 
 
 def thumbnail_uri(file: Path, side: int, quality: int = 85) -> str | None:
-    """A JPEG data URI of the file, at most `side` pixels wide and high; None if it cannot be read.
+    """A JPEG data URI of the file, at most `side` pixels wide and high; None if it cannot be read."""
+    try:
+        return data_uri(small_jpeg(read_bytes(file, MAX_FILE_BYTES), side, quality), "jpeg")
+    except (ValueError, OSError, MemoryError):
+        return None
 
-    The compiled decoder reads the file: Pillow would try all its plugins, and the PostScript one starts Ghostscript.
+
+def small_jpeg(content: bytes, side: int, quality: int = 85, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file as a JPEG, at most `side` pixels wide and high.
+
+    The compiled decoder reads them: Pillow would try all its plugins, and the PostScript one starts Ghostscript.
+
+    Raises:
+        ValueError: they are no image, or one of more than `max_pixels`.
     """
     from PIL import Image
 
-    try:
-        small = Image.fromarray(decode_image(read_bytes(file, _MOST_BYTES)))
-    except (ValueError, OSError, MemoryError):
-        return None
+    small = Image.fromarray(decode_image(content, max_pixels))
     small.thumbnail((side, side))
     written = io.BytesIO()
     small.save(written, "JPEG", quality=quality)
-    return data_uri(written.getvalue(), "jpeg")
+    return written.getvalue()
 
 
 def data_uri(content: bytes, kind: str) -> str:

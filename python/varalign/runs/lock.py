@@ -35,7 +35,7 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "unknown"
-            raise RunError(f"{folder}: in use by process {holder}; wait for it or name another --out") from None
+            raise RunError(f"{folder}: in use by process {holder}; wait for it, or name another folder") from None
         with naming(path):
             file.truncate(0)
             file.write(str(os.getpid()).encode())
