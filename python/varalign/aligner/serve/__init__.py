@@ -1,0 +1,1 @@
+"""A search over a folder as a page and an HTTP interface."""
