@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from varalign.data.errors import DataError
 from varalign.data.readers import captions as captions_module
 from varalign.data.readers import text_file
+from varalign.data.readers.caption_file import CaptionSource
 from varalign.data.readers.captions import read_captions
 from varalign.data.readers.reading import Reading
 
@@ -390,10 +391,51 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
             read_captions(tmp_path / "pipe")
 
 
-def test_a_file_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_file, "MAX_FILE_BYTES", 100)
-    with pytest.raises(DataError, match="101 bytes, more than the 100"):
-        read_captions(written(tmp_path, b"x" * 101))
+LARGE = {
+    "captions.csv": b'image,caption\r\na.jpg,"A dog\r\nin snow, twice"\r\n\r\nb.jpg,Cats \xc3\xa9\xe2\x82\xac .\r\n',
+    "captions.txt": "a.jpg#0\tA dog .\ra.jpg#1\tOne d\xf6g .\rb.jpg#0\tTwo cats .".encode(),
+    "captions.jsonl": b'\n{"image": "a.jpg", "caption": ["A dog", "One"]}\n{"image": "b.jpg", "caption": "Cats"}\n',
+    "captions.tsv": b"\xff\xfe" + "image\tcaption\na.jpg\tA dog \U0001f415 .\nb.jpg\tTwo cats .\n".encode("utf-16-le"),
+}
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 20])
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_file_is_read_in_blocks_as_a_small_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
+) -> None:
+    (tmp_path / name).write_bytes(LARGE[name])
+    whole = read_captions(tmp_path / name)
+    monkeypatch.setattr(text_file, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(text_file, "_BLOCK", block)
+    monkeypatch.setattr(CaptionSource, "text", property(lambda self: pytest.fail("read whole")))
+    assert read_captions(tmp_path / name) == whole and len(whole.captions) >= 2
+
+
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            b"image,caption\r\na.jpg,A dog\r\nb.jpg,Two \xe9t\xe9\r\n",
+            "captions.csv line 3: byte 0xe9 is not UTF-8, as a",
+        ),
+        (b"image,caption\ra.jpg,A dog\rb.jpg,\xe2\x82", "captions.csv line 3: byte 0xe2 is not UTF-8"),
+        (b"image,caption\na.jpg,A dog\nb.jpg,Two\0\n", "captions.csv line 3: a NUL character"),
+        (b"image,caption\na.jpg,A dog\nb.jpg," + b"x" * (1 << 17), "captions.csv line 3: .* a line may have"),
+        (b"image,caption\na.jpg,A dog\nb.jpg\n", "captions.csv line 3: 1 columns where 2 are wanted"),
+        (b"\n" * (1 << 18) + b"image,caption\na.jpg,A dog", "captions.csv: its first 262,144 bytes hold no text"),
+        (b'{"a.jpg": "A dog", "b.jpg": "Two cats"}', "captions.csv: 39 bytes as one JSON value, which is read whole"),
+        (b"PK\x03\x04" + b"x" * 100, "captions.csv: a compressed archive"),
+    ],
+)
+def test_faults_of_a_large_file_name_their_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str, block: int
+) -> None:
+    monkeypatch.setattr(text_file, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr(text_file, "_BLOCK", block if len(content) < 1000 else 1 << 14)
+    with pytest.raises(DataError, match=words):
+        read_captions(written(tmp_path, content, "captions.csv"))
 
 
 CAPTIONS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1).map(str.strip).filter(bool)

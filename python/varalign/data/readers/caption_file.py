@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,14 @@ from varalign.data.errors import DataError, shown
 from varalign.data.files import open_user_file
 from varalign.data.readers.columns import Columns, check_split_words, split_word
 from varalign.data.readers.reading import Reading
-from varalign.data.readers.text_file import read_text
-
-MAX_LINE_BYTES = 1 << 16
+from varalign.data.readers.text_file import (
+    MAX_LINE_BYTES,
+    beginning_of,
+    is_large,
+    lines_of,
+    overlong,
+    read_text,
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,26 @@ class CaptionSource:
             return file.read(512)
 
     @cached_property
+    def beginning(self) -> str:
+        """The text, or of a large file its first characters: by them forms of texts are known."""
+        return beginning_of(self.path) if is_large(self.path) else self.text
+
+    def lines(self) -> Iterator[tuple[int, str]]:
+        """(number from 1, line) of each line; DataError for one of more than `MAX_LINE_BYTES`.
+
+        Of a large file a block is in memory at a time.
+        """
+        lines = lines_of(self.path, self.notes) if is_large(self.path) else split_lines(self.text)
+        return numbered_lines(self.path, lines)
+
+    @cached_property
     def text(self) -> str:
-        """The whole file as text; DataError where it is none, or empty."""
+        """The whole file as text; DataError where it is none, empty, or a large file, which only `lines` reads."""
+        if is_large(self.path):
+            raise DataError(
+                f"{self.path}: {self.path.stat().st_size:,} bytes as one JSON value, which is read whole; write the "
+                "pairs as JSON lines or CSV, of which a file may have any size"
+            )
         text = read_text(self.path, self.notes)
         if not first_line(text):
             raise DataError(
@@ -158,14 +181,11 @@ def split_lines(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-def numbered_lines(path: Path, text: str) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     """(number from 1, line) of each line; DataError for one of more than `MAX_LINE_BYTES`."""
-    for number, line in enumerate(split_lines(text), 1):
+    for number, line in enumerate(lines, 1):
         if len(line) > MAX_LINE_BYTES // 4 and len(line.encode()) > MAX_LINE_BYTES:
-            raise DataError(
-                f"{path} line {number}: {len(line.encode()):,} bytes long, more than the {MAX_LINE_BYTES:,} a line "
-                "may have; mend or remove it"
-            )
+            raise overlong(path, number, f"{len(line.encode()):,} bytes long, more than the {MAX_LINE_BYTES:,}")
         yield number, line
 
 

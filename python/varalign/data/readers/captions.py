@@ -10,7 +10,8 @@ A new form is a file with a `CaptionFormat`, and a row in `FORMATS`. For all of 
 * anything else (NUL, another encoding, another delimiter, an unclosed quote, a missing column, an overlong line) is a
   `DataError` that names file and line and says what to do.
 
-Time and memory are bounded by the size of the file: a text may have at most `MAX_FILE_BYTES`.
+Time and memory are bounded by the size of the file. One JSON value may have at most `MAX_FILE_BYTES`; files of lines
+may have any size, and of a larger one the pairs alone are in memory (`varalign.data.readers.text_file`).
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,6 @@ from varalign.data.readers.caption_file import (
     CaptionSource,
     Pairs,
     first_line,
-    numbered_lines,
 )
 from varalign.data.readers.columns import UNREACHABLE, Columns, OtherColumns, find_columns, refuse_columns
 from varalign.data.readers.reading import SEPARATORS
@@ -80,9 +80,9 @@ class Dialect:
 
 def _read(source: CaptionSource) -> CaptionFile:
     path = source.path
-    lines = [line for _, line in numbered_lines(path, source.text)]
-    first = next(number for number, line in enumerate(lines, 1) if line.strip())
-    dialect, names = _dialect(source, first, lines[first - 1])
+    lines = source.lines()
+    first, header = next((number, line) for number, line in lines if line.strip())
+    dialect, names = _dialect(source, first, header)
     columns = find_columns(names, source.reading) if names else Columns("", "", None)
     assert columns is not None
     if names:
@@ -93,7 +93,7 @@ def _read(source: CaptionSource) -> CaptionFile:
     pairs, others = Pairs(source, columns), OtherColumns(path, names, columns, source.notes)
     bare: list[int] = []
     mended: list[str] = []
-    for number, fields, record in _records(path, lines, dialect):
+    for number, fields, record in _records(path, itertools.chain([(first, header)], lines), dialect):
         if names and number == first:
             continue
         if len(fields) > count and caption == count - 1 and _rest_is_caption(dialect, count, record):
@@ -167,14 +167,14 @@ def _dialect(source: CaptionSource, number: int, first: str) -> tuple[Dialect, l
 
 def names_images(source: CaptionSource) -> bool:
     """Whether the first line is a header with columns of images and captions, or begins with the name of an image."""
-    first = first_line(source.text)
+    first = first_line(source.beginning)
     headers = ([name.strip() for name in _first_fields(source.path, first, Dialect(c))] for c in SEPARATORS.values())
     return bool(_NAME_FIRST.match(first)) or any(find_columns(names, source.reading) for names in headers)
 
 
 def _first_fields(path: Path, line: str, dialect: Dialect) -> list[str]:
     try:
-        return next(_records(path, [line], dialect))[1]
+        return next(_records(path, [(1, line)], dialect))[1]
     except DataError:  # under this separator a quote is not closed
         return [line]
 
@@ -196,51 +196,48 @@ def _captions(field: str) -> str | list[str]:
     return caption
 
 
-def _records(path: Path, lines: list[str], dialect: Dialect) -> Iterator[tuple[int, list[str], str]]:
+def _records(path: Path, lines: Iterable[tuple[int, str]], dialect: Dialect) -> Iterator[tuple[int, list[str], str]]:
     """(first line, fields, text) of each record that is not blank; a quoted field may span lines."""
-    separator, position = dialect.separator, 0
-    while position < len(lines):
-        first, record = position, lines[position]
-        position += 1
+    separator, lines = dialect.separator, iter(lines)
+    for first, record in lines:
         if not dialect.quotes or '"' not in record:
             if record.strip():
-                yield first + 1, record.split(separator), record
+                yield first, record.split(separator), record
             continue
         fields: list[str] = []
-        at = 0
+        at, last = 0, first
         while at <= len(record):
             opening = dialect.opening.match(record, at)
             closing = opening and _closing_quote(record, opening.end())
             while opening and not closing:
-                following = lines[position] if position < len(lines) else None
+                last, following = next(lines, (last, None))
                 if following is None or dialect.row_start.match(following):
                     raise DataError(
-                        f'{path} line {first + 1}: a quote (") is opened and not closed; close it at the end of the '
+                        f'{path} line {first}: a quote (") is opened and not closed; close it at the end of the '
                         'caption, and write a quote inside a quoted caption as ""'
                     )
-                if position - first >= MAX_QUOTED_LINES:
+                if last - first >= MAX_QUOTED_LINES:
                     raise DataError(
-                        f"{path} line {first + 1}: a quoted caption runs over more than {MAX_QUOTED_LINES} lines; "
+                        f"{path} line {first}: a quoted caption runs over more than {MAX_QUOTED_LINES} lines; "
                         'close its quote ("), or write the caption on one line'
                     )
                 start = len(record) + 1
                 record += "\n" + following
-                position += 1
                 closing = _closing_quote(record, start)
             end = dialect.field_end.match(record, closing) if closing else None
             if opening and closing and end:
                 fields.append(record[opening.end() : closing - 1].replace('""', '"'))
                 at = end.end() if end[1] else len(record) + 1
                 continue
-            if opening and (not opening[1] or position > first + 1):
+            if opening and (not opening[1] or last > first):
                 raise DataError(
-                    f'{path} line {first + 1}: a quote (") is closed in the middle of a caption; write a quote inside '
+                    f'{path} line {first}: a quote (") is closed in the middle of a caption; write a quote inside '
                     f'a quoted caption as "": {shown(record)}'
                 )
             comma = record.find(separator, at)
             fields.append(record[at : comma if comma >= 0 else None])
             at = comma + 1 if comma >= 0 else len(record) + 1
-        yield first + 1, fields, record
+        yield first, fields, record
 
 
 def _closing_quote(record: str, start: int) -> int | None:

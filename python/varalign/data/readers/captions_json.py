@@ -127,7 +127,7 @@ JSON = CaptionFormat(
         *("dataset.json", "dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json", "dataset_rsicd.json"),
         *("annotations/captions_*.json", "captions_*.json"),
     ),
-    knows=lambda source: source.path.suffix.lower() == ".json" or source.text[:256].lstrip()[:1] in ("{", "["),
+    knows=lambda source: source.path.suffix.lower() == ".json" or source.beginning[:256].lstrip()[:1] in ("{", "["),
     read=_read,
     suffixes=(".json",),
 )

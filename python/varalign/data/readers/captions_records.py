@@ -19,7 +19,6 @@ from varalign.data.readers.caption_file import (
     Pairs,
     checked_text,
     first_line,
-    numbered_lines,
     one_line,
 )
 from varalign.data.readers.columns import OtherColumns, require_columns
@@ -65,13 +64,14 @@ def captions_of(source: CaptionSource, where: str, value: Any) -> str | list[str
 
 
 def _lines(source: CaptionSource) -> Iterator[tuple[int, str, Any]]:
-    for number, line in numbered_lines(source.path, source.text):
+    for number, line in source.lines():
         if line.strip():
             yield number, f"line {number}", load_json(source.path, line, f" line {number}")
 
 
 def _knows(source: CaptionSource) -> bool:
-    first = first_line(source.text)
+    text = source.beginning
+    first = first_line(text)
     if not first.lstrip().startswith("{") or len(first) > _LONGEST_FIRST_LINE:
         return False
     if source.path.suffix.lower() in JSON_LINES.suffixes:
@@ -80,7 +80,7 @@ def _knows(source: CaptionSource) -> bool:
         json.loads(first)
     except (ValueError, RecursionError):
         return False
-    return bool(first_line(source.text[source.text.index(first) + len(first) :]))
+    return bool(first_line(text[text.index(first) + len(first) :]))
 
 
 JSON_LINES = CaptionFormat(

@@ -11,7 +11,6 @@ from varalign.data.readers.caption_file import (
     CaptionSource,
     Pairs,
     first_line,
-    numbered_lines,
 )
 from varalign.data.readers.columns import Columns
 
@@ -21,7 +20,7 @@ _LINE = re.compile(r"([^\t]*)#(\d{1,9})[ ]*\t(.*)", re.DOTALL)
 def _read(source: CaptionSource) -> CaptionFile:
     path = source.path
     pairs = Pairs(source, Columns("", "", None))
-    for number, line in numbered_lines(path, source.text):
+    for number, line in source.lines():
         if not line.strip():
             continue
         match = _LINE.fullmatch(line)
@@ -38,7 +37,7 @@ def _read(source: CaptionSource) -> CaptionFile:
 
 TOKEN = CaptionFormat(
     files=("Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt", "results_20130124.token"),
-    knows=lambda source: _LINE.fullmatch(first_line(source.text)) is not None,
+    knows=lambda source: _LINE.fullmatch(first_line(source.beginning)) is not None,
     read=_read,
     suffixes=(".token",),
 )

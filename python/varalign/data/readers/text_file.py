@@ -1,14 +1,23 @@
-"""Captions files as text: their encoding is found out, and said where it is not UTF-8."""
+"""Captions files as text: their encoding is found out, and said where it is not UTF-8.
+
+A file of up to `MAX_FILE_BYTES` is read whole. A larger one is read in blocks, line by line: it has to be UTF-8, or
+UTF-16 from its beginning.
+"""
 
 from __future__ import annotations
 
 import codecs
+import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from varalign.data.errors import DataError
-from varalign.data.files import MAX_FILE_BYTES, read_bytes
+from varalign.data.files import MAX_FILE_BYTES, open_user_file, read_bytes
 
+MAX_LINE_BYTES = 1 << 16
+_BLOCK = 1 << 22
+_BEGINNING = 1 << 18
 _SAMPLE = 1 << 12
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -24,19 +33,89 @@ def read_text(path: Path, notes: list[str]) -> str:
         DataError: naming the file and, where one is at fault, the line.
     """
     data = read_bytes(path, MAX_FILE_BYTES)
+    _refuse_archive(path, data)
+    text = _decoded(path, data, notes).removeprefix("\ufeff")
+    nul = text.find("\0")
+    if nul >= 0:
+        raise _nul(path, _line_of(text[:nul].encode()))
+    return text
+
+
+def is_large(path: Path) -> bool:
+    """Whether a file is read in blocks."""
+    return path.is_file() and path.stat().st_size > MAX_FILE_BYTES
+
+
+def beginning_of(path: Path) -> str:
+    """The first characters of a large file, by which its form is known.
+
+    Raises:
+        DataError: as `lines_of`, or nothing is written there.
+    """
+    with open_user_file(path) as file:
+        data = file.read(_BEGINNING)
+    _refuse_archive(path, data)
+    text = codecs.getincrementaldecoder(_encoding(data))("replace").decode(data).removeprefix("\ufeff")
+    if not text.strip():
+        raise DataError(f"{path}: its first {_BEGINNING:,} bytes hold no text; it is damaged or no captions file")
+    return text
+
+
+def lines_of(path: Path, notes: list[str]) -> Iterator[str]:
+    """The lines of a large file without their ends, a block of it in memory at a time.
+
+    Raises:
+        DataError: naming the file and the line: of another encoding, a NUL character, or no end of a line in sight.
+    """
+    with open_user_file(path) as file:
+        encoding = _encoding(file.read(_SAMPLE))
+        file.seek(0)
+        if encoding != "utf-8":
+            notes.append(f"{path.name}: the text is UTF-16")
+        decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+        number, pending, block = 1, "", b"begin"
+        while block:
+            block = file.read(_BLOCK)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                before = decoder.decode(block[: max(0, error.start - len(error.object) + len(block))])
+                raise DataError(
+                    f"{path} line {number + before.count(chr(10))}: byte 0x{error.object[error.start]:02x} is not "
+                    f"{encoding[:6].upper()}, as a file of more than {MAX_FILE_BYTES:,} bytes has to be; convert it: "
+                    f"iconv -f ITS-ENCODING -t UTF-8 {path.name} > new.txt"
+                ) from None
+            text = pending + (text.removeprefix("\ufeff") if number == 1 and not pending else text)
+            if (nul := text.find("\0")) >= 0:
+                raise _nul(path, number + text.count("\n", 0, nul))
+            *lines, pending = text.split("\n")
+            number += len(lines)
+            yield from lines
+            if len(pending) > MAX_LINE_BYTES:
+                raise overlong(path, number, f"more than {MAX_LINE_BYTES:,} bytes long, the most that")
+        yield pending
+
+
+def overlong(path: Path, number: int, what: str) -> DataError:
+    """The error for a line of more than `MAX_LINE_BYTES`."""
+    return DataError(f"{path} line {number}: {what} a line may have; mend or remove it")
+
+
+def _nul(path: Path, line: int) -> DataError:
+    return DataError(f"{path} line {line}: a NUL character; the file is damaged or not a text: mend or remove the line")
+
+
+def _refuse_archive(path: Path, data: bytes) -> None:
     if data[:4] == b"PK\x03\x04":
         what = "an Excel workbook; save it as CSV (UTF-8)" if path.suffix == ".xlsx" else "a compressed archive"
         raise DataError(f"{path}: {what}{'' if path.suffix == '.xlsx' else ', not a captions file; unpack it first'}")
     if data[:2] == b"\x1f\x8b":
         raise DataError(f"{path}: a compressed archive, not a captions file; unpack it first")
-    text = _decoded(path, data, notes).removeprefix("\ufeff")
-    nul = text.find("\0")
-    if nul >= 0:
-        line = _line_of(text[:nul].encode())
-        raise DataError(
-            f"{path} line {line}: a NUL character; the file is damaged or not a text: mend or remove the line"
-        )
-    return text
+
+
+def _encoding(data: bytes) -> str:
+    """That of a text which begins so: UTF-8 where it is not UTF-16."""
+    return _UTF16.get(data[:2]) or _utf16_without_mark(data[:_SAMPLE]) or "utf-8"
 
 
 def _decoded(path: Path, data: bytes, notes: list[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from varalign.data.errors import DataError
 from varalign.data.files import readable
 from varalign.data.json_file import load_json
-from varalign.data.readers.caption_file import CaptionSource, checked_text, first_line, numbered_lines, one_line
+from varalign.data.readers.caption_file import CaptionSource, checked_text, first_line, one_line
 from varalign.data.readers.captions import FORMATS, read_captions
 from varalign.data.readers.captions_delimited import DELIMITED, FLICKR30K, names_images
 from varalign.data.readers.captions_records import JSON_LINES
@@ -35,11 +35,11 @@ def read_texts(path: Path, reading: Reading = Reading()) -> tuple[list[str], lis
     with readable(path):
         source = CaptionSource(path, reading)
         suffix = path.suffix.lower()
-        if suffix in JSON_LINES.suffixes and first_line(source.text).lstrip().startswith('"'):
+        if suffix in JSON_LINES.suffixes and first_line(source.beginning).lstrip().startswith('"'):
             return _strings(source), source.notes
         others = [form for form in FORMATS if form not in (DELIMITED, FLICKR30K)]
         if suffix in _LINES and not any(form.knows(source) for form in others) and not names_images(source):
-            lines = (one_line(line) for _, line in numbered_lines(path, source.text))
+            lines = (one_line(line) for _, line in source.lines())
             return [line for line in lines if line], source.notes
     found = read_captions(path, replace(reading, image_column=NO_IMAGES), skip_empty=True)
     return found.captions, found.notes
@@ -47,7 +47,7 @@ def read_texts(path: Path, reading: Reading = Reading()) -> tuple[list[str], lis
 
 def _strings(source: CaptionSource) -> list[str]:
     texts = []
-    for number, line in numbered_lines(source.path, source.text):
+    for number, line in source.lines():
         if line.strip():
             value = load_json(source.path, line, f" line {number}")
             texts.append(one_line(checked_text(source.path, f"line {number}", value)))
