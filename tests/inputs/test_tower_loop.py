@@ -63,7 +63,7 @@ def test_the_mode_is_put_back_and_nothing_has_a_gradient(training: bool) -> None
         return model.project_images(rows)
 
     batches = ((rows, x[torch.from_numpy(rows)]) for rows in (np.array([4, 0]), np.array([2])))
-    found = run_tower(model, batches, encode, nullcontext)
+    found = run_tower(model, batches, encode, nullcontext, what="rows", total=3)
     assert torch.is_grad_enabled()
     next(found)
     assert torch.is_grad_enabled(), "the caller's gradients are its own"
@@ -72,10 +72,9 @@ def test_the_mode_is_put_back_and_nothing_has_a_gradient(training: bool) -> None
 
 
 def test_missing_rows_are_zeros_and_named() -> None:
-    done: list[int] = []
     batches = [(np.array([3, 0]), torch.ones(2, 2)), (np.array([1]), torch.full((1, 2), 2.0))]
-    matrix, missing = gathered(batches, 4, 2, done.append)
-    assert matrix.tolist() == [[1, 1], [2, 2], [0, 0], [1, 1]] and missing.tolist() == [2] and done == [2, 3]
+    matrix, missing = gathered(batches, 4, 2)
+    assert matrix.tolist() == [[1, 1], [2, 2], [0, 0], [1, 1]] and missing.tolist() == [2]
 
 
 def test_a_text_query_of_a_run_opens_no_image(image_folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows
 from varalign.losses.pair_loss import Ids, batched_loss
-from varalign.runs.progress import slow_progress, to_stderr
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def evaluate(
     """
     found = embed_split(parts, parts.data.rows(split)) if found is None else found
     scale, pairs = float(parts.model.evaluation_scale), torch.from_numpy(found.pairs).to(found.texts.device)
-    plain = i2t, t2i = ranks(found.images, found.texts, pairs, told=slow_progress("recall, images", to_stderr))
+    plain = i2t, t2i = ranks(found.images, found.texts, pairs)
     if correction is not None:
         i2t, t2i = corrected_ranks(found.images, found.texts, pairs, correction)
     result: dict[str, Any] = dict(recalls(i2t, t2i))

@@ -31,9 +31,10 @@ from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import cache_key, digest_or_absent, open_user_file, readable
 from varalign.data.images import MAX_FILE_BYTES, core_key
 from varalign.data.readers.image_folder import ImageFolder
+from varalign.data.waiting import waiting
 from varalign.inputs.kept import read_kept, write_kept
 from varalign.runs.lock import locked
-from varalign.runs.progress import slow_progress, to_stderr
+from varalign.runs.progress import to_stderr
 
 FORMAT = 1
 """Raised whenever the form of the store changes."""
@@ -247,8 +248,8 @@ def _update(
     images.rows = {name: row for name, row in images.rows.items() if row.state == states.get(name)}
     images.bad = {name: why for name, why in images.bad.items() if why[0] == states.get(name)}
     wanted = [name for name in states if name not in images.rows and name not in images.bad]
-    told, saved, unsure = slow_progress("images", say), time.monotonic(), 0
-    with ThreadPoolExecutor(_READERS) as readers:
+    saved, unsure = time.monotonic(), 0
+    with ThreadPoolExecutor(_READERS) as readers, waiting("images", len(wanted)) as bar:
         for start in range(0, len(wanted), _AT_ONCE):
             part = wanted[start : start + _AT_ONCE]
             digests = dict(zip(part, readers.map(digest_or_absent, [folder / name for name in part]), strict=True))
@@ -262,7 +263,7 @@ def _update(
                     images.bad[name] = states[name], reasons[digest]
                 else:
                     unsure += 1
-            told(start + len(part), len(wanted))
+            bar.advance(len(part))
             if time.monotonic() - saved > _SAVE_EVERY and images.rows:
                 save()
                 saved = time.monotonic()

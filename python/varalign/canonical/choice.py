@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from varalign.canonical.maps import ClosedForm, Whitening
+from varalign.data.waiting import waiting
 from varalign.evaluation.retrieval import mean_recall, retrieval
 from varalign.losses.pair_loss import Ids, least_loss
 
@@ -132,22 +133,26 @@ def search(grid: Grid, score: Callable[[Setting], Trial]) -> tuple[Trial, list[T
 
     def attempt(ridge: float, text_ridge: float | None, power: float, dimensions: int) -> Trial:
         trials.append(score(Setting(ridge, power, dimensions, text_ridge)))
+        bar.advance()
         return trials[-1]
 
     def best() -> Trial:
         return max(trials, key=lambda trial: trial.score)
 
-    for ridge in grid.ridges:
-        for power in grid.powers:
-            attempt(ridge, grid.text_ridge, power, most)
-    ridge = best().ridge
-    for part in grid.text_parts if grid.text_ridge is None else ():
-        for power in grid.powers:
-            attempt(ridge, ridge * part, power, most)
-    for dimensions in fewer:
-        chosen = best()
-        if dimensions < min(chosen.dimensions, trials[-1].dimensions):  # else the same map: the rank was the limit
-            attempt(chosen.ridge, chosen.text_ridge, chosen.power, dimensions)
+    text_parts = grid.text_parts if grid.text_ridge is None else ()
+    settings = (len(grid.ridges) + len(text_parts)) * len(grid.powers) + len(fewer)
+    with waiting("choosing settings", settings) as bar:
+        for ridge in grid.ridges:
+            for power in grid.powers:
+                attempt(ridge, grid.text_ridge, power, most)
+        ridge = best().ridge
+        for part in text_parts:
+            for power in grid.powers:
+                attempt(ridge, ridge * part, power, most)
+        for dimensions in fewer:
+            chosen = best()
+            if dimensions < min(chosen.dimensions, trials[-1].dimensions):  # else the same map: the rank was the limit
+                attempt(chosen.ridge, chosen.text_ridge, chosen.power, dimensions)
     return best(), trials
 
 

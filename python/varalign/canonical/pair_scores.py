@@ -15,6 +15,7 @@ from torch import Tensor
 from varalign.canonical.covariance import RunningCovariance, require_finite
 from varalign.canonical.maps import Whitening
 from varalign.canonical.mixture import BINS, Mixture, bins_of, fit_mixture, normal_density, smoothed_density
+from varalign.data.waiting import counted
 from varalign.evaluation.products import exact_products
 from varalign.evaluation.retrieval import check_owners
 
@@ -138,10 +139,10 @@ def pair_scores(
     scorer = _Scorer(x[rows], y[texts], owner, groups, same, seed, torch.device(device))
 
     weights, ridge = torch.ones(len(texts), dtype=torch.float64), None
-    for number in range(ROUNDS):
+    for number in counted(range(ROUNDS), "scoring pairs", ROUNDS):
         scorer.fit(weights)
         if ridge is None:
-            ridge = max(RIDGES, key=scorer.separation)
+            ridge = max(counted(RIDGES, "choosing the ridge", len(RIDGES)), key=scorer.separation)
         # With by="image" only the last round needs scores of single captions.
         result = scorer.score(ridge, captions=by != "image" or number == ROUNDS - 1)
         if number == 0:

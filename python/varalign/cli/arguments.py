@@ -12,6 +12,7 @@ from typing import Any
 from varalign.cli.exit_codes import OutputError
 from varalign.data.readers.reading import READING, Reading
 from varalign.data.terminal import print_lines
+from varalign.data.waiting import waiting
 from varalign.options.fields import OPTIONS
 from varalign.options.recipe import described
 from varalign.runs.json_text import json_text
@@ -144,12 +145,13 @@ def load(arguments: argparse.Namespace) -> Any:
     if path is None:
         path = RunFolder.newest().path
         to_stderr(f"run: {path} (the newest)")
-    from varalign.aligner import load as loading
+    with waiting("loading the model"):
+        from varalign.aligner import load as loading
 
-    same = getattr(arguments, "same_caption", None)
-    return loading.load(
-        path, checkpoint=arguments.checkpoint, data=arguments.data, same_caption=same, **places(arguments)
-    )
+        same = getattr(arguments, "same_caption", None)
+        return loading.load(
+            path, checkpoint=arguments.checkpoint, data=arguments.data, same_caption=same, **places(arguments)
+        )
 
 
 def answer(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:

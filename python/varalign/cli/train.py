@@ -8,6 +8,7 @@ from typing import Any
 
 from varalign.cli.arguments import add_json, add_option, answer
 from varalign.data.errors import DataError
+from varalign.data.waiting import waiting
 from varalign.options.fields import OPTIONS
 
 
@@ -66,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise DataError(
                 f"--resume goes on with the run's own options: leave out {', '.join(clash or ['--config'])}"
             )
-        from varalign.training.run import resume as go_on
+        with waiting("starting"):
+            from varalign.training.run import resume as go_on
 
         go_on(resume, given, show=show)
     else:
@@ -80,7 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
             saved = RunFolder.open(Path(said["continue_from"])).options(to_stderr)
             layers.insert(0, continued(saved, said))
         config = resolve(layers)
-        from varalign.training.run import train
+        with waiting("starting"):
+            from varalign.training.run import train
 
         train(config, show=show)
     return 0

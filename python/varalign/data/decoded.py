@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from varalign import _core
 from varalign.data.files import cache_key, content_key, open_user_file, write_parts_atomically
 from varalign.data.images import AnyPath, Augment, Preprocess, core_key, load_images, prepare
+from varalign.data.waiting import counted
 
 MARGIN = 1.5
 """Short side of a kept picture, in training sizes.
@@ -114,7 +115,7 @@ def decoded_cache(
     if found:
         say(f"decoded cache: {found}; made anew")
     folder.mkdir(parents=True, exist_ok=True)
-    write_parts_atomically(path, _parts(chosen, wanted, len(files), key, preprocess, augment, threads, say))
+    write_parts_atomically(path, _parts(chosen, wanted, len(files), key, preprocess, augment, threads))
     made = _opened(path, key, len(files), settings)
     if content_key(chosen) != before:
         path.unlink(missing_ok=True)
@@ -133,12 +134,12 @@ def _parts(
     preprocess: Preprocess,
     augment: Augment | None,
     threads: int,
-    say: Say,
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a cache, piece by piece."""
     index = np.zeros((count, 5), "<i8")
     offset = checksum = 0
-    for begin in range(0, len(rows), _CHUNK):
+    begins = range(0, len(rows), _CHUNK)
+    for begin in counted(begins, "decoded cache", len(begins)):
         part = rows[begin : begin + _CHUNK].tolist()
         pictures = _decode(paths[begin : begin + _CHUNK], preprocess, augment, threads)
         for row, (picture, full) in zip(part, pictures, strict=True):
@@ -148,8 +149,6 @@ def _parts(
                 checksum = zlib.crc32(picture.data, checksum)
                 offset += picture.nbytes
                 yield picture.data
-        if (done := begin + len(part)) // 2048 != begin // 2048:
-            say(f"decoded cache: {done} of {len(rows)} images")
     trailer = index.tobytes() + checksum.to_bytes(4, "little")
     yield trailer
     yield hashlib.sha256(key.encode() + trailer).digest()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from varalign.data.errors import DataError
+from varalign.data.waiting import counted
 
 MAX_FILE_BYTES = 256 << 20
 
@@ -208,7 +209,8 @@ def content_key(paths: Sequence[Path]) -> str:
 
     whole = hashlib.sha256()
     with ThreadPoolExecutor(_READERS) as readers:
-        for part in readers.map(digests, [paths[start : start + 64] for start in range(0, len(paths), 64)]):
+        chunks = [paths[start : start + 64] for start in range(0, len(paths), 64)]
+        for part in counted(readers.map(digests, chunks), "reading files", len(chunks)):
             whole.update(b"".join(part))
     return whole.hexdigest()
 

@@ -34,6 +34,13 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def underlying(stream: TextIO) -> TextIO:
+    """The stream itself: while a bar is up, rich stands before standard error, and answers neither `isatty` nor
+    `encoding`.
+    """
+    return getattr(stream, "rich_proxied_file", stream)
+
+
 def print_lines(text: str, stream: TextIO | None) -> None:
     """Print `printable_lines` of a text at once, what the stream's encoding lacks as escapes.
 
@@ -46,5 +53,5 @@ def print_lines(text: str, stream: TextIO | None) -> None:
     """
     if stream is None:
         return
-    encoding = stream.encoding or "utf-8"
+    encoding = underlying(stream).encoding or "utf-8"
     print(printable_lines(text).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)

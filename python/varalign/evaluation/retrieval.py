@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from varalign.evaluation.smaller import Told, similarities, smaller_counts
+from varalign.evaluation.smaller import similarities, smaller_counts
 
 # I images, T texts, D embedding, Q queries, C candidates
 
@@ -107,7 +107,6 @@ def ranks(
     text_image_ids: Array,
     *,
     chunk: int | None = None,
-    told: Told | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many wrong candidates stand before, or level with, each query's best right one: 0 is a hit at 1.
 
@@ -120,7 +119,6 @@ def ranks(
         text_image_ids: (T,) whole numbers, the row of each text's image; or (E, 2), each pair of a text and an image
             that belong together, where a text may have several.
         chunk: most images compared at once. None: chosen by the device.
-        told: called with the images done and their number, some hundred at a time.
 
     Returns:
         (I,) ranks of images (i2t) and (T,) ranks of texts (t2i), int64 NumPy. An image without a text, or a text
@@ -141,7 +139,7 @@ def ranks(
     usable_E = torch.where(torch.isfinite(right_E), right_E, -torch.inf)
     best_I, best_T = _best(usable_E, image_E, images), _best(usable_E, text_E, texts)
     # Those that are not smaller, rather than the greater or equal: NaN counts against the model too.
-    of_image, of_text = smaller_counts(images_ID, texts_TD, (text_E, image_E), (best_I, best_T), chunk=chunk, told=told)
+    of_image, of_text = smaller_counts(images_ID, texts_TD, (text_E, image_E), (best_I, best_T), chunk=chunk)
     i2t_I, t2i_T = texts - of_image, images - of_text
     i2t_I[torch.isinf(best_I)] = texts
     t2i_T[torch.isinf(best_T)] = images

@@ -8,7 +8,6 @@ than that from a query's best right one is decided; the few nearer ones are comp
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varalign.data.waiting import counted
 from varalign.evaluation.products import exact_products
 
 # I images, T texts, E pairs of them, D embedding, r × c a tile of similarities, n near ones
 
-Told = Callable[[int, int], object]
 TILE = {"cpu": (255, 1 << 13), "cuda": (1 << 10, 1 << 14)}
 """Images and texts of a tile. On the CPU it fits a cache, and counts along either side fit 8 and 16 bits."""
 ROUNDOFF = 2.0**-24
@@ -48,7 +47,6 @@ def smaller_counts(
     best: tuple[Tensor, Tensor],
     *,
     chunk: int | None = None,
-    told: Told | None = None,
 ) -> tuple[Tensor, Tensor]:
     """How many candidates are smaller than each query's best right one; its right ones count as smaller.
 
@@ -57,7 +55,6 @@ def smaller_counts(
         pairs: (E,) texts and (E,) images that belong together, int64.
         best: float32, similarity of each image's best text (I,) and of each text's best image (T,); −inf without one.
         chunk: most images of a tile.
-        told: called with the images done, and with their number.
 
     Returns:
         (I,) and (T,) int64 on the device.
@@ -70,15 +67,14 @@ def smaller_counts(
     text_E, image_E = text_E[order_E], image_E[order_E]
     bounds = torch.searchsorted(image_E, torch.arange(0, images + rows, rows, device=device)).tolist()
     tiles = _Tiles(images_ID, texts_TD, best, rows * columns)
-    for place, top in enumerate(range(0, images, rows)):
+    tops = range(0, images, rows)
+    for place, top in enumerate(counted(tops, "recall", len(tops))):
         own = slice(bounds[place], bounds[place + 1])
         own_text, own_image = text_E[own], image_E[own] - top
         for left in range(0, texts, columns):
             inside = (own_text >= left) & (own_text < left + columns)
             right = own_image[inside], own_text[inside] - left
             tiles.count(slice(top, min(top + rows, images)), slice(left, min(left + columns, texts)), right)
-        if told is not None:
-            told(min(top + rows, images), images)
     return tiles.smaller
 
 

@@ -50,7 +50,7 @@ def image_rows(
         towers: their image tower is run.
         source: gives the pixels of its I files.
         folder: of the cache.
-        say: called with lines on progress, and on a damaged or refused file of the cache.
+        say: called with lines on the cache, such as of a damaged file, and where bf16 is not taken.
         precision: the arithmetic; bf16 only where a sample's features stay within `LEAST_COSINE` of float32.
 
     Returns:
@@ -65,9 +65,8 @@ def image_rows(
         return ((batch.rows, batch.tensor) for batch in source.plain(rows, IMAGE_BATCH))
 
     def make() -> dict[str, NDArray[Any]]:
-        said = _progress("image", count, IMAGE_BATCH, say)
         run = _TowerRun(towers, "image", lambda pixels: source.features(towers, pixels), source.device, batches)
-        matrix, missing = run.features(np.arange(count), precision, said, say)
+        matrix, missing = run.features(np.arange(count), precision, say)
         if content_key(source.paths) != content:
             raise DataError("image files have changed while their features were made: run this again")
         reasons = {row: source.unreadable.get(row, "unreadable") for row in missing.tolist()}
@@ -98,9 +97,7 @@ def text_rows(
 
     def make() -> dict[str, NDArray[Any]]:
         run = _TowerRun(towers, "text", lambda inputs: source.features(towers, inputs), source.device, batches)
-        return {
-            "features": run.features(np.arange(count), precision, _progress("text", count, size, say), say)[0].numpy()
-        }
+        return {"features": run.features(np.arange(count), precision, say)[0].numpy()}
 
     settings = (encoder.weights_fingerprint(), encoder.tokenizer.fingerprint, core_key(), precision)
     key = cache_key(FORMAT, "text", *settings, json.dumps(list(captions)))
@@ -125,7 +122,7 @@ class _TowerRun(Generic[T]):
     device: torch.device
     batches: Callable[[Rows], Iterable[tuple[Rows, T]]]
 
-    def features(self, rows: Rows, precision: Precision, said: Callable[[int], None], say: Say) -> tuple[Tensor, Rows]:
+    def features(self, rows: Rows, precision: Precision, say: Say) -> tuple[Tensor, Rows]:
         """Features (N, D) float32 on the CPU of the rows from 0 to N - 1, and the missing rows.
 
         precision: bf16 gives way to fp32, and that is said, where the least cosine between the two falls below
@@ -140,29 +137,20 @@ class _TowerRun(Generic[T]):
                 dtype = torch.bfloat16
             else:
                 say(f"{self.side} features: made in fp32, in bf16 a cosine of {cosine:.5f} was below {LEAST_COSINE}")
-        return self._run(rows, len(rows), dtype, said)
+        return self._run(rows, len(rows), dtype)
 
-    def _run(
-        self, rows: Rows, count: int, dtype: torch.dtype, said: Callable[[int], None] = lambda done: None
-    ) -> tuple[Tensor, Rows]:
+    def _run(self, rows: Rows, count: int, dtype: torch.dtype) -> tuple[Tensor, Rows]:
         tower = self.towers.encoder(self.side)
         assert tower is not None
         in_half = partial(torch.autocast, self.device.type, dtype)
         arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext if dtype == torch.float32 else in_half
         with packed_linear(tower, dtype):
-            encoded = run_tower(self.towers, self.batches(rows), self.encode, arithmetic)
-            return gathered(encoded, count, tower.feature_dim, said)
+            shown: dict[str, Any] = {"what": f"{self.side} features", "total": len(rows)}
+            encoded = run_tower(self.towers, self.batches(rows), self.encode, arithmetic, **shown)
+            return gathered(encoded, count, tower.feature_dim)
 
 
 def _kept(folder: Path, side: Side, key: str, make: Callable[[], Arrays], shape: tuple[int, int], say: Say) -> Arrays:
     path = folder / f"{side}-{key}.safetensors"
     told = f"{side} features: {shape[0]} rows from the cache"
     return kept_arrays(path, key, make, shapes={"features": shape}, told=told, say=say)
-
-
-def _progress(side: Side, count: int, size: int, say: Say) -> Callable[[int], None]:
-    def said(done: int) -> None:
-        if done % (16 * size) < size <= done:
-            say(f"{side} features: {done} of {count}")
-
-    return said

@@ -83,7 +83,14 @@ def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool, lexical: boo
     size = ROW_BATCH if isinstance(inputs.images, FeatureRows) else IMAGE_BATCH
     if training:
         batches = ((batch.rows, batch.tensor) for batch in inputs.images.batches(chunks(rows, size), epoch=0))
-        images = run_tower(inputs.towers, batches, lambda x: inputs.images.features(inputs.towers, x), inputs.autocast)
+        images = run_tower(
+            inputs.towers,
+            batches,
+            lambda x: inputs.images.features(inputs.towers, x),
+            inputs.autocast,
+            what="encoding pairs",
+            total=len(rows),
+        )
     else:
         images = encoded_rows(inputs, "image", rows, size)
     for found, x in images:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.errors import DataError
+from varalign.data.waiting import waiting
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
@@ -32,6 +33,9 @@ def run_tower(
     batches: Iterable[tuple[Rows, T]],
     encode: Callable[[T], Tensor],
     arithmetic: Callable[[], AbstractContextManager[Any]],
+    *,
+    what: str,
+    total: int,
 ) -> Iterator[tuple[Rows, Tensor]]:
     """Push batches through a tower in evaluation mode, without gradient.
 
@@ -40,6 +44,7 @@ def run_tower(
         batches: the rows (B,) of each batch, and what `encode` takes of it.
         encode: to (B, D).
         arithmetic: entered around `encode`.
+        what, total: as of `waiting`, in rows.
 
     Yields:
         The rows and the result, float32, on its device.
@@ -47,11 +52,13 @@ def run_tower(
     was_training = towers.training
     towers.eval()
     try:
-        for rows, inputs in batches:
-            # Not around the yield: what a generator has entered stays entered while its caller works.
-            with torch.no_grad(), arithmetic():
-                found = encode(inputs).float()
-            yield rows, found
+        with waiting(what, total) as bar:
+            for rows, inputs in batches:
+                # Not around the yield: what a generator has entered stays entered while its caller works.
+                with torch.no_grad(), arithmetic():
+                    found = encode(inputs).float()
+                yield rows, found
+                bar.advance(len(rows))
     finally:
         towers.train(was_training)
 
@@ -81,28 +88,23 @@ def encoded_rows(
         features: Tensor = source.features(inputs.towers, batch)
         return features[:, :width] if head is None else head(features)
 
-    return run_tower(inputs.towers, batches, encode, inputs.autocast)
+    return run_tower(inputs.towers, batches, encode, inputs.autocast, what=f"encoding {side}s", total=len(rows))
 
 
-def gathered(
-    batches: Iterable[tuple[Rows, Tensor]], count: int, dim: int, said: Callable[[int], None] = lambda done: None
-) -> tuple[Tensor, Rows]:
+def gathered(batches: Iterable[tuple[Rows, Tensor]], count: int, dim: int) -> tuple[Tensor, Rows]:
     """The results of `run_tower` as one matrix.
 
     Args:
         batches: of the rows from 0 to `count`, any of which may be missing.
         count, dim: N and D.
-        said: called after each batch with the number of rows so far.
 
     Returns:
         (N, D) float32 on the CPU, zeros in missing rows, and the missing rows.
     """
-    matrix, missing, done = torch.zeros(count, dim), np.ones(count, bool), 0
+    matrix, missing = torch.zeros(count, dim), np.ones(count, bool)
     for rows, found in batches:
         matrix[torch.from_numpy(rows)] = found.cpu()
         missing[rows] = False
-        done += len(rows)
-        said(done)
     return matrix, np.flatnonzero(missing)
 
 
@@ -163,6 +165,6 @@ def _queries(
 ) -> tuple[NDArray[np.float32], Rows]:
     """(N, D) and the rows that are missing in it."""
     device = model.log_logit_scale.device
-    found = run_tower(model, batches, encode, lambda: autocast(config.precision, device))
+    found = run_tower(model, batches, encode, lambda: autocast(config.precision, device), what="encoding", total=count)
     matrix, missing = gathered(found, count, model.shape.embedding_dim)
     return matrix.numpy(), missing

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from varalign.data.waiting import counted
 from varalign.pictures.page import thumbnail_uri
 from varalign.pictures.style import BLUE, RED
 from varalign.runs.json_text import json_text
@@ -29,7 +30,8 @@ def map_part(shown: Mapping[str, Any]) -> str:
     points = shown["map"]
     images = [shown["images"][place] for place in points["images"]]
     with ThreadPoolExecutor() as pool:
-        thumbnails = list(pool.map(_thumbnail, [file for _, file in images]))
+        made = pool.map(_thumbnail, [file for _, file in images])
+        thumbnails = list(counted(made, "thumbnails", len(images)))
     data = {
         "colours": {"image": RED, "text": BLUE},
         "names": [name for name, _ in images],

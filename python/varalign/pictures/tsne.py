@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from varalign.data.errors import DataError
 from varalign.data.files import write_atomically
 from varalign.data.outputs import UNFINISHED, written_together
+from varalign.data.waiting import counted
 from varalign.pictures.style import BLUE, INK, RED, PictureForm, new_figure, picture
 from varalign.runs.progress import to_stderr
 
@@ -163,13 +164,15 @@ def layouts(
         )
         return [_plane(points)] * len(perplexities)
     workers = min(len(perplexities), jobs or cpu_count())
+    what = f"t-SNE of {len(points):,} points"
     if workers <= 1:
-        return [_layout(points, perplexity, seed) for perplexity in perplexities]
+        return [_layout(points, value, seed) for value in counted(perplexities, what, len(perplexities))]
     # Fresh processes, because a fork of a process with torch's threads can hang. Threads hardly helped: scikit-learn
     # holds the GIL for most of the descent. The largest perplexity takes longest, so it starts first.
     order = sorted(range(len(perplexities)), key=lambda i: -perplexities[i])
-    found = Parallel(n_jobs=workers, backend="loky")(delayed(_layout)(points, perplexities[i], seed) for i in order)
-    by_index = dict(zip(order, found, strict=True))
+    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator")
+    found = parallel(delayed(_layout)(points, perplexities[i], seed) for i in order)
+    by_index = dict(zip(order, counted(found, what, len(order)), strict=True))
     return [by_index[i] for i in range(len(perplexities))]
 
 

@@ -13,7 +13,7 @@ from varalign.data.errors import how_to_install
 from varalign.data.terminal import without_colours
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.runs.progress import ProgressLine
+from varalign.runs.progress import ProgressLine, to_stderr
 
 _PROJECT = "varalign"
 _STEP_FIGURES = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale", "lr")
@@ -44,8 +44,12 @@ class ProgressReporter:
         self._line = ProgressLine(
             epochs=config.epochs, steps_per_epoch=steps_per_epoch, first_step=first_step, quiet=say is not None
         )
-        self.remark = say or self._line.message
+        self.remark = say or to_stderr
         """Called with a text that a person should know; it is printed on a line of its own."""
+
+    def advance(self, steps: int) -> None:
+        """Count steps that were begun; a negative number where the run goes back."""
+        self._line.advance(steps)
 
     def step(self, line: dict[str, Any], images: int) -> None:
         """A step's line of metrics, some steps late, and the size of its batch."""
@@ -54,7 +58,7 @@ class ProgressReporter:
 
     def evaluation(self, line: dict[str, Any]) -> None:
         """The metrics of an evaluation on dev."""
-        self._line.epoch_done(line["epoch"], line, note=f"dev loss {line['loss']:.4f}")
+        self._line.epoch_done(line)
         self._track("dev", {name: value for name, value in line.items() if isinstance(value, float)}, line["step"])
 
     def close(self) -> None:

@@ -91,4 +91,5 @@ class StopSignals:
 
 def _tell(text: str) -> None:
     with suppress(OSError):  # standard error may be closed
+        text = "\n" + text if os.isatty(2) else text  # the cursor stands behind ^C, or behind a bar
         os.write(2, text.encode())  # sys.stderr may be in the middle of a write

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from varalign.data.bar import duration
 from varalign.data.features import FeatureSet, load_features
+from varalign.data.waiting import waiting
 from varalign.inputs.open_data import checked
 from varalign.losses.others import is_directed
 from varalign.options.device import pick_device
 from varalign.options.fields import OPTIONS
 from varalign.runs.folder import RunFolder
-from varalign.runs.progress import duration, to_stderr
+from varalign.runs.progress import to_stderr
 from varalign.runs.run_errors import RunFailed
 from varalign.study import singles
 from varalign.study.check_cells import check_cells
@@ -168,24 +170,26 @@ def _drive(tracks: Sequence[Track], store: Store, executor: Executor, workers: i
     total = sum(track.done() + track.left() for track in tracks)
     running: dict[Future[float], tuple[Track, Pack]] = {}
     pace: dict[float, list[float]] = {}  # seconds per cell by data fraction
-    while True:
-        started = {pack.names for _, pack in running.values()}
-        for track in tracks:
-            track.advance()
-            for pack in track.packs:
-                if len(running) < workers and pack.names not in started and not store.has(pack):
-                    running[executor.submit(_run, pack)] = (track, pack)
-                    started.add(pack.names)
-        if not running:
-            return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            track, pack = running.pop(future)
-            seconds = future.result()
-            track.advance()
-            pace.setdefault(track.condition.axes["fraction"], []).append(seconds / len(pack.cells))
-            done = sum(one.done() for one in tracks)
-            rest = sum(one.left() * _seconds(pace, one.condition.axes["fraction"]) for one in tracks) / workers
-            say(f"[{done}/{total}] {_label(pack)}  {seconds:.1f} s; {duration(rest)} left")
+    with waiting("runs", total, sum(track.done() for track in tracks)) as bar:
+        while True:
+            started = {pack.names for _, pack in running.values()}
+            for track in tracks:
+                track.advance()
+                for pack in track.packs:
+                    if len(running) < workers and pack.names not in started and not store.has(pack):
+                        running[executor.submit(_run, pack)] = (track, pack)
+                        started.add(pack.names)
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                track, pack = running.pop(future)
+                seconds = future.result()
+                track.advance()
+                bar.advance(len(pack.cells))
+                pace.setdefault(track.condition.axes["fraction"], []).append(seconds / len(pack.cells))
+                done = sum(one.done() for one in tracks)
+                rest = sum(one.left() * _seconds(pace, one.condition.axes["fraction"]) for one in tracks) / workers
+                say(f"[{done}/{total}] {_label(pack)}  {seconds:.1f} s; {duration(rest)} left")
 
 
 def _seconds(pace: Mapping[float, Sequence[float]], fraction: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from varalign.aligner.load import trained
 from varalign.aligner.run_report import write_run_report
 from varalign.data.checks.split_sizes import split_sizes
 from varalign.data.files import read_bytes, write_atomically
+from varalign.data.waiting import silent
 from varalign.inputs.assemble import assemble
 from varalign.inputs.continued import check_continued
 from varalign.inputs.models import saved_model
@@ -124,7 +125,7 @@ class _Session:
     @contextmanager
     def begun(cls, say: Say | None, shows: bool, show: Show | None, profile: bool) -> Iterator[_Session]:
         """While entered, signals are handled; the message on one before training says that nothing is saved."""
-        with StopSignals() as stop, profiling(profile) as counted:
+        with StopSignals() as stop, profiling(profile) as counted, nullcontext() if shows else silent():
             try:
                 yield cls(say or to_stderr, shows, stop, time.perf_counter(), show, counted)
             except Interrupted as error:

@@ -192,6 +192,7 @@ class Trainer:
             self._pending.append(self._step(inputs))
             step_done()
             position.step, position.batch = position.step + 1, position.batch + 1
+            self.reporter.advance(1)
             if len(self._pending) >= FLUSH_EVERY:
                 self._flush()
             if self._stop.received is not None:
@@ -233,6 +234,7 @@ class Trainer:
         position = self.position
         position.rate, position.gone_back = position.rate * LOWER_RATE, position.gone_back + 1
         self.log.cut(position.step)
+        self.reporter.advance(position.step - before.step)
         line = {"kind": "rollback", "step": position.step, "epoch": position.epoch, "from_step": before.step}
         self.log.write([{**line, "nonfinite": before.nonfinite, "rate": position.rate}])
         self.reporter.remark(

@@ -25,6 +25,7 @@ from varalign.canonical.voices import voice
 from varalign.canonical.voices.held_out import Block, best_scale, blocks_of, losses_at
 from varalign.canonical.voices.voice_pairs import FOLDS, Pairs, folds
 from varalign.canonical.voices.weighing import Weighing, weigh
+from varalign.data.waiting import waiting
 
 Sides = tuple[nn.Module, nn.Module]
 
@@ -168,7 +169,13 @@ def fit_voices(
     if not any(blocks):
         raise ValueError("no two held-out pairs to choose by")
     image_of = torch.cat([b.images + place * DEV_IMAGES for place, part in enumerate(blocks) for b in part])
-    fits = {name: [voice(name).Fit(fitted, seed=seed, pool=pool) for fitted, _ in parts] for name in voices}
+    with waiting("fitting voices", len(voices) * len(parts)) as bar:
+        fits: dict[str, list[Any]] = {}
+        for name in voices:
+            fits[name] = []
+            for fitted, _ in parts:
+                fits[name].append(voice(name).Fit(fitted, seed=seed, pool=pool))
+                bar.advance()
 
     @cache
     def of_all(name: str) -> Any:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from varalign.canonical.voices.held_out import best_scale, hits_at_1, losses_at
+from varalign.data.waiting import counted
 
 QUARTERS = 4
 _Tried = tuple[dict[str, float], float, Tensor, Tensor]  # weights, scale, losses by image, hits by pair
@@ -54,10 +55,10 @@ def weigh(similarities: Mapping[str, list[Tensor]], positives: list[Tensor | Non
         image_of: (P,) the image of each pair of the blocks, equal for pairs of one image, whose losses are not
             independent of each other.
     """
-    names = list(similarities)
+    names, mixtures = list(similarities), list(_simplex(len(similarities)))
     tried: list[_Tried] = []
     scale = 20.0
-    for weights in _simplex(len(names)):
+    for weights in counted(mixtures, "weighing voices", len(mixtures)):
         mixed = mixture(similarities, dict(zip(names, weights, strict=True)))
         scored = list(zip(mixed, positives, strict=True))
         scale = best_scale(scored, scale)

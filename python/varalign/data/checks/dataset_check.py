@@ -21,6 +21,7 @@ from varalign.data.images import decode_image
 from varalign.data.index import SPLITS
 from varalign.data.readers.folders import FoundFolder, read_folder
 from varalign.data.readers.reading import Reading
+from varalign.data.waiting import counted
 
 MAX_BAD = 0.01
 _SHOWN = 10
@@ -215,9 +216,8 @@ def _describe(report: Report, dataset: ImageCaptions) -> None:
 
 def _decode_all(report: Report, dataset: ImageCaptions, max_bad: float, threads: int | None) -> None:
     with ThreadPoolExecutor(threads or min(32, os.cpu_count() or 1)) as pool:
-        for name, why in zip(
-            dataset.image_names, pool.map(_unreadable, dataset.image_paths, chunksize=64), strict=True
-        ):
+        faults = counted(pool.map(_unreadable, dataset.image_paths), "decoding images", len(dataset.image_paths))
+        for name, why in zip(dataset.image_names, faults, strict=True):
             if why:
                 report.unreadable[name] = why
     share = len(report.unreadable) / len(dataset.image_names)

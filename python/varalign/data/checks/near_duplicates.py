@@ -26,6 +26,7 @@ from varalign.data.errors import DataError
 from varalign.data.features import load_features
 from varalign.data.files import read_bytes
 from varalign.data.images import decode_image
+from varalign.data.waiting import counted
 
 # I images, P pairs
 
@@ -153,7 +154,7 @@ def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
 def perceptual_hashes(paths: Sequence[Path], threads: int | None = None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """(I, 256) hashes, and (I,) which images can be read: the hash of one that cannot is all False."""
     with ThreadPoolExecutor(threads or min(32, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(_hash_of_file, paths, chunksize=64))
+        found = list(counted(pool.map(_hash_of_file, paths), "comparing images", len(paths)))
     hashes = np.zeros((len(paths), BITS), dtype=np.bool_)
     for row, one in enumerate(found):
         if one is not None:
