@@ -15,6 +15,7 @@ from varalign.data.files import (
     content_key,
     open_user_file,
     read_bytes,
+    read_end,
     remove_folder,
     write_atomically,
 )
@@ -90,6 +91,14 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -
         assert str(name) in str(error.value) and (kind == "socket" or kind in str(error.value))
         with pytest.raises(DataError, match="not a file but a|cannot be read: No such device"):
             read_bytes(name)
+        with pytest.raises((DataError, OSError), match=str(name)):
+            read_end(name, 0, 1)
+
+
+def test_the_end_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"0123456789")
+    assert [read_end(path, 10, count) for count in (3, 10, 20)] == [b"789", b"0123456789", b"0123456789"]
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b", "x" * 5000, "no/such/file"])

@@ -32,6 +32,7 @@ def with_captions(data: ImageCaptions, captions: list[str], rows: list[int]) -> 
         ("dog", True),
         (". . .", True),
         ("two dogs", False),
+        ("two bananas on a caption", False),
     ],
 )
 def test_words_are_counted_as_the_word_tokenizer_cuts_them(data: ImageCaptions, caption: str, short: bool) -> None:
@@ -50,3 +51,18 @@ def test_equal_captions_in_two_splits_are_counted(data: ImageCaptions) -> None:
     report = check_captions(with_captions(data, captions, [0, 61, 71, 1, 72, 5, 5]))
     assert report.repeated == {"two dogs run": 3, "a cat": 2}
     assert report.across == {"train and dev": 1, "train and test": 2, "dev and test": 1}
+
+
+@pytest.mark.parametrize(
+    ("caption", "why"),
+    [
+        ("a BROKEN , Image", "says that something went wrong"),
+        ("No  caption", "says that something went wrong"),
+        ("- N/A -", "says that something went wrong"),
+        ("a dog\x07 runs", "holds control characters"),
+        ("see HTTP://a.b c d", "holds a web address"),
+    ],
+)
+def test_captions_that_say_too_little(data: ImageCaptions, caption: str, why: str) -> None:
+    (found,) = check_captions(with_captions(data, [caption], [0])).suspicious
+    assert found.endswith(f": {why}")

@@ -8,6 +8,8 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import shown
 from varalign.data.index import SPLITS
@@ -16,6 +18,8 @@ from varalign.data.tokens.tokenizers import word_tokenizer
 
 SPLIT_PAIRS = tuple(itertools.combinations(SPLITS, 2))
 _BROKEN = ("broken image", "image not found", "no caption", "n/a", "todo", "null", "none", "nan")
+_MAY_BE_BROKEN = re.compile("broken|found|caption|n/a|todo|null|none|nan|http")
+"""What stands in each caption that `_suspicion` doubts for its words; most captions hold none of it."""
 _UNCUT = re.compile(r"[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
 """Letters of scripts without spaces between words that the word tokenizer does not cut: Thai, Lao, Tibetan, Burmese,
 Khmer. It cuts Chinese and Japanese letter by letter."""
@@ -41,27 +45,28 @@ def check_captions(dataset: ImageCaptions) -> CaptionReport:
     """Look at every caption of a data set. Words are counted as the word tokenizer cuts them."""
     report = CaptionReport()
     words = word_tokenizer([], max_length=8)(dataset.captions).lengths - 2
-    images: dict[str, set[int]] = {}
-    splits: dict[str, set[int]] = {}
     uncut: Counter[str] = Counter()
     for caption, row, count in zip(dataset.captions, dataset.caption_image_ids.tolist(), words.tolist(), strict=True):
         if why := _suspicion(caption, count):
             report.suspicious.append(f"{shown(dataset.image_names[row])}: {shown(caption)}: {why}")
-        if run := _UNCUT_RUN.search(caption):
+        if not caption.isascii() and (run := _UNCUT_RUN.search(caption)):
             uncut[unicodedata.name(run[0][0]).split()[0].capitalize()] += 1
-        text = normalised(caption)
-        images.setdefault(text, set()).add(int(dataset.image_ids[row]))
-        splits.setdefault(text, set()).add(int(dataset.split[row]))
-    repeated = Counter({text: len(rows) for text, rows in images.items() if len(rows) > 1})
+    texts, owner = dataset.equal_captions, dataset.caption_image_ids
+    first, images = np.unique(np.unique(np.stack([texts, dataset.image_ids[owner]]), axis=1)[0], return_counts=True)
+    several = zip(first[images > 1].tolist(), images[images > 1].tolist(), strict=True)
+    repeated = Counter({normalised(dataset.captions[row]): count for row, count in several})
     report.repeated, report.uncut = dict(repeated.most_common()), dict(uncut.most_common())
+    stands_in = {name: set(texts[dataset.split[owner] == code].tolist()) for name, code in SPLITS.items()}
     for a, b in SPLIT_PAIRS:
-        if count := sum({SPLITS[a], SPLITS[b]} <= found for found in splits.values()):
+        if count := len(stands_in[a] & stands_in[b]):
             report.across[f"{a} and {b}"] = count
     return report
 
 
 def _suspicion(caption: str, words: int) -> str:
     """Why a caption says too little to learn from, or nothing."""
+    if words >= 2 and caption.isprintable() and not _MAY_BE_BROKEN.search(caption.lower()):
+        return ""
     text = " ".join(word for word in caption.lower().split() if any(letter.isalnum() for letter in word))
     if any(text == mark or (" " in mark and mark in text) for mark in _BROKEN):
         return "says that something went wrong"

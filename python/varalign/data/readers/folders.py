@@ -13,8 +13,10 @@ file's own folder.
 from __future__ import annotations
 
 import fnmatch
+import gc
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +76,19 @@ class FoundFolder:
     notes: list[str] = field(default_factory=list)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within it Python looks for no garbage: of a million pairs there is none, and each look visits them all."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@_uncollected()
 def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool = False) -> FoundFolder:
     """Read the captions of a folder and find their images.
 
@@ -87,6 +102,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
     prefixes: dict[str, Path] = {}
     unpacked: list[int] = []
     owner: list[int] = []
+    folders: dict[Path, ImageFolder] = {}
     for part in parts:
         read = read_captions(part.file, reading, skip_empty=skip_empty)
         found.form = found.form or read.form
@@ -94,8 +110,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
         found.empty.extend(f"{part.file.name} line {line}" if line else part.file.name for line in read.empty_lines)
         images = _image_folder(folder, part, read, reading)
         unpacked += [read.unpacked] if read.unpacked is not None else []
-        if images.base not in found.image_folders:
-            found.image_folders.append(images.base)
+        folders.setdefault(images.base, images)
         located = _locate(images, read)
         found.notes.extend(_lenience(read, located))
         prefix = _prefix(folder, part, read, images, prefixes) if len(parts) > 1 else ""
@@ -105,7 +120,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
                 continue
             rows[name] = row_of.setdefault(os.fspath(image.path), len(row_of))
             if rows[name] == len(found.images):
-                found.images.append(image._replace(name=prefix + image.name))
+                found.images.append(image._replace(name=prefix + image.name) if prefix else image)
             split = (read.splits or {}).get(name, part.split if places_split and read.splits is None else None)
             if places_split and part.folder != folder and part.split and split is not None and split != part.split:
                 raise DataError(
@@ -115,12 +130,17 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
             if split is not None and found.splits.setdefault(rows[name], split) != split:
                 before = found.splits[rows[name]]
                 raise DataError(f"{read.path}: image {shown(name)} is in {before} and in {split}; keep it in one")
+        if len(rows) == len(located):
+            found.captions += read.captions
+            owner += [rows[name] for name in read.image_names]
+            continue
         for name, caption, line in zip(read.image_names, read.captions, read.lines, strict=True):
             if name in rows:
                 found.captions.append(caption)
                 owner.append(rows[name])
             else:
                 found.missing.append(Missing(part.file, line, name))
+    found.image_folders = list(folders)
     found.caption_owner = np.array(owner, dtype=np.int64)
     if unpacked:
         now = f"{sum(unpacked):,} images unpacked into" if sum(unpacked) else "the images lie unpacked in"
@@ -135,7 +155,7 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
         )
     if not found.splits and len(set(by_folder.values())) > 1:
         found.splits, found.splits_from = by_folder, "the folders of the images"
-    there = [(os.path.join(base, name), name) for base in found.image_folders for name in ImageFolder(base).names()]
+    there = [(os.path.join(base, name), name) for base, images in folders.items() for name in images.names()]
     found.bare = [name for path, name in there if path not in row_of]
     return found
 

@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.errors import DataError, shown
-from varalign.data.files import file_digest, open_user_file, readable
+from varalign.data.files import file_digest, read_end, readable
 from varalign.data.images import IMAGE_SUFFIXES
+from varalign.data.waiting import counted
 
 OTHER_CASE = "are in another case than their files"
 SUBFOLDER = "are found in subfolders"
@@ -37,6 +39,7 @@ IMAGE_FOLDERS = (
 )
 """Where the images of a data folder lie, the likeliest first."""
 
+_DRIVE = re.compile(r"[A-Za-z]:/")
 _TAIL = 512
 _READERS = 8  # reads from a cold disk wait, they do not compute
 _COMPANIONS = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
@@ -59,23 +62,27 @@ class Spellings:
     """Finds names among others whatever their Unicode form, and in another case where that fits one name alone."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._exact: dict[str, str] = {}
-        self._composed: dict[str, str] = {}
-        self._folded: dict[str, str | None] = {}
-        for name in names:
-            composed = _composed(name)
-            folded = composed.casefold()
-            self._exact[name] = name
-            self._composed.setdefault(composed, name)
-            self._folded[folded] = None if folded in self._folded else name
+        self._exact = dict.fromkeys(names)
 
     def find(self, name: str) -> str | None:
         """The one of the names that is meant, as it is spelled there."""
-        exact = self._exact.get(name)
-        if exact is not None:
-            return exact
+        if name in self._exact:
+            return name
+        in_form, in_case = self._others
         composed = _composed(name)
-        return self._composed.get(composed) or self._folded.get(composed.casefold())
+        return in_form.get(composed) or in_case.get(composed.casefold())
+
+    @cached_property
+    def _others(self) -> tuple[dict[str, str], dict[str, str | None]]:
+        """The names by their composed form, and by that in one case; None where several have it."""
+        in_form: dict[str, str] = {}
+        in_case: dict[str, str | None] = {}
+        for name in self._exact:
+            composed = _composed(name)
+            folded = composed.casefold()
+            in_form.setdefault(composed, name)
+            in_case[folded] = None if folded in in_case else name
+        return in_form, in_case
 
 
 class ImageFolder:
@@ -90,6 +97,7 @@ class ImageFolder:
         self.base = base
         self._follow_links = follow_links
         self._real = os.path.realpath(base)
+        self._bases = tuple(f"{place.rstrip('/')}/" for place in (str(base.absolute()), self._real))
         self._listed: dict[str, tuple[Spellings, dict[str, os.DirEntry[str]]]] = {}
 
     def find(self, name: str, *, lenient: bool = True) -> ImageFile | None:
@@ -153,10 +161,14 @@ class ImageFolder:
     def _inside(self, name: str) -> str:
         """The name relative to the folder."""
         plain = name.replace("\\", "/")
-        for base in (str(self.base.absolute()), self._real):
-            if plain.startswith(base.rstrip("/") + "/"):
+        for base in self._bases:
+            if plain.startswith(base):
                 plain = name = plain[len(base) :].lstrip("/")
-        if plain.startswith("/") or re.match(r"[A-Za-z]:/", plain) or ".." in plain.split("/"):
+        if (
+            plain.startswith("/")
+            or (plain[1:3] == ":/" and _DRIVE.match(plain))
+            or (".." in plain and ".." in plain.split("/"))
+        ):
             raise DataError(f"the image name {shown(name)} leads out of the image folder; name a file in {self.base}")
         return name
 
@@ -250,13 +262,12 @@ def identical_files(images: list[ImageFile]) -> NDArray[np.int64]:
         by_size.setdefault(image.size, []).append(row)
     candidates = [row for rows in by_size.values() if len(rows) > 1 for row in rows]
     by_tail: dict[tuple[int, bytes], list[int]] = {}
+    parts = [candidates[start : start + 64] for start in range(0, len(candidates), 64)]
     with ThreadPoolExecutor(_READERS) as readers:
-        parts = [candidates[start::_READERS] for start in range(_READERS)]
-        for part, tails in zip(
-            parts, readers.map(lambda part: [_read_tail(images[row]) for row in part], parts), strict=True
-        ):
-            for row, tail in zip(part, tails, strict=True):
-                by_tail.setdefault((images[row].size, tail), []).append(row)
+        read = chain.from_iterable(readers.map(lambda part: [_read_tail(images[row]) for row in part], parts))
+        tails = counted(read, "comparing image files", len(candidates))
+        for row, tail in zip(candidates, tails, strict=True):
+            by_tail.setdefault((images[row].size, tail), []).append(row)
     for rows in by_tail.values():
         if len(rows) > 1:
             first: dict[bytes, int] = {}
@@ -266,9 +277,8 @@ def identical_files(images: list[ImageFile]) -> NDArray[np.int64]:
 
 
 def _read_tail(image: ImageFile) -> bytes:
-    with readable(image.path), open_user_file(image.path) as file:
-        file.seek(max(0, image.size - _TAIL))
-        return file.read(_TAIL)
+    with readable(image.path):
+        return read_end(image.path, image.size, _TAIL)
 
 
 def _digest(path: Path) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from varalign.data.errors import DataError
 from varalign.data.files import MAX_FILE_BYTES, open_user_file, read_bytes
+from varalign.data.waiting import waiting
 
 MAX_LINE_BYTES = 1 << 16
 _BLOCK = 1 << 22
@@ -67,7 +68,7 @@ def lines_of(path: Path, notes: list[str]) -> Iterator[str]:
     Raises:
         DataError: naming the file and the line: of another encoding, a NUL character, or no end of a line in sight.
     """
-    with open_user_file(path) as file:
+    with open_user_file(path) as file, waiting(f"reading {path.name}, MiB", path.stat().st_size >> 20) as bar:
         encoding = _encoding(file.read(_SAMPLE))
         file.seek(0)
         if encoding != "utf-8":
@@ -91,6 +92,7 @@ def lines_of(path: Path, notes: list[str]) -> Iterator[str]:
             *lines, pending = text.split("\n")
             number += len(lines)
             yield from lines
+            bar.advance(len(block) >> 20)
             if len(pending) > MAX_LINE_BYTES:
                 raise overlong(path, number, f"more than {MAX_LINE_BYTES:,} bytes long, the most that")
         yield pending
