@@ -198,23 +198,25 @@ def test_one_process_at_a_time_writes(opened: Opened, pictures: Path) -> None:
     assert opened().changes["embedded"] == 1
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_what_is_embedded_is_saved_on_the_way(
-    model: Aligner, pictures: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+    error: type[BaseException], opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from varalign.aligner import folder_gallery
 
     monkeypatch.setattr(folder_gallery, "_AT_ONCE", 4)
-    monkeypatch.setattr(folder_gallery, "_SAVE_EVERY", -1.0)
+    if error is RuntimeError:  # an interruption saves too
+        monkeypatch.setattr(folder_gallery, "_SAVE_EVERY", -1.0)
     plain, calls = Aligner.embed_readable, []
 
     def stopped(self: Aligner, files: list[Path]) -> Any:
         calls.append(len(files))
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            raise error
         return plain(self, files)
 
     monkeypatch.setattr(Aligner, "embed_readable", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(error):
         opened()
     monkeypatch.setattr(Aligner, "embed_readable", plain)
     assert opened().changes["embedded"] == 4

@@ -63,3 +63,13 @@ def test_errors(
         values = {"DIR": str(image_folder / "Images"), "TAKEN": str(taken.getsockname()[1])}
         assert main(["serve", str(run), *(values.get(word, word) for word in words)]) == 2
     assert error in capsys.readouterr().err
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """asyncio turns Nagle's algorithm off for connections whose protocol is known to be TCP."""
+    from varalign.aligner.serve.server import listen
+
+    with listen("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.proto == socket.IPPROTO_TCP

@@ -182,7 +182,12 @@ def open_folder(model: Aligner, folder: Path, *, follow_links: bool = False, say
             def save() -> None:
                 write_kept(store, key, images.arrays(correction))
 
-            changes = _update(model, place, states, images, save, say)
+            try:
+                changes = _update(model, place, states, images, save, say)
+            except KeyboardInterrupt:  # what is embedded stays
+                if images.rows:
+                    save()
+                raise
         arrays, about = _read(store, key, say)
     if not about:
         raise DataError(f"{store}: has vanished or been damaged just after it was written")

@@ -70,11 +70,18 @@ class Found:
     image: int | None
 
 
+def query_of(model: Aligner, given: str | Path) -> Query:
+    """A query of a text, or of an image file by its path; DataError where it cannot be read."""
+    if isinstance(given, str):
+        return Query(model.embed_texts([given])[0], "text")
+    return Query(model.embed_images([given])[0], "image")
+
+
 class FolderSearch:
     """A model, the images of a folder, and the captions that are searched beside them.
 
     Args:
-        model: embeds queries; only the tower of a query is built.
+        model: of `gallery`, by which queries are embedded.
         gallery: the images.
         captions: those that are searched; None: there are none. Those of the folder are shown with its images too.
     """
@@ -85,12 +92,6 @@ class FolderSearch:
         if captions is not None and captions.of_folder:
             for name, text in zip(captions.names, captions.texts, strict=True):
                 self._caption_of.setdefault(name, text)
-
-    def query(self, given: str | Path) -> Query:
-        """A query of a text, or of an image file by its path; DataError where it cannot be read."""
-        if isinstance(given, str):
-            return Query(self.model.embed_texts([given])[0], "text")
-        return Query(self.model.embed_images([given])[0], "image")
 
     def like(self, row: int) -> Query:
         """A query of an image of the gallery."""

@@ -85,11 +85,11 @@ def _search(
     if gallery is None:
         search = model.search_images if find == "images" else model.search_captions
         return list(search(query, top=arguments.top, split=arguments.split))
-    from varalign.aligner.folder_search import open_search
+    from varalign.aligner.folder_search import open_search, query_of
     from varalign.runs.progress import to_stderr
 
+    vector = query_of(model, query)  # first: a file that is none is known before minutes of embedding
     opened = open_search(model, *gallery, to_stderr, own=find == "captions")
-    vector = opened.query(query)
     hits = opened.images(vector, arguments.top) if find == "images" else opened.texts(vector, arguments.top)
     return [
         {"score": round(hit.score, 4), "image": hit.name, "caption": hit.caption}

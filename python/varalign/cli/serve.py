@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import socket
 import sys
 from typing import Any
 
@@ -36,35 +35,20 @@ def run(arguments: argparse.Namespace) -> int:
     gallery = gallery_of(arguments)
     if gallery is None:
         raise DataError("serve: name the folder of images that is searched (--images DIR)")
-    listening = _listen(arguments.host, arguments.port)
-    import uvicorn
-
-    from varalign.aligner.folder_search import open_search
+    from varalign.aligner.folder_search import open_search, query_of
     from varalign.aligner.serve.app import build_app
-    from varalign.aligner.serve.limits import AT_ONCE
+    from varalign.aligner.serve.server import listen, server_of
 
-    search = open_search(load(arguments), *gallery, to_stderr, own=True)
-    if arguments.host not in (*LOCAL, "::1"):
-        to_stderr(f"--host {arguments.host}: whoever reaches this machine can search these images and see them")
-    name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    app = build_app(search, None if arguments.host in _ANY else LOCAL | {name.lower()})
-    port = listening.getsockname()[1]
-    print_lines(f"http://{'localhost' if arguments.host in _ANY else name}:{port}/", sys.stdout)
-    to_stderr(f"{len(search.gallery.names):,} images of {search.gallery.folder}; Ctrl-C ends it")
-    limits = {"limit_concurrency": AT_ONCE, "timeout_keep_alive": 5, "timeout_graceful_shutdown": 5}
-    quiet = {"log_level": "warning", "access_log": False, "server_header": False, "proxy_headers": False}
-    uvicorn.Server(uvicorn.Config(app, **limits, **quiet)).run([listening])  # type: ignore[arg-type]
+    with listen(arguments.host, arguments.port) as listening:  # before the images are opened, which takes longer
+        model = load(arguments)
+        query_of(model, "a picture")  # builds the text tower, so that the first query need not wait
+        search = open_search(model, *gallery, to_stderr, own=True)
+        if arguments.host not in (*LOCAL, "::1"):
+            to_stderr(f"--host {arguments.host}: whoever reaches this machine can search these images and see them")
+        name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        app = build_app(search, None if arguments.host in _ANY else LOCAL | {name.lower()})
+        port = listening.getsockname()[1]
+        print_lines(f"http://{'localhost' if arguments.host in _ANY else name}:{port}/", sys.stdout)
+        to_stderr(f"{len(search.gallery.names):,} images of {search.gallery.folder}; Ctrl-C ends it")
+        server_of(app).run([listening])
     return 0
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, before the images are opened, which takes longer; DataError where it cannot."""
-    if not 0 <= port < 1 << 16:
-        raise DataError(f"--port {port}: wanted a number from 0 to 65535")
-    try:
-        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise DataError(
-            f"{host}, port {port}: cannot be listened at: {error.strerror or error}; name another --port or --host"
-        ) from None

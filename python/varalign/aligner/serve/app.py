@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from varalign.aligner import folder_search
-from varalign.aligner.folder_search import FolderSearch, Found
+from varalign.aligner.folder_search import FolderSearch, Found, query_of
 from varalign.aligner.serve.limits import MOST_PIXELS, MOST_RESULTS, MOST_TEXT, Guard, Json
 from varalign.data.errors import DataError, shown
 from varalign.data.images import decode_image
@@ -59,6 +59,8 @@ def build_app(search: FolderSearch, hosts: frozenset[str] | None) -> Guard:
     tower, pictures = threading.Lock(), threading.BoundedSemaphore(_PICTURES_AT_ONCE)
     page = _PAGE.read_bytes()
     policy = _policy(page.decode())
+    if search.captions is not None:
+        search.captions.embedded  # noqa: B018  (before two threads can ask for it)
 
     def vector_of(text: str | None, image: bytes | None) -> folder_search.Query:
         """The query of a text or of an image file's bytes."""
@@ -66,14 +68,14 @@ def build_app(search: FolderSearch, hosts: frozenset[str] | None) -> Guard:
             if not text.strip() or _broken(text):
                 raise HTTPException(422, "text: wanted words in valid Unicode")
             with tower:
-                return search.query(text)
+                return query_of(search.model, text)
         assert image is not None
         try:
             decode_image(image, MOST_PIXELS)
             with tower, tempfile.NamedTemporaryFile(prefix="varalign-") as file:
                 file.write(image)
                 file.flush()
-                return search.query(Path(file.name))
+                return query_of(search.model, Path(file.name))
         except ValueError as error:
             raise HTTPException(422, f"image: {re.sub(r'^/[^ ]*: ', '', str(error))}") from None
 
