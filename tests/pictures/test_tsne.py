@@ -137,7 +137,7 @@ def test_many_points_are_drawn_by_pca_without_opentsne_which_is_said(monkeypatch
     expected = np.abs(places[0][:, :2] * places[1][:2])
     assert all(np.allclose(np.abs(layout), expected, atol=1e-4) for layout in found)
     assert draw_layouts(dict(zip([5.0], found, strict=False)), tmp_path)[0].is_file()
-    assert tsne._plane(np.arange(60, dtype=np.float32)[:, None])[:, 1].tolist() == [0.0] * 60
+    assert tsne.plane(np.arange(60, dtype=np.float32)[:, None])[:, 1].tolist() == [0.0] * 60
     assert not capsys.readouterr().err and layouts(points[:40], [5.0], jobs=1)[0].shape == (40, 2)
     assert not capsys.readouterr().err
 

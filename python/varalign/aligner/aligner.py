@@ -16,6 +16,7 @@ from varalign.aligner import hub_bank
 from varalign.aligner.evaluate import SplitEmbeddings, embed_split, evaluate
 from varalign.aligner.export import write_embeddings, write_features, write_unpaired
 from varalign.aligner.gallery import Gallery, open_gallery
+from varalign.aligner.map_table import write_map
 from varalign.aligner.run_report import add_layouts
 from varalign.canonical.hub_correction import HubCorrection, HubForm, as_items, as_queries
 from varalign.data.damage import damaged
@@ -301,7 +302,12 @@ class Aligner:
         return files
 
     def write_embeddings(self, file: Path, *, split: str = "all") -> dict[str, Any]:
-        """Write the embeddings of a split, or of all images, with ids: see `export.write_embeddings`."""
+        """Write the embeddings of a split, or of all images, with ids: see `export.write_embeddings`.
+
+        To a file that ends in `.parquet` the map is written instead: see `map_table.write_map`.
+        """
+        if file.suffix == ".parquet":
+            return write_map(self.parts, self.rows(split), file, self.hub.correction)
         return write_embeddings(self.parts, self.rows(split), file, self.hub.correction)
 
     def write_features(

@@ -37,7 +37,7 @@ def write_embeddings(parts: Parts, rows: Rows, file: Path, correction: HubCorrec
         DataError: `file` ends neither in `.safetensors` nor in `.npz`.
     """
     if file.suffix not in {".safetensors", ".npz"}:
-        raise DataError(f"--out {file}: wanted a name ending in .safetensors or .npz")
+        raise DataError(f"--out {file}: wanted a name ending in .safetensors or .npz, or in .parquet for a map")
     file.parent.mkdir(parents=True, exist_ok=True)
     found = embed_split(parts, rows, every_caption=True)
     arrays = {

@@ -32,7 +32,11 @@ def add(commands: Any) -> None:
     add_option(parser, "unpaired_images").help = "with --features: the features of these images instead of the run's"
     add_option(parser, "unpaired_texts").help = "with --features: the features of these texts instead of the run's"
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="file to write, .safetensors or .npz; with --images the run keeps them"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="file to write: .safetensors or .npz, or .parquet for a map (id, text, x, y, split, rank, thumbnail) that "
+        "embedding-atlas opens; with --images the run keeps the embeddings",
     )
     add_overwrite(parser)
     add_json(parser)

@@ -162,7 +162,7 @@ def layouts(
             f"{len(points):,} points: drawn by PCA; t-SNE of more than {MOST_POINTS:,} takes openTSNE: "
             "pip install 'varalign[tsne]', or fewer --pairs"
         )
-        return [_plane(points)] * len(perplexities)
+        return [plane(points)] * len(perplexities)
     workers = min(len(perplexities), jobs or cpu_count())
     what = f"t-SNE of {len(points):,} points"
     if workers <= 1:
@@ -181,7 +181,7 @@ def _by_components(points: int) -> bool:
     return points > MOST_POINTS and find_spec("openTSNE") is None
 
 
-def _plane(points: NDArray[np.float32]) -> NDArray[np.float32]:
+def plane(points: NDArray[np.float32]) -> NDArray[np.float32]:
     """(2n, 2) coordinates along the two largest principal components; zeros along one that there is not."""
     centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
     axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :2]
