@@ -1,4 +1,4 @@
-"""The page of a diagnosis: the estimate, plots of the scores, and the worst pairs beside better-fitting captions."""
+"""The page of a diagnosis: the estimate, plots, and the worst pairs beside better-fitting captions."""
 
 from __future__ import annotations
 
@@ -39,31 +39,6 @@ class Suspect:
     known_wrong: bool | None = None
 
 
-def draw_scores(
-    scores: Floats, wrong_share: float, right: tuple[Floats, Floats], wrong: tuple[Floats, Floats]
-) -> bytes:
-    """A PNG of the scores' histogram under the two fitted densities.
-
-    Args:
-        scores: (n,) finite.
-        wrong_share: share of the second density.
-        right, wrong: places and densities of right and of wrong pairs, each of integral 1.
-    """
-    figure = new_figure(8, 4.2, 130)
-    axes = figure.subplots()
-    low, high = float(scores.min()) - 0.5, float(scores.max()) + 0.5
-    axes.hist(scores, bins=np.linspace(low, high, 81).tolist(), density=True, color="#dfe4ec")
-    for (places, density), share, colour, name in (
-        (wrong, wrong_share, RED, "wrong pairs"),
-        (right, 1 - wrong_share, BLUE, "right pairs"),
-    ):
-        shown = (places >= low) & (places <= high)
-        axes.plot(places[shown], share * density[shown], color=colour, linewidth=1.8, label=name)
-    axes.set_yticks([])
-    finish(axes, "scores", "score: 0 and deviation 1 for a wrong pair")
-    return png(figure)
-
-
 def draw_cartography(
     mean: Floats, variance: Floats, kinds: Sequence[str], kind: NDArray[np.int8], seed: int = 0
 ) -> bytes:
@@ -100,7 +75,11 @@ def draw_cartography(
 
 
 def write_diagnosis_page(
-    file: Path, title: str, lines: Sequence[str], pictures: Sequence[tuple[str, bytes]], suspects: Sequence[Suspect]
+    file: Path,
+    title: str,
+    lines: Sequence[str],
+    pictures: Sequence[tuple[str, bytes | str]],
+    suspects: Sequence[Suspect],
 ) -> Path:
     """Write the page.
 
@@ -108,7 +87,7 @@ def write_diagnosis_page(
         file: the HTML file.
         title: name of the data or run.
         lines: the estimate and remarks, a sentence each.
-        pictures: (caption, PNG) of each plot.
+        pictures: caption, and PNG or SVG, of each plot.
         suspects: the pairs with the lowest scores, worst first.
 
     Returns:

@@ -78,12 +78,17 @@ def write_page(file: Path, title: str, subtitle: str, parts: Iterable[str]) -> P
     return file
 
 
-def figures(pictures: Iterable[tuple[str, bytes]]) -> str:
-    """A grid of PNGs with their captions."""
+def figures(pictures: Iterable[tuple[str, bytes | str]]) -> str:
+    """A grid of PNGs, or of SVGs as text, with their captions."""
+
+    def image(caption: str, content: bytes | str) -> str:
+        if isinstance(content, str):
+            return content
+        return f'<img src="{data_uri(content, "png")}" alt="{escape(caption.removesuffix(".png"))}">'
+
     shown = [
-        f'<figure><img src="{data_uri(png, "png")}" alt="{escape(caption.removesuffix(".png"))}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, png in pictures
+        f"<figure>{image(caption, content)}<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, content in pictures
     ]
     return f'<div class="pictures">{"".join(shown)}</div>'
 

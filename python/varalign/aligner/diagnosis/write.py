@@ -15,7 +15,8 @@ from varalign.canonical.best import best_captions
 from varalign.canonical.mixture import bin_centres
 from varalign.data.files import write_atomically
 from varalign.evaluation.cartography import KINDS
-from varalign.pictures.diagnosis_page import Suspect, draw_cartography, draw_scores, write_diagnosis_page
+from varalign.pictures.diagnosis_page import Suspect, draw_cartography, write_diagnosis_page
+from varalign.pictures.score_plot import draw_scores
 from varalign.runs.csv_table import csv_table
 
 COLUMNS = (
@@ -73,8 +74,8 @@ def write_page(
     )
 
 
-def _pictures(subject: Subject, judgement: Judgement) -> list[tuple[str, bytes]]:
-    pictures = []
+def _pictures(subject: Subject, judgement: Judgement) -> list[tuple[str, bytes | str]]:
+    pictures: list[tuple[str, bytes | str]] = []
     if judgement.scores is not None:
         found = judgement.scores
         values = found.image_scores if found.by == "image" else found.scores
@@ -82,8 +83,8 @@ def _pictures(subject: Subject, judgement: Judgement) -> list[tuple[str, bytes]]
         away = (places - mixture.mean) / mixture.deviation
         right = np.exp(-(away**2) / 2) / (mixture.deviation * np.sqrt(2 * np.pi))
         wrong = mixture.wrong_density.numpy()
-        png = draw_scores(values[values.isfinite()].numpy(), found.wrong_share, (places, right), (places, wrong))
-        pictures.append((f"scores, one {found.by} each, and the two fitted kinds", png))
+        svg = draw_scores(values[values.isfinite()].numpy(), found.wrong_share, (places, right), (places, wrong))
+        pictures.append((f"scores, one {found.by} each, and the two fitted kinds", svg))
     if judgement.kinds is not None and subject.moments is not None:
         mean, variance = subject.moments.probability_mean, subject.moments.probability_variance
         png = draw_cartography(mean, variance, KINDS, judgement.kinds.kind)
