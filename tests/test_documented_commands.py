@@ -105,7 +105,7 @@ encode_images = encode_texts = lambda rows: torch.nn.functional.normalize(rows.r
 def quick(line: str) -> bool:
     """Whether a command takes about a second; the others are marked `long`."""
     trains = line.split()[1] == "train" and "--features" not in line and "--resume" not in line and "--help" not in line
-    return not (trains or line.split()[1] in ("study", "visualize"))
+    return not (trains or line.split()[1] in ("study", "visualize") or "--to " in line)
 
 
 @pytest.fixture(scope="module")

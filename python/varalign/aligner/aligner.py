@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from varalign.aligner import hub_bank
+from varalign.aligner.embedding_files import write_embeddings, write_features, write_unpaired
+from varalign.aligner.encode import Encodes
 from varalign.aligner.evaluate import SplitEmbeddings, embed_split, evaluate
-from varalign.aligner.export import write_embeddings, write_features, write_unpaired
+from varalign.aligner.exports.sharing import Shares
 from varalign.aligner.gallery import Gallery, open_gallery
 from varalign.aligner.map_table import write_map
+from varalign.aligner.opening import opened
 from varalign.aligner.run_report import add_layouts
 from varalign.canonical.hub_correction import HubCorrection, HubForm, as_items, as_queries
 from varalign.data.damage import damaged
@@ -27,10 +31,9 @@ from varalign.encoders.dual_encoder import DualEncoder, without_heads
 from varalign.encoders.specs import SIDES, Side
 from varalign.evaluation.retrieval import chance, reachable, top_k
 from varalign.inputs.assemble import assemble
-from varalign.inputs.open_data import open_data
+from varalign.inputs.open_data import Data, open_data
 from varalign.inputs.parts import Parts, short
 from varalign.inputs.sources import Rows
-from varalign.inputs.tower_loop import embedded_files, embedded_texts, readable_files
 from varalign.options.config import TrainConfig
 from varalign.pictures.style import PictureForm
 from varalign.pictures.tsne import (
@@ -47,7 +50,7 @@ from varalign.runs.folder import RunFolder
 from varalign.runs.progress import to_stderr
 
 
-class Aligner:
+class Aligner(Encodes, Shares):
     """A dual encoder with its data.
 
     Args:
@@ -75,20 +78,23 @@ class Aligner:
         self._bank = bank
         self.epochs = 0 if checkpoint is None else checkpoint.epochs
         self.weights = "" if checkpoint is None else checkpoint.checksum
+        self._state = {} if checkpoint is None else checkpoint.state
         self._build = build
         self._one_tower: dict[Side, DualEncoder] = {}
+        self._building = RLock()
         if parts is not None:
             self.parts = parts
 
     @cached_property
     def model(self) -> DualEncoder:
         """The whole model, built at first use."""
-        return self._build(SIDES)
+        with self._building:  # threads share one
+            return vars(self).get("model") or self._build(SIDES)
 
     @cached_property
     def parts(self) -> Parts:
         """The data and the sources, opened at first use."""
-        config, data = open_data(self.config, to_stderr)
+        config, data = self._open_data()
         return assemble(config, data, self.model, to_stderr)
 
     @cached_property
@@ -103,44 +109,70 @@ class Aligner:
         judged = None if self.run is None else self.run.judged_by_folds()
         return hub_bank.kept(self._bank, key, lambda: hub_bank.choose(self.parts, source, form, judged=judged))
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Aligner:
+        """A model that `save_pretrained` wrote, or `push_to_hub` put on the hub.
+
+        Args:
+            name_or_path: a folder, or the name of a repository on the hub.
+            revision, token, cache_dir, force_download, local_files_only: of the repository, as huggingface_hub takes
+                them.
+            options: those of `varalign.load`.
+
+        Raises:
+            RunError: what is there is no model of varalign.
+        """
+        from varalign.aligner.exports.repository import pulled
+
+        of_hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        of_hub |= {"force_download": force_download, "local_files_only": local_files_only}
+        return cls(**opened(pulled(name_or_path, **of_hub), **options))
+
     def _with_tower(self, side: Side) -> DualEncoder:
         """A model with at least the tower of this side; a query does not need the other one, which may be large."""
         self._require_towers(side)
-        if "model" in vars(self):
-            return self.model
-        if side not in self._one_tower:
-            self._one_tower[side] = self._build((side,))
-        return self._one_tower[side]
+        with self._building:
+            if "model" in vars(self):
+                return self.model
+            if side not in self._one_tower:
+                self._one_tower[side] = self._build((side,))
+            return self._one_tower[side]
+
+    def _open_data(self) -> tuple[TrainConfig, Data]:
+        """The data, and the options with their place resolved.
+
+        Raises:
+            DataError: an exported model, which has none of its own, and none are named.
+        """
+        features = self.config.features
+        named = self.config.data is not None or (features is not None and Path(features).is_file())
+        if self.run is not None and self.run.exported and not named:
+            raise DataError(f"{self.run.path}: an exported model has no data of its own: name some by --data")
+        return open_data(self.config, to_stderr)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the data, which are opened anew, and the lock."""
+        return {name: value for name, value in vars(self).items() if name not in ("parts", "_building")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._building = RLock()
 
     def _require_towers(self, side: Side) -> None:
         if self.config.features is not None:
             raise DataError(
                 f"{self.name}: trained on a features file, so it has no {side} encoder: embed features instead"
             )
-
-    def embed_images(self, files: Sequence[Path | str]) -> NDArray[np.float32]:
-        """Unit vectors (N, D) of N image files.
-
-        Raises:
-            DataError: a file cannot be read as an image, or the model was trained on features.
-        """
-        return embedded_files(self._with_tower("image"), self.config, files)
-
-    def embed_readable(self, files: Sequence[Path]) -> tuple[Rows, NDArray[np.float32], dict[int, str]]:
-        """Those of N image files that can be read: rows (M,), unit vectors (M, D), and why each other one cannot be.
-
-        Raises:
-            DataError: the model was trained on features.
-        """
-        return readable_files(self._with_tower("image"), self.config, files)
-
-    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors (N, D) of N texts.
-
-        Raises:
-            DataError: the model was trained on features.
-        """
-        return embedded_texts(self._with_tower("text"), self.config, texts)
 
     def rank(
         self,
@@ -302,7 +334,7 @@ class Aligner:
         return files
 
     def write_embeddings(self, file: Path, *, split: str = "all") -> dict[str, Any]:
-        """Write the embeddings of a split, or of all images, with ids: see `export.write_embeddings`.
+        """Write the embeddings of a split, or of all images, with ids: see `embedding_files.write_embeddings`.
 
         To a file that ends in `.parquet` the map is written instead: see `map_table.write_map`.
         """
@@ -313,12 +345,12 @@ class Aligner:
     def write_features(
         self, file: Path, *, unpaired_images: str | None = None, unpaired_texts: str | None = None
     ) -> dict[str, Any]:
-        """Write the towers' outputs as a features file for `train --features`: see `export.write_features`.
+        """Write the towers' outputs as a features file for `train --features`: see `embedding_files.write_features`.
 
         Args:
             file: ends in `.safetensors`.
             unpaired_images, unpaired_texts: as the options of `train`; their features are written instead of those of
-                the run's data, see `export.write_unpaired`.
+                the run's data, see `embedding_files.write_unpaired`.
         """
         if unpaired_images is None and unpaired_texts is None:
             return write_features(self.parts, file)
@@ -372,7 +404,7 @@ class Aligner:
         """The parts with at least the tower and the source of this side."""
         if "parts" in vars(self):
             return self.parts
-        config, data = open_data(self.config, to_stderr)
+        config, data = self._open_data()
         return assemble(config, data, self._with_tower(side), to_stderr, sides=(side,))
 
 

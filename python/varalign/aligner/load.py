@@ -6,22 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from varalign.aligner.aligner import Aligner
+from varalign.aligner.opening import opened
 from varalign.data.readers.reading import READING, Reading
 from varalign.data.same_captions import SameCaption
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder, without_heads
 from varalign.encoders.specs import SIDES, Side, SpecError, WeightsUnavailable
 from varalign.encoders.towers import Towers
-from varalign.inputs.models import saved_model
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.device import pick_device
 from varalign.options.recipe import fill
-from varalign.runs.checkpoint import Checkpoint, load_checkpoint
+from varalign.runs.checkpoint import load_checkpoint
 from varalign.runs.folder import RunFolder
 
 
@@ -53,31 +52,13 @@ def load(
     Raises:
         RunError: no such run or checkpoint, or a damaged one.
     """
-    folder = RunFolder.open(Path(run))
-    options = folder.options()
-    if options.get("noise"):  # the struck pairs were found among noisy ones
-        options["exclude"] = None
-    options |= {"noise": None, "skip_missing": skip_missing or options.get("skip_missing", False)}
-    options |= {"device": device, "threads": threads, "cache": cache or options.get("cache")}
-    if data is not None or reading != Reading():
-        options |= {name: getattr(reading, name) for name in READING}
-    if same_caption is not None:
-        options["same_caption"] = same_caption
-    if data is not None:
-        place = "features" if options.get("features") else "data"
-        options |= {place: str(data), "dataset_size": None, "captions_per_image": None, "exclude": None}
-    config = TrainConfig(**options).validate()
-    found = load_checkpoint(folder.checkpoints / checkpoint)
-    build = partial(_build, folder, found, pick_device(device))
-    name = str(folder.config().get("name", folder.path.name))
-    bank = folder.bank if checkpoint == "best" else None
-    return Aligner(build, config, name=name, run=folder, checkpoint=found, bank=bank)
+    given: dict[str, Any] = {"checkpoint": checkpoint, "data": data, "reading": reading, "same_caption": same_caption}
+    return Aligner(**opened(run, **given, skip_missing=skip_missing, device=device, threads=threads, cache=cache))
 
 
-def _build(run: RunFolder, checkpoint: Checkpoint, device: torch.device, sides: Sequence[Side]) -> DualEncoder:
-    model = saved_model(run, sides).to(device)
-    checkpoint.fill(model)
-    return model.eval()
+def _same(model: DualEncoder, sides: Sequence[Side]) -> DualEncoder:
+    """A model that is built already; unlike a lambda it pickles."""
+    return model
 
 
 def trained(parts: Parts, run: RunFolder) -> Aligner:
@@ -86,7 +67,7 @@ def trained(parts: Parts, run: RunFolder) -> Aligner:
     best.fill(parts.model)
     model = parts.model.eval()
     given = {"name": parts.name, "run": run, "checkpoint": best, "parts": parts, "bank": run.bank}
-    return Aligner(lambda sides: model, parts.config, **given)  # type: ignore[arg-type]
+    return Aligner(partial(_same, model), parts.config, **given)  # type: ignore[arg-type]
 
 
 def zero_shot(
@@ -130,4 +111,4 @@ def zero_shot(
     for side in SIDES:
         model.freeze(side)
     model.to(pick_device(device)).eval()
-    return Aligner(lambda sides: model, fill(config, 1), name=f"zero-shot {spec}")
+    return Aligner(partial(_same, model), fill(config, 1), name=f"zero-shot {spec}")

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from varalign.cli import completion, convert, data, diagnose, embed, search, serve, study, train, visualize
+from varalign.cli import completion, convert, data, diagnose, embed, export, search, serve, study, train, visualize
 from varalign.cli import eval as evaluate
 from varalign.cli.exit_codes import OutputError, exit_code, fail
 from varalign.data.terminal import print_lines
 from varalign.runs.signals import StopSignals
 
-COMMANDS = (train, evaluate, visualize, embed, search, serve, diagnose, data, convert, study, completion)
+COMMANDS = (train, evaluate, visualize, embed, search, serve, export, diagnose, data, convert, study, completion)
 """A command is a file: its `add` adds the parser, whose handler runs the command and returns the exit code."""
 
 

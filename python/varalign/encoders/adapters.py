@@ -31,3 +31,14 @@ def add_adapters(encoder: Encoder, rank: int) -> None:
     if not found:
         raise SpecError(f"'{encoder.spec}': its blocks have no linear layer that an adapter could stand beside")
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=found), encoder)
+
+
+def merge_adapters(encoder: Encoder) -> None:
+    """Add the adapters to the weights of their layers and take them away, in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            above, _, last = name.rpartition(".")
+            setattr(encoder.get_submodule(above), last, module.get_base_layer())

@@ -146,8 +146,11 @@ class TextEncoder(Encoder):
 
 
 def cut_padding(ids: Tensor, lengths: Tensor) -> Tensor:
-    """`ids` without the columns that are padding in every text; unchanged if `lengths` is not on the CPU."""
-    if lengths.device.type != "cpu" or lengths.numel() == 0:
+    """`ids` without the columns that are padding in every text; unchanged if `lengths` is not on the CPU.
+
+    Unchanged too in a program that torch.export records, whose shapes cannot follow from values.
+    """
+    if lengths.device.type != "cpu" or lengths.numel() == 0 or torch.compiler.is_exporting():
         return ids
     return ids[:, : max(1, int(lengths.max()))]
 

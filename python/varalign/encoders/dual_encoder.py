@@ -58,6 +58,7 @@ class DualEncoder(Towers):
         dims = {"image_feature_dim": towers.image_feature_dim, "text_feature_dim": towers.text_feature_dim}
         super().__init__(towers.image_encoder, towers.text_encoder, **dims)
         self.frozen, self.adapters, self.fingerprints = towers.frozen, towers.adapters, towers.fingerprints
+        self.inside = towers.inside
         if not 1.0 <= logit_scale <= MAX_LOGIT_SCALE:
             raise ValueError(f"logit_scale is within [1, {MAX_LOGIT_SCALE:.0f}], not {logit_scale}")
         self.shape = shape
@@ -131,13 +132,15 @@ class DualEncoder(Towers):
             return "pretrained_towers" if encoder is not None and encoder.has_source else "towers"
         return "maps" if part == "head.linear.weight" and self.shape.head == "residual" else "heads"
 
-    def checkpoint_state(self) -> dict[str, Tensor]:
+    def checkpoint_state(self, *, whole: bool = False) -> dict[str, Tensor]:
         """The state dict without the weights of fully frozen towers that can be read again from their source.
+
+        `whole`: with them.
 
         `to_config` records such a tower by its spec and fingerprint, so a checkpoint over CLIP and BERT takes a few
         megabytes. Adapters are always included; a tower with unfrozen blocks or random weights is included whole.
         """
-        left_out = tuple(f"{side}_encoder." for side in SIDES if self.from_source(side))
+        left_out = tuple(f"{side}_encoder." for side in SIDES if self.from_source(side) and not whole)
         state, places = {}, set()
         for name, tensor in self.state_dict().items():
             if ADAPTER in name or not name.startswith(left_out):

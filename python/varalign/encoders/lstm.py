@@ -76,6 +76,8 @@ class LSTMEncoder(TextEncoder):
         lengths = lengths.cpu().clamp(min=1)  # waits for the device if they are not on the CPU
         ids = cut_padding(ids, lengths)
         words = self.dropout(self.embedding(ids))
+        if torch.compiler.is_exporting():
+            return self._recorded(words, lengths)
         if words.device.type == "cpu":
             return self._by_length(words, lengths)
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
@@ -84,6 +86,19 @@ class LSTMEncoder(TextEncoder):
             return self._ends(hidden)
         states, _ = pad_packed_sequence(outputs, batch_first=True, total_length=ids.shape[1])
         return masked_mean(states, token_mask(ids, lengths))
+
+    def _recorded(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """(B, feature_dim) features of words (B, L, E) by shapes that follow from no value, for torch.export.
+
+        Raises:
+            SpecError: two directions.
+        """
+        if self.lstm.bidirectional:
+            raise SpecError("an LSTM in two directions starts in the padding of a text, so it cannot be exported")
+        states, _ = self.lstm(words)
+        if self.pooling == "mean":
+            return masked_mean(states, token_mask(states[:, :, 0], lengths))
+        return states.take_along_dim((lengths - 1)[:, None, None], dim=1)[:, 0]
 
     def _by_length(self, words: Tensor, lengths: Tensor) -> Tensor:
         """(B, feature_dim) features of words (B, L, E), by groups of similar length.

@@ -49,6 +49,8 @@ def dual_encoder_from_config(
     towers = Towers(image_encoder, text_encoder, **dims)
     for side, unfreeze in config["frozen"].items():
         towers.freeze(side, unfreeze)
+    described = dict(zip(SIDES, (image, text), strict=True))
+    towers.inside = frozenset(side for side, of in described.items() if of and of["weights_fingerprint"] is None)
     for side, rank in config.get("adapters", {}).items():
         if side in sides:
             towers.adapt(side, rank)

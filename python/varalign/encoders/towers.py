@@ -27,6 +27,7 @@ class Towers(nn.Module):
         frozen: side → number of unfrozen blocks; frozen sides only.
         adapters: side → rank of its adapters.
         fingerprints: side → its tower's fingerprint before adapters were added.
+        inside: sides whose frozen tower is in the saved model, which leaves no tower to its source.
 
     Raises:
         ValueError: a side with neither tower nor width, or a width other than the tower's.
@@ -48,6 +49,7 @@ class Towers(nn.Module):
         self.frozen: dict[Side, int] = {}
         self.adapters: dict[Side, int] = {}
         self.fingerprints: dict[Side, str] = {}
+        self.inside: frozenset[Side] = frozenset()
 
     def encoder(self, side: Side) -> Encoder | None:
         """The tower of a side, or None."""
@@ -138,7 +140,8 @@ class Towers(nn.Module):
     def from_source(self, side: Side) -> bool:
         """Whether a tower's own weights are frozen at those of its source, so that a checkpoint can leave them out."""
         encoder = self.encoder(side)
-        return encoder is not None and encoder.has_source and self.frozen.get(side) == 0
+        kept = encoder is not None and encoder.has_source and side not in self.inside
+        return kept and self.frozen.get(side) == 0
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode; frozen parts stay in eval mode."""

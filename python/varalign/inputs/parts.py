@@ -86,13 +86,17 @@ class Parts(Inputs):
 
     def save_assets(self, run: RunFolder) -> dict[str, Any]:
         """Write what the model is rebuilt from into the run folder; returns its description for `config.json`."""
-        encoder, lexicon = self.model.text_encoder, self.model.lexicon
-        if encoder is not None:
-            run.assets.mkdir(exist_ok=True)
-            encoder.tokenizer.save(run.assets)
-        if lexicon is not None:
-            lexicon.save(run.assets)
+        save_assets(self.model, run.assets)
         return self.model.to_config()
+
+
+def save_assets(model: DualEncoder, folder: Path) -> None:
+    """Write the tokenizer and the lexicon of a model into a folder, where it has them."""
+    if model.text_encoder is not None:
+        folder.mkdir(exist_ok=True)
+        model.text_encoder.tokenizer.save(folder)
+    if model.lexicon is not None:
+        model.lexicon.save(folder)
 
 
 def short(spec: str) -> str:

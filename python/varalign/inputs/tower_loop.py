@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +28,11 @@ from varalign.options.config import TrainConfig
 IMAGE_BATCH = 64
 TEXT_BATCH = 256
 T = TypeVar("T")
+
+# A forked process has none of its parent's OpenMP threads, and its first product on several would wait for them for
+# ever. torch's own data loader runs its workers on one thread too.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def run_tower(
@@ -108,8 +115,20 @@ def gathered(batches: Iterable[tuple[Rows, Tensor]], count: int, dim: int) -> tu
     return matrix, np.flatnonzero(missing)
 
 
-def embedded_files(model: DualEncoder, config: TrainConfig, files: Sequence[Path | str]) -> NDArray[np.float32]:
-    """Unit vectors (N, D) of N image files, read and encoded as evaluation reads and encodes the images of the data.
+def embedded_files(
+    model: DualEncoder,
+    config: TrainConfig,
+    files: Sequence[Path | str],
+    *,
+    size: int = IMAGE_BATCH,
+    unit: bool = True,
+) -> NDArray[np.float32]:
+    """Vectors (N, D) of N image files, read and encoded as evaluation reads and encodes the images of the data.
+
+    Args:
+        files: of images.
+        size: files a batch.
+        unit: whether the vectors are scaled to unit length.
 
     Raises:
         DataError: a file cannot be read as an image; it is named.
@@ -117,13 +136,14 @@ def embedded_files(model: DualEncoder, config: TrainConfig, files: Sequence[Path
     source = _files(model, config, files)
 
     def batches() -> Iterator[tuple[Rows, Tensor]]:
-        for rows in chunks(np.arange(len(files)), IMAGE_BATCH):
-            for batch in source.plain(rows, IMAGE_BATCH):
+        for rows in chunks(np.arange(len(files)), size):
+            for batch in source.plain(rows, size):
                 yield batch.rows, batch.tensor
             if source.unreadable:
                 raise DataError(source.unreadable[min(source.unreadable)])
 
-    return _queries(model, config, batches(), lambda x: model.project_images(model.encode_images(x)), len(files))[0]
+    head = model.project_images if unit else model.image_head
+    return _queries(model, config, batches(), lambda x: head(model.encode_images(x)), len(files))[0]
 
 
 def readable_files(
@@ -147,13 +167,21 @@ def _files(model: DualEncoder, config: TrainConfig, files: Sequence[Path | str])
     return LiveImages(paths, [path.name for path in paths], preprocess, None, 0, config.threads, device, max_bad=1.0)
 
 
-def embedded_texts(model: DualEncoder, config: TrainConfig, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Unit vectors (N, D) of N texts, in the arithmetic that evaluation uses."""
+def embedded_texts(
+    model: DualEncoder,
+    config: TrainConfig,
+    texts: Sequence[str],
+    *,
+    size: int = TEXT_BATCH,
+    unit: bool = True,
+) -> NDArray[np.float32]:
+    """Vectors (N, D) of N texts, in the arithmetic that evaluation uses; the options are those of `embedded_files`."""
     encoder, device = model.text_encoder, model.log_logit_scale.device
     assert encoder is not None
     source = with_lexical(LiveCaptions(texts, encoder.tokenizer, device), model.lexicon, texts, device)
-    batches = ((rows, source.inputs(rows)) for rows in chunks(np.arange(len(texts)), TEXT_BATCH))
-    return _queries(model, config, batches, lambda x: model.project_texts(source.features(model, x)), len(texts))[0]
+    batches = ((rows, source.inputs(rows)) for rows in chunks(np.arange(len(texts)), size))
+    head = model.project_texts if unit else model.text_head
+    return _queries(model, config, batches, lambda x: head(source.features(model, x)), len(texts))[0]
 
 
 def _queries(

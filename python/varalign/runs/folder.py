@@ -29,6 +29,8 @@ from varalign.runs.schema import FORMAT, format_number, number, or_null, record,
 
 RUN_KIND = "varalign-run"
 CONFIG = "config.json"
+EXPORT = "varalign_export.json"
+"""The list of files of an exported folder, and its mark."""
 _MEND = "put a whole copy of the file back, or train anew"
 
 _ENCODER = record({"spec": schema.text, "architecture": record({}), "weights_fingerprint": or_null(schema.text)})
@@ -151,6 +153,11 @@ class RunFolder:
         if not runs:
             raise RunError(f"no run under {root}/: name a run folder, or train one with `varalign train`")
         return cls.open(max(runs, key=lambda path: ((path / CONFIG).stat().st_mtime_ns, path.name)))
+
+    @property
+    def exported(self) -> bool:
+        """Whether this is a model that was exported: it has no data of its own."""
+        return (self.path / EXPORT).is_file()
 
     def config(self) -> dict[str, Any]:
         """The content of `config.json`, checked whole.
