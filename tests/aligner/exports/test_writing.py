@@ -17,7 +17,10 @@ from varalign.runs.run_errors import RunFailed
 def test_an_export_replaces_an_export_and_nothing_else(trained: Train, tmp_path: Path) -> None:
     model, out = varalign.load(trained(), device="cpu"), tmp_path / "out"
     model.export(out)
+    (out / "search").mkdir()
+    (out / "search" / "all-images.safetensors").write_bytes(b"kept by a search")
     model.export(out)
+    assert not (out / "search").exists()
     (out / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match=r"holds what no export wrote \(mine.txt\)"):
         model.export(out)

@@ -37,12 +37,7 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
     for name, (program, inputs, about) in recorded(subject, "onnx").items():
         file = folder / f"{name}.onnx"
         with torch.no_grad():
-            kept: dict[str, Any] = {
-                "input_names": about["inputs"],
-                "output_names": about["outputs"],
-                "dynamo": True,
-                "verbose": False,
-            }
+            kept: dict[str, Any] = {"input_names": about["inputs"], "output_names": about["outputs"]}
             shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
             graph = torch.onnx.export(program, inputs, dynamic_shapes=shapes, dynamo=True, verbose=False, **kept)
             assert graph is not None

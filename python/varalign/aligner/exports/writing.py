@@ -18,7 +18,6 @@ from varalign.data.files import remove_folder, sync_folder, write_atomically
 from varalign.runs.folder import EXPORT
 from varalign.runs.run_errors import RunFailed
 
-LOGGED = "differences"
 CLOSE = 1e-4
 """Largest difference of a unit vector's entry from varalign's own."""
 
@@ -37,7 +36,8 @@ def check_place(out: Path) -> None:
         ours = set(json.loads((out / EXPORT).read_bytes())["files"])
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"{out}: is not empty and no export of varalign; name a new folder") from None
-    others = sorted(set(_files(out)) - ours - {EXPORT})
+    later = ("search/", "pictures/")  # what `search` keeps and `visualize` draws in a run, which an export is too
+    others = sorted(name for name in set(_files(out)) - ours - {EXPORT} if not name.startswith(later))
     if others:
         raise DataError(f"{out}: holds what no export wrote ({first_three(others)}); name a new folder")
 
@@ -69,7 +69,7 @@ def write_export(subject: Subject, out: Path, target: str) -> dict[str, Any]:
     try:
         found = write(subject, temporary)
         mark(temporary, target, found)
-        far = {what: value for what, value in found[LOGGED].items() if not value <= CLOSE}
+        far = {what: value for what, value in found["differences"].items() if not value <= CLOSE}
         if far:
             said = ", ".join(f"{what} {value:.1e}" for what, value in far.items())
             raise RunFailed(f"--to {target}: its vectors differ from varalign's by more than {CLOSE:g}: {said}")
