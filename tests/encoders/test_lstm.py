@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -108,3 +110,20 @@ def test_config_round_trip() -> None:
     with torch.no_grad():
         inputs = tokens(encoder, CAPTIONS)
         assert torch.equal(again(*inputs), encoder(*inputs))
+
+
+def test_the_word_embedding_starts_from_word_vectors_where_the_file_has_them(tmp_path: Path) -> None:
+    """Scaled to a mean square of 1, as the random ones of the other words have; a saved run needs no file."""
+    path = tmp_path / "vectors.vec"
+    path.write_text("3 2\ndog 3 4\nSnow 0 -5\nhund 9 9\n")
+    encoder = build(word_vectors=str(path))
+    assert encoder.words_found == (2, len(encoder.tokenizer.words))
+    assert encoder.embedding.embedding_dim == 2
+    ids, _ = tokens(encoder, ["dog snow"])
+    torch.testing.assert_close(
+        encoder.embedding.weight[ids[0, 1:3]], torch.tensor([[3.0, 4.0], [0.0, -5.0]]) / 12.5**0.5
+    )
+    assert encoder.embedding.weight[0].tolist() == [0.0, 0.0], "padding"
+    path.unlink()
+    again = text_encoder_from_config(encoder.to_config(), tokenizer=encoder.tokenizer, load_weights=False)
+    again.load_state_dict(encoder.state_dict())

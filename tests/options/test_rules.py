@@ -31,6 +31,7 @@ from varalign.options.rules import RULES, check_rules, idle_options
             {"features": "b", "loss": "adversarial-inputs", "feature_mixup": 1.0},
             "--feature-mixup trains on mixed pairs, and --loss adversarial-inputs changes the inputs",
         ),
+        ({"features": "b", "word_vectors": "v"}, "--word-vectors fills the word embedding of --text-encoder lstm"),
         ({"input_noise": 1.0}, "--input-noise needs features whose standard deviations do not change"),
     ],
 )

@@ -41,6 +41,7 @@ class TextOptions:
         pooling: over the tokens: "mean", "cls" or "last" for `bert` and `hf`, "mean" or "last" for `lstm`; "auto" is
             what the encoder's folder says, else "mean"; `clip` has its own.
         bidirectional: whether the `lstm` reads in both directions.
+        word_vectors: file of word vectors that the `lstm`'s word embedding starts from.
         max_length: maximum number of tokens; longer texts are cut. None: 40 for `lstm`, for `bert` and `hf` 64 or what
             a sentence-transformers folder says, the context length for `clip`.
         load_weights: False builds the architecture with random weights for a checkpoint to fill, without hub or file
@@ -52,6 +53,7 @@ class TextOptions:
     tokenizer: Tokenizer | None = None
     pooling: str = "auto"
     bidirectional: bool = False
+    word_vectors: str | None = None
     max_length: int | None = None
     load_weights: bool = True
     architecture: Mapping[str, Any] | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from varalign.data.readers.word_vectors import WordVectors, read_word_vectors
 from varalign.data.tokens.tokenizers import word_tokenizer
 from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, masked_mean, plain, token_mask
 from varalign.encoders.specs import EncoderSpec, SpecError
@@ -29,7 +31,8 @@ class LSTMEncoder(TextEncoder):
 
     Args:
         spec: kind `lstm`.
-        options: `tokenizer`, or `captions` to build a word vocabulary from. `bidirectional` doubles the feature
+        options: `tokenizer`, or `captions` to build a word vocabulary from. `word_vectors` names a file of vectors that
+            the word embedding starts from, as wide as they are. `bidirectional` doubles the feature
             dimension. `pooling` is the "mean" of the states over the text's tokens, or the "last" state (the ends of
             both directions). `architecture` may give other sizes than `SIZES`.
     """
@@ -60,7 +63,14 @@ class LSTMEncoder(TextEncoder):
         self.pooling = sizes["pooling"]
         hidden_dim, layers, bidirectional = sizes["hidden_dim"], sizes["layers"], sizes["bidirectional"]
         self.feature_dim = hidden_dim * (2 if bidirectional else 1)
+        known = None
+        if options.word_vectors is not None and options.architecture is None:
+            known = read_word_vectors(Path(options.word_vectors), tokenizer.words)
+            sizes["embedding_dim"] = known.vectors.shape[1]
         self.embedding = nn.Embedding(tokenizer.vocabulary_size, sizes["embedding_dim"], padding_idx=tokenizer.pad_id)
+        self.words_found = None if known is None else (int(known.found.sum()), len(known.found))
+        if known is not None:
+            self._start_from(known)
         self.dropout = nn.Dropout(sizes["dropout"])
         self.lstm = nn.LSTM(
             sizes["embedding_dim"],
@@ -70,6 +80,14 @@ class LSTMEncoder(TextEncoder):
             dropout=sizes["dropout"] if layers > 1 else 0.0,
             bidirectional=bidirectional,
         )
+
+    @torch.no_grad()
+    def _start_from(self, known: WordVectors) -> None:
+        """Put the vectors where the words' random ones are, scaled to the same size: a deviation of 1 in all."""
+        first = self.embedding.num_embeddings - len(known.found)
+        found = torch.from_numpy(known.vectors[known.found])
+        found = found / found.square().mean().sqrt().clamp_min(1e-12)
+        self.embedding.weight[first + torch.from_numpy(known.found.nonzero()[0])] = found
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, feature_dim) features of ids (B, L); lengths (B,) should be on the CPU, where they are sorted."""

@@ -47,6 +47,7 @@ def new_towers(config: TrainConfig, data: Data) -> Towers:
         captions=[data.captions[row] for row in data.caption_rows(data.rows("train")).tolist()],
         pooling=config.pooling,
         bidirectional=config.bidirectional,
+        word_vectors=config.word_vectors,
         max_length=config.max_length,
     )
     towers = Towers(image_encoder, text_encoder)

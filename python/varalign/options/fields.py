@@ -155,6 +155,11 @@ class Options:
         "cls: not with lstm)",
         "auto",
     )
+    word_vectors: str | None = _encoders(
+        "file of pretrained word vectors that the word embedding of lstm starts from: GloVe, word2vec's text form or "
+        "fastText's .vec",
+        metavar="FILE",
+    )
     bidirectional: bool = _encoders("run the LSTM in both directions", False)
     unfreeze: int = _encoders("train the last N blocks of frozen encoders too", 0, low=0, common=True)
     lora: int = _encoders(

@@ -182,6 +182,11 @@ RULES = (
         "leaves words out for a text encoder that trains, and this run's is frozen",
     ),
     Rule(
+        "word_vectors",
+        lambda c: c.features is not None or c.spec("text").kind != "lstm",
+        "fills the word embedding of --text-encoder lstm, which this run does not have",
+    ),
+    Rule(
         "feature_mixup",
         lambda c: not c.frozen_towers,
         "mixes the features of frozen encoders: freeze both, or leave it out",

@@ -120,6 +120,9 @@ def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Be
         return Beginning(parts, None, _weighed(parts, say))
     if config.resolved_start == "random":
         parts = assemble(config, data, new_model(config, data).to(device), say)
+        if config.word_vectors is not None:
+            found, words = getattr(parts.model.text_encoder, "words_found")  # noqa: B009 - of the lstm alone
+            say(f"word vectors: {found:,} of the {words:,} words of the training captions")
         pairs = _weighed(parts, say)
         if config.input_noise:
             _set_deviations(parts)

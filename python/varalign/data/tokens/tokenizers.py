@@ -113,6 +113,11 @@ class Tokenizer:
         self._core.encode_pieces(tuple("\n".join(words(text)) for text in texts), ids, lengths, threads)
         return ids, lengths
 
+    @property
+    def words(self) -> list[str]:
+        """The words of a tokenizer of the kind "words", whose ids are the last ones, in order."""
+        return self._vocabulary.split("\n") if self._vocabulary else []
+
     def save(self, folder: Path) -> None:
         """Write the vocabulary, under the name that its own library gives it, and a description into a folder."""
         folder = Path(folder)
