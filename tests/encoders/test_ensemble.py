@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from varalign.canonical import RunningCovariance, Whitening
-from varalign.encoders.ensemble import EnsembleHead
+from varalign.encoders.ensemble import EnsembleHead, trained_in
 from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
 from varalign.encoders.heads import build_head, closed_form_heads
 
@@ -92,3 +92,19 @@ def test_impossible_shapes_are_refused():
         EnsembleHead(5, HeadShape(8, "ensemble", members=0))
     with pytest.raises(ValueError, match=r"within \[0, 1\)"):
         HeadShape(700, "ensemble", dropout=1.0)
+
+
+def test_members_multiply_in_bfloat16_in_training_alone():
+    """Tolerance 0.02 for bfloat16's 8 bits; the weights and their gradients stay float32."""
+    x, _, covariance, found = fitted()
+    head, _ = ensemble_heads(found, covariance, members=3, member_dim=4, hidden_dim=8)
+    whole, evaluated = head.train()(x), head.eval()(x)
+    trained_in(head, torch.bfloat16)
+    torch.testing.assert_close(head.eval()(x), evaluated, atol=0, rtol=0)
+    halved = head.train()(x)
+    assert halved.dtype == torch.float32 and not torch.equal(halved, whole)
+    torch.testing.assert_close(halved, whole, atol=0.02, rtol=0)
+    halved.square().sum().backward()
+    assert head.hidden.grad.dtype == head.hidden.dtype == torch.float32
+    trained_in(head, None)
+    torch.testing.assert_close(head.train()(x), whole, atol=0, rtol=0)

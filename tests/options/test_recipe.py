@@ -23,14 +23,14 @@ CASES = [
     (
         {"features": "f"},
         6000,
-        "--head mlp --hidden-dim 512 --dropout 0 --members 8 --epochs 40 --batch-size 256 --lr 0.003 "
-        "--weight-decay 0.05 --input-noise 1 --captions-per-step 1 --captions-as mean",
+        "--head mlp --hidden-dim 512 --dropout 0 --members 8 --epochs 15 --batch-size 256 --lr 0.003 "
+        "--weight-decay 0.05 --input-noise 1 --captions-per-step 1 --captions-as mean --evaluations 5",
     ),
     (
         {"features": "f"},
         600,
         "--head mlp --hidden-dim 512 --dropout 0 --members 0 --epochs 0 --batch-size 200 --lr 0.003 "
-        "--weight-decay 0.05 --input-noise 1 --captions-per-step 1 --captions-as mean",
+        "--weight-decay 0.05 --input-noise 1 --captions-per-step 1 --captions-as mean --evaluations 5",
     ),
     (
         {"features": "f", "voices": "none", "members": 0},

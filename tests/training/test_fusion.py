@@ -34,13 +34,6 @@ def begun(features: Path, **options: Any):
     return parts, parts.config
 
 
-@torch.no_grad()
-def fusion_similarities(fusion: Fusion):
-    images = fusion.model.eval().image_head.parts(fusion.image_features)
-    texts = fusion.model.text_head.parts(fusion.text_features)
-    return [fusion._similarities(u, v) for u, v in zip(images, texts, strict=True)]
-
-
 def test_members_that_know_nothing_get_no_share(features_file: Path, tmp_path: Path) -> None:
     data = load_features(features_file)
     random = np.random.default_rng(0)
@@ -54,8 +47,11 @@ def test_members_that_know_nothing_get_no_share(features_file: Path, tmp_path: P
             assert fusion.choose(trained=False) == 0
             assert fusion.choose() == 0
     scale = float(parts.model.evaluation_scale)
-    closed, _ = fusion_similarities(fusion)
-    means = [float(pair_losses(closed, other).mean()) for other in (scale, max(1.0, scale * 0.8), scale * 1.25)]
+    closed, _ = fusion._scores()
+    means = [
+        float(pair_losses(closed.pairs.detach(), other).mean())
+        for other in (scale, max(1.0, scale * 0.8), scale * 1.25)
+    ]
     assert min(means) > means[0] - 0.01
 
 
@@ -67,12 +63,18 @@ def test_members_that_know_more_get_their_share(features_file: Path) -> None:
             assert isinstance(head, VoicesHead)
             for voice in head.fixed.values():
                 voice.map.copy_(torch.randn(voice.map.shape, generator=torch.Generator().manual_seed(1)))
-    closed, _ = fusion_similarities(fusion)
-    perfect = torch.eye(closed.shape[1]).expand_as(closed)
-    given = iter([closed, perfect])
-    fusion._similarities = lambda u, v: next(given)  # type: ignore[method-assign]
+    closed, members = fusion._scores()
+    perfect = replace(members, pairs=torch.eye(closed.pairs.shape[1]).expand_as(closed.pairs))
+    fusion._scores = lambda: (closed, perfect)  # type: ignore[method-assign]
     assert fusion.choose() > 0
     assert float(parts.model.image_head.share) == float(parts.model.text_head.share) > 0
+
+
+def test_a_share_that_is_told_is_taken_once_members_are_trained(features_file: Path) -> None:
+    parts, config = begun(features_file, members_share=0.625)
+    fusion = Fusion.of(parts, config.batch_size)
+    assert [fusion.choose(trained=trained) for trained in (False, True)] == [0, 0.625]
+    assert float(parts.model.text_head.share) == 0.625
 
 
 def test_a_run_keeps_the_closed_form_as_epoch_0_and_is_loaded_whole(features_file: Path, tmp_path: Path) -> None:

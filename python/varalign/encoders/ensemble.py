@@ -29,6 +29,8 @@ class Members(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    products: torch.dtype | None = None
+    """Type of the matrix products in training; None: that of the weights. `trained_in` sets it."""
 
     def __init__(self, feature_dim: int, shape: HeadShape) -> None:
         super().__init__()
@@ -56,9 +58,11 @@ class Members(nn.Module):
         standardised = (centred / self.deviation).expand(self.members, *centred.shape)
         if self.training and self.noise > 0:
             standardised = standardised + self.noise * torch.randn_like(standardised)
-        hidden = nn.functional.gelu(standardised @ self.hidden + self.bias.view(self.members, 1, -1))
+        dtype = self.products if self.training and self.products is not None else self.hidden.dtype
+        bias = self.bias.view(self.members, 1, -1).to(dtype)
+        hidden = nn.functional.gelu(standardised.to(dtype) @ self.hidden.to(dtype) + bias)
         hidden = nn.functional.dropout(hidden, self.dropout, self.training)
-        members = nn.functional.normalize((hidden @ self.output).float(), dim=-1) / math.sqrt(self.members)
+        members = nn.functional.normalize((hidden @ self.output.to(dtype)).float(), dim=-1) / math.sqrt(self.members)
         return members.transpose(0, 1).flatten(1)
 
     @torch.no_grad()
@@ -66,6 +70,13 @@ class Members(nn.Module):
         """Copy μ (F,) and the deviations from the variances (F,) of the training features."""
         self.mean.copy_(mean)
         self.deviation.copy_(deviations(variance))
+
+
+def trained_in(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Let the members of a model multiply in `dtype` in training; weights, and all else, stay as they are."""
+    for module in model.modules():
+        if isinstance(module, Members):
+            module.products = dtype
 
 
 class EnsembleHead(Members):

@@ -18,13 +18,27 @@ Ids = tuple[Tensor, Tensor]
 """Ids of n images, (n,) or (n, K), and of their n texts, as `contrastive` takes them."""
 
 
-def pair_losses(similarities: Tensor, scale: float, positive: Tensor | None = None) -> Tensor:
+def pair_losses(
+    similarities: Tensor,
+    scale: float,
+    positive: Tensor | None = None,
+    *,
+    priors: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """(..., n) losses of the pairs on the diagonals of (..., n, n) similarities, each the mean of both directions.
 
     positive: (..., n, n) which texts belong to which images; None: those on the diagonal.
+    priors: (..., n) of the images and of the texts, which hub correction takes from their scores as candidates.
     """
     z = scale * similarities
-    return (z.logsumexp(-2) + z.logsumexp(-1)) / 2 - mean_positive(z, positive)
+    if priors is None:
+        return (z.logsumexp(-2) + z.logsumexp(-1)) / 2 - mean_positive(z, positive)
+    images, texts = scale * priors[0][..., :, None], scale * priors[1][..., None, :]
+    wrong = ((z - images).logsumexp(-2) + (z - texts).logsumexp(-1)) / 2
+    if positive is None:
+        return wrong - mean_positive(z - (images + texts) / 2, None)
+    right = ((z - texts) * positive).sum(-1) / positive.sum(-1) + ((z - images) * positive).sum(-2) / positive.sum(-2)
+    return wrong - right / 2
 
 
 def mean_positive(values: Tensor, positive: Tensor | None) -> Tensor:

@@ -25,6 +25,19 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
+def members_products(name: str, device: torch.device) -> torch.dtype | None:
+    """The type of the matrix products of members in training; None: that of their weights, or of the autocast.
+
+    `auto` is bfloat16 on a CPU that multiplies it: twice as fast, at the same recall.
+    """
+    import torch
+
+    if device.type != "cpu" or name != "auto":
+        return None
+    can = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else None
+
+
 def pick_device(name: str | None) -> torch.device:
     """The device to train on: the named one, else the first that is there of CUDA, Apple's MPS and the CPU.
 

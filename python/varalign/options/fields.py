@@ -198,6 +198,10 @@ class Options:
         high=64,
     )
 
+    members_share: float | None = _encoders(
+        "the members' part of the similarity (default: chosen on held-out pairs)", low=0.0, high=1.0
+    )
+
     continue_from: str | None = _start(
         "start from the best weights of another run, in a new run folder, with more epochs, other data or another "
         "batch size; options that are not given are that run's",
@@ -313,7 +317,9 @@ class Options:
         low=1,
     )
     evaluations: int = _training(
-        "number of evaluations on dev, evenly spaced, besides the one at the start; 0: one after each epoch", 0, low=0
+        "number of evaluations on dev, evenly spaced, besides the one at the start; 0: one after each epoch",
+        recipe=True,
+        low=0,
     )
     patience: int = _training("stop after N epochs without a better mean recall on dev; 0: never", 0, low=0)
     hub_correction: Literal["auto", "off", "train", "dev"] = _training(

@@ -62,7 +62,13 @@ CLOSED_FORM: Mapping[str, Any] = {
     "input_noise": 1.0,
     "captions_per_step": 1,
     "captions_as": "mean",
+    "evaluations": 5,
 }
+"""Looks at dev are few, as each takes as long as half an epoch at 6,000 images."""
+
+MEMBERS_IMAGES = 90_000
+"""Images that members see in all, at 10 to 60 epochs: at 6,000 training images 15 epochs lower the loss of dev, hubs
+corrected, from 2.183 to 2.137, and 8 epochs to 2.160."""
 
 FULL = 6000
 """Training images of that study, which also tuned the rates at a twentieth and a tenth of them."""
@@ -90,7 +96,8 @@ def recipe(
     if start == "random":
         return {**RANDOM, **SCRATCH_TEXT} if scratch_text else dict(RANDOM)
     if not residual:  # at least three steps an epoch
-        return {**CLOSED_FORM, "batch_size": min(256, max(32, images // 3)), "epochs": 60 if images < 2000 else 40}
+        epochs = min(60, max(10, round(MEMBERS_IMAGES / images)))
+        return {**CLOSED_FORM, "batch_size": min(256, max(32, images // 3)), "epochs": epochs}
     share = images / FULL
     lr = 1e-3 * min(1.0, max(0.03, share**1.5))
     map_lr = 0.1 * min(3.0, max(1.0, share**-0.5))

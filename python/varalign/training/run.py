@@ -25,7 +25,7 @@ from varalign.inputs.models import saved_model
 from varalign.inputs.open_data import open_data
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
-from varalign.options.device import pick_device, pick_precision
+from varalign.options.device import members_products, pick_device, pick_precision
 from varalign.options.recipe import fill, filled
 from varalign.options.voice_list import voices_line
 from varalign.runs.checkpoint import step_folders
@@ -217,12 +217,13 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": str(device),
         "torch_threads": torch.get_num_threads(),
+        "members_in": str(members_products("auto", device)),
     }
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """A remark on the entries of `_machine` that have changed since the run began; empty if none has."""
-    names = ("torch", "device", "torch_threads")
+    names = ("torch", "device", "torch_threads", "members_in")
     changed = [name for name in names if name in then and then[name] != now[name]]
     told = ", ".join(f"{name} was {then[name]} and is {now[name]}" for name in changed)
     hint = f" (OMP_NUM_THREADS={then['torch_threads']} sets the threads)" if "torch_threads" in changed else ""

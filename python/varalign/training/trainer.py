@@ -23,11 +23,12 @@ from torch import Tensor
 
 from varalign.aligner.evaluate import evaluate
 from varalign.data.sampler import epoch_batches
+from varalign.encoders.ensemble import trained_in
 from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.live import LiveImages
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
-from varalign.options.device import pick_precision
+from varalign.options.device import members_products, pick_precision
 from varalign.runs.checkpoint import newest_checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import MetricsLog
@@ -72,6 +73,7 @@ class Trainer:
     ) -> None:
         self.config, self.parts, self.run = config, parts, run
         self.state = TrainingState(config, parts, pair_weights)
+        trained_in(parts.model, members_products(config.precision, parts.device))
         self.log = MetricsLog(run.metrics)
         self.saver = Saver(config, run, self.state, self.log)
         self.steps_per_epoch = len(self._order(0))

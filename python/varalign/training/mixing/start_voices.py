@@ -26,8 +26,10 @@ from varalign.inputs.parts import Inputs, Parts
 from varalign.inputs.unpaired import Unpaired, open_unpaired
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
+from varalign.options.recipe import FEWEST_FOR_MEMBERS
 from varalign.options.voice_list import FEWEST_DEV, FITTED, voices_of
 from varalign.runs.folder import RunFolder
+from varalign.training.mixing.fold_members import out_of_fold_share
 
 Say = Callable[[str], None]
 
@@ -116,6 +118,9 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
         ) from None
     except ValueError as error:
         raise ConfigError(f"--settings {config.settings}: {error}") from None
+    chosen = config.members and config.members_share is None and fitted.settings == "cv"
+    if chosen and len(rows) >= FEWEST_FOR_MEMBERS:  # with fewer, members are there because someone wants them
+        inputs = _with_share(inputs, fitted, say)
     gain = fitted.hub_gain("bank")
     lexical = fitted.mixture.reads_lexical()
     parts = _model(inputs, fitted, train, lexicon if lexical else None)
@@ -140,6 +145,14 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
             f"self-training on unpaired images and texts: {len(fitted.rounds) - 1} rounds taken, held-out loss {losses}"
         )
     return parts, choice
+
+
+def _with_share(inputs: Inputs, fitted: Fitted, say: Say) -> Inputs:
+    """The inputs with the members' share that is best out of fold; without members where that is none."""
+    share = out_of_fold_share(fitted.parts, inputs.config)
+    say(f"members, by the loss of {len(fitted.parts)} folds: {f'share {share:g}' if share else 'none'}")
+    said: dict[str, Any] = {"members_share": share} if share else {"members": 0, "epochs": 0}
+    return replace(inputs, config=replace(inputs.config, **said))
 
 
 def weights_of(model: DualEncoder, run: RunFolder) -> dict[str, float] | None:
