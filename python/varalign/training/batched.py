@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.ensemble import trained_in
 from varalign.kernels.query_fields import STATISTICS
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.relation import positive_pairs
 from varalign.options.config import TrainConfig
+from varalign.options.device import members_products
 from varalign.schedules import LossSchedule
 from varalign.schedules.direction_stats import DirectionStats
 from varalign.training.optimiser import AdamW, build_optimiser, set_learning_rate
@@ -131,6 +133,8 @@ class BatchedRuns:
     ) -> None:
         self.models, self.schedules = list(models), [schedule.train() for schedule in schedules]
         self.clip_grad = [config.clip_grad for config in configs]
+        for model, config in zip(models, configs, strict=True):
+            trained_in(model, members_products(config.precision, model.log_logit_scale.device))
         self._base = copy.deepcopy(self.models[0]).train()
         self._parameters = self._stacked([dict(model.named_parameters()) for model in models])
         self._buffers = self._stacked([dict(model.named_buffers()) for model in models])

@@ -19,12 +19,11 @@ from varalign.canonical.hub_correction import BANK_IMAGES
 from varalign.canonical.voices.fit import Part
 from varalign.canonical.voices.voice_pairs import Pairs
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.encoders.ensemble import Members, trained_in
+from varalign.encoders.ensemble import Members
 from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
 from varalign.encoders.towers import Towers
 from varalign.losses.relation import positive_pairs
 from varalign.options.config import TrainConfig
-from varalign.options.device import members_products
 from varalign.training.batched import BatchedRuns
 from varalign.training.losses import named_schedule
 from varalign.training.member_share import SHARES, Scores, choose_share
@@ -63,8 +62,6 @@ def out_of_fold_share(parts: Sequence[Part], config: TrainConfig) -> float:
 def _trained(parts: Sequence[Part], config: TrainConfig) -> list[DualEncoder]:
     """A model of few members for each fold, in evaluation mode."""
     models = [_model(part.fitted, config) for part in parts]
-    for model in models:
-        trained_in(model, members_products(config.precision, model.log_logit_scale.device))
     batched = BatchedRuns(models, [config] * len(models), [named_schedule("fixed", config) for _ in models])
     orders = [_Order(part.fitted) for part in parts]
     size = min(config.batch_size, *(len(order.pairs.images) for order in orders))
