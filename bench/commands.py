@@ -251,6 +251,8 @@ def growth(options: argparse.Namespace) -> Iterator[list[Row]]:
                 }
             rows = []
             for name, words in commands.items():
+                if options.only and name not in options.only:
+                    continue
                 found = measure(varalign(words), folder)
                 note = f"{found.wall:.1f} s by the wall, {found.peak:,.0f} MiB"
                 rows.append(single(f"{pairs:,} pairs", name, found.processor, "s", note=note, packages=PACKAGES))
@@ -264,6 +266,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[6000, 60_000, 600_000], help="pairs of the growth table"
     )
+    parser.add_argument("--only", nargs="+", help="these rows of the growth table alone, such as diagnose 'data check'")
     parser.add_argument("--no-images", dest="images", action="store_false", help="leave out data check and search")
     parser.add_argument("--place", type=Path, help="where made data lie (default: the folder for temporary files)")
 
