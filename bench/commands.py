@@ -6,7 +6,8 @@
 A command is a process of its own, on one thread unless OMP_NUM_THREADS says otherwise. Times are processor time, user
 and system, but for the first line, which is wall time. "imports" is a process that imports what the command had
 imported when it printed its result. The lean loop trains as large heads for as many epochs on the same features with
-torch alone.
+torch alone. The growth table's made features have 32 directions in common, and dev and test at most 5,000 images each;
+recall of 100,000 images among 500,000 texts is extrapolated in docs/evidence.md (exact, 6.6 minutes, bounded memory).
 """
 
 from __future__ import annotations
