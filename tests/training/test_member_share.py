@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 from varalign.canonical.hub_correction import TRAINED_SHARPNESS
 from varalign.losses.pair_loss import pair_losses
-from varalign.training.member_share import SHARES, Scores, choose_share
+from varalign.training.mixing.member_share import SHARES, Scores, choose_share
 
 
 def views(seed: int, noise: float, *, blocks: int = 3, size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:

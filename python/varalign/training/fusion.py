@@ -12,7 +12,7 @@ from varalign.inputs.pair_features import all_pairs, dev_pairs, first_pairs, thi
 from varalign.inputs.parts import Parts
 from varalign.losses.pair_loss import Ids
 from varalign.losses.relation import positive_pairs
-from varalign.training.member_share import SHARES, Scores, choose_share
+from varalign.training.mixing.member_share import SHARES, Scores, choose_share
 
 
 class Fusion:

@@ -26,7 +26,7 @@ from varalign.losses.relation import positive_pairs
 from varalign.options.config import TrainConfig
 from varalign.training.batched import BatchedRuns
 from varalign.training.losses import named_schedule
-from varalign.training.member_share import SHARES, Scores, choose_share
+from varalign.training.mixing.member_share import SHARES, Scores, choose_share
 from varalign.training.optimiser import rate_factor
 
 FEWER = 4
