@@ -63,10 +63,12 @@ def test_pairs_and_both_kinds_of_pseudo_pairs_have_their_weights(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    "losses, kept", [([2.0, 1.5, 1.2], 4), ([2.0, 2.0, 1.0], 2), ([3.5], 1), ([math.nan], 1), ([], 1)]
+    "losses, kept",
+    [([2.0, 1.5, 1.2], 4), ([2.0, 2.0, 1.0], 2), ([3.5], 1), ([math.nan], 1), ([], 1), ([2.999], 1), ([2.8], 2)],
 )
-def test_a_round_is_kept_while_the_held_out_loss_falls(losses: list[float], kept: int) -> None:
-    all_losses = [3.0, *losses]
+def test_a_round_is_kept_while_the_held_out_loss_falls_beyond_chance(losses: list[float], kept: int) -> None:
+    spread = drawn(100, 1, 0)[:, 0]  # each round's own: the differences have a standard error of about 0.05
+    all_losses = [3.0 + 0.3 * spread.roll(0), *(loss + 0.3 * spread.roll(1 + at) for at, loss in enumerate(losses))]
     rounds = self_train(0, lambda number: number + 1, all_losses.__getitem__, len(losses))
     assert rounds == list(range(kept))
 

@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from varalign.canonical.chance import clearly_lower
 from varalign.canonical.covariance import BLOCK_ROWS, RunningCovariance
 from varalign.canonical.hub_correction import HELD_OUT_SHARPNESS, QueryBank
 from varalign.evaluation.products import exact_products
@@ -122,23 +123,24 @@ def rounds_for(images: int) -> int:
     return MANY_ROUNDS if images >= MANY_IMAGES else FEW_ROUNDS
 
 
-def self_train(first: T, refit: Callable[[T], T], loss: Callable[[T], float], rounds: int) -> list[T]:
-    """Refit on the pairs and the pseudo-pairs of the fit before, as long as the held-out loss falls.
+def self_train(first: T, refit: Callable[[T], T], losses: Callable[[T], Tensor], rounds: int) -> list[T]:
+    """Refit on the pairs and the pseudo-pairs of the fit before, as long as the held-out loss falls beyond chance.
 
     Args:
         first: the fit of the pairs alone.
         refit: from a fit to the next round's.
-        loss: of held-out pairs, at the logit scale that suits them best.
+        losses: (n,) of held-out images, the same ones in the same order, at the logit scale that suits them best.
         rounds: at most.
 
     Returns:
-        The first fit, then each round's; the last one is the one to use. A round that did not lower the loss is not
-        among them, and none follows it.
+        The first fit, then each round's; the last one is the one to use. A round that did not lower the losses clearly
+        (see `varalign.canonical.chance`) is not among them, and none follows it: a pool of noise lowers them by a hair
+        in half of all draws.
     """
     kept = [first]
     for _ in range(rounds):
         found = refit(kept[-1])
-        if not loss(found) < loss(kept[-1]):
+        if not clearly_lower(losses(found), losses(kept[-1])):
             break
         kept.append(found)
     return kept

@@ -69,6 +69,20 @@ def test_a_pool_that_does_not_help_changes_nothing() -> None:
     assert torch.equal(found.mixture.embed_images(dev.images), alone.mixture.embed_images(dev.images))
 
 
+def test_pools_are_taken_by_what_they_are_not_by_chance() -> None:
+    """Pools whose texts, turned in space, have nothing in common with their images, and true ones."""
+    taken = {"noise": 0, "true": 0}
+    for seed in range(8):
+        pairs, dev = drawn(60, 10 * seed), drawn(200, 10 * seed + 1)
+        pool = drawn(300, 10 * seed + 2, paired=False)
+        turned = torch.linalg.qr(torch.randn(30, 30, generator=torch.Generator().manual_seed(seed))).Q
+        pools = {"noise": replace(pool, texts=pool.texts @ turned), "true": pool}
+        for name, given in pools.items():
+            found = fit_voices(pairs, dev, voices=["closed-form"], grids=ONE, pool=given)
+            taken[name] += len(found.rounds) > 1
+    assert taken == {"noise": 0, "true": 8}
+
+
 def test_every_voice_is_refitted_in_the_folds_too() -> None:
     """Without a dev split the folds' fits have pseudo-pairs of their own: what is held out is in none of them."""
     pairs, pool, test = drawn(20, 0), drawn(300, 2, paired=False), drawn(300, 5)

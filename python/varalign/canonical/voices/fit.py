@@ -210,7 +210,7 @@ def fit_voices(
         whole = pools[0] if held_out is not None else _Pool.of(pool, fit_on or pairs, before.mixture, before.scale)
         return chosen(again, lambda name: whole.refitted(of_all(name)))
 
-    rounds = self_train(first, refit, lambda one: one.weighing.loss, rounds_for(len((fit_on or pairs).images)))
+    rounds = self_train(first, refit, lambda one: one.weighing.losses, rounds_for(len((fit_on or pairs).images)))
     return replace(rounds[-1], rounds=[one.weighing.loss for one in rounds])
 
 

@@ -10,19 +10,18 @@ V voices, P held-out pairs.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from varalign.canonical.chance import clearly_lower
 from varalign.canonical.voices.held_out import best_scale, hits_at_1, losses_at
 from varalign.data.waiting import counted
 
 QUARTERS = 4
 _Tried = tuple[dict[str, float], float, Tensor, Tensor]  # weights, scale, losses by image, hits by pair
-STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,19 @@ class Weighing:
     Attributes:
         weights: of each voice, 0 for one that was tried and not kept.
         scale: the logit scale of the mixture at its least loss.
-        loss: mean over the held-out pairs.
+        losses: (I,) float64 mean held-out loss of each image's pairs.
         recall: Recall@1 within the blocks, the mean of both directions, a fraction.
     """
 
     weights: dict[str, float]
     scale: float
-    loss: float
+    losses: Tensor
     recall: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over the held-out images."""
+        return float(self.losses.mean())
 
     def kept(self) -> dict[str, float]:
         """The voices that count."""
@@ -65,7 +69,7 @@ def weigh(similarities: Mapping[str, list[Tensor]], positives: list[Tensor | Non
         losses = _by_image(losses_at(scored, scale), image_of)
         tried.append((dict(zip(names, weights, strict=True)), scale, losses, hits_at_1(scored)))
     least = min(tried, key=lambda one: float(one[2].mean()))
-    close = [one for one in tried if _within(one[2], least[2])]
+    close = [one for one in tried if not clearly_lower(least[2], one[2])]
     best = _best_of(tried, 1)
     for voices in range(1, len(names) + 1):
         found = [one for one in close if _voices(one[0]) == voices]
@@ -76,7 +80,7 @@ def weigh(similarities: Mapping[str, list[Tensor]], positives: list[Tensor | Non
     if float(best[3].mean()) < float(single[3].mean()):
         best = single
     chosen, scale, losses, hits = best
-    return Weighing(chosen, scale, float(losses.mean()), float(hits.mean()))
+    return Weighing(chosen, scale, losses, float(hits.mean()))
 
 
 def mixture(similarities: Mapping[str, list[Tensor]], weights: Mapping[str, float]) -> list[Tensor]:
@@ -108,10 +112,3 @@ def _by_image(losses: Tensor, image_of: Tensor) -> Tensor:
         torch.zeros(len(count), dtype=torch.float64, device=losses.device).index_add_(0, number, losses.double())
         / count
     )
-
-
-def _within(losses: Tensor, least: Tensor) -> bool:
-    """Whether the mean of `losses` is within two standard errors of their differences from that of `least`."""
-    more = losses - least
-    error = float(more.std() / math.sqrt(len(more))) if len(more) > 1 else math.inf
-    return float(more.mean()) <= STANDARD_ERRORS * error
