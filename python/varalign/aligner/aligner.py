@@ -104,10 +104,13 @@ class Aligner(Encodes, Shares):
         if source == "off":
             return hub_bank.OFF
         if self._bank is None:
-            return hub_bank.choose(self.parts, source, form)
+            return self._chosen(source, form, "test")
         key = cache_key("hub correction", self.weights, source, form)
-        judged = None if self.run is None else self.run.judged_by_folds()
-        return hub_bank.kept(self._bank, key, lambda: hub_bank.choose(self.parts, source, form, judged=judged))
+        return hub_bank.kept(self._bank, key, lambda: self._chosen(source, form, "test"))
+
+    def _chosen(self, source: str, form: HubForm, split: str) -> hub_bank.Chosen:
+        folds = None if self.run is None else self.run.chosen_by_folds()
+        return hub_bank.choose(self.parts, source, form, split, folds=folds)
 
     @classmethod
     def from_pretrained(
@@ -200,8 +203,12 @@ class Aligner(Encodes, Shares):
         return scores.numpy(), rows.numpy()
 
     def embedded(self, split: str) -> SplitEmbeddings:
-        """The unit vectors of a split's images and texts."""
-        return embed_split(self.parts, self.parts.data.rows(split))
+        """The unit vectors of a split's images and texts.
+
+        Raises:
+            DataError: the data have no such split.
+        """
+        return embed_split(self.parts, self.rows(split))
 
     def evaluate(
         self,
@@ -224,6 +231,7 @@ class Aligner(Encodes, Shares):
         Raises:
             DataError: `noise` names an unknown kind, or a rate out of range.
         """
+        self.rows(split)
         correction = self._correction(hub_correction, hub_form, split)
         parts = self.parts if noise is None else self._noisy(self.model, split, noise)
         result = evaluate(parts, split, correction, found=found)
@@ -238,7 +246,7 @@ class Aligner(Encodes, Shares):
     def _correction(self, source: str | None, form: HubForm | None, split: str) -> HubCorrection | None:
         if source is None and form is None:
             return self.hub.correction
-        chosen = hub_bank.choose(self.parts, source or self.config.hub_correction, form or self.config.hub_form, split)
+        chosen = self._chosen(source or self.config.hub_correction, form or self.config.hub_form, split)
         to_stderr(chosen.line)
         return chosen.correction
 
@@ -276,8 +284,15 @@ class Aligner(Encodes, Shares):
         return {"model": "reachable", **reachable(data.equal_captions[found.captions], found.owner, len(found.rows))}
 
     def rows(self, split: str) -> Rows:
-        """Image rows of a split; `all` gives every image."""
-        return _rows(self.parts, split)
+        """Image rows of a split; `all` gives every image.
+
+        Raises:
+            DataError: the data have no such split.
+        """
+        rows = _rows(self.parts, split)
+        if not len(rows):
+            raise DataError(f"{self.name}: its data have no {split} split; name another one by --split")
+        return rows
 
     def visualize(
         self,

@@ -31,25 +31,30 @@ REPORT = "report.json"
 def write_run_report(
     run: RunFolder,
     parts: Parts,
-    tested: SplitEmbeddings,
+    shown: SplitEmbeddings,
     correction: HubCorrection | None,
     rows: Sequence[Mapping[str, Any]],
+    *,
+    split: str = "test",
 ) -> None:
-    """Write the page of a run whose own test split was evaluated.
+    """Write the page of a run that was evaluated on its own data.
 
     Args:
         run: the run folder.
-        parts: model and data. tested: the embeddings of the test split.
+        parts: model and data. shown: the embeddings of the split whose pairs the page shows.
         correction: of the scores that rank.
         rows: lines of the result table.
+        split: that is shown: test, or train where there is no test split.
     """
     data = parts.data
     notes = [*(data.notes if isinstance(data, ImageCaptions) else []), *split_sizes(data)]
-    shown = showcase(parts, "test", tested, correction)
+    if split != "test":
+        notes.insert(0, "No test split: the examples and the map show training pairs, which the model was fitted on.")
+    found = showcase(parts, split, shown, correction)
     before = _read(run)
-    report = {"rows": list(rows), "showcase": shown, "notes": notes}
+    report = {"rows": list(rows), "showcase": found, "notes": notes}
     if before is not None:
-        _keep_layouts(before.get("showcase", {}).get("map", {}), shown["map"])
+        _keep_layouts(before.get("showcase", {}).get("map", {}), found["map"])
         report |= {"diagnosis": before["diagnosis"]} if "diagnosis" in before else {}
     _write(run, report)
 

@@ -106,7 +106,7 @@ class HubCorrection:
     """The correction of both directions.
 
     Attributes:
-        source: where the queries come from: "train", "dev" or "gallery".
+        source: where the queries come from: "train", "dev", "unpaired", "gallery" or the name of a file.
         form: one of `FORMS`.
         tau: the inverse temperature of both directions.
         images: the bank of image queries, which gives the prior of texts.
@@ -146,9 +146,14 @@ class HubCorrection:
         return self.images.prior(text_embeddings, self.tau)
 
 
+def thinned_rows(rows: Tensor, most: int) -> Tensor:
+    """At most `most` of the rows (N, D), evenly spread."""
+    return rows if len(rows) <= most else rows[evenly(len(rows), most, rows.device)]
+
+
 def thinned_texts(texts: Tensor) -> Tensor:
     """At most `BANK_TEXTS` of the text queries (T, D), evenly spread."""
-    return texts if len(texts) <= BANK_TEXTS else texts[evenly(len(texts), BANK_TEXTS, texts.device)]
+    return thinned_rows(texts, BANK_TEXTS)
 
 
 def as_queries(embeddings: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 from varalign.cli.arguments import add_json, add_option, add_run, add_split, answer, load, places
 from varalign.data.errors import DataError
-from varalign.options.fields import OPTIONS
+from varalign.options.hub_sources import GALLERY, check_hub_source
 
 STATISTICS = (
     "cosine_similarity",
@@ -34,9 +34,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--noise", metavar="SPEC", help="inject noise into the split, such as blur=0.5,drop-words=0.2")
     parser.add_argument(
         "--hub-correction",
-        choices=(*(OPTIONS["hub_correction"].choices or ()), "gallery"),
-        help="another correction than the run's own: a bank of train or dev queries, or of the evaluated split's own "
-        "(gallery: the table says so)",
+        metavar="WORD|FILE",
+        help="another correction than the run's own, as --hub-correction of train; or gallery: a bank of the evaluated "
+        "split's own queries, which the table says",
     )
     add_option(parser, "hub_form").default = None  # the run's own
     add_json(parser)
@@ -56,9 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
 
         options = {"seed": arguments.seed or 0, "same_caption": arguments.same_caption, **places(arguments)}
         model = zero_shot(arguments.zero_shot, arguments.data, **options)
+    if arguments.hub_correction is not None:
+        check_hub_source(arguments.hub_correction, more=(GALLERY,))
     how = {"hub_correction": arguments.hub_correction, "hub_form": arguments.hub_form}
     own = arguments.data is None and arguments.noise is None and how == {"hub_correction": None, "hub_form": None}
     reported = model.run is not None and own and arguments.split == "test" and arguments.checkpoint == "best"
+    if reported and not len(model.parts.data.rows("test")) and (kept := model.run.nested()) is not None:
+        return _nested(arguments, model, kept)
     found = model.embedded("test") if reported else None
     result = model.evaluate(arguments.split, noise=arguments.noise, found=found, **how)
     from varalign.runs.result_table import chance_remark, final_table
@@ -80,6 +84,16 @@ def run(arguments: argparse.Namespace) -> int:
 
         write_run_report(model.run, model.parts, found, model.hub.correction, rows)
     return code
+
+
+def _nested(arguments: argparse.Namespace, model: Any, kept: dict[str, Any]) -> int:
+    """Print what training found by nested cross-validation: the run has no test split."""
+    from varalign.runs.result_table import chance_remark, final_table
+
+    chance, zero_shot = kept.pop("chance"), kept.pop("zero_shot")
+    named = {"model": str(model.name), "same_caption": model.config.same_caption, "noise": None, **kept}
+    rows = [{"epochs": model.epochs, **named}, *filter(None, (zero_shot, chance))]
+    return answer(arguments, named, [final_table(rows), *chance_remark(named, chance)])
 
 
 def _error(result: dict[str, Any], key: str) -> str:

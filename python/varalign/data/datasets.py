@@ -17,7 +17,7 @@ from varalign.data.readers.folders import FoundFolder, Missing, read_folder
 from varalign.data.readers.image_folder import ImageFolder, identical_files
 from varalign.data.readers.reading import Reading
 from varalign.data.same_captions import SameCaption
-from varalign.data.splits import choose_splits, limit_training
+from varalign.data.splits import choose_splits, limit_training, without_splits
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class ImageCaptions(CaptionIndex):
     captions: (T,). caption_image_ids: (T,) int64, the row of each caption's image.
     split: (I,) int8: 0 train, 1 dev, 2 test, -1 none.
     image_ids: (I,) int64, equal for byte-identical files; an id is never in two splits.
+    split_by: how its splits were made, as `Reading.split_by`.
     notes: lines that the user should see. same_caption: whether equal captions are one text, see `CaptionIndex`.
     """
 
@@ -43,6 +44,7 @@ class ImageCaptions(CaptionIndex):
     image_bytes: NDArray[np.int64]
     notes: list[str] = field(default_factory=list)
     same_caption: SameCaption = "positive"
+    split_by: str | None = None
     other_splits = "add images; where the splits are given, --split-by seed draws all three anew"
 
     @property
@@ -81,6 +83,7 @@ def load_dataset(
     dataset_size: int | None = None,
     captions_per_image: int | None = None,
     reading: Reading = Reading(),
+    whole_below: int = 0,
 ) -> ImageCaptions:
     """Read a folder of images and captions and give every image its split.
 
@@ -89,6 +92,7 @@ def load_dataset(
     dataset_size: keep that many training images, nested for growing numbers; the others get split -1.
     captions_per_image: keep the first that many captions of each training image; dev and test stay whole.
     reading: what the user says of how the folder is read: captions file, image folder, separator, columns.
+    whole_below: with fewer images than this and no splits in the folder, every image is for training.
     Raises DataError for everything the user can mend.
     """
     if captions_per_image is not None and captions_per_image < 1:
@@ -96,7 +100,10 @@ def load_dataset(
     found = read_folder(Path(folder), reading, skip_empty=skip_missing)
     if found.missing and not skip_missing:
         raise DataError(missing_message(found))
-    dataset = assemble(found, seed=seed, dataset_size=dataset_size, split_by=reading.split_by)
+    split_by = reading.split_by
+    if split_by is None and len(found.images) < whole_below and without_splits(found):
+        split_by = "none"
+    dataset = assemble(found, seed=seed, dataset_size=dataset_size, split_by=split_by)
     return dataset if captions_per_image is None else _first_captions_only(dataset, captions_per_image)
 
 
@@ -125,6 +132,7 @@ def assemble(
         split=split,
         image_ids=image_ids,
         image_bytes=np.array([image.size for image in found.images], dtype=np.int64),
+        split_by=split_by,
         notes=[_count(found), *found.notes, *_notes(found, image_ids), *split_notes],
     )
 

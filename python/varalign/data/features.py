@@ -144,6 +144,20 @@ def load_rows(path: Path, name: str) -> NDArray[np.float32]:
         return _finite(path, name, _read_tensors(path, {name: (_FLOATS, 2)}, {})[name])
 
 
+def tensor_names(path: Path) -> list[str]:
+    """The names of the tensors in a features file; DataError where it is absent or no safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    with readable(path):
+        try:
+            with open_user_file(path), safe_open(str(path), framework="numpy") as tensors:
+                return sorted(tensors.keys())
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such features file; 'varalign embed --features' writes one") from None
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: not a whole safetensors file ({error}); write it anew") from None
+
+
 def load_texts(path: Path, count: int) -> list[str] | None:
     """The texts beside a features file that has `count` of them; None where they are not there."""
     return read_strings(_beside(path, "texts"), count, "texts")

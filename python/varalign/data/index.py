@@ -169,12 +169,17 @@ class CaptionIndex:
         first = np.stack([owner[at], text[at]], axis=1)
         return Candidates(places, rows[places], captions[kept], owner[kept], pairs, first)
 
-    def lacking(self) -> list[str]:
-        """What each split has too little of for training; empty where training can begin."""
+    def lacking(self, *, held_out: bool = True) -> list[str]:
+        """What each split has too little of for training; empty where training can begin.
+
+        Args:
+            held_out: whether dev and test are needed, as by everything that is trained step by step.
+        """
         sizes = {name: int((self.split == code).sum()) for name, code in SPLITS.items()}
+        needed = {"train": 2, "dev": 1, "test": 1} if held_out else {"train": 2}
         return [
             f"the {name} split has {sizes[name]} images; training needs at least {least}; {self.other_splits}"
-            for name, least in (("train", 2), ("dev", 1), ("test", 1))
+            for name, least in needed.items()
             if sizes[name] < least
         ]
 

@@ -6,7 +6,7 @@ in the names of files and folders (COCO's, `train/`), where there is more than o
 image in no list gets none; else a split drawn by the seed, image by image. Where a captions file has no test split
 (COCO's), half of its dev images, drawn by the seed, are the test split, and the other way round. Where it says that all
 images are for training, the splits are drawn from these; where it says that none is, it is refused. `--split-by seed`
-draws all splits, whatever is there.
+draws all splits, whatever is there; `--split-by none` draws none, and every image is for training.
 
 The drawn split gives a tenth of the images each to dev and test, at least 1 and at most 5,000, and needs 3 different
 images. Images are ordered by a hash of seed and name, so the split depends on the seed and the set of images alone.
@@ -49,7 +49,11 @@ def choose_splits(
     """
     names = [image.name for image in found.images]
     there = set(found.splits.values())
-    if split_by == "seed":
+    notes: list[str] = []
+    if split_by == "none":
+        split = np.zeros(len(names), dtype=np.int8)
+        source = "no dev or test split, every image is for training"
+    elif split_by == "seed":
         split, notes = seeded_split(names, image_ids, seed), []
         source = f"splits drawn by seed {seed}, as --split-by says"
     elif there in ({"dev"}, {"test"}):
@@ -84,6 +88,11 @@ def choose_splits(
             f"{found.folder}: no image is left for training ({notes[0]}); put images and captions of it there"
         )
     return split, notes
+
+
+def without_splits(found: FoundFolder) -> bool:
+    """Whether a folder says nothing of splits, or only that all images are for training."""
+    return set(found.splits.values()) <= {"train"} and not _find_lists(found.folder)
 
 
 def _halve_held_out(split: NDArray[np.int8], names: list[str], image_ids: NDArray[np.int64], seed: int) -> list[str]:

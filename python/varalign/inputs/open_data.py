@@ -27,8 +27,14 @@ USUAL_DATA = Path("data/flickr8k")
 SAMPLE_DATA = Path("data/sample")
 
 
-def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
+def open_data(config: TrainConfig, say: Say, *, whole_below: int = 0) -> tuple[TrainConfig, Data]:
     """The data that the options name, and the options with the data's place resolved.
+
+    Args:
+        config: the options.
+        say: called with notes on the data.
+        whole_below: where a folder has no splits of its own and fewer images than this, and the run needs none, every
+            image is for training, as with `--split-by none`; the options that come back say so.
 
     Noise is in the training split, and the excluded pairs are not: they were found among the noisy ones.
 
@@ -59,7 +65,9 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
             dataset_size=config.dataset_size,
             captions_per_image=config.captions_per_image,
             reading=Reading.of(config),
+            whole_below=0 if config.needs_held_out or config.dataset_size is not None else whole_below,
         )
+        config = replace(config, split_by=data.split_by)
         given = {name: getattr(config, name) for name in ("captions", "images")}
         found: dict[str, Any] = {
             name: str(given_place(path, place).resolve()) for name, path in given.items() if path is not None
@@ -70,14 +78,14 @@ def open_data(config: TrainConfig, say: Say) -> tuple[TrainConfig, Data]:
     data = replace(data, same_caption=config.same_caption)
     if isinstance(data, FeatureSet):
         data = data.limited(config.dataset_size, config.seed)
-    data = damaged(checked(data, str(place)), parse_noise(config.noise), "train", config.seed)
+    data = damaged(checked(data, str(place), config), parse_noise(config.noise), "train", config.seed)
     others = ("exclude", "unpaired_images", "unpaired_texts")
     named = {name: str(Path(value).resolve()) for name in others if (value := getattr(config, name)) is not None}
     config = replace(config, **named)  # type: ignore[arg-type]
     if config.exclude is not None:
         data, line = without_excluded(data, Path(str(config.exclude)))
         say(line)
-    return config, checked(data, str(place))
+    return config, checked(data, str(place), config)
 
 
 def _pictured(config: TrainConfig, features: FeatureSet) -> tuple[TrainConfig, FeatureSet]:
@@ -109,12 +117,12 @@ def _folder(config: TrainConfig, say: Say) -> tuple[TrainConfig, Path]:
     return config, SAMPLE_DATA
 
 
-def checked(data: Data, place: str) -> Data:
-    """The data, if each split has what training needs.
+def checked(data: Data, place: str, config: TrainConfig | None = None) -> Data:
+    """The data, if each split has what the run needs; dev and test too where no options are given.
 
     Raises:
         ConfigError: naming the split that has too few images.
     """
-    if lacking := data.lacking():
+    if lacking := data.lacking(held_out=config is None or config.needs_held_out):
         raise ConfigError(f"{place}: {lacking[0]}")
     return data

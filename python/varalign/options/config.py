@@ -17,7 +17,7 @@ from varalign.options.fields import (
     Options,
 )
 from varalign.options.rules import check_rules
-from varalign.options.voice_list import NONE
+from varalign.options.voice_list import MEMBERS, NONE, voices_of
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,12 @@ class TrainConfig(Options):
     def mixes_voices(self) -> bool:
         """Whether voices are fitted and mixed, instead of one head that is trained."""
         return self.voices != NONE and self.takes_members and self.continue_from is None
+
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether a run needs dev and test splits: voices without members do with a cross-validation."""
+        trained = bool(self.members) or bool(self.epochs) or MEMBERS in voices_of(self.voices)
+        return trained or not self.mixes_voices
 
     def as_dict(self) -> dict[str, Any]:
         """The options as JSON takes them."""

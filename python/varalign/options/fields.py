@@ -13,6 +13,7 @@ from varalign.data.readers.reading import SEPARATORS, SPLIT_BY
 from varalign.encoders.specs import parse_image_spec, parse_text_spec
 from varalign.losses import LOSSES
 from varalign.options.declaration import REPORTERS, Option, checkpoint_interval, declared, option, reporters
+from varalign.options.hub_sources import check_hub_source
 from varalign.options.voice_list import FEWEST_DEV, check_voices
 from varalign.schedules import SCHEDULES
 
@@ -61,7 +62,9 @@ class Options:
     )
     split_by: str | None = _data(
         "seed draws train, dev and test anew, whatever splits the data have; near-duplicates keeps images that are "
-        "nearly the same in one split (default: the data's own splits, else drawn by seed)",
+        "nearly the same in one split; none: every image is for training, and the figures come from nested "
+        "cross-validation (default: the data's own splits; else none below 1,000 images where voices are fitted on "
+        "frozen encoders, else drawn by seed)",
         choices=SPLIT_BY,
     )
     dataset_size: int | None = _data(
@@ -224,7 +227,8 @@ class Options:
     )
     settings: Literal["auto", "dev", "cv"] = _start(
         "what voices, their settings and their weights are chosen on: the dev split, or a cross-validation over train "
-        f"and dev together (auto: dev where it has {FEWEST_DEV} images)",
+        f"and dev together, all of whose pairs are then fitted on (auto: dev where it has {FEWEST_DEV} images and a "
+        "test split is there)",
         "auto",
         common=True,
     )
@@ -322,10 +326,13 @@ class Options:
         low=0,
     )
     patience: int = _training("stop after N epochs without a better mean recall on dev; 0: never", 0, low=0)
-    hub_correction: Literal["auto", "off", "train", "dev"] = _training(
-        "after training, score with a correction for items that are near every query, by a bank of queries from train "
-        "or dev (auto: the larger of them, where Recall@1 of dev gains by it)",
+    hub_correction: str = _training(
+        "after training, score with a correction for items that are near every query, by a bank of other queries: "
+        "auto, off, train, dev, unpaired (see --unpaired-images), or a features file, a file of texts or a folder of "
+        "images (auto: what is unpaired, else the larger of train and dev, where Recall@1 of held-out pairs gains)",
         "auto",
+        metavar="WORD|FILE",
+        check=check_hub_source,
         common=True,
     )
     hub_form: Literal["bank", "centroids", "variance"] = _training(

@@ -105,19 +105,20 @@ def recipe(
     return {**RESIDUAL, "lr": float(f"{lr:.2g}"), "map_lr": float(f"{map_lr:.2g}")}
 
 
-def fill(config: TrainConfig, images: int) -> TrainConfig:
+def fill(config: TrainConfig, images: int, *, held_out: bool = True) -> TrainConfig:
     """The config with its start resolved and the recipe's values where nothing was said.
 
     Args:
         config: the options, validated.
         images: training images.
+        held_out: whether there are dev and test splits; members are trained only where there are.
     """
     start = config.resolved_start
     residual = not config.takes_members or (config.voices == NONE and config.members == 0)
     values = recipe(start, images, scratch_text=config.scratch_text, residual=residual)
     if config.mixes_voices:
         listed = voices_of(config.voices)
-        few = images < FEWEST_FOR_MEMBERS and config.epochs is None and config.voices == AUTO
+        few = (images < FEWEST_FOR_MEMBERS or not held_out) and config.epochs is None and config.voices == AUTO
         if few or (listed and MEMBERS not in listed):
             values["members"] = 0
         members = values["members"] if config.members is None else config.members

@@ -11,8 +11,18 @@ FITTED = ("closed-form", "kernel", "lexical", "zero-shot")
 holds the two equal."""
 MEMBERS = "members"
 AUTO, NONE = "auto", "none"
+EVERY_PAIR = "every pair"
+"""What voices are fitted on where no dev split is held out, as `config.json` names it."""
 FEWEST_DEV = 300
 """Dev images from which on settings are chosen on dev alone; with fewer, by cross-validation over train and dev."""
+
+
+def chooses_on_dev(settings: str, dev_images: int, test_images: int) -> bool:
+    """Whether `--settings` leaves the choice to dev; if not, a cross-validation over all pairs makes it.
+
+    Without a test split the figures come from a cross-validation anyway, and what is fitted on every pair is better.
+    """
+    return settings == "dev" or (settings == "auto" and dev_images >= FEWEST_DEV and test_images > 0)
 
 
 def voices_of(value: str) -> tuple[str, ...]:

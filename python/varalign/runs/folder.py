@@ -23,7 +23,7 @@ from varalign.options.recipe import RANDOM as ALWAYS_FILLED
 from varalign.runs import schema
 from varalign.runs.json_text import json_text
 from varalign.runs.lock import LOCK, locked
-from varalign.runs.metrics import read_metrics
+from varalign.runs.metrics import NESTED, MetricsLog, read_metrics
 from varalign.runs.run_errors import RunError
 from varalign.runs.schema import FORMAT, format_number, number, or_null, record, whole
 
@@ -202,10 +202,10 @@ class RunFolder:
             options["exclude"] = str(self.excluded)
         return replace_removed({name: value for name, value in options.items() if name in OPTIONS}, say)
 
-    def judged_by_folds(self) -> dict[str, Any] | None:
-        """What hub correction changed in the cross-validation that the run's voices were chosen by, if they were."""
+    def chosen_by_folds(self) -> dict[str, Any] | None:
+        """What the start by voices found, where they were chosen by cross-validation; else None."""
         voices = (self.config().get("start") or {}).get("voices") or {}
-        return voices["hub"] if voices.get("settings") == "cv" else None
+        return voices if voices.get("settings") == "cv" else None
 
     def write_config(self, value: dict[str, Any]) -> None:
         """Write `config.json`."""
@@ -215,6 +215,18 @@ class RunFolder:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`, as `metrics.read_metrics` gives them."""
         return list(read_metrics(self.metrics))
+
+    def keep_nested(self, step: int, epoch: int, figures: dict[str, Any]) -> None:
+        """Append the figures of nested cross-validation to `metrics.jsonl`, unless it has them."""
+        if self.nested() is None:
+            log = MetricsLog(self.metrics)
+            log.write([{"kind": "eval", "step": step, "epoch": epoch, "split": NESTED, **figures}])
+            log.close()
+
+    def nested(self) -> dict[str, Any] | None:
+        """The figures of nested cross-validation, which stand for those of a test split that is not there, if any."""
+        lines = self.read_metrics() if self.metrics.is_file() else []
+        return next((line for line in reversed(lines) if line.get("split") == NESTED), None)
 
     def locked(self) -> AbstractContextManager[None]:
         """Hold the folder for this process, as `lock.locked` says."""

@@ -16,6 +16,9 @@ from varalign.runs.schema import number, or_null, record, text, whole
 FIGURES = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale")
 """The numbers of a step's line that come from the device; null where they are not finite."""
 
+CROSS_VALIDATION, NESTED = "cross-validation", "nested cross-validation"
+"""The `split` of an evaluation on the folds that the voices were chosen by, and on folds that nothing was chosen by."""
+
 _LINE = record({"kind": text, "step": whole(), "epoch": whole()}, {name: or_null(number) for name in (*FIGURES, "lr")})
 
 

@@ -57,9 +57,10 @@ class ProgressReporter:
         self._track("train", {name: line[name] for name in _STEP_FIGURES}, line["step"])
 
     def evaluation(self, line: dict[str, Any]) -> None:
-        """The metrics of an evaluation on dev."""
+        """The metrics of an evaluation on dev, or on the folds where no dev split is held out."""
         self._line.epoch_done(line)
-        self._track("dev", {name: value for name, value in line.items() if isinstance(value, float)}, line["step"])
+        figures = {name: value for name, value in line.items() if isinstance(value, float)}
+        self._track(line["split"], figures, line["step"])
 
     def close(self) -> None:
         """Finish the line, and wait until every tracker has what it was told."""

@@ -16,8 +16,21 @@ _TEXTS = ("model", "candidates")  # columns aligned to the left
 
 
 def candidates(row: Mapping[str, Any]) -> str:
-    """`1,000 images, 5,000 texts`: printed beside every recall."""
-    return f"{row['images']:,} images, {row['texts']:,} texts"
+    """`1,000 images, 5,000 texts`: printed beside every recall; of a cross-validation those of each fold."""
+    each = f" of each of {row['folds']} folds" if "folds" in row else ""
+    return f"{row['images']:,} images, {row['texts']:,} texts{each}"
+
+
+def folds_remark(row: Mapping[str, Any]) -> list[str]:
+    """Sentences that say which pairs were judged where there was no test split."""
+    if "judged" not in row:
+        return []
+    images, texts = (f"{row['judged'][name]:,} {name}" for name in ("images", "texts"))
+    return [
+        f"No test split: nested cross-validation by image. Each of {row['folds']} folds was scored by voices that were "
+        f"fitted, chosen and corrected on the others alone, so all {images} and {texts} were judged once. The model of "
+        "this run is fitted on all of them."
+    ]
 
 
 def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[str]], str]:
@@ -61,12 +74,18 @@ def result_columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[st
     mode = next((row["same_caption"] for row in rows if "same_caption" in row), None)
     one = len(known) == 1 and recalls
     notes = [f"Recall in percent, among {known.pop()}{_MODES.get(str(mode), '')}."] if one else []
-    least = min((row["images"] for row in rows if "images" in row), default=FEW)
+    least = min(_judged(rows), default=FEW)
     if least < FEW and recalls:
         notes.append(
             f"Of {least} images one is {100 / least:.1f} points: with fewer than {FEW} such figures say little."
         )
-    return columns, " ".join(notes)
+    return columns, " ".join([*notes, *(folds_remark(rows[0]) if rows else [])])
+
+
+def _judged(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The numbers of images that the rows' figures are of."""
+    known = [row.get("judged", {} if "folds" in row else row) for row in rows]
+    return [counts["images"] for counts in known if "images" in counts]
 
 
 def chance_remark(row: Mapping[str, Any], chance: Mapping[str, Any]) -> list[str]:
@@ -80,7 +99,8 @@ def _lines(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A row, and below one with a hub correction its recalls without it."""
     if not row.get("uncorrected"):
         return [row]
-    return [row, {"model": "  without hub correction", **row["uncorrected"]}]
+    counted = {name: row[name] for name in ("images", "texts", "folds") if name in row}
+    return [row, {"model": "  without hub correction", **row["uncorrected"], **counted}]
 
 
 def final_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -33,8 +33,11 @@ def verdict(rows: Sequence[Mapping[str, Any]], collapsed: Sequence[str] = (), sp
             notes += [f"{name} {_percent(row[key])}"] if math.isfinite(row.get(key, math.nan)) else []
         return f"{_percent(ours[key])} of 100 {'images' if key.startswith('i2t') else 'captions'} ({'; '.join(notes)})"
 
+    where = f"On {split}, the model"
+    if "judged" in ours:
+        where = f"On pairs that its fit had not seen, in {ours['folds']} folds (there is no test split), the recipe"
     lines = [
-        f"On {split}, the model finds the right caption first for {found('i2t_recall@1')} among {texts}, and the right "
+        f"{where} finds the right caption first for {found('i2t_recall@1')} among {texts}, and the right "
         f"image first for {found('t2i_recall@1')} among {images}."
     ]
     if chance and "intervals" in ours:

@@ -15,6 +15,7 @@ from varalign.data.features import load_features
 from varalign.data.readers.reading import READING, Reading
 from varalign.evaluation.retrieval import mean_recall
 from varalign.runs.folder import RunFolder
+from varalign.runs.metrics import CROSS_VALIDATION
 from varalign.study.grid import Cell
 from varalign.study.packs import REPORTED, cell_config, rank_results
 from varalign.study.spec import Study, StudyError
@@ -75,7 +76,8 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
         trained = train(config, say=quiet, progress=False)
     run = RunFolder.open(place)
     lines = run.read_metrics()
-    dev = max(mean_recall(line) for line in lines if line["kind"] == "eval" and line["split"] == "dev")
+    judged = ("dev", CROSS_VALIDATION)
+    dev = max(mean_recall(line) for line in lines if line["kind"] == "eval" and line["split"] in judged)
     options = run.options()
     result: dict[str, Any] = {
         "dev": dev,

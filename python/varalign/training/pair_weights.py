@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.canonical.pair_scores import pair_scores
+from varalign.canonical.voices.voice_pairs import Pairs
 from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.pair_features import all_pairs
 from varalign.inputs.parts import Inputs, Parts
@@ -90,6 +91,22 @@ def score_pairs(inputs: Inputs, *, seed: int) -> PairVerdict:
     scores[captions] = result.scores
     shares = result.wrong_share, result.low, result.high
     return PairVerdict(weights, scores, result.by, *shares, result.ridge, result.abstains)
+
+
+def closed_form_weights(pairs: Pairs, *, seed: int) -> Tensor:
+    """(T,) weights of some pairs alone, scored without any others; as `score_pairs` gives them.
+
+    Raises:
+        ConfigError: too few images to score them.
+    """
+    ids: dict[str, Any] = {"image_ids": pairs.image_ids, "text_ids": pairs.text_ids}
+    features = pairs.images, pairs.texts, pairs.owner.cpu()
+    try:
+        found = pair_scores(*features, by="auto", **ids, seed=seed, device=pairs.images.device)
+    except ValueError as error:
+        raise ConfigError(f"--pair-weighting closed-form: {error}") from None
+    weights = torch.ones(len(pairs.texts)) if found.abstains else found.probability_right.float()
+    return weights.to(pairs.texts.device)
 
 
 def moment_weights(moments: PairMoments, parts: Parts) -> Tensor:

@@ -22,11 +22,11 @@ from varalign.data.waiting import silent
 from varalign.inputs.assemble import assemble
 from varalign.inputs.continued import check_continued
 from varalign.inputs.models import saved_model
-from varalign.inputs.open_data import open_data
+from varalign.inputs.open_data import Data, open_data
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.device import members_products, pick_device, pick_precision
-from varalign.options.recipe import fill, filled
+from varalign.options.recipe import FEWEST_FOR_MEMBERS, fill, filled
 from varalign.options.voice_list import voices_line
 from varalign.runs.checkpoint import step_folders
 from varalign.runs.folder import RunFolder
@@ -40,6 +40,7 @@ from varalign.runs.result_table import chance_remark, final_table
 from varalign.runs.run_errors import RunError
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
+from varalign.training.mixing.nested import nested_rows
 from varalign.training.mixing.start_voices import weights_of
 from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
@@ -58,7 +59,8 @@ class TrainResult:
         epochs: epochs trained.
         best_epoch: the epoch with the best weights on dev; 0 is the start.
         seconds: wall time, set-up and evaluation included.
-        test: the numbers of `eval --json` on the test split with the best weights.
+        test: the numbers of `eval --json` on the test split with the best weights; where there is none, those of
+            nested cross-validation, with `folds` and `judged` (see `varalign.canonical.voices.pooled`).
         zero_shot: the same of the frozen towers without heads, where both are of one CLIP; else None.
         chance: the recalls of a random ranking there.
         reachable: what no model exceeds there, where equal captions are told apart; else None.
@@ -163,10 +165,10 @@ def train(
     check_continued(config)
     with _Session.begun(say, progress, show, config.profile) as session:
         with part("start"):
-            opened, data = open_data(config, session.say)
+            opened, data = open_data(config, session.say, whole_below=FEWEST_FOR_MEMBERS)
         session.say("; ".join(split_sizes(data)))
         images = len(data.rows("train"))
-        config = fill(opened, images)
+        config = fill(opened, images, held_out=_held_out(data))
         session.say(f"{config.start} start, {images:,} training images: {filled(opened, config) or 'as told'}")
         with part("start"):
             start = begin(config, data, device, session.say)
@@ -193,6 +195,11 @@ def train(
                 }
             )
             return _finish(parts, run, start, session)
+
+
+def _held_out(data: Data) -> bool:
+    """Whether there are a dev and a test split."""
+    return len(data.rows("dev")) > 0 and len(data.rows("test")) > 0
 
 
 def check(config: TrainConfig, device: torch.device) -> None:
@@ -254,7 +261,7 @@ def resume(
         saved = run.config()
         options = {"start": "random", **run.options(say), **overrides}  # the first runs had no `start`
         config, data = open_data(TrainConfig(**options).validate(), say)
-        config = fill(config, len(data.rows("train")))
+        config = fill(config, len(data.rows("train")), held_out=_held_out(data))
         if data.fingerprint != saved.get("data", {}).get("fingerprint"):
             raise RunError(
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
@@ -278,8 +285,8 @@ def resume(
 def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Session) -> TrainResult:
     """Train to the end, then evaluate; without a start, go on from the last checkpoint."""
     config, say = parts.config, session.say
-    pairs = None if start is None else start.pairs
-    trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None)
+    pairs, look = (None, None) if start is None else (start.pairs, start.look)
+    trainer = Trainer(config, parts, run, pair_weights=pairs.weights if pairs else None, look=look)
     captions = parts.data.caption_rows(parts.train_rows)
     if start is None:
         trainer.resume(say)
@@ -326,8 +333,15 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                     go_part_of_the_way(parts, run, say)
                 aligner = trained(parts, run)
                 say(aligner.hub.line)
-                tested = aligner.embedded("test")
-                test, zero_shot = aligner.evaluate("test", found=tested), aligner.zero_shot("test")
+                tested = bool(len(parts.data.rows("test")))
+                # Without a test split the page shows pairs of the fit, and says so; the figures are not theirs.
+                shown = aligner.embedded("test" if tested else "train")
+                if tested:
+                    test, zero_shot = aligner.evaluate("test", found=shown), aligner.zero_shot("test")
+                    chance, reachable = aligner.chance("test"), aligner.reachable("test")
+                else:
+                    (test, chance, zero_shot), reachable = nested_rows(parts, say), None
+                    run.keep_nested(position.step, position.epoch, {**test, "chance": chance, "zero_shot": zero_shot})
             result = TrainResult(
                 run=run.path,
                 model=parts.name,
@@ -335,8 +349,8 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                 best_epoch=position.best_epoch,
                 test=test,
                 zero_shot=zero_shot,
-                chance=aligner.chance("test"),
-                reachable=aligner.reachable("test"),
+                chance=chance,
+                reachable=reachable,
                 seconds=time.perf_counter() - session.started,
                 same_caption=config.same_caption,
                 aligner=aligner,
@@ -351,7 +365,8 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                 if session.show is not None:
                     session.show(result)
             finally:  # a closed pipe takes the table, but not the page
-                write_run_report(run, parts, tested, aligner.hub.correction, result.rows())
+                split = "test" if tested else "train"
+                write_run_report(run, parts, shown, aligner.hub.correction, result.rows(), split=split)
     except Interrupted as error:
         error.args = (
             f"{error.name}: training is done and saved, {left}; `varalign train --resume {run.path}` makes it",

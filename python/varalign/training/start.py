@@ -33,7 +33,8 @@ from varalign.losses.pair_loss import Ids, best_logit_scale
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.voice_list import NONE
-from varalign.training.mixing.start_voices import VoicesChoice, narrowed, start_by_voices
+from varalign.training.mixing.material import narrowed
+from varalign.training.mixing.start_voices import Look, VoicesChoice, start_by_voices
 from varalign.training.pair_weights import PairVerdict, score_pairs
 
 Say = Callable[[str], None]
@@ -86,12 +87,14 @@ class Beginning:
         choice: of the closed form; None for a random start, and for one by voices.
         pairs: scores and weights of the training pairs under `--pair-weighting closed-form`, else None.
         voices: what was found where the start is by voices.
+        look: figures of its cross-validation, in place of those on dev where no dev split is held out.
     """
 
     parts: Parts
     choice: StartChoice | None
     pairs: PairVerdict | None
     voices: VoicesChoice | None = None
+    look: Look | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: the choices and the pairs' estimate."""
@@ -132,9 +135,9 @@ def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Be
     inputs = open_sources(config, data, towers.to(device), device, say)
     pairs = _weighed(inputs, say)
     if config.voices != NONE:
-        parts, voices = start_by_voices(inputs, None if pairs is None else pairs.weights, say)
+        parts, voices, look = start_by_voices(inputs, None if pairs is None else pairs.weights, say)
         torch.manual_seed(config.seed)
-        return Beginning(parts, None, pairs, voices)
+        return Beginning(parts, None, pairs, voices, look)
     parts, choice = _closed_form_start(inputs, None if pairs is None else pairs.weights)
     say(choice.line())
     torch.manual_seed(config.seed)  # so that training draws the same numbers whatever the start has drawn

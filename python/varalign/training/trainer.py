@@ -31,7 +31,7 @@ from varalign.options.config import TrainConfig
 from varalign.options.device import members_products, pick_precision
 from varalign.runs.checkpoint import newest_checkpoint
 from varalign.runs.folder import RunFolder
-from varalign.runs.metrics import MetricsLog
+from varalign.runs.metrics import CROSS_VALIDATION, MetricsLog
 from varalign.runs.position import Position
 from varalign.runs.profile import part, step_done, waited_for
 from varalign.runs.quarantine import Quarantine
@@ -64,14 +64,22 @@ class Trainer:
         run: the run folder.
         pair_weights: (T,) float32, weight of each caption's pair in the loss; None: all 1, until
             `--pair-weighting moments` sets them.
+        look: figures of the start's cross-validation: those of epoch 0, where no dev split is held out.
     """
 
     reporter: ProgressReporter
 
     def __init__(
-        self, config: TrainConfig, parts: Parts, run: RunFolder, *, pair_weights: Tensor | None = None
+        self,
+        config: TrainConfig,
+        parts: Parts,
+        run: RunFolder,
+        *,
+        pair_weights: Tensor | None = None,
+        look: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.parts, self.run = config, parts, run
+        self._look = look
         self.state = TrainingState(config, parts, pair_weights)
         trained_in(parts.model, members_products(config.precision, parts.device))
         self.log = MetricsLog(run.metrics)
@@ -249,17 +257,17 @@ class Trainer:
 
     def _end_epoch(self, epochs: int) -> None:
         """Evaluate on dev and count `epochs` more epochs; write a checkpoint of the best weights so far, or by time."""
-        position = self.position
+        position, judged = self.position, "dev" if self._look is None else CROSS_VALIDATION
         try:
             with self._stop.at_once(), part("looks"):
                 if self._fusion is not None:
                     self._fusion.choose(trained=position.step > 0)
-                result = evaluate(self.parts, "dev", statistics=False)
+                result = self._look or evaluate(self.parts, "dev", statistics=False)
         except Interrupted:
             self._leave()  # with a checkpoint before the evaluation, which a resumed run makes
         position.count_epochs(epochs)
         position.take_score(mean_recall(result))
-        line = {"kind": "eval", "step": position.step, "epoch": position.epoch, "split": "dev", **result}
+        line = {"kind": "eval", "step": position.step, "epoch": position.epoch, "split": judged, **result}
         self.log.write([line])
         self.reporter.evaluation(line)
         if position.best_step == position.step or self.saver.is_due():

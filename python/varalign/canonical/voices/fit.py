@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from varalign.canonical.choice import DEV_IMAGES, Grid, Setting, Trial, search
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.hub_choice import Gain, HeldOut, judge_parts
-from varalign.canonical.hub_correction import BANK_IMAGES, HubCorrection, HubForm, thinned_texts
+from varalign.canonical.hub_correction import BANK_IMAGES, HubCorrection, HubForm, thinned_rows, thinned_texts
 from varalign.canonical.maps import Whitening
 from varalign.canonical.self_training import PseudoPairs, pseudo_pairs, rounds_for, self_train
 from varalign.canonical.voices import voice
 from varalign.canonical.voices.held_out import Block, best_scale, blocks_of, losses_at
-from varalign.canonical.voices.voice_pairs import FOLDS, Pairs, folds
+from varalign.canonical.voices.voice_pairs import Pairs, folds
 from varalign.canonical.voices.weighing import Weighing, weigh
 from varalign.data.waiting import waiting
 
@@ -76,6 +76,19 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Bank:
+    """Queries for hub correction that are neither of the pairs nor of dev.
+
+    Attributes:
+        source: where they come from, for tables.
+        rows: images and texts, one side of which may be empty; `owner` is not read.
+    """
+
+    source: str
+    rows: Pairs
+
+
+@dataclass(frozen=True)
 class Fitted:
     """What `fit_voices` found.
 
@@ -103,17 +116,29 @@ class Fitted:
         """β, the logit scale of the mixture at its least held-out loss."""
         return self.weighing.scale
 
-    def hub_gain(self, form: HubForm = "bank") -> Gain:
-        """What hub correction by the pairs of the fits changes on the held-out pairs."""
-        return judge_parts(
-            [(_held_out(part), self.correction(part.mixture, part.fitted, form)) for part in self.parts], self.scale
-        )
+    def hub_gain(self, form: HubForm = "bank", bank: Bank | None = None) -> Gain:
+        """What hub correction changes on the held-out pairs; `bank` as of `correction`."""
+        corrections = [self.correction(part.mixture, part.fitted, form, bank) for part in self.parts]
+        held_out = [candidates_of(part.held_out, part.mixture) for part in self.parts]
+        return judge_parts(list(zip(held_out, corrections, strict=True)), self.scale)
 
-    def correction(self, mixture: Mixture, pairs: Pairs, form: HubForm = "bank") -> HubCorrection:
-        """The hub correction of a mixture by a bank of the pairs of its fit."""
-        bank = pairs.thinned(BANK_IMAGES)
-        images, texts = mixture.embed_images(bank.images), mixture.embed_texts(thinned_texts(bank.texts))
-        return HubCorrection.of(images, texts, self.scale, source="train", form=form)
+    def correction(
+        self, mixture: Mixture, pairs: Pairs, form: HubForm = "bank", bank: Bank | None = None
+    ) -> HubCorrection:
+        """The hub correction of a mixture.
+
+        Args:
+            mixture: fitted on `pairs`.
+            form: what is kept of the bank.
+            bank: other queries; a side without any, and None, is that of `pairs`.
+        """
+        own = pairs.thinned(BANK_IMAGES)
+        images, texts = (bank.rows.images, bank.rows.texts) if bank is not None else (own.images[:0], own.texts[:0])
+        images = thinned_rows(images, BANK_IMAGES) if len(images) else own.images
+        texts = thinned_texts(texts if len(texts) else own.texts)
+        source = "train" if bank is None else bank.source
+        u, v = mixture.embed_images(images), mixture.embed_texts(texts)
+        return HubCorrection.of(u, v, self.scale, source=source, form=form)
 
     def line(self) -> str:
         """The voices that count, and those that were tried and not kept, in one line."""
@@ -151,8 +176,6 @@ def fit_voices(
         ValueError: too few different images for the folds, or held-out pairs for a choice.
     """
     if held_out is None:
-        if int(pairs.groups().max()) + 1 < 2 * FOLDS:
-            raise ValueError(f"cross-validation in {FOLDS} folds needs at least {2 * FOLDS} different images")
         parts = folds(pairs, seed=seed)
     else:
         parts = [(pairs, held_out)]
@@ -324,13 +347,12 @@ def _similarities(embedded: Sequence[tuple[Tensor, Tensor]], blocks: Sequence[li
     return [b.similarities(u, v) for (u, v), part in zip(embedded, blocks, strict=True) for b in part]
 
 
-def _held_out(part: Part) -> HeldOut:
-    """The held-out pairs as retrieval's candidates: copies of an image, and equal texts, count once."""
-    pairs = part.held_out
+def candidates_of(pairs: Pairs, mixture: Mixture) -> HeldOut:
+    """The pairs as retrieval's candidates: copies of an image, and equal texts, count once."""
     groups, same = pairs.groups(), pairs.same_texts()
     images, texts = _first(groups), _first(same)
     both = torch.unique(torch.stack([same, groups[pairs.owner]], dim=1), dim=0)
-    return HeldOut(part.mixture.embed_images(pairs.images[images]), part.mixture.embed_texts(pairs.texts[texts]), both)
+    return HeldOut(mixture.embed_images(pairs.images[images]), mixture.embed_texts(pairs.texts[texts]), both)
 
 
 def _first(numbers: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Pairs:
         weights: (T,) how much each pair counts in a fit, at least 0; None: all alike.
         image_ids: (I,) int64, equal for copies of an image; None: all differ.
         text_ids: (T,) int64, equal for texts that are one; such a text belongs to each of its images. None: all differ.
+        captions: (T,) int64 rows of the captions of the data; None: not known.
     """
 
     images: Tensor
@@ -38,6 +40,7 @@ class Pairs:
     weights: Tensor | None = None
     image_ids: Tensor | None = None
     text_ids: Tensor | None = None
+    captions: Tensor | None = None
 
     def groups(self) -> Tensor:
         """(I,) int64 from 0: the same number for copies of an image."""
@@ -67,6 +70,7 @@ class Pairs:
             weights=of(self.weights, kept),
             image_ids=of(self.image_ids, images),
             text_ids=of(self.text_ids, kept),
+            captions=of(self.captions, kept),
         )
 
     def chunks(self, images: int = 1024) -> Iterator[Pairs]:
@@ -89,6 +93,14 @@ class Pairs:
         has[self.owner] = True
         return self if bool(has.all()) else self.part(has)
 
+    def worded(self, lexicon: Lexicon | None, captions: Sequence[str] | None) -> Pairs:
+        """The same with lexical vectors; `captions` are all of the data. Without a lexicon as they are."""
+        if lexicon is None or captions is None:
+            return self
+        assert self.captions is not None and not self.lexical
+        words = [captions[row] for row in self.captions.tolist()]
+        return replace(self, texts=with_words(self.texts, lexicon, words), lexical=lexicon.width)
+
     def thinned(self, most: int) -> Pairs:
         """The pairs of at most `most` of the images, evenly spread."""
         count = len(self.images)
@@ -104,7 +116,17 @@ def with_words(texts: Tensor, lexicon: Lexicon, captions: Sequence[str]) -> Tens
     return torch.cat([texts, torch.from_numpy(lexicon(captions)).to(texts)], dim=1)
 
 
-def folds(pairs: Pairs, *, seed: int, count: int = FOLDS) -> list[tuple[Pairs, Pairs]]:
+def joined(a: Pairs, b: Pairs) -> Pairs:
+    """The pairs of both, which know the same of their rows; those of `b` weigh 1."""
+    names = ("images", "texts", "image_ids", "text_ids", "captions")
+    both: dict[str, Any] = {
+        name: None if getattr(a, name) is None else torch.cat([getattr(a, name), getattr(b, name)]) for name in names
+    }
+    weights = None if a.weights is None else torch.cat([a.weights, torch.ones(len(b.texts)).to(a.weights)])
+    return replace(a, **both, owner=torch.cat([a.owner, b.owner + len(a.images)]), weights=weights)
+
+
+def folds(pairs: Pairs, *, seed: int, count: int = FOLDS, every_text: bool = False) -> list[tuple[Pairs, Pairs]]:
     """Cross-validation by image: each part (the rest of the pairs, the held-out pairs).
 
     Copies of an image are in one fold. A held-out text that also stands at an image of the rest is left out of the
@@ -112,12 +134,18 @@ def folds(pairs: Pairs, *, seed: int, count: int = FOLDS) -> list[tuple[Pairs, P
     out more than half of the images (texts are labels, which repeat by design), such texts are kept.
 
     Args:
-        pairs: of at least `count` different images.
+        pairs: of at least `2 · count` different images.
         seed: of the draw of the folds.
         count: number of folds.
+        every_text: such texts are kept, as a test split keeps them.
+
+    Raises:
+        ValueError: fewer different images.
     """
     groups, texts = pairs.groups(), pairs.same_texts()
-    number = int(groups.max()) + 1
+    number = int(groups.max()) + 1 if len(groups) else 0
+    if number < 2 * count:
+        raise ValueError(f"cross-validation in {count} folds needs at least {2 * count} different images, not {number}")
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed)).to(groups.device)
     fold = (order % count)[groups]
     found = []
@@ -125,6 +153,9 @@ def folds(pairs: Pairs, *, seed: int, count: int = FOLDS) -> list[tuple[Pairs, P
         held = fold == which
         seen = torch.zeros(int(texts.max()) + 1, dtype=torch.bool, device=texts.device)
         seen[texts[~held[pairs.owner]]] = True
-        whole, unseen = pairs.part(held), pairs.part(held, ~seen[texts]).captioned()
-        found.append((pairs.part(~held), whole if 2 * len(unseen.images) < len(whole.images) else unseen))
+        whole = pairs.part(held)
+        if not every_text:
+            unseen = pairs.part(held, ~seen[texts]).captioned()
+            whole = whole if 2 * len(unseen.images) < len(whole.images) else unseen
+        found.append((pairs.part(~held), whole))
     return found

@@ -9,9 +9,9 @@ from typing import Any
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 """Names of the separators, as `--separator` takes them."""
 
-SPLIT_BY = ("seed", "near-duplicates")
-"""How splits are made, as `--split-by` takes it: all drawn by the seed, whatever splits the data have; or as without
-the option, but near-duplicates stay together."""
+SPLIT_BY = ("seed", "near-duplicates", "none")
+"""How splits are made, as `--split-by` takes it: all drawn by the seed, whatever splits the data have; as without the
+option, but near-duplicates stay together; or not at all, and every image is for training."""
 
 
 HUB = "hf:"

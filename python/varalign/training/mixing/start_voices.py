@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from varalign.canonical.choice import FEW, Grid
-from varalign.canonical.voices.fit import Fitted, Mixture, Unrelated, fit_voices
-from varalign.canonical.voices.voice_pairs import Pairs, with_words
+from varalign.canonical.voices.fit import Fitted, Mixture
+from varalign.canonical.voices.pooled import JudgedPart, pooled
+from varalign.canonical.voices.voice_pairs import Pairs
 from varalign.data.tokens.lexicon import Lexicon
 from varalign.encoders.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.ensemble import Members
 from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
 from varalign.encoders.specs import SIDES
-from varalign.encoders.towers import Towers
 from varalign.encoders.voices_head import VoicesHead
-from varalign.inputs.pair_features import PairFeatures, all_pairs, thinned
 from varalign.inputs.parts import Inputs, Parts
-from varalign.inputs.unpaired import Unpaired, open_unpaired
-from varalign.options.config import TrainConfig
-from varalign.options.declaration import ConfigError
+from varalign.inputs.unpaired import Unpaired
 from varalign.options.recipe import FEWEST_FOR_MEMBERS
-from varalign.options.voice_list import FEWEST_DEV, FITTED, voices_of
+from varalign.options.voice_list import EVERY_PAIR
 from varalign.runs.folder import RunFolder
 from varalign.training.mixing.fold_members import out_of_fold_share
+from varalign.training.mixing.material import Material
+from varalign.training.mixing.nested import check_images
 
 Say = Callable[[str], None]
+Look = dict[str, Any]
+"""Figures as an evaluation on dev gives them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class VoicesChoice:
 
     Attributes:
         settings: what it was chosen on: "dev" or "cv".
+        fitted_on: "train", or "every pair", those of dev too.
         weights: of each voice among the fitted ones, 0 for one that was tried and not kept.
         trials: ridge, text_ridge, power and dimensions of each voice that has them.
         tried: number of settings tried.
@@ -54,6 +54,7 @@ class VoicesChoice:
     """
 
     settings: str
+    fitted_on: str
     weights: dict[str, float]
     trials: dict[str, dict[str, float]]
     tried: int
@@ -71,8 +72,9 @@ class VoicesChoice:
         return dict(vars(self))
 
 
-def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tuple[Parts, VoicesChoice]:
-    """The model with the voices that count in its heads.
+def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tuple[Parts, VoicesChoice, Look | None]:
+    """The model with the voices that count in its heads, what was chosen, and where no dev split is held out the
+    figures of the folds, without hub correction.
 
     Args:
         inputs: towers and sources.
@@ -82,50 +84,28 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
     Raises:
         ConfigError: features without anything in common, or too few images to choose on.
     """
-    config, data, started = inputs.config, inputs.data, time.perf_counter()
-    names = [
-        name
-        for name in voices_of(config.voices)
-        if name in FITTED and _possible(name, inputs.towers, data.caption_texts)
-    ]
-    dev_rows = data.rows("dev")
-    by_dev = config.settings == "dev" or (config.settings == "auto" and len(dev_rows) >= FEWEST_DEV)
-    rows = inputs.train_rows
-    found = all_pairs(inputs, rows, training=True)
-    dev = None if by_dev and not len(dev_rows) else all_pairs(inputs, thinned(dev_rows), training=False)
-    unpaired = open_unpaired(inputs, say)
-    lexicon = _lexicon(
-        inputs, np.concatenate([found.captions, *([] if by_dev or dev is None else [dev.captions])]), unpaired, say
-    )
-    names = [name for name in names if name != "lexical" or lexicon is not None]
-
-    def pairs_of(part: PairFeatures, weights: Tensor | None) -> Pairs:
-        return _pairs(inputs, part, lexicon, weights)
-
-    train = pairs_of(found, pair_weights)
-    held_out = None if dev is None else pairs_of(dev, None)
-    pairs, judged_by = (train, held_out) if by_dev or held_out is None else (_joined(train, held_out), None)
-    pool = None if unpaired is None else _pool(unpaired, lexicon)
-    grids = {"closed-form": narrowed(FEW, config)}
-    try:
-        # Fitted on train alone: dev goes on to be held out, for the members' share, the best epoch and its figures.
-        given: dict[str, Any] = {"voices": names, "grids": grids, "seed": config.seed, "pool": pool}
-        fitted = fit_voices(pairs, judged_by, fit_on=train, **given)
-    except Unrelated:
-        raise ConfigError(
-            "--start closed-form: image and text features of the training pairs have nothing in common (are they "
-            "constant, or is there one pair only?): see what the encoders gave, or pass --start random"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"--settings {config.settings}: {error}") from None
-    chosen = config.members and config.members_share is None and fitted.settings == "cv"
-    if chosen and len(rows) >= FEWEST_FOR_MEMBERS:  # with fewer, members are there because someone wants them
-        inputs = _with_share(inputs, fitted, say)
-    gain = fitted.hub_gain("bank")
+    config, started, tested = inputs.config, time.perf_counter(), len(inputs.data.rows("test")) > 0
+    material = Material.of(inputs, pair_weights, say)
+    if not tested:
+        check_images(material.every_pair())
+    # Members' best epoch is judged on dev, which is then not fitted on; without members every pair is.
+    if material.by_dev:
+        recipe = material.fit(material.train, material.dev)
+    else:
+        recipe = material.fit(material.every_pair(), fit_on=material.train if config.members else None)
+        # With fewer images, members are there because someone wants them.
+        if config.members and config.members_share is None and len(inputs.train_rows) >= FEWEST_FOR_MEMBERS:
+            inputs = _with_share(inputs, recipe.fitted, say)
+            if not inputs.config.members:
+                recipe = material.fit(material.every_pair())
+    whole = not material.by_dev and not inputs.config.members
+    fitted, train, lexicon, unpaired = recipe.fitted, recipe.pairs, recipe.lexicon, material.unpaired
+    gain = fitted.hub_gain(bank=recipe.bank())
     lexical = fitted.mixture.reads_lexical()
     parts = _model(inputs, fitted, train, lexicon if lexical else None)
     choice = VoicesChoice(
         settings=fitted.settings,
+        fitted_on=EVERY_PAIR if whole else "train",
         weights=fitted.weighing.weights,
         trials={name: _settings(trial) for name, trial in fitted.trials.items()},
         tried=fitted.tried,
@@ -139,12 +119,18 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
         self_training=None if unpaired is None else _self_training(unpaired, fitted),
     )
     say(fitted.line())
+    if material.dev is not None and not material.by_dev:
+        on = "train and dev together" if whole else "train alone: dev is left for the members' share and the best epoch"
+        say(f"voices fitted on {on}")
+    if not tested:
+        say("no test split: the figures come from nested cross-validation, each fold scored by a fit without it")
     if choice.self_training is not None:
         losses = " -> ".join(f"{loss:.3f}" for loss in fitted.rounds)
         say(
             f"self-training on unpaired images and texts: {len(fitted.rounds) - 1} rounds taken, held-out loss {losses}"
         )
-    return parts, choice
+    judged = [JudgedPart(part.held_out, part.mixture, fitted.scale) for part in fitted.parts]
+    return parts, choice, pooled(judged)[0] if whole else None
 
 
 def _with_share(inputs: Inputs, fitted: Fitted, say: Say) -> Inputs:
@@ -164,67 +150,9 @@ def weights_of(model: DualEncoder, run: RunFolder) -> dict[str, float] | None:
     return {**dict.fromkeys(tried, 0.0), **head.shares()}
 
 
-def _possible(name: str, towers: Towers, captions: Sequence[str] | None) -> bool:
-    """Whether a run can have the voice: zero-shot needs two frozen towers of one CLIP, lexical the captions."""
-    if name == "lexical":
-        return captions is not None
-    return name != "zero-shot" or towers.share_a_space()
-
-
-def _lexicon(inputs: Inputs, captions: np.ndarray, unpaired: Unpaired | None, say: Say) -> Lexicon | None:
-    texts = inputs.data.caption_texts
-    if "lexical" not in voices_of(inputs.config.voices):
-        return None
-    if texts is None:
-        say("no lexical voice: the features file has no captions beside it (STEM.texts.jsonl)")
-        return None
-    if unpaired is not None and unpaired.texts is None and len(unpaired.text_features):
-        say("no lexical voice: the unpaired texts are not known (STEM.texts.jsonl beside their features)")
-        return None
-    return Lexicon.fitted([texts[caption] for caption in captions.tolist()])
-
-
-def _pairs(inputs: Inputs, found: PairFeatures, lexicon: Lexicon | None, pair_weights: Tensor | None) -> Pairs:
-    data, texts, device = inputs.data, found.text_features, found.text_features.device
-    if lexicon is not None and data.caption_texts is not None:
-        texts = with_words(texts, lexicon, [data.caption_texts[caption] for caption in found.captions.tolist()])
-    return Pairs(
-        found.image_features,
-        texts,
-        found.owner,
-        0 if lexicon is None else lexicon.width,
-        None if pair_weights is None else pair_weights[torch.from_numpy(found.captions)].to(device),
-        torch.from_numpy(data.image_ids[found.rows]).to(device),
-        torch.from_numpy(data.text_ids[found.captions]).to(device),
-    )
-
-
-def _pool(unpaired: Unpaired, lexicon: Lexicon | None) -> Pairs:
-    """The unpaired images and texts, as the voices take them."""
-    texts, width = unpaired.text_features, 0
-    if lexicon is not None:
-        texts, width = with_words(texts, lexicon, unpaired.texts or []), lexicon.width
-    return Pairs(unpaired.image_features, texts, torch.zeros(0, dtype=torch.int64, device=texts.device), width)
-
-
 def _self_training(unpaired: Unpaired, fitted: Fitted) -> dict[str, Any]:
     images, texts = len(unpaired.image_features), len(unpaired.text_features)
     return {"images": images, "texts": texts, "losses": fitted.rounds}
-
-
-def _joined(a: Pairs, b: Pairs) -> Pairs:
-    """The pairs of both, those of `b` with the weight 1."""
-    weights = None if a.weights is None else torch.cat([a.weights, torch.ones(len(b.texts)).to(a.weights)])
-    names = ("images", "texts", "image_ids", "text_ids")
-    both: dict[str, Any] = {name: torch.cat([getattr(a, name), getattr(b, name)]) for name in names}
-    return replace(a, **both, owner=torch.cat([a.owner, b.owner + len(a.images)]), weights=weights)
-
-
-def narrowed(grid: Grid, config: TrainConfig) -> Grid:
-    """The settings of the grid that the options allow."""
-    return grid.narrowed(
-        ridge=config.ridge, text_ridge=config.text_ridge, power=config.power, dimensions=config.embedding_dim
-    )
 
 
 def _settings(trial: Any) -> dict[str, float]:
