@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import varalign
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from varalign.canonical.hub_correction import corrected_ranks
 from varalign.cli import main
-from varalign.data.features import FeatureSet, save_features
+from varalign.data.features import FeatureSet, load_features, save_features
 from varalign.evaluation.retrieval import recalls
 from varalign.options.config import TrainConfig
 
@@ -51,7 +51,7 @@ def test_a_run_keeps_its_correction_and_scores_by_it(
     said: list[str] = []
     run = tmp_path / "run"
     result = trained(features, run, said)
-    assert "hub correction by 120 images and 240 captions of train" in said
+    assert "hub correction by 180 images and 360 captions of train and dev" in said
     assert result.test["hub_correction"] == "train, bank"
     assert "  without hub correction" in result.table()
     model = varalign.load(run, device="cpu")
@@ -109,7 +109,7 @@ def test_a_cross_validation_judges_where_dev_is_small(features: Path, tmp_path: 
     said: list[str] = []
     result = trained(features, tmp_path / "run", said, hub_correction="auto")
     line = next(line for line in said if line.startswith("hub correction"))
-    assert "of train: cross-validation has mean R@1" in line
+    assert "180 images and 360 captions of train and dev: cross-validation has mean R@1" in line
     assert line.endswith(", used") == (result.test["hub_correction"] is not None)
     assert result.voices is not None and abs(sum(result.voices.values()) - 1) < 1e-6
     assert result.epochs == 0 and "\nvoices: " in result.table()
@@ -119,8 +119,6 @@ def test_a_cross_validation_judges_where_dev_is_small(features: Path, tmp_path: 
 
 
 def test_few_dev_images_judge_nothing(features: Path, tmp_path: Path) -> None:
-    from varalign.data.features import load_features
-
     data = load_features(features)
     data.split[130:180] = -1
     save_features(tmp_path / "few.safetensors", data, dtype="float32")
@@ -128,6 +126,49 @@ def test_few_dev_images_judge_nothing(features: Path, tmp_path: Path) -> None:
     result = trained(tmp_path / "few.safetensors", tmp_path / "run", said, hub_correction="auto", settings="dev")
     assert "hub correction: none, 10 dev images are too few to judge it by" in said
     assert result.test["hub_correction"] is None
+
+
+def pool_of(features: Path, tmp_path: Path, *sides: str) -> Path:
+    """A features file of rows like those of the run, and of none of them."""
+    data, random = load_features(features), np.random.default_rng(1)
+    rows = {side: getattr(data, side)[:90] for side in sides}
+    rows = {side: row + 2 * random.normal(size=row.shape).astype(np.float32) for side, row in rows.items()}
+    save_file(rows, str(tmp_path / "pool.safetensors"))
+    return tmp_path / "pool.safetensors"
+
+
+def test_a_file_is_the_bank_of_the_sides_that_it_has(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    pool = pool_of(features, tmp_path, "text_features")
+    result = trained(features, tmp_path / "run", said, hub_correction=str(pool))
+    assert "hub correction by 180 images and 90 captions of pool.safetensors and of train (images alone)" in said
+    assert result.test["hub_correction"] == "pool.safetensors, bank"
+    model, correction = result.aligner.model, result.aligner.hub.correction
+    assert correction is not None and correction.tau == pytest.approx(0.7 * float(model.evaluation_scale))
+    with torch.no_grad():
+        wanted = model.project_texts(torch.from_numpy(load_file(pool)["text_features"]))
+    torch.testing.assert_close(correction.texts.tensors["queries"], wanted)
+    capsys.readouterr()
+    pool.unlink()  # the run keeps its bank
+    assert main(["eval", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["t2i_recall@1"] == result.test["t2i_recall@1"]
+    assert main(["eval", str(tmp_path / "run"), "--hub-correction", str(pool)]) == 2
+    assert main(["eval", str(tmp_path / "run"), "--hub-correction", "trian"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "run"), "--hub-correction", "unpaired"]) == 2
+    assert "nothing is unpaired; name it by --unpaired-images or --unpaired-texts" in capsys.readouterr().err
+
+
+def test_what_is_unpaired_is_the_bank_that_is_judged(features: Path, tmp_path: Path) -> None:
+    pool = str(pool_of(features, tmp_path, "image_features", "text_features"))
+    for settings, judged in (("cv", "cross-validation"), ("dev", "dev")):
+        said: list[str] = []
+        options = {"unpaired_images": pool, "unpaired_texts": pool, "hub_correction": "auto", "settings": settings}
+        trained(features, tmp_path / settings, said, **options)
+        line = next(line for line in said if line.startswith("hub correction"))
+        assert line.startswith(f"hub correction by 90 images and 90 captions of unpaired: {judged} has mean R@1")
 
 
 def test_search_takes_the_prior_from_the_similarity(image_folder: Path, tmp_path: Path) -> None:

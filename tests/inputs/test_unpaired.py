@@ -20,7 +20,7 @@ from varalign.inputs.assemble import open_sources
 from varalign.inputs.models import new_towers
 from varalign.inputs.open_data import open_data
 from varalign.inputs.parts import Inputs
-from varalign.inputs.unpaired import open_unpaired
+from varalign.inputs.unpaired import open_bank, open_unpaired
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 
@@ -42,7 +42,7 @@ def test_rows_of_features_files(features_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "more.safetensors"
     save_file({"image_features": x, "text_features": y.astype(np.float16)}, str(file))
     said: list[str] = []
-    both = {"unpaired_images": str(file), "unpaired_texts": str(file)}
+    both = {"unpaired_images": str(file), "unpaired_texts": str(file), "settings": "dev"}
     found = open_unpaired(features_inputs(features_file, **both), said.append)
     assert found is not None and found.texts is None
     torch.testing.assert_close(found.image_features, torch.from_numpy(np.delete(x, 3, 0)).float())
@@ -54,6 +54,10 @@ def test_rows_of_features_files(features_file: Path, tmp_path: Path) -> None:
     alone = open_unpaired(features_inputs(features_file, unpaired_images=str(file)), said.append)
     assert alone is not None and alone.text_features.shape == (0, 10)
     assert open_unpaired(features_inputs(features_file), said.append) is None
+    said.clear()
+    folds = open_unpaired(features_inputs(features_file, **{**both, "settings": "cv"}), said.append)
+    assert folds is not None and len(folds.image_features) == 6 and len(folds.text_features) == 7
+    assert said[1].endswith("2 texts that are a caption of the pairs, which a cross-validation judges are left out")
 
 
 def test_known_texts_are_compared_as_texts(features_file: Path, tmp_path: Path) -> None:
@@ -65,7 +69,7 @@ def test_known_texts_are_compared_as_texts(features_file: Path, tmp_path: Path) 
     file = tmp_path / "more.safetensors"
     save_file({"text_features": data.text_features[:3]}, str(file))
     file.with_suffix(".texts.jsonl").write_text('"TEXT 319."\n"text 0"\n"new"\n')
-    found = open_unpaired(features_inputs(base, unpaired_texts=str(file)), lambda _: None)
+    found = open_unpaired(features_inputs(base, unpaired_texts=str(file), settings="dev"), lambda _: None)
     assert found is not None and found.texts == ["text 0", "new"]
     assert torch.equal(found.text_features, torch.from_numpy(data.text_features[1:3]))
 
@@ -90,6 +94,32 @@ def test_features_that_do_not_fit_are_refused(
     save_file({"text_features": np.ones((3, 10), np.float32)}, str(tmp_path / "texts.safetensors"))
     with pytest.raises((DataError, ConfigError), match=words):
         open_unpaired(features_inputs(features_file, **{option: str(tmp_path / name)}), lambda _: None)
+
+
+def test_a_bank_has_the_sides_of_its_file(features_file: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, widths in {"both": (12, 10), "images": (12, None), "texts": (None, 10), "narrow": (None, 4)}.items():
+        sides = zip(("image_features", "text_features"), widths, strict=True)
+        rows = {side: random.normal(size=(5, width)).astype(np.float32) for side, width in sides if width}
+        save_file(rows, str(tmp_path / f"{name}.safetensors"))
+    save_file({"other": np.ones(3, np.float32)}, str(tmp_path / "neither.safetensors"))
+    (tmp_path / "words.txt").write_text("a dog")
+    inputs = features_inputs(features_file)
+
+    def opened(name: str) -> tuple[int, int]:
+        found = open_bank(inputs, tmp_path / name, lambda _: None)
+        return len(found.image_features), len(found.text_features)
+
+    assert [opened(f"{name}.safetensors") for name in ("both", "images", "texts")] == [(5, 5), (5, 0), (0, 5)]
+    for name, words in {
+        "narrow.safetensors": "--hub-correction .*: text features of 4 dimensions, but the model takes 10",
+        "neither.safetensors": "holds neither image_features nor text_features",
+        "words.txt": "--features has no encoders for it; wanted a features file",
+        "none.txt": "there is no such file or folder; wanted auto, off, train, dev, unpaired, a features file",
+        "none.safetensors": "no such features file",
+    }.items():
+        with pytest.raises((DataError, ConfigError), match=words):
+            opened(name)
 
 
 def test_images_and_texts_through_the_towers(

@@ -67,7 +67,9 @@ def test_each_tracker_is_told_what_the_metrics_say(
     config = TrainConfig(report_to="wandb, trackio,mlflow", epochs=1)
     reporter = ProgressReporter(config, steps_per_epoch=1, first_step=0, run=tmp_path / "night", say=lambda _: None)
     names = ("loss", "loss_i2t", "loss_t2i", "w_i2t", "w_t2i", "logit_scale", "lr")
-    reporter.evaluation({"kind": "eval", "step": 3, "epoch": 1, "loss": 0.5, "i2t_recall@1": 0.25, "images": 7})
+    reporter.evaluation(
+        {"kind": "eval", "split": "dev", "step": 3, "epoch": 1, "loss": 0.5, "i2t_recall@1": 0.25, "images": 7}
+    )
     reporter.step({**dict.fromkeys(names, 2.0), "step": 3, "seconds": 1.0, "data_wait": 0.0}, 16)
     reporter.close()
     assert capsys.readouterr().out == "", "standard output is for results"

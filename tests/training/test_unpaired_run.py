@@ -22,7 +22,7 @@ def test_a_run_says_and_records_its_rounds(features_file: Path, tmp_path: Path) 
     x, y = (rows + 0.05 * random.normal(size=rows.shape).astype(np.float32) for rows in (x, y))
     save_file({"image_features": x, "text_features": y}, str(pool))
     given: dict[str, Any] = {"features": str(features_file), "dataset_size": 30, "device": "cpu"}
-    given |= {"unpaired_images": str(pool), "unpaired_texts": str(pool), "voices": "closed-form"}
+    given |= {"unpaired_images": str(pool), "unpaired_texts": str(pool), "voices": "closed-form", "settings": "dev"}
     said: list[str] = []
     result = varalign.train(TrainConfig(**given, out=str(tmp_path / "run")), say=said.append, progress=False)
     saved = RunFolder.open(result.run).config()

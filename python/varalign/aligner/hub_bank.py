@@ -162,7 +162,7 @@ def _other_queries(parts: Parts, source: str, train: Callable[[], _Bank]) -> _Ba
         ConfigError, DataError: as `choose`.
     """
     if source == UNPAIRED:
-        found = open_unpaired(parts, to_stderr)
+        found = open_unpaired(parts, lambda _: None)
         if found is None:
             raise ConfigError(
                 "--hub-correction unpaired: nothing is unpaired; name it by --unpaired-images or --unpaired-texts"

@@ -141,7 +141,7 @@ def _opened(inputs: Inputs, named: Mapping[Side, _Named], say: Say) -> Unpaired:
 def _side(inputs: Inputs, named: _Named, width: int, say: Say) -> tuple[Tensor, list[str] | None]:
     """(N, D) features of the rows of one side that may be used, and their names or texts."""
     side, place = named.side, named.place
-    judged = judged_rows(inputs)
+    judged, told = _judged(inputs)
     if isinstance(inputs.data, FeatureSet):
         found = _of_file(inputs.data, named, judged, inputs.device)
         if found.features.shape[1] != width:
@@ -156,25 +156,26 @@ def _side(inputs: Inputs, named: _Named, width: int, say: Say) -> tuple[Tensor, 
     else:
         found = (_of_images if side == "image" else _of_texts)(inputs, inputs.data, named, judged, say)
     kept = np.flatnonzero(~found.held_out & ~found.unreadable)
-    say(f"{named.flag} {place.name}: {len(kept):,} {side}s{_left_out(side, found)}")
+    say(f"{named.flag} {place.name}: {len(kept):,} {side}s{_left_out(side, found, told)}")
     if not len(kept):
         raise DataError(f"{named}: nothing is left of it; name other {side}s, or leave the option out")
     names = None if found.names is None else [found.names[row] for row in kept.tolist()]
     return found.features[torch.from_numpy(kept).to(inputs.device)], names
 
 
-def judged_rows(inputs: Inputs) -> Rows:
-    """The image rows that choices or figures are judged on: dev and test, or all pairs under cross-validation."""
+def _judged(inputs: Inputs) -> tuple[Rows, str]:
+    """The image rows that choices or figures are judged on, and a name: dev and test, or all by cross-validation."""
     data = inputs.data
     dev, test = len(data.rows("dev")), len(data.rows("test"))
-    by_dev = chooses_on_dev(inputs.config.settings, dev, test) and test
-    return np.flatnonzero(data.split > 0 if by_dev else data.split >= 0)
+    if test and chooses_on_dev(inputs.config.settings, dev, test):
+        return np.flatnonzero(data.split > 0), "dev or test"
+    return np.flatnonzero(data.split >= 0), "the pairs, which a cross-validation judges"
 
 
-def _left_out(side: Side, found: _Rows) -> str:
+def _left_out(side: Side, found: _Rows, judged: str) -> str:
     gone = np.flatnonzero(found.held_out)
     kind = "images that are nearly one" if side == "image" else "texts that are a caption"
-    told = f"; {len(gone):,} {kind} of those that figures are judged on are left out" if len(gone) else ""
+    told = f"; {len(gone):,} {kind} of {judged} are left out" if len(gone) else ""
     if len(gone) and found.names is not None:
         told += f": {first_three([shown(found.names[row]) for row in gone.tolist()])}"
     bad = int(found.unreadable.sum())

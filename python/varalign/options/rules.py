@@ -10,6 +10,7 @@ from typing import Any
 from varalign.losses.others import OTHERS, is_directed, loss_class
 from varalign.options.declaration import ConfigError
 from varalign.options.fields import OPTIONS
+from varalign.options.hub_sources import UNPAIRED
 from varalign.options.voice_list import MEMBERS, NONE, voices_of
 
 
@@ -102,6 +103,11 @@ RULES = (
         "unpaired_images unpaired_texts",
         lambda c: not c.mixes_voices,
         "belongs to the voices of frozen encoders, which are fitted on it too, and this run fits none (see --voices)",
+    ),
+    Rule(
+        "hub_correction",
+        lambda c: c.hub_correction == UNPAIRED and c.unpaired_images is None and c.unpaired_texts is None,
+        "unpaired is a bank of what is unpaired, and nothing is: name it by --unpaired-images or --unpaired-texts",
     ),
     Rule(
         "members",

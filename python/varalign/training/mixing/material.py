@@ -66,7 +66,7 @@ class Material:
         config, data = inputs.config, inputs.data
         unpaired, bank = open_unpaired(inputs, say), None
         if config.hub_correction not in HUB_SOURCES:
-            bank = open_bank(inputs, Path(config.hub_correction), say)
+            bank = open_bank(inputs, Path(config.hub_correction), lambda _: None)
         wanted = [name for name in voices_of(config.voices) if name in FITTED]
         captions = _captions(inputs, unpaired, say) if "lexical" in wanted else None
         voices = [name for name in wanted if _possible(name, inputs.towers, captions)]
@@ -74,6 +74,8 @@ class Material:
         by_dev = chooses_on_dev(config.settings, len(dev_rows), len(test_rows))
         if by_dev and not len(dev_rows):
             raise ConfigError("--settings dev: these data have no dev split; pass cv, or leave it out")
+        if config.hub_correction == "dev" and not len(dev_rows):
+            raise ConfigError("--hub-correction dev: these data have no dev split; name another bank")
         dev_rows = thinned(dev_rows) if by_dev else dev_rows
         train = _pairs(inputs, all_pairs(inputs, inputs.train_rows, training=True), pair_weights)
         dev = _pairs(inputs, all_pairs(inputs, dev_rows, training=False), None) if len(dev_rows) else None
