@@ -5,6 +5,7 @@ I images, T texts, E pairs of a text and an image, P images with their first tex
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.features import FeatureSet
+from varalign.data.splits import separate_twins
 from varalign.evaluation.retrieval import KS, is_hit, matrix_ranks, recalls
 from varalign.inputs.pair_features import thinned
 
@@ -96,6 +98,32 @@ def drawn(file: FeatureSet, images: int | None, seed: int, *, within_training: b
         x[torch.from_numpy(rest[:UNPAIRED_IMAGES])],
         y[torch.from_numpy(loose)],
         seed,
+    )
+
+
+def redrawn(file: FeatureSet, seed: int) -> FeatureSet:
+    """The same with train, dev and test of the sizes that they have, drawn anew from the images of all three."""
+    rows = np.flatnonzero(file.split >= 0)
+    split = file.split.copy()
+    split[np.random.default_rng(7000 + seed).permutation(rows)] = np.sort(file.split[rows])
+    separate_twins(split, file.image_ids)
+    return dataclasses.replace(file, split=split)
+
+
+def part_of_set(data: FeatureSet, images: NDArray[np.int64]) -> FeatureSet:
+    """The given images with their captions alone."""
+    captions = np.sort(data.caption_rows(images))
+    place = np.full(len(data.split), -1)
+    place[images] = np.arange(len(images))
+    return dataclasses.replace(
+        data,
+        image_features=data.image_features[images],
+        text_features=data.text_features[captions],
+        text_image_ids=place[data.text_image_ids[captions]],
+        split=data.split[images],
+        image_ids=data.image_ids[images],
+        image_names=None if data.image_names is None else [data.image_names[row] for row in images.tolist()],
+        texts=None if data.texts is None else [data.texts[row] for row in captions.tolist()],
     )
 
 

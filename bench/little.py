@@ -6,16 +6,17 @@
 
 A row is `varalign train --features FILE --dataset-size N --seed S` with the options that it names, and two sets of test
 figures: as the run scores, and without hub correction. Groups: `official`, the file's splits; `in all`, N training
-images and no other pair, so that everything is chosen by cross-validation (`fit_few_pairs`), judged on the file's test
-split; `wrong`, 40 % of the images with captions of others. `--out` keeps every run, so that a second call goes on where
-the first one stopped. Figures are test recalls in per cent, means of both directions, with Student's 95 % interval over
-seeds; differences from the recipe are paired.
+images and no other pair, so that everything is chosen by cross-validation, judged on the file's test split; `fresh`,
+train, dev and test of the file's sizes drawn anew by the seed; `wrong`, 40 % of the images with captions of others.
+`--out` keeps every run, so that a second call goes on where the first one stopped. Figures are test recalls in per
+cent, means of both directions, with Student's 95 % interval over seeds; differences from the recipe are paired.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import statistics
 import sys
 import tempfile
@@ -28,10 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 import varalign
-from varalign.canonical.hub_correction import corrected_ranks
-from varalign.canonical.voices.few_pairs import Rows, fit_few_pairs
-from varalign.data.features import FeatureSet, load_features
-from varalign.evaluation.retrieval import ranks, recalls
+from drawn import part_of_set, redrawn
+from varalign.data.features import load_features, save_features
 from varalign.options.config import TrainConfig
 from varalign.study.inference import interval
 
@@ -75,38 +74,40 @@ def cells() -> Iterator[Cell]:
     for data in ("flickr8k", "fashion", "rsicd"):
         yield Cell("official", data, None, 1, "without members", WITHOUT_MEMBERS)
     for images in (600, 60):
+        yield Cell("fresh", "flickr8k", images, 20, RECIPE)
         yield Cell("in all", "flickr8k", images, 20, RECIPE)
+    for data in ("fashion", "rsicd"):
+        yield Cell("fresh", data, None, 10, "without members", WITHOUT_MEMBERS)
+        for row, options in ROWS.items():
+            if row != RECIPE:
+                yield Cell("fresh", data, None, 10, row, {**options, **WITHOUT_MEMBERS})
     for row, options in WRONG.items():
         yield Cell("wrong", "flickr8k", 600, 5, row, options)
 
 
-def in_all(file: FeatureSet, images: int, seed: int) -> dict[str, Any]:
-    """Test figures of the recipe on `images` of the training images, all that there is: chosen by cross-validation."""
-    train = file.limited(images, seed).rows("train")
-    captions = file.caption_rows(train)
-    texts = file.texts or []
-    owner = np.searchsorted(train, file.text_image_ids[captions])
-    words = [texts[row] for row in captions]
-    found = fit_few_pairs(Rows(file.image_features[train], file.text_features[captions], owner, words), seed=seed)
-    test = file.candidates(file.rows("test"))
-    u = found.embed_images(file.image_features[test.rows])
-    v = found.embed_texts(file.text_features[test.captions], [texts[row] for row in test.captions])
-    plain = recalls(*ranks(u, v, test.pairs))
-    if not found.gain.taken:
-        return plain | {"hub_correction": None}
-    corrected = recalls(*corrected_ranks(u, v, torch.from_numpy(test.pairs), found.correction))
-    return corrected | {"uncorrected": plain, "hub_correction": found.correction.name}
+def written(cell: Cell, path: Path, seed: int, folder: Path) -> Path:
+    """The features file of a group whose splits are not those of the file itself."""
+    file = load_features(path)
+    if cell.group == "fresh":
+        file = redrawn(file, seed)
+    file = file.limited(cell.images, seed)
+    split = file.split.copy()
+    if cell.group == "in all":
+        split[split == 1] = -1
+    place = folder / "pairs.safetensors"
+    kept = np.flatnonzero(split >= 0)
+    save_features(place, part_of_set(dataclasses.replace(file, split=split), kept), dtype="float32")
+    return place
 
 
 def measured(cell: Cell, path: Path, seed: int, folder: Path) -> dict[str, Any]:
     """One run's figures."""
     begun = time.process_time()
-    if cell.group == "in all":
-        test = in_all(load_features(path), cell.images or 0, seed)
-    else:
-        options = {**cell.options, "dataset_size": cell.images}
-        config = TrainConfig(**options, features=str(path), seed=seed, out=str(folder / "run"), keep=1)
-        test = varalign.train(config, say=lambda _: None, progress=False).test
+    options = {**cell.options, "dataset_size": cell.images}
+    if cell.group in ("in all", "fresh"):
+        path, options = written(cell, path, seed, folder), dict(cell.options)
+    config = TrainConfig(**options, features=str(path), seed=seed, out=str(folder / "run"), keep=1)
+    test = varalign.train(config, say=lambda _: None, progress=False).test
     seconds = time.process_time() - begun
     plain = test.get("uncorrected") or test
     found: dict[str, Any] = {name: f"{100 * test[name]:.3f}" for name in RECALLS}
