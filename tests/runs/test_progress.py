@@ -8,7 +8,7 @@ import pytest
 from varalign.runs.progress import ProgressLine
 
 STEP = {"loss": 1.9, "w_i2t": 0.49, "w_t2i": 0.51, "seconds": 1.0, "data_wait": 0.25}
-DEV: dict[str, Any] = {"loss": 2.5, "i2t_recall@1": 0.1, "i2t_recall@5": 0.2, "t2i_recall@1": 0.05}
+DEV: dict[str, Any] = {"split": "dev", "loss": 2.5, "i2t_recall@1": 0.1, "i2t_recall@5": 0.2, "t2i_recall@1": 0.05}
 DEV |= {"images": 1000, "texts": 5000}
 
 
@@ -26,6 +26,15 @@ def test_one_plain_line_an_epoch_below_what_recall_is_among(capsys: pytest.Captu
         "epoch 0/2  dev loss 2.5000  i2t R@1 10.0  t2i R@1 5.0",
         "epoch 1/2  2 s left  loss 1.9000  dev loss 2.5000  i2t R@1 10.0  t2i R@1 5.0",
         "epoch 2/2  0 s left  loss 1.9000  dev loss 2.5000  i2t R@1 10.0  t2i R@1 5.0",
+    ]
+
+
+def test_the_folds_of_a_cross_validation_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = ProgressLine(epochs=0, steps_per_epoch=2)
+    shown.epoch_done({"epoch": 0, **DEV, "split": "cross-validation", "images": 8, "texts": 16, "folds": 5})
+    assert capsys.readouterr().err.splitlines() == [
+        "cross-validation: 8 images, 16 texts of each of 5 folds; recall in percent",
+        "epoch 0/0  held-out loss 2.5000  i2t R@1 10.0  t2i R@1 5.0",
     ]
 
 

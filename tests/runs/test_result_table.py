@@ -51,6 +51,17 @@ def test_intervals_stand_below_their_row_and_few_images_are_said() -> None:
     ]
 
 
+def test_folds_are_said_and_few_images_are_those_that_were_judged() -> None:
+    row = {**ROWS[0], "images": 8, "texts": 16, "folds": 5, "judged": {"images": 40, "texts": 80}}
+    row |= {"uncorrected": {name: row[name] for name in row if "recall@" in name} | {"images": 8, "texts": 16}}
+    note = final_table([row, {**ROWS[1], "images": 8, "texts": 16, "folds": 5}]).splitlines()[-1]
+    assert note == (
+        "Recall in percent, among 8 images, 16 texts of each of 5 folds. No test split: nested cross-validation by "
+        "image. Each of 5 folds was scored by voices that were fitted, chosen and corrected on the others alone, so "
+        "all 40 images and 80 texts were judged once. The model of this run is fitted on all of them."
+    )
+
+
 def test_a_run_is_at_chance_where_no_interval_lies_above_it() -> None:
     chance = {"i2t_recall@1": 0.1, "t2i_recall@1": 0.1}
     at = {"intervals": {"i2t_recall@1": [0.1, 0.4], "t2i_recall@1": [0.0, 0.2]}}

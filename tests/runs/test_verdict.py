@@ -27,6 +27,15 @@ def test_a_run_beside_chance_and_clip() -> None:
     ]
 
 
+def test_folds_in_place_of_a_test_split() -> None:
+    ours = {**row(0.24, 0.18), "folds": 5, "judged": {"images": 5000, "texts": 25000}}
+    said = verdict([ours, CHANCE], split="train")[0]
+    assert said.startswith(
+        "On pairs that its fit had not seen, in 5 folds (there is no test split), the recipe finds the right caption "
+        "first for 24 of 100 images"
+    )
+
+
 def test_a_run_at_chance_and_a_collapsed_one() -> None:
     assert verdict([row(0.002, 0.001), CHANCE])[1:] == [
         "No better than chance: the 95 % interval of every recall reaches down to it."

@@ -78,6 +78,9 @@ def choose(
     scale = _scale(parts, dev, folds)
     if scale is None:
         return Chosen(None, "hub correction: none, fewer than 2 dev images have a caption to find the logit scale by")
+    if source == "auto" and folds is None and (dev is None or len(dev.rows) < FEWEST_DEV_IMAGES):
+        few = 0 if dev is None else len(dev.rows)
+        return Chosen(None, f"hub correction: none, {few} dev images are too few to judge it by")
     bank = _bank(parts, _auto(parts, folds) if source == "auto" else source, split, fitted_on_dev)
     correction = bank.correction(scale, form)
     if source != "auto":
@@ -85,9 +88,7 @@ def choose(
     if folds is not None:
         about = {name: value for name, value in folds["hub"].items() if name != "taken"}
         return _judged(correction, Gain(**about), bank, "cross-validation")
-    if dev is None or len(dev.rows) < FEWEST_DEV_IMAGES:
-        few = 0 if dev is None else len(dev.rows)
-        return Chosen(None, f"hub correction: none, {few} dev images are too few to judge it by")
+    assert dev is not None
     held_out = HeldOut(dev.images, dev.texts, torch.from_numpy(dev.pairs).to(dev.images.device))
     if bank.source != "dev":
         return _judged(correction, judge(held_out, correction, scale), bank, "dev")

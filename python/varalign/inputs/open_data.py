@@ -19,6 +19,7 @@ from varalign.data.sample import SAMPLE_SIZE, write_sample
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.fields import CUSTOM_IMAGE
+from varalign.options.hub_sources import HUB_SOURCES
 
 Say = Callable[[str], None]
 Data = ImageCaptions | FeatureSet
@@ -81,6 +82,8 @@ def open_data(config: TrainConfig, say: Say, *, whole_below: int = 0) -> tuple[T
     data = damaged(checked(data, str(place), config), parse_noise(config.noise), "train", config.seed)
     others = ("exclude", "unpaired_images", "unpaired_texts")
     named = {name: str(Path(value).resolve()) for name in others if (value := getattr(config, name)) is not None}
+    if config.hub_correction not in HUB_SOURCES:
+        named["hub_correction"] = str(Path(config.hub_correction).resolve())
     config = replace(config, **named)  # type: ignore[arg-type]
     if config.exclude is not None:
         data, line = without_excluded(data, Path(str(config.exclude)))

@@ -63,19 +63,19 @@ class ProgressLine:
         """Print one lasting line for an epoch, of at most 80 columns; `metrics.jsonl` has all figures.
 
         Args:
-            line: the `eval` line of the metrics on dev.
+            line: an `eval` line of the metrics, on dev or on the folds of a cross-validation.
         """
         if self._quiet:
             return
         if not self._headed:
-            to_stderr(f"dev: {candidates(line)}; recall in percent")
+            to_stderr(f"{line['split']}: {candidates(line)}; recall in percent")
             self._headed = True
         said = [f"epoch {line['epoch']}/{self._epochs}"]
         if self._recent:
             seconds = sum(entry[0] for entry in self._recent) / len(self._recent)
             said += [f"{duration((self._epochs * self._steps_per_epoch - self._done) * seconds)} left"]
             said += [f"loss {self._loss:.4f}"]
-        said.append(f"dev loss {line['loss']:.4f}")
+        said.append(f"{'dev' if line['split'] == 'dev' else 'held-out'} loss {line['loss']:.4f}")
         said += [f"{way} R@1 {100 * line[f'{way}_recall@1']:.1f}" for way in ("i2t", "t2i")]
         while len("  ".join(said)) > _COLUMNS:
             del said[1]  # of a run of a thousand epochs: the time left, which the bar shows

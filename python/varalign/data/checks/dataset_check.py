@@ -207,7 +207,7 @@ def _describe(report: Report, dataset: ImageCaptions) -> None:
     for name, image_id in zip(dataset.image_names, dataset.image_ids.tolist(), strict=True):
         groups.setdefault(image_id, []).append(name)
     report.copies = [names for names in groups.values() if len(names) > 1]
-    report.problems += dataset.lacking()
+    report.problems += dataset.lacking(held_out=dataset.split_by != "none")
     report.few = [
         f"{report.splits[name]:,} {name} images, wanted at least {least}"
         for name, least in ENOUGH.items()
