@@ -32,7 +32,8 @@ for epoch in range(2):
         with waiting("encoding images [bold]of[/bold] a description that does not fit into a line", 7) as bar:
             bar.advance(3)
             live_bar.LiveBar._display.refresh()
-    line.epoch_done({"epoch": epoch + 1, "loss": 9.8765, "i2t_recall@1": 1, "t2i_recall@1": 1, "images": 8, "texts": 9})
+    figures = {"loss": 9.8765, "i2t_recall@1": 1, "t2i_recall@1": 1, "images": 8, "texts": 9}
+    line.epoch_done({"split": "dev", "epoch": epoch + 1, **figures})
 with waiting("t-SNE", 1):
     live_bar.LiveBar._display.refresh()
 line.close()
