@@ -73,7 +73,7 @@ def run_cell(cell: Cell, name: str, study: Study, folder: Path, device: str) -> 
     else:
         if place.exists():  # the process was killed before it wrote config.json
             shutil.rmtree(place)
-        trained = train(config, say=quiet, progress=False)
+        trained = train(config, say=quiet, progress=False, whole_below=0)
     run = RunFolder.open(place)
     lines = run.read_metrics()
     judged = ("dev", CROSS_VALIDATION)

@@ -137,7 +137,12 @@ class _Session:
 
 
 def train(
-    config: TrainConfig, *, say: Say | None = None, progress: bool = True, show: Show | None = None
+    config: TrainConfig,
+    *,
+    say: Say | None = None,
+    progress: bool = True,
+    show: Show | None = None,
+    whole_below: int = FEWEST_FOR_MEMBERS,
 ) -> TrainResult:
     """Train from the beginning.
 
@@ -146,6 +151,7 @@ def train(
         say: called with each remark; standard error if None.
         progress: whether the live line and a line per epoch go to standard error.
         show: called with the result as soon as it is there; the run's page is drawn afterwards.
+        whole_below: as of `open_data`; 0: a test split is drawn where the data have none.
 
     Returns:
         The result; everything else is in the run folder.
@@ -165,7 +171,7 @@ def train(
     check_continued(config)
     with _Session.begun(say, progress, show, config.profile) as session:
         with part("start"):
-            opened, data = open_data(config, session.say, whole_below=FEWEST_FOR_MEMBERS)
+            opened, data = open_data(config, session.say, whole_below=whole_below)
         session.say("; ".join(split_sizes(data)))
         images = len(data.rows("train"))
         config = fill(opened, images, held_out=_held_out(data))
