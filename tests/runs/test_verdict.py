@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from varalign.runs.verdict import training_lines, verdict
+from varalign.runs.verdict import training_lines, verdict, voices_sentence
 
 CHANCE = {"model": "chance", "i2t_recall@1": 0.001, "t2i_recall@1": 0.001}
 
@@ -23,7 +23,7 @@ def test_a_run_beside_chance_and_clip() -> None:
         "On test, the model finds the right caption first for 24 of 100 images (95 %: 22 to 26; chance 0.1; zero-shot "
         "CLIP 51.2) among 5,000 texts, and the right image first for 18 of 100 captions (95 %: 16 to 20; chance 0.1; "
         "zero-shot CLIP 30) among 1,000 images.",
-        "Training is not above CLIP as published, on the mean of both.",
+        "On the mean of both, that is 19.6 points below CLIP as published.",
     ]
 
 
@@ -37,7 +37,7 @@ def test_folds_in_place_of_a_test_split() -> None:
 
 
 def test_a_run_at_chance_and_a_collapsed_one() -> None:
-    assert verdict([row(0.002, 0.001), CHANCE])[1:] == [
+    assert verdict([row(0.002, 0.001), CHANCE])[:1] == [
         "No better than chance: the 95 % interval of every recall reaches down to it."
     ]
     assert verdict([row(0.0, 0.0)], ["image", "text"]) == [
@@ -52,10 +52,24 @@ def test_what_training_did() -> None:
 
     assert training_lines([{"kind": "step"}], {}) == []
     assert training_lines([look(0, 0.2), look(1, 0.1), look(2, 0.15)], {"epochs": 5}) == [
-        "Mean recall on dev: 20 at epoch 0, 20 at the best one, epoch 0.",
-        "No epoch of training was better than the start, so the start was kept.",
-        "Training ended after epoch 2 of 5: dev had stopped improving, or it was interrupted.",
+        "No epoch of training was better on dev than the start (mean recall 20), so the start was kept.",
+        "Training ended after epoch 2 of 5: it was interrupted.",
+    ]
+    looks = [look(0, 0.1), look(1, 0.2), look(2, 0.15), look(3, 0.15)]
+    assert training_lines(looks, {"epochs": 5, "patience": 2}) == [
+        "Mean recall on dev rose from 10 at the start to 20 at epoch 1, the best.",
+        "Training ended after epoch 3 of 5: dev had not improved for 2 epochs (--patience 2).",
     ]
     assert training_lines([look(1, 0.1), look(2, 0.125)], {"epochs": 2}) == [
-        "Mean recall on dev: 10 at epoch 1, 12.5 at the best one, epoch 2."
+        "Mean recall on dev: 10 at epoch 1, 12.5 at epoch 2, the best."
     ]
+    assert training_lines([look(0, 0.15)], {"epochs": 0}) == [
+        "The model was fitted without steps of training; its mean recall on dev is 15."
+    ]
+
+
+def test_which_voices_count() -> None:
+    assert voices_sentence({"closed-form": 1.0, "kernel": 0.0, "lexical": 0.0}) == (
+        "Similarity: the closed form alone; the kernel, the lexical kernel: tried, not kept."
+    )
+    assert voices_sentence({"kernel": 0.75, "members": 0.25}) == "Similarity: 0.75 × the kernel + 0.25 × the members."

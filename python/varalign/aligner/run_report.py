@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from varalign.aligner.evaluate import SplitEmbeddings
 from varalign.aligner.showcase import showcase
+from varalign.aligner.voice_weights import weights_of
 from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.checks.split_sizes import split_sizes
 from varalign.data.datasets import ImageCaptions
@@ -52,7 +53,8 @@ def write_run_report(
         notes.insert(0, "No test split: the examples and the map show training pairs, which the model was fitted on.")
     found = showcase(parts, split, shown, correction)
     before = _read(run)
-    report = {"rows": list(rows), "showcase": found, "notes": notes}
+    report: dict[str, Any] = {"rows": list(rows), "showcase": found, "notes": notes}
+    report |= {"voices": weights_of(parts.model, run), "training_images": len(data.rows("train"))}
     if before is not None:
         _keep_layouts(before.get("showcase", {}).get("map", {}), found["map"])
         report |= {"diagnosis": before["diagnosis"]} if "diagnosis" in before else {}

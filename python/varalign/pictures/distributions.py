@@ -24,7 +24,7 @@ def distributions(shown: Mapping[str, Any]) -> str:
     found = shown["similarities"]
     return (
         '<div class="two">'
-        + _figure("Place of the first right candidate, % of queries", _RANKS, _ranks(shown))
+        + _figure("Place of the first right one, % of queries", _RANKS, _ranks(shown))
         + _figure("Cosine similarity, shares of sum 1", _PAIRS, _similarities(found))
         + "</div>"
     )
@@ -55,6 +55,8 @@ def _ranks(shown: Mapping[str, Any]) -> str:
     lows = [1, *(bound + 1 for bound in bounds)]
     names = [f"{low:,}" if low == bound else f"{low:,}–{bound:,}" for low, bound in zip(lows, bounds, strict=False)]
     names.append(f"above {bounds[-1]:,}")
+    while len(names) > 2 and not any(shares[len(names) - 1] for shares in shown["ranks"].values()):
+        names.pop()  # no query is so far from its right one, or there are not so many candidates
     highest = max(share for shares in shown["ranks"].values() for share in shares) or 1.0
     step = _WIDTH / len(names)
     parts = []

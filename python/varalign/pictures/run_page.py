@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from varalign.options.config import TrainConfig
-from varalign.options.fields import OPTIONS
+from varalign.options.fields import OPTIONS, RECIPE
+from varalign.options.recipe import fill
+from varalign.options.rules import idle_options
 from varalign.pictures.distributions import distributions
 from varalign.pictures.map import map_part
 from varalign.pictures.page import card, example, figures, write_page
 from varalign.runs.folder import RunFolder
 from varalign.runs.profile import read_table
 from varalign.runs.result_table import result_columns
-from varalign.runs.verdict import training_lines, verdict
+from varalign.runs.verdict import training_lines, verdict, voices_sentence
 
 _KINDS = {"best": "found first", "typical": "around the middle", "worst": "found last"}
 _DIRECTIONS = {"i2t": "Captions found for an image", "t2i": "Images found for a caption"}
@@ -32,8 +35,8 @@ def write_report(run: RunFolder, report: Mapping[str, Any]) -> Path:
     Args:
         run: a run folder; every PNG in its `pictures/` is embedded.
         report: `rows`, lines of the result table as `result_columns` takes them, the model's first; and where known
-            `showcase`, as `varalign.aligner.showcase` gives it, `notes`, lines on the data, and `diagnosis`, `lines`
-            of an estimate and the path of its `page`.
+            `showcase`, as `varalign.aligner.showcase` gives it, `voices`, their weights, `notes`, lines on the data,
+            `training_images`, their number, and `diagnosis`, `lines` of an estimate and the path of its `page`.
 
     Returns:
         The page.
@@ -43,15 +46,21 @@ def write_report(run: RunFolder, report: Mapping[str, Any]) -> Path:
     """
     rows, shown = report["rows"], report.get("showcase") or {}
     lines, config = list(run.read_metrics()), run.config()
-    _draw_curves(run, lines)
+    trained = any(line.get("kind") == "step" for line in lines)
+    if trained:
+        _draw_curves(run, lines)
     items = _Items(shown)
-    parts = [_verdict(rows, shown), _table(rows), _paragraphs(training_lines(lines, config.get("options", {})))]
+    said = [voices_sentence(report["voices"])] if report.get("voices") else []
+    said += training_lines(lines, config.get("options", {}))
+    parts = [_verdict(rows, shown), _table(rows), _paragraphs(said)]
     parts += [_examples(direction, shown, items) for direction in _DIRECTIONS if shown.get("examples")]
     if shown.get("map", {}).get("layouts"):
         parts.append(f"<h2>Map of the shared space</h2>{map_part(shown)}")
     if shown:
         parts.append(f"<h2>Ranks and similarities</h2>{distributions(shown)}")
-    parts.append(f"<h2>Curves and pictures</h2>{figures(_pictures(run))}")
+    pictures = _pictures(run)
+    if pictures:
+        parts.append(f"<h2>{'Curves and pictures' if trained else 'Pictures'}</h2>{figures(pictures)}")
     if report.get("diagnosis"):
         found = report["diagnosis"]
         link = (
@@ -63,7 +72,7 @@ def write_report(run: RunFolder, report: Mapping[str, Any]) -> Path:
     profile = "\n".join(read_table(run.profile))
     if profile:
         parts.append(f"<h2>Where the time went</h2><pre>{escape(profile)}</pre>")
-    parts.append(f"<h2>Options</h2>{_options(config)}")
+    parts.append(f"<h2>Options</h2>{_options(config, report.get('training_images'))}")
     return write_page(run.path / "report.html", run.path.resolve().name, "a run of varalign", parts)
 
 
@@ -165,13 +174,21 @@ def _pictures(run: RunFolder) -> list[tuple[str, bytes]]:
     return [(file.name, file.read_bytes()) for file in files]
 
 
-def _options(config: Mapping[str, Any]) -> str:
-    """The options that differ from the defaults, and the whole configuration folded."""
+def _options(config: Mapping[str, Any], images: int | None) -> str:
+    """The options that differ from the defaults, and the whole configuration folded.
+
+    images: in training; where they are known, what differs from the recipe for so many is shown too.
+    """
     options, usual = config.get("options", {}), TrainConfig().as_dict()
+    known = TrainConfig(**{name: value for name, value in options.items() if name in OPTIONS})
+    unsaid, idle = replace(known, **{name: usual[name] for name in RECIPE}), idle_options(known)
+    recipe = dict.fromkeys(RECIPE) if images is None else fill(unsaid, images).as_dict()
     told = {
         name: value
         for name, value in options.items()
-        if name in OPTIONS and value is not None and value != usual.get(name) and not OPTIONS[name].recipe
+        if name in OPTIONS
+        and value not in (None, usual.get(name))
+        and (name not in RECIPE or (name not in idle and recipe[name] not in (None, value)))
     }
     lines = " ".join(f"{OPTIONS[name].flag} {value}" for name, value in told.items())
     whole = json.dumps(config, indent=2, ensure_ascii=False)

@@ -8,6 +8,9 @@ from typing import Any
 
 from varalign.runs.result_table import chance_remark
 
+_VOICES = {"closed-form": "the closed form", "kernel": "the kernel", "lexical": "the lexical kernel"}
+_VOICES |= {"zero-shot": "zero-shot CLIP", "members": "the members"}
+
 
 def verdict(rows: Sequence[Mapping[str, Any]], collapsed: Sequence[str] = (), split: str = "test") -> list[str]:
     """Sentences on the first row of a result table, compared with chance and with zero-shot CLIP where they are rows.
@@ -36,16 +39,34 @@ def verdict(rows: Sequence[Mapping[str, Any]], collapsed: Sequence[str] = (), sp
     where = f"On {split}, the model"
     if "judged" in ours:
         where = f"On pairs that its fit had not seen, in {ours['folds']} folds (there is no test split), the recipe"
-    lines = [
+    lines = []
+    if chance and "intervals" in ours:
+        lines += [f"{line[0].upper()}{line[1:]}." for line in chance_remark(ours, chance)]
+    lines += [
         f"{where} finds the right caption first for {found('i2t_recall@1')} among {texts}, and the right "
         f"image first for {found('t2i_recall@1')} among {images}."
     ]
-    if chance and "intervals" in ours:
-        lines += [f"{line[0].upper()}{line[1:]}." for line in chance_remark(ours, chance)]
     if zero_shot:
-        change = sum(ours[f"{direction}_recall@1"] - zero_shot[f"{direction}_recall@1"] for direction in ("i2t", "t2i"))
-        lines.append(f"Training is {'above' if change > 0 else 'not above'} CLIP as published, on the mean of both.")
+        change = sum(ours[f"{way}_recall@1"] - zero_shot[f"{way}_recall@1"] for way in ("i2t", "t2i")) / 2
+        lines.append(
+            f"On the mean of both, that is {100 * abs(change):.1f} points {'above' if change > 0 else 'below'} CLIP as "
+            "published."
+        )
     return lines
+
+
+def voices_sentence(weights: Mapping[str, float]) -> str:
+    """Which voices of the recipe count, and how much.
+
+    Args:
+        weights: of each voice that was tried, 0 for one that was not kept.
+    """
+    kept = {_VOICES.get(name, name): weight for name, weight in weights.items() if weight}
+    left = [_VOICES.get(name, name) for name, weight in weights.items() if not weight]
+    alone = len(kept) == 1
+    said = " + ".join(name if alone else f"{weight:.3g} × {name}" for name, weight in kept.items())
+    beside = f"; {', '.join(left)}: tried, not kept" if left else ""
+    return f"Similarity: {said}{' alone' if alone else ''}{beside}."
 
 
 def training_lines(lines: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[str]:
@@ -61,16 +82,21 @@ def training_lines(lines: Sequence[Mapping[str, Any]], options: Mapping[str, Any
         return []
     (first, at_first), (last, _) = figures[0], figures[-1]
     best, at_best = max(figures, key=lambda figure: (figure[1], -figure[0]))
-    found = [
-        f"Mean recall on dev: {_percent(at_first)} at epoch {first}, {_percent(at_best)} at the best one, epoch {best}."
-    ]
-    if best == 0 < last:
-        found.append("No epoch of training was better than the start, so the start was kept.")
-    epochs = options.get("epochs")
+    start, top = _percent(at_first), _percent(at_best)
+    if last == 0:
+        found = [f"The model was fitted without steps of training; its mean recall on dev is {start}."]
+    elif best == 0:
+        found = [f"No epoch of training was better on dev than the start (mean recall {start}), so the start was kept."]
+    elif first == 0:
+        found = [f"Mean recall on dev rose from {start} at the start to {top} at epoch {best}, the best."]
+    else:
+        found = [f"Mean recall on dev: {start} at epoch {first}, {top} at epoch {best}, the best."]
+    epochs, patience = options.get("epochs"), options.get("patience")
     if isinstance(epochs, int) and last < epochs:
-        found.append(
-            f"Training ended after epoch {last} of {epochs}: dev had stopped improving, or it was interrupted."
-        )
+        why = "it was interrupted"
+        if patience and last - best >= patience:
+            why = f"dev had not improved for {last - best} epochs (--patience {patience})"
+        found.append(f"Training ended after epoch {last} of {epochs}: {why}.")
     return found
 
 

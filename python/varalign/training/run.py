@@ -16,6 +16,7 @@ from varalign._core import __version__
 from varalign.aligner.aligner import Aligner
 from varalign.aligner.load import trained
 from varalign.aligner.run_report import write_run_report
+from varalign.aligner.voice_weights import weights_of
 from varalign.data.checks.split_sizes import split_sizes
 from varalign.data.files import read_bytes, write_atomically
 from varalign.data.waiting import silent
@@ -41,7 +42,6 @@ from varalign.runs.run_errors import RunError
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
 from varalign.training.mixing.nested import nested_rows
-from varalign.training.mixing.start_voices import weights_of
 from varalign.training.start import Beginning, begin
 from varalign.training.trainer import Trainer
 from varalign.training.wise_ft import go_part_of_the_way

@@ -23,7 +23,6 @@ from varalign.inputs.parts import Inputs, Parts
 from varalign.inputs.unpaired import Unpaired
 from varalign.options.recipe import FEWEST_FOR_MEMBERS
 from varalign.options.voice_list import EVERY_PAIR
-from varalign.runs.folder import RunFolder
 from varalign.training.mixing.fold_members import out_of_fold_share
 from varalign.training.mixing.material import Material
 from varalign.training.mixing.nested import check_images
@@ -139,15 +138,6 @@ def _with_share(inputs: Inputs, fitted: Fitted, say: Say) -> Inputs:
     say(f"members, by the loss of {len(fitted.parts)} folds: {f'share {share:g}' if share else 'none'}")
     said: dict[str, Any] = {"members_share": share} if share else {"members": 0, "epochs": 0}
     return replace(inputs, config=replace(inputs.config, **said))
-
-
-def weights_of(model: DualEncoder, run: RunFolder) -> dict[str, float] | None:
-    """The weight of each voice in the similarity, 0 for one that was tried and not kept; None without voices."""
-    head = model.image_head
-    if not isinstance(head, VoicesHead):
-        return None
-    tried = ((run.config().get("start") or {}).get("voices") or {}).get("weights") or {}
-    return {**dict.fromkeys(tried, 0.0), **head.shares()}
 
 
 def _self_training(unpaired: Unpaired, fitted: Fitted) -> dict[str, Any]:
