@@ -152,7 +152,7 @@ def embedding(options: argparse.Namespace, folder: Path) -> Iterator[Sequence[Ro
     from varalign.data.sample import write_sample
 
     write_sample(folder / "data", images=60, size=32)
-    words = ["train", "--data", folder / "data", "--image-size", 64, "--epochs", 1, "--batch-size", 16]
+    words = ["train", "--data", folder / "data", "--image-size", 32, "--epochs", 1, "--batch-size", 16]
     run = folder / "run"
     varalign(*words, "--start", "random", "--hub-correction", "dev", "--out", run)
     pictures = folder / "pictures"
@@ -160,8 +160,8 @@ def embedding(options: argparse.Namespace, folder: Path) -> Iterator[Sequence[Ro
         place = pictures / f"{number // 1000:03}"
         place.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((320, 240)).save(place / f"{number:06}.jpg", quality=85)
-    subject = f"embed --images, {options.files:,} files of 320 x 240, ResNet-18 at 64 px"
+        Image.fromarray(pixels).resize((160, 120)).save(place / f"{number:06}.jpg", quality=85)
+    subject = f"embed --images, {options.files:,} files of 160 x 120, ResNet-18 at 32 px"
 
     def row(what: str, embedded: int, note: str = "") -> Row:
         wall, processor, said, error = varalign("embed", run, "--images", pictures, "--json")
@@ -174,7 +174,7 @@ def embedding(options: argparse.Namespace, folder: Path) -> Iterator[Sequence[Ro
     store: list[Path] = []
     found = [row("the first time", options.files), row("again", 0)]
     for number in range(10):
-        pixels = np.random.default_rng(options.files + number).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(options.files + number).integers(0, 256, (120, 160, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(pictures / "000" / f"{number:06}.jpg")
     found.append(row("10 changed", 10))
     content = bytearray(store[0].read_bytes())

@@ -90,6 +90,7 @@ def test_the_sheet_shows_what_was_found(said: Any, pictures: Path, tmp_path: Pat
         (["search", "red", "--sheet", "nowhere/a.png"], "there is no folder nowhere"),
         (["search", "red", "--images", "DIR", "--captions", "CSV"], "no caption names an image of"),
         (["embed", "--images", "DIR", "--out", "a.npz"], "--out does not go with --images"),
+        (["embed", "--images", "DIR", "--split", "dev"], "--split: the images of a folder have no splits"),
         (["embed", "--images", "DIR", "--features"], "--features does not go with --images"),
         (["embed"], "name the file to write (--out FILE)"),
     ],

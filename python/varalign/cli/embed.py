@@ -71,6 +71,8 @@ def _embed_folder(arguments: argparse.Namespace, folder: Path, reading: Reading)
     for name in ("out", "features", "unpaired_images", "unpaired_texts"):
         if getattr(arguments, name):
             raise DataError(f"--{name.replace('_', '-')} does not go with --images, whose embeddings the run keeps")
+    if arguments.split != "all":
+        raise DataError("--split: the images of a folder have no splits; leave it out, or leave out --images")
     from varalign.aligner.folder_search import open_search
     from varalign.runs.progress import to_stderr
 
