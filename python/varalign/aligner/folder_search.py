@@ -70,11 +70,9 @@ class Found:
     image: int | None
 
 
-def query_of(model: Aligner, given: str | Path) -> Query:
-    """A query of a text, or of an image file by its path; DataError where it cannot be read."""
-    if isinstance(given, str):
-        return Query(model.embed_texts([given])[0], "text")
-    return Query(model.embed_images([given])[0], "image")
+def query_of(model: Aligner, given: str | Path | bytes) -> Query:
+    """A query of a text, or of an image by its path or its bytes; DataError where it cannot be read."""
+    return Query(model.encode(given), "text" if isinstance(given, str) else "image")
 
 
 class FolderSearch:

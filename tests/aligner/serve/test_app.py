@@ -288,7 +288,7 @@ def test_a_body_that_never_ends_and_an_answer_that_never_comes(monkeypatch: pyte
 def test_a_fault_of_the_server_is_an_answer_without_its_text(
     client: TestClient, search: FolderSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search.model, "embed_texts", lambda texts: 1 / 0)
+    monkeypatch.setattr(search.model, "encode", lambda given: 1 / 0)
     answer = client.post("/search", data={"text": "a"})
     assert answer.status_code == 500 and answer.json() == {
         "error": "ZeroDivisionError: a fault of the server, whose log says more"

@@ -6,7 +6,6 @@ import base64
 import binascii
 import hashlib
 import re
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -72,12 +71,10 @@ def build_app(search: FolderSearch, hosts: frozenset[str] | None) -> Guard:
         assert image is not None
         try:
             decode_image(image, MOST_PIXELS)
-            with tower, tempfile.NamedTemporaryFile(prefix="varalign-") as file:
-                file.write(image)
-                file.flush()
-                return query_of(search.model, Path(file.name))
+            with tower:
+                return query_of(search.model, image)
         except ValueError as error:
-            raise HTTPException(422, f"image: {re.sub(r'^/[^ ]*: ', '', str(error))}") from None
+            raise HTTPException(422, f"image: {error}") from None
 
     def found(query: folder_search.Query, captions: bool, top: int, *, copies: bool = False) -> list[Found]:
         if not captions:

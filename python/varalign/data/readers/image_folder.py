@@ -97,6 +97,7 @@ class ImageFolder:
         self.base = base
         self._follow_links = follow_links
         self._real = os.path.realpath(base)
+        self._kept: dict[str, bool] = {}
         self._bases = tuple(f"{place.rstrip('/')}/" for place in (str(base.absolute()), self._real))
         self._listed: dict[str, tuple[Spellings, dict[str, os.DirEntry[str]]]] = {}
 
@@ -119,7 +120,7 @@ class ImageFolder:
         if place is None:
             return None
         parent, entry = place
-        if (entry.is_symlink() or parent) and not self._follow_links and not self._keeps(entry.path):
+        if not self._follow_links and not (self._keeps(entry.path) if entry.is_symlink() else self._keeps_all(parent)):
             raise DataError(
                 f"the image {shown(name)} is a link that leads out of {self.base}; put the file itself there, make "
                 "the whole image folder the link, or pass --follow-links"
@@ -201,6 +202,12 @@ class ImageFolder:
             by_leaf.setdefault(leaf, []).append(path)
             by_stem.setdefault(os.path.splitext(leaf)[0], []).append(path)
         return by_leaf, by_stem
+
+    def _keeps_all(self, parent: str) -> bool:
+        """Whether a folder lies inside, and with it what is no link in it; asked of each file, so it is remembered."""
+        if parent not in self._kept:
+            self._kept[parent] = self._keeps(os.path.join(self.base, parent))
+        return self._kept[parent]
 
     def _keeps(self, path: str) -> bool:
         return os.path.commonpath([self._real, os.path.realpath(path)]) == self._real
