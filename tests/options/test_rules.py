@@ -66,6 +66,10 @@ def test_a_broken_rule_names_the_option(options: dict[str, object], words: str) 
         ({"color_jitter": 0.4, "augment": False}, "--color-jitter is part of the augmentation"),
         ({"color_jitter": 0.4, "use_pretrained": True}, "--color-jitter is part of the augmentation"),
         ({"features": "b", "color_jitter": 0.4}, "--color-jitter needs images and captions"),
+        (
+            {"features": "b", "members": 0, "members_share": 0.5},
+            "--members-share is the part of members in the similarity",
+        ),
         ({"fixed_weight": 0.3}, "--fixed-weight belongs to --schedule fixed"),
         ({"pair_warmup": 0.5}, "--pair-warmup belongs to --pair-weighting moments"),
         ({"head": "linear", "hidden_dim": 64}, "--hidden-dim belongs to --head mlp"),

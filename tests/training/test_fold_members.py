@@ -28,8 +28,8 @@ def pairs_of(bend: float, images: int = 120) -> Pairs:
     return Pairs(x, y, torch.arange(images))
 
 
-def share(bend: float, **options: Any) -> float:
-    fitted = fit_voices(pairs_of(bend), voices=["closed-form"])
+def share(bend: float, pairs: Pairs | None = None, **options: Any) -> float:
+    fitted = fit_voices(pairs_of(bend) if pairs is None else pairs, voices=["closed-form"])
     config = TrainConfig(features="f", lr=0.01, input_noise=0.0, **SMALL | options)
     return out_of_fold_share(fitted.parts, fill(config, 120))
 
@@ -37,6 +37,16 @@ def share(bend: float, **options: Any) -> float:
 def test_members_count_where_the_closed_form_is_too_simple_for_the_pairs() -> None:
     assert share(1.0, epochs=150) > 0
     assert share(0.0, epochs=2) == 0
+
+
+def test_several_texts_an_image_weights_and_labels_that_repeat() -> None:
+    """The data set of `pairs_of` with two texts an image, of which every fifth is a label, and weights."""
+    pairs = pairs_of(1.0)
+    order = torch.arange(120).repeat(2)
+    texts = torch.arange(240)
+    texts[::5] = 240 + texts[::5] % 7
+    more = replace(pairs, texts=pairs.texts[order], owner=order, text_ids=texts, weights=torch.ones(240))
+    assert share(1.0, more, epochs=60) > 0
 
 
 def test_a_share_depends_on_the_seed_alone_and_leaves_the_random_state() -> None:

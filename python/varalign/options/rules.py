@@ -121,6 +121,12 @@ RULES = (
         "{c.members} trains members, and --voices {c.voices} has none: add members to the list",
     ),
     Rule(
+        "members_share",
+        lambda c: c.members == 0 or not c.takes_members,
+        "is the part of members in the similarity, and this run has none: pass --members K, or leave it out",
+        idle=True,
+    ),
+    Rule(
         "voices settings",
         lambda c: c.voices != NONE and not c.takes_members,
         "needs the closed form of frozen encoders: it goes with --start closed-form and --head mlp, and not with "
