@@ -59,6 +59,7 @@ def test_onnx_and_torch_give_our_vectors_and_priors(voices: Path, image_folder: 
         assert np.allclose(b, moments.image_prior(torch.from_numpy(images)).numpy(), atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_default_encoders_are_recorded_and_two_directions_refused(image_folder: Path, tmp_path: Path) -> None:
     usual = {"data": str(image_folder), "image_size": 32, "epochs": 1, "batch_size": 16, "embedding_dim": 8}
     usual |= {"device": "cpu", "threads": 1, "hub_correction": "off"}

@@ -72,6 +72,8 @@ def test_adapters_are_merged_and_a_whole_trained_model_is_exported(trained: Trai
     again = varalign.load(folder, device="cpu")
     assert again.model.adapters == {} and model.model.adapters
     assert np.allclose(model.embed_texts(["a dog"]), again.embed_texts(["a dog"]), atol=1e-6)
+    twice = varalign.load(again.export(tmp_path / "twice")["folder"], device="cpu")
+    assert np.array_equal(twice.embed_texts(["a dog"]), again.embed_texts(["a dog"]))
 
 
 def test_zero_shot_has_no_run_to_export(towers: dict[str, str], image_folder: Path, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def write_export(subject: Subject, out: Path, target: str) -> dict[str, Any]:
     """
     if target not in TARGETS:
         raise DataError(f"--to {target}: wanted one of {', '.join(TARGETS)}")
+    out = out.resolve()  # a link stays, and `.` has a name
     check_place(out)
     write: Callable[[Subject, Path], dict[str, Any]] = importlib.import_module(TARGETS[target]).write
     out.parent.mkdir(parents=True, exist_ok=True)
