@@ -66,7 +66,7 @@ def subjects(options: argparse.Namespace) -> Iterator[list[Row]]:
     from varalign.data.errors import DataError
 
     with tempfile.TemporaryDirectory() as place:
-        for name, given in RUNS.items():
+        for name, given in ((name, RUNS[name]) for name in options.run or RUNS):
             model = train(given, Path(place), name)
             rows = []
             for target in TARGETS:
@@ -85,4 +85,5 @@ def subjects(options: argparse.Namespace) -> Iterator[list[Row]]:
 
 
 if __name__ == "__main__":
-    main(__doc__, subjects)
+    choice = {"action": "append", "choices": tuple(RUNS), "help": "one run of the table; may stand several times"}
+    main(__doc__, subjects, lambda parser: parser.add_argument("--run", **choice))

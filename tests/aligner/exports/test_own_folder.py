@@ -73,6 +73,7 @@ def test_adapters_are_merged_and_a_whole_trained_model_is_exported(trained: Trai
     assert again.model.adapters == {} and model.model.adapters
     assert np.allclose(model.embed_texts(["a dog"]), again.embed_texts(["a dog"]), atol=1e-6)
     twice = varalign.load(again.export(tmp_path / "twice")["folder"], device="cpu")
+    assert (tmp_path / "twice" / "README.md").read_text() == (tmp_path / "out" / "README.md").read_text()
     assert np.array_equal(twice.embed_texts(["a dog"]), again.embed_texts(["a dog"]))
 
 

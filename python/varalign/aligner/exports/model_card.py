@@ -52,7 +52,7 @@ def write_card(subject: Subject, folder: Path, target: str, use: str, notes: Seq
         use: Python code; `{place}` stands for the folder.
         notes: what the reader of this format must know.
     """
-    rows = _rows(subject)
+    rows = recorded_results(subject)
     parts = [
         f"# {_safe(subject.name)}",
         "An image-text model: it maps images and captions to unit vectors of one space, in which the cosine of an "
@@ -116,7 +116,7 @@ def _recipe(subject: Subject) -> str:
     for side in ("image", "text"):
         encoder = subject.model.image_encoder if side == "image" else subject.model.text_encoder
         if encoder is not None:
-            options[f"{side}_encoder"] = re.sub(r"([:@])/.*/", r"\1", encoder.spec)
+            options[f"{side}_encoder"] = re.sub(r"([:@])(?:\./|/.*/)", r"\1", encoder.spec)
     named = [name for name in SHOWN if options[name] != OPTIONS[name].default or name == "seed"]
     lines += [f"| `{OPTIONS[name].flag}` | {_safe(options[name])} |" for name in named]
     head = subject.model.image_head
@@ -177,15 +177,15 @@ def _limits(subject: Subject, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _rows(subject: Subject) -> list[dict[str, Any]]:
-    """The lines of the result table that the run's report has; none without one."""
+def recorded_results(subject: Subject) -> list[dict[str, Any]]:
+    """The lines of the result table that the run's report has, or the run that was exported had; none without them."""
     if subject.run is None:
         return []
     try:
         found = json.loads(read_bytes(subject.run.path / REPORT))
-    except (OSError, ValueError):
-        return []
-    return list(found.get("rows", [])) if isinstance(found, dict) else []
+        return list(found["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return list(subject.run.config().get("results", []))
 
 
 def _safe(value: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from varalign.aligner import hub_bank
-from varalign.aligner.exports.model_card import write_card
+from varalign.aligner.exports.model_card import recorded_results, write_card
 from varalign.aligner.exports.subject import Subject
 from varalign.data.errors import DataError
 from varalign.data.files import cache_key
@@ -71,7 +71,8 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
     tensors = named(MODEL, subject.model.checkpoint_state(whole=True))
     saved = save_checkpoint(run.checkpoints, int(subject.state["step"]), tensors, state)
     os.rename(saved, run.checkpoints / "best")
-    run.write_config({**config, "options": options, "model": model, "name": subject.name})
+    results = recorded_results(subject)  # for the card of an export of this export
+    run.write_config({**config, "options": options, "model": model, "name": subject.name, "results": results})
     found = load_checkpoint(run.checkpoints / "best")
     key = cache_key("hub correction", found.checksum, options["hub_correction"], options["hub_form"])
     hub_bank.kept(run.bank, key, lambda: subject.hub)
