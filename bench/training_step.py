@@ -6,7 +6,7 @@ Every contender makes the same steps from the same weights, images, captions and
 symmetric loss with every caption of an image as a positive, fused AdamW and no check, schedule or statistic. One has a
 dense LSTM with a masked mean, one torch's packed sequence. Ours is `TrainingStep`: variance schedule, guard against
 steps that are not finite, statistics of each pair. The first step's losses are those of the same weights and dropouts;
-later ones agree to 0.1 %, since the loops weight both directions alike.
+those behind it agree to 1 %, since the loops weight both directions alike.
 (OMP_NUM_THREADS sets torch's threads.)
 """
 
@@ -167,10 +167,16 @@ def subjects(options: argparse.Namespace) -> Iterator[Sequence[Row]]:
             ],
             work=len(batches),
             unit="s",
-            agree=lambda ours, theirs: bool(torch.allclose(ours, theirs, rtol=0.001)),
+            agree=agree,
             rounds=options.rounds,
             packages=PACKAGES,
         )
+
+
+def agree(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether the first losses are the same but for rounding in bfloat16, and the later ones near."""
+    off = (ours / theirs - 1).abs()
+    return bool(off[0] < 1e-4) and bool((off < 0.01).all())
 
 
 def mean_length(parts: Parts, batches: list[tuple[ImageInputs, StepTexts]]) -> float:
