@@ -92,7 +92,7 @@ def test_wrong_together_by_its_definition():
     assert not wrong_together(torch.tensor([1.0, 0, 0]), torch.arange(3))  # one caption each: nothing to tell by
 
 
-def test_best_captions_are_the_right_ones_of_wrong_pairs(quick):
+def test_best_captions_are_the_right_ones_of_wrong_pairs(quick, monkeypatch):
     x, y, ids = made_up(300, noise=0.3)
     given = swapped(ids, 300, 0.2, "image")
     found = pair_scores(x, y, given)
@@ -100,6 +100,9 @@ def test_best_captions_are_the_right_ones_of_wrong_pairs(quick):
     best, fits = best_captions(x, y, given, found, images)
     own = found.image_scores[images]
     assert float((ids[best] == images).double().mean()) > 0.8 and bool((fits > own).all())
+    monkeypatch.setattr(import_module("varalign.canonical.best"), "MOST_TEXTS", 100)  # captions a few at a time
+    again, scores = best_captions(x, y, given, found, images)
+    assert torch.equal(again, best) and torch.allclose(scores, fits, atol=1e-4)
 
 
 def test_unrelated_features_score_as_n01_and_are_found_wrong(quick, monkeypatch):

@@ -13,6 +13,7 @@ from varalign.canonical.maps import Whitening
 from varalign.canonical.pair_scores import DIMENSIONS, POWER, PairScores
 from varalign.evaluation.products import exact_products
 
+MOST_TEXTS = 1 << 16  # captions in the fit, and compared with the sample, at a time
 SAMPLE = 1000  # images, and captions, whose similarities give the mean and deviation that scores are relative to
 
 
@@ -47,17 +48,21 @@ def best_captions(
     weights = found.probability_right[texts]
     # Where no pair is likely right, the fit uses all pairs with equal weight.
     weights = weights if float(weights.sum()) > 1 else torch.ones_like(weights)
-    running.update(image_features[owner], text_features[texts], weights)
+    for part in torch.arange(len(texts)).split(MOST_TEXTS):  # in memory: an image's features for each of its texts
+        running.update(image_features[owner[part]], text_features[texts[part]], weights[part])
     maps = Whitening(running).solve(ridge=found.ridge, power=POWER, dimensions=DIMENSIONS)
     u, v = maps.embed_images(image_features[images]), maps.embed_texts(text_features[texts])
     generator = torch.Generator().manual_seed(seed)
     rows = torch.unique(owner)
     rows = rows[torch.randperm(len(rows), generator=generator)[:SAMPLE]]
     usual_u, usual_v = maps.embed_images(image_features[rows]), v[torch.randperm(len(v), generator=generator)[:SAMPLE]]
+    parts = []
     with exact_products():
-        s = u @ v.T
-        by_caption, by_image = usual_u @ v.T, u @ usual_v.T
-    z = (s - by_caption.mean(0)) / by_caption.std(0).clamp_min(1e-6)
-    z += (s - by_image.mean(1, keepdim=True)) / by_image.std(1, keepdim=True).clamp_min(1e-6)
-    best = (z / 2).max(1)
+        by_image = u @ usual_v.T
+        for part in v.split(MOST_TEXTS):
+            s, by_caption = u @ part.T, usual_u @ part.T
+            z = (s - by_caption.mean(0)) / by_caption.std(0).clamp_min(1e-6)
+            z += (s - by_image.mean(1, keepdim=True)) / by_image.std(1, keepdim=True).clamp_min(1e-6)
+            parts.append(z / 2)
+    best = torch.cat(parts, 1).max(1)
     return texts[best.indices], best.values
