@@ -1,6 +1,7 @@
 """What each part of the default recipe adds where pairs are few: one part left out at a time, over seeds.
 
     python bench/little.py --data flickr8k=FILE --data lite2=FILE --data fashion=FILE --data rsicd=FILE --out CSV
+    python bench/little.py --data joined=FILE --out CSV     # image features of two encoders side by side
     python bench/little.py … --group official --row "the recipe" --size 600 --seeds 5
     python bench/little.py --out CSV --table                                     # the table of what is there
 
@@ -67,7 +68,13 @@ class Cell:
 def cells() -> Iterator[Cell]:
     """What is measured, the most wanted first."""
     official = [("flickr8k", 600, 20), ("flickr8k", 60, 20), ("fashion", None, 1), ("rsicd", None, 1)]
-    official += [("lite2", 600, 20), ("fashion", 300, 20), ("rsicd", 300, 20), ("flickr8k", None, 1)]
+    official += [
+        ("lite2", 600, 20),
+        ("joined", 600, 20),
+        ("fashion", 300, 20),
+        ("rsicd", 300, 20),
+        ("flickr8k", None, 1),
+    ]
     for row, options in ROWS.items():
         for data, images, seeds in official:
             yield Cell("official", data, images, seeds, row, options)

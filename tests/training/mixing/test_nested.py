@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,14 +138,37 @@ def test_pair_weights_of_a_fold_come_from_the_rest_alone(
     assert seen == [80] * 5
 
 
-def test_a_folder_without_splits_is_whole_where_voices_are_fitted(image_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def bare(image_folder: Path, tmp_path: Path) -> Path:
+    """The folder without its lists of splits."""
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "Images").symlink_to(image_folder / "Images")
+    (tmp_path / "bare" / "captions.txt").write_bytes((image_folder / "captions.txt").read_bytes())
+    return tmp_path / "bare"
+
+
+def test_a_folder_is_trained_on_whole_and_clip_is_judged_on_the_same_folds(
+    bare: Path, clip_folder: Callable[..., tuple[Path, Any]], tmp_path: Path
+) -> None:
+    spec = f"clip:x@{clip_folder()[0]}"
+    options: dict[str, Any] = {"data": str(bare), "image_encoder": spec, "text_encoder": spec, "device": "cpu"}
+    options |= {"cache": str(tmp_path / "cache"), "voices": "closed-form,zero-shot", "ridge": 1.0, "power": 1.0}
+    config = TrainConfig(**options, out=str(tmp_path / "run"))
+    result = varalign.train(config, say=lambda _: None, progress=False)
+    assert result.test["judged"]["images"] == 80 and result.zero_shot is not None
+    assert (result.zero_shot["images"], result.zero_shot["folds"]) == (16, 5)
+    assert "zero-shot clip" in result.table()
+    assert RunFolder.open(result.run).config()["options"]["split_by"] == "none"
+    again = varalign.load(result.run, device="cpu")
+    assert len(again.rows("train")) == 80 and len(again.search_images("a red square", top=2)) == 2
+    drawn = varalign.train(replace(config, split_by="seed", out=str(tmp_path / "drawn")), say=lambda _: None)
+    assert drawn.test["images"] == 8 and "folds" not in drawn.test
+
+
+def test_a_folder_without_splits_is_whole_where_it_is_small(bare: Path, image_folder: Path) -> None:
     from varalign.data.datasets import load_dataset
     from varalign.data.readers.reading import Reading
 
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "Images").symlink_to(image_folder / "Images")
-    (bare / "captions.txt").write_bytes((image_folder / "captions.txt").read_bytes())
     sizes = {
         name: [len(data.rows(split)) for split in ("train", "dev", "test")]
         for name, data in {
