@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from varalign.canonical.maps import Whitening
 from varalign.canonical.voices import VOICES
-from varalign.canonical.voices.few_pairs import Rows, fit_few_pairs
 from varalign.canonical.voices.fit import fit_voices
 from varalign.canonical.voices.held_out import best_scale, blocks_of, losses_at
 from varalign.canonical.voices.kernel import GAMMA, SMALLEST, Fit
@@ -125,19 +124,6 @@ def test_cross_validation_reads_its_pairs_alone_and_dev_mode_fits_on_train_alone
     whitening = Closed(pairs).whitening
     assert isinstance(whitening, Whitening)
     torch.testing.assert_close(fit[0](held.images), trial.solved(whitening).embed_images(held.images))
-
-
-def test_few_pairs_with_words_read_them() -> None:
-    pairs = made(60, 1)
-    names = ["red", "green", "blue", "dog", "cat", "bird", "runs", "sits"]
-    random = np.random.default_rng(0)
-    captions = [" ".join(random.choice(names, 3)) for _ in range(60)]
-    rows = Rows(pairs.images.numpy(), pairs.texts.numpy(), pairs.owner.numpy(), captions)
-    found = fit_few_pairs(rows)
-    assert found.lexicon is not None and found.fitted.settings == "cv"
-    u, v = found.embed_images(rows.images), found.embed_texts(rows.texts, captions)
-    torch.testing.assert_close(u.norm(dim=1), torch.ones(60))
-    assert float((u * v).sum(1).mean()) > float((u @ v.T).mean())
 
 
 def test_the_options_know_every_fitted_voice() -> None:
