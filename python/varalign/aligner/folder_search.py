@@ -97,8 +97,9 @@ class FolderSearch:
         return Query(vector / np.linalg.norm(vector), "image", row)
 
     def images(self, query: Query, top: int, *, copies: bool = False) -> list[Found]:
-        """The best images, best first. The score is the cosine similarity (of rounded vectors, cut at 1);
-        for a text, less the prior of the image.
+        """The best images, best first; the score is the cosine similarity, for a text less the prior of the image.
+
+        Stored vectors are rounded to float16: what comes out above 1 is 1.
 
         Args:
             copies: show images with the same bytes more than once.
