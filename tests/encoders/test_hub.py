@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, file_download
+from huggingface_hub.utils import are_progress_bars_disabled
 from varalign.encoders.hub import download_url, hub_file, hub_folder
 from varalign.encoders.specs import WeightsUnavailable
 
@@ -169,3 +170,11 @@ def test_a_description_that_does_not_exist_is_asked_for_once(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert hub_folder("o/r", [["*.json", "*.bin"]], [["config.json"]], **place) == folder
     assert caplog.text == ""
+
+
+def test_no_bar_of_a_library_is_shown(hub: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"spec": "clip:X@tag", "instead": "clip:X@FILE"}
+    hub_file("o/r", ["weights.bin"], **said)
+    hub_folder("o/r", [["*.json"]], [["config.json"]], **said)
+    download_url(f"{hub}/o/r/weights.bin", **said)
+    assert capsys.readouterr() == ("", "") and not are_progress_bars_disabled()

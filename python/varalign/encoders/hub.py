@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from varalign.data.waiting import waiting
 from varalign.encoders.specs import WeightsUnavailable
 
 LOGGER = logging.getLogger("varalign")
@@ -49,8 +51,8 @@ def download_url(url: str, *, spec: str, instead: str) -> Path:
     digits = path.stem.rpartition("-")[2]
     prefix = digits if re.fullmatch("[0-9a-f]{8,}", digits) else None
     try:
-        with _socket_timeout(TIMEOUT):
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
+        with _socket_timeout(TIMEOUT), waiting(f"downloading {path.name}"):
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise WeightsUnavailable(
             f"'{spec}': its weights are not on this machine and the download failed ({error}); {how}"
@@ -120,7 +122,8 @@ def hub_folder(
     _reach(repo, wanted, spec, instead)
     for group in patterns:
         try:
-            folder = Path(snapshot_download(repo, allow_patterns=list(group), etag_timeout=TIMEOUT))
+            with _own_bar(repo):
+                folder = Path(snapshot_download(repo, allow_patterns=list(group), etag_timeout=TIMEOUT))
         except OSError as error:  # the hub's errors are all OSErrors
             raise _unavailable(repo, wanted, spec, instead, str(error)) from error
         if complete(folder):
@@ -155,13 +158,30 @@ def _download(repo: str, name: str, spec: str, instead: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repo, name, etag_timeout=TIMEOUT))
+        with _own_bar(f"{repo}/{name}"):
+            return Path(hf_hub_download(repo, name, etag_timeout=TIMEOUT))
     except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, but says that the hub was not reached
         raise _unavailable(repo, name, spec, instead, str(error)) from error
     except EntryNotFoundError:
         return None
     except OSError as error:
         raise _unavailable(repo, name, spec, instead, str(error)) from error
+
+
+@contextmanager
+def _own_bar(what: str) -> Iterator[None]:
+    """Shows a download by our bar, and none of huggingface_hub's."""
+    from huggingface_hub import utils
+
+    bars: Any = utils
+    was_disabled = bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        with waiting(f"downloading {what}"):
+            yield
+    finally:
+        if not was_disabled:
+            bars.enable_progress_bars()
 
 
 def _reach(repo: str, files: str, spec: str, instead: str) -> None:
