@@ -33,7 +33,7 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
     except ImportError as error:
         raise DataError(f"--to onnx needs {error.name}: {how_to_install('export')}") from None
     far: dict[str, float] = {}
-    names = {}
+    names, wanted = {}, subject.wanted()
     for name, (program, inputs, about) in recorded(subject, "onnx").items():
         file = folder / f"{name}.onnx"
         with torch.no_grad():
@@ -44,11 +44,10 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
             size = sum(tensor.nbytes for tensor in program.state_dict.values())
             graph.save(str(file), external_data=size > INSIDE)
             session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-            wanted = program.module()(*inputs)
             for count in (1, len(inputs[0])):  # the size of the batch is free
                 part = {key: value[:count].numpy() for key, value in zip(about["inputs"], inputs, strict=True)}
                 got = session.run(about["outputs"], part)
-                for output, ours, theirs in zip(about["outputs"], wanted, got, strict=True):
+                for output, ours, theirs in zip(about["outputs"], wanted[name], got, strict=True):
                     gap = float(np.abs(ours[:count].numpy() - theirs).max())
                     far[f"{name}.{output}"] = max(gap, far.get(f"{name}.{output}", 0.0))
         names[name] = about

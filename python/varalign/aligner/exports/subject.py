@@ -90,6 +90,15 @@ class Subject:
         texts = self.model.project_texts(torch.cat([features, *lexical], dim=1))
         return images.numpy(), texts.numpy()
 
+    def wanted(self) -> dict[str, list[Tensor]]:
+        """`embedded()` by the names of the graphs, each followed by its priors where there is a hub correction."""
+        images, texts = (torch.from_numpy(part) for part in self.embedded())
+        found = self.hub.correction
+        return {
+            "vision_model": [images] + ([] if found is None else [found.image_prior(images)]),
+            "text_model": [texts] + ([] if found is None else [found.text_prior(texts)]),
+        }
+
 
 def given_away(chosen: Chosen, *, with_bank: bool) -> Chosen:
     """The hub correction with the mean and covariance of its bank in place of the embeddings that the bank holds."""

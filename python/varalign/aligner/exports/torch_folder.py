@@ -24,18 +24,17 @@ text_embeds = texts(ids, lengths)[0]
 def write(subject: Subject, folder: Path) -> dict[str, Any]:
     """Write both programs, read them again and run them."""
     far: dict[str, float] = {}
-    names = {}
-    for (name, (program, inputs, about)), ours in zip(
-        recorded(subject, "torch").items(), subject.embedded(), strict=True
-    ):
+    names, wanted = {}, subject.wanted()
+    for name, (program, inputs, about) in recorded(subject, "torch").items():
         file = folder / f"{name}.pt2"
         torch.export.save(program, file)
         again = torch.export.load(file).module()
         with torch.no_grad():
             for count in (1, len(inputs[0])):  # the size of the batch is free
-                found = again(*(part[:count] for part in inputs))[0]
-                gap = float((found - torch.from_numpy(ours[:count])).abs().max())
-                far[name] = max(gap, far.get(name, 0.0))
+                found = again(*(part[:count] for part in inputs))
+                for output, ours, theirs in zip(about["outputs"], wanted[name], found, strict=True):
+                    gap = float((ours[:count] - theirs).abs().max())
+                    far[f"{name}.{output}"] = max(gap, far.get(f"{name}.{output}", 0.0))
         names[name] = about
     write_preprocessing(subject, folder, "torch", names)
     write_card(subject, folder, "torch", USE, (f"`{PREPROCESSING}` states how images and texts become inputs.",))
