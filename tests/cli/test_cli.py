@@ -117,6 +117,8 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
         ("eval --zero-shot clip:ViT-B-32@openai", "--zero-shot SPEC takes --data DIR"),
         ("eval run --seed 3", "--seed belongs to --zero-shot"),
         ("study --features f --axis seed 1 2 --seeds 2", "--axis seed and --seeds both say which seeds there are"),
+        ("study --features f --axis fraction 1 --part 5/4", "--part 5/4: wanted I/N with I from 1 to N, such as 1/4"),
+        ("study --features f --axis fraction 1 --part 1/2 --report", "--part runs cells and --report none"),
         ("study --features f --axis fraction 1 --axis fraction 5", "--axis fraction stands twice: say it once"),
         ("visualize", "no run under runs/"),
         ("embed nowhere --out a.npz", "nowhere: no such run folder"),

@@ -22,7 +22,7 @@ from varalign.runs.folder import RunFolder
 from varalign.runs.run_errors import RunError
 from varalign.study import packs
 from varalign.study.grid import Cell
-from varalign.study.runner import batches, run_study
+from varalign.study.runner import batches, run_part, run_study
 from varalign.study.spec import StudyError, make_study
 from varalign.training.run import train
 
@@ -83,6 +83,21 @@ def test_a_study_half_lost_and_started_again_gives_the_same_tables(features_file
     fixed, replayed = by_name["50.0", "none", "variance", "1"], by_name["50.0", "none", "replay", "1"]
     assert fixed["w_i2t_max"] == replayed["w_i2t_max"] and fixed["w_i2t_min"] == replayed["w_i2t_min"]
     assert by_name["100.0", "none", "fixed", "1"]["w_i2t_mean"] == "0.5"
+
+
+def test_parts_run_together_give_the_tables_of_the_whole(features_file: Path, tmp_path: Path) -> None:
+    study = make_study(small(features_file))
+    for part in (3, 1, 2):
+        run_part(study, tmp_path / "parts", part, 3, workers=1, device="cpu", say=quiet)
+    lines: list[str] = []
+    run_study(study, tmp_path / "parts", workers=1, device="cpu", say=lines.append)
+    assert not lines, "the parts left cells to run"
+    run_study(study, tmp_path / "whole", workers=1, device="cpu", say=quiet)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    names = {path.name for path in (tmp_path / "parts" / "cells").iterdir()}
+    assert names == {path.name for path in (tmp_path / "whole" / "cells").iterdir()}
+    run_part(study, tmp_path / "parts", 9, 9, workers=1, device="cpu", say=lines.append)
+    assert not lines, "more parts than conditions leave some with nothing to do"
 
 
 def test_a_study_killed_in_the_middle_goes_on_to_the_same_tables(features_file: Path, tmp_path: Path) -> None:

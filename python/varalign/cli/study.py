@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def add(commands: Any) -> None:
         help="processes, each on one thread; 0: one for each core, a single one on CUDA (default 0)",
     )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps (default cpu)", default="cpu")
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="run the I-th of N parts of the conditions and report nothing: one job of a scheduler's array; all jobs "
+        "share --out, and the same line without --part reports",
+    )
     parser.add_argument("--report", action="store_true", help="run nothing; report the finished cells")
     add_overwrite(parser)
     add_json(parser)
@@ -62,16 +69,33 @@ def run(arguments: argparse.Namespace) -> int:
     study = from_arguments(arguments)
     if arguments.workers < 0:
         raise DataError(f"--workers is {arguments.workers}, but must be at least 0")
+    part = _part(arguments)
     out = arguments.out or Path("studies") / (arguments.file.stem if arguments.file else "study")
     check_output_folder(out, ("cells", "*"), overwrite=arguments.overwrite)
-    from varalign.study.runner import run_study
+    from varalign.study.runner import run_part, run_study
 
+    if part is not None:
+        run_part(study, out, *part, workers=arguments.workers, device=arguments.device)
+        done = f"{out}: part {arguments.part} is done; when all parts are, the same line without --part reports"
+        return answer(arguments, {"folder": str(out), "part": part[0], "parts": part[1]}, [done])
     report = run_study(study, out, workers=arguments.workers, device=arguments.device, report_only=arguments.report)
     if report.cells:
         lines = [report.table(), f"{report.folder}: results.csv and more"]
     else:
         lines = [f"{report.folder}: no cell is done yet; run the same line without --report"]
     return answer(arguments, report.as_dict(), lines)
+
+
+def _part(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    if arguments.part is None:
+        return None
+    if arguments.report:
+        raise DataError("--part runs cells and --report none: pass one of them")
+    found = re.fullmatch(r"0*([0-9]{1,6})/0*([0-9]{1,6})", arguments.part)
+    part = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part[0] <= part[1]:
+        raise DataError(f"--part {arguments.part}: wanted I/N with I from 1 to N, such as 1/4")
+    return part
 
 
 def from_arguments(arguments: argparse.Namespace) -> Study:

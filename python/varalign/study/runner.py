@@ -42,6 +42,7 @@ BATCHED = {
     *("weight_decay", "input_noise", "captions_per_step", "warmup", "lr_schedule", "clip_grad", "noise", "seed"),
     "pair_weighting",
 }
+PARTS = "parts"  # holds a folder, with its lock, for each part of a study that processes run together
 _worker: Worker | None = None
 
 
@@ -70,23 +71,57 @@ def run_study(
         RunFailed: a worker process was killed.
     """
     say = say or to_stderr
-    chosen = pick_device(device)
-    store = Store(out)
-    features = load_features(study.source[1]) if study.source[0] == "features" else None
-    data = singles.open_images(study) if features is None else features
-    train_images = len(checked(data, study.source[1]).rows("train"))
-    plan = conditions(study, data.fingerprint, lambda axes: features is not None and batches(study, axes))
+    work = _Work(study, out, device)
+    tracks = [Track(condition, work.store) for condition in work.plan]
     if not report_only:
-        check_cells(plan, train_images, chosen)
-    tracks = [Track(condition, store) for condition in plan]
-    workers = workers or (1 if chosen.type == "cuda" else os.cpu_count() or 1)
-    if not report_only:
-        if any(track.left() for track in tracks):
-            for remark in left_out(study, plan):
-                say(remark)
-        with RunFolder(out).locked(), _executor(workers, study, features, str(chosen), out) as executor:
-            _drive(tracks, store, executor, workers, say)
-    return write_report(study, store, [track.finish() for track in tracks], say)
+        work.run(tracks, out, workers, say)
+    return write_report(study, work.store, [track.finish() for track in tracks], say)
+
+
+def run_part(
+    study: Study,
+    out: Path,
+    part: int,
+    parts: int,
+    *,
+    workers: int = 0,
+    device: str | None = None,
+    say: Say | None = None,
+) -> None:
+    """Run the missing cells of every `parts`-th condition, from the `part`-th (from 1), and report nothing.
+
+    Processes on machines that share `out` run a study together, a part each; `run_study` reports it. Arguments and
+    errors are those of `run_study`.
+    """
+    work = _Work(study, out, device)
+    tracks = [Track(condition, work.store) for condition in work.plan[part - 1 :: parts]]
+    own = out / PARTS / f"{part}-of-{parts}"
+    own.mkdir(parents=True, exist_ok=True)
+    work.run(tracks, own, workers, say or to_stderr)
+
+
+class _Work:
+    """A study's data, its conditions and the folder of its results."""
+
+    def __init__(self, study: Study, out: Path, device: str | None) -> None:
+        self.study, self.store, self.device = study, Store(out), pick_device(device)
+        self.features = load_features(study.source[1]) if study.source[0] == "features" else None
+        self.data = singles.open_images(study) if self.features is None else self.features
+        self.train_images = len(checked(self.data, study.source[1]).rows("train"))
+        is_features = self.features is not None
+        self.plan = conditions(study, self.data.fingerprint, lambda axes: is_features and batches(study, axes))
+
+    def run(self, tracks: Sequence[Track], folder: Path, workers: int, say: Say) -> None:
+        """Run the missing cells of conditions; `folder` is locked meanwhile."""
+        check_cells(self.plan, self.train_images, self.device)
+        if not any(track.left() for track in tracks):
+            return
+        for remark in left_out(self.study, [track.condition for track in tracks]):
+            say(remark)
+        workers = workers or (1 if self.device.type == "cuda" else os.cpu_count() or 1)
+        given = (workers, self.study, self.features, str(self.device), self.store.folder)
+        with RunFolder(folder).locked(), _executor(*given) as executor:
+            _drive(tracks, self.store, executor, workers, say)
 
 
 def batches(study: Study, axes: Mapping[str, Any]) -> bool:
