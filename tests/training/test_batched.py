@@ -74,9 +74,9 @@ def schedules() -> list[LossSchedule]:
 
 
 CONFIGS = [
-    TrainConfig(features="f", lr=1e-2, weight_decay=0.1, clip_grad=0.05),
-    TrainConfig(features="f", lr=3e-3, weight_decay=0.0, clip_grad=1.0),
-    TrainConfig(features="f", lr=1e-3, weight_decay=0.5, clip_grad=0.0),
+    TrainConfig(features="f", precision="fp32", lr=1e-2, weight_decay=0.1, clip_grad=0.05),
+    TrainConfig(features="f", precision="fp32", lr=3e-3, weight_decay=0.0, clip_grad=1.0),
+    TrainConfig(features="f", precision="fp32", lr=1e-3, weight_decay=0.5, clip_grad=0.0),
 ]
 
 
@@ -133,7 +133,7 @@ def test_three_runs_in_one_batch_equal_three_runs_alone(kind: str) -> None:
 
 def test_a_run_whose_numbers_are_lost_leaves_the_others_alone() -> None:
     sound, lost = [model("mlp", 0), model("mlp", 1)], [model("mlp", 0), model("mlp", 1)]
-    config = TrainConfig(features="f", lr=1e-2, weight_decay=0.0, clip_grad=1.0)
+    config = TrainConfig(features="f", precision="fp32", lr=1e-2, weight_decay=0.0, clip_grad=1.0)
     with torch.no_grad():
         lost[1].image_head.skip.weight.fill_(torch.nan)
     generator = torch.Generator().manual_seed(0)

@@ -79,6 +79,7 @@ def test_a_share_that_is_told_is_taken_once_members_are_trained(features_file: P
 
 def test_a_run_keeps_the_closed_form_as_epoch_0_and_is_loaded_whole(features_file: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"hidden_dim": 16, "batch_size": 40, "epochs": 3, "device": "cpu"}
+    options["settings"] = "dev"  # by cross-validation, a run without members is fitted on dev too
     config = TrainConfig(features=str(features_file), members=4, out=str(tmp_path / "run"), **options)
     result = varalign.train(config, say=quiet)
     assert RunFolder.open(tmp_path / "run").config()["model"]["members"] == 4

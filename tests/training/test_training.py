@@ -218,7 +218,8 @@ def test_replay_shuffles_another_runs_weights(features_file: Path, image_folder:
 
 
 def test_early_stopping_and_the_best_checkpoint(features_file: Path, image_folder: Path, tmp_path: Path) -> None:
-    config = config_for("features", features_file, image_folder, tmp_path / "run", epochs=50, patience=2, lr=0.05)
+    options: dict[str, Any] = {"epochs": 50, "evaluations": 50, "patience": 2, "lr": 0.05}
+    config = config_for("features", features_file, image_folder, tmp_path / "run", **options)
     result = varalign.train(config, say=quiet)
     evaluations = [line for line in RunFolder.open(tmp_path / "run").read_metrics() if line["kind"] == "eval"]
     scores = [np.mean([line[key] for key in RECALL_KEYS]) for line in evaluations]
