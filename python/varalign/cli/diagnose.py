@@ -16,6 +16,7 @@ from varalign.cli.arguments import (
     add_split,
     answer,
 )
+from varalign.data.waiting import waiting
 
 
 def add(commands: Any) -> None:
@@ -58,8 +59,9 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Diagnose, and print the estimate and the files."""
-    from varalign.aligner.diagnosis.diagnosis import diagnose
-    from varalign.aligner.diagnosis.gather import Settings
+    with waiting("starting"):
+        from varalign.aligner.diagnosis.diagnosis import diagnose
+        from varalign.aligner.diagnosis.gather import Settings
 
     found = diagnose(Settings(**{name: getattr(arguments, name) for name in Settings.__dataclass_fields__}))
     lines = [*found.lines(), f"{found.csv}: every pair with its scores, worst first", str(found.page)]
