@@ -33,8 +33,9 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
     except ImportError as error:
         raise DataError(f"--to onnx needs {error.name}: {how_to_install('export')}") from None
     far: dict[str, float] = {}
+    graphs = recorded(subject, "onnx")
     names, wanted = {}, subject.wanted()
-    for name, (program, inputs, about) in recorded(subject, "onnx").items():
+    for name, (program, inputs, about) in graphs.items():
         file = folder / f"{name}.onnx"
         with torch.no_grad():
             kept: dict[str, Any] = {"input_names": about["inputs"], "output_names": about["outputs"]}

@@ -24,8 +24,9 @@ text_embeds = texts(ids, lengths)[0]
 def write(subject: Subject, folder: Path) -> dict[str, Any]:
     """Write both programs, read them again and run them."""
     far: dict[str, float] = {}
+    graphs = recorded(subject, "torch")
     names, wanted = {}, subject.wanted()
-    for name, (program, inputs, about) in recorded(subject, "torch").items():
+    for name, (program, inputs, about) in graphs.items():
         file = folder / f"{name}.pt2"
         torch.export.save(program, file)
         again = torch.export.load(file).module()
