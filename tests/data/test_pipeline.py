@@ -42,7 +42,7 @@ def image_threads() -> list[str]:
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # a thread may end between the two looks
             names.append((task / "comm").read_text().strip())
-    return [name for name in names if name.startswith("varalign-")]
+    return [name for name in names if name.startswith(("varalign-image", "varalign-batch"))]
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted through /proc")
