@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
     names, wanted = {}, subject.wanted()
     for name, (program, inputs, about) in graphs.items():
         file = folder / f"{name}.onnx"
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             kept: dict[str, Any] = {"input_names": about["inputs"], "output_names": about["outputs"]}
             shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
             graph = torch.onnx.export(program, inputs, dynamic_shapes=shapes, dynamo=True, verbose=False, **kept)
@@ -55,3 +59,17 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
     write_preprocessing(subject, folder, "onnx", names)
     write_card(subject, folder, "onnx", USE, (f"`{PREPROCESSING}` states how images and texts become inputs.",))
     return {"differences": far, "notes": []}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of torch's exporter and of onnxscript, which read like failures and are none."""
+    logger = logging.getLogger("onnxscript.optimizer._constant_folding")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
