@@ -20,8 +20,8 @@ if importlib.util.find_spec("sentence_transformers") is None:
     pytest.skip("the package sentence-transformers is not installed", allow_module_level=True)
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize
-from sentence_transformers.sentence_transformer.modules import Dropout
+from sentence_transformers.base.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Dropout, Normalize
 
 FAMILIES = ["bert", "distilbert", "electra", "roberta", "xlm-roberta", "mpnet", "t5"]
 

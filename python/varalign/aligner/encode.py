@@ -48,7 +48,10 @@ class Encodes:
 
         Raises:
             DataError: a file cannot be read as an image, or the model was trained on features.
+            TypeError: `files` is one path.
         """
+        if isinstance(files, (str, bytes, Path)):
+            raise TypeError(f"files must be a list of paths, got one {type(files).__name__}; put it into a list")
         return embedded_files(self._with_tower("image"), self.config, files)
 
     def embed_readable(self, files: Sequence[Path]) -> tuple[Rows, Vectors, dict[int, str]]:

@@ -109,10 +109,19 @@ def recorded(subject: Subject, target: str) -> dict[str, tuple[Any, tuple[Tensor
             encoder = getattr(module.encoder, "spec", "")
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"--to {target}: torch.export cannot record '{encoder}': {reason}") from error
+        _forget_places(program)
         taken = ["pixel_values"] if name == "vision_model" else ["input_ids", "lengths", "lexical"][: len(inputs)]
         given = ["image_embeds" if name == "vision_model" else "text_embeds"] + (["prior"] if found else [])
         programs[name] = program, inputs, {"inputs": taken, "outputs": given}
     return programs
+
+
+def _forget_places(program: Any) -> None:
+    """Take out the source lines and paths of this machine that torch notes beside each step of a program."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def write_preprocessing(subject: Subject, folder: Path, target: str, names: dict[str, dict[str, list[str]]]) -> None:
