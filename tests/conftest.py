@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,3 +94,22 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, part in (("train", names[:60]), ("dev", names[60:70]), ("test", names[70:])):
         (folder / f"Flickr_8k.{split}Images.txt").write_text("\n".join(part) + "\n")
     return folder
+
+
+@pytest.fixture
+def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Chromium without a window, as wide in pixels as the test's parameter says; skipped where there is none."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("no chromedriver: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    width = request.param
+    sizes = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    found.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+    yield found
+    found.quit()

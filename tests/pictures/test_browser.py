@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +43,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     varalign.train(TrainConfig(data=str(folder / "data"), **options), say=lambda _: None)  # type: ignore[arg-type]
     varalign.load(folder / "run", device="cpu").visualize([3])
     return folder / "run" / "report.html"
-
-
-@pytest.fixture
-def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("no chromedriver: apt install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    width = request.param
-    sizes = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    found.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
-    yield found
-    found.quit()
 
 
 @pytest.mark.parametrize("browser", [390, 1280], indirect=True)

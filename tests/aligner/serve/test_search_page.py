@@ -49,24 +49,6 @@ def address(searched_run: Path, image_folder: Path, tmp_path_factory: pytest.Tem
     thread.join()
 
 
-@pytest.fixture
-def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("no chromedriver: apt install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    width = request.param
-    sizes = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    found.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
-    yield found
-    found.quit()
-
-
 def results(browser: Any, told: str) -> list[Any]:
     """The cards, once the page says that this was searched for and every picture in view is loaded."""
     ready = """const pictures = [...document.querySelectorAll("#results img")];
