@@ -16,11 +16,15 @@ from varalign.data.errors import DataError
 from varalign.data.images import Preprocess
 from varalign.data.tokens.tokenizers import word_tokenizer
 from varalign.encoders.base import ImageEncoder, TextEncoder
+from varalign.encoders.specs import SIDES
 from varalign.encoders.towers import Towers
 from varalign.inputs import feature_cache
+from varalign.inputs.assemble import open_sources
 from varalign.inputs.kept import _checksum
 from varalign.inputs.live import LiveCaptions, LiveImages
+from varalign.inputs.open_data import open_data
 from varalign.inputs.sources import FeatureRows
+from varalign.options.config import TrainConfig
 
 CAPTIONS = ["a red square", "a blue one", "a red square"]
 
@@ -118,6 +122,33 @@ def test_texts_run_by_length_and_their_features_stand_in_the_order_of_the_captio
     assert found.matrix[:, 0].tolist() == tokenizer(captions).lengths.tolist() and widths == [64, 64, 22]
     ordered = tokenizer(captions).lengths[source.by_length(np.arange(150))]
     assert (np.diff(ordered) <= 0).all() and ordered[0] > ordered[-1]
+
+
+def test_a_run_on_few_images_encodes_their_captions_and_those_of_dev_and_test(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """60 / 10 / 10 images of two captions; the others' captions are encoded when one of them is asked for."""
+    config = TrainConfig(data=str(image_folder), cache=str(tmp_path), dataset_size=20, image_size=8)
+    config, data = open_data(config, lambda line: None)
+    towers = Towers(MeanColour(), Lengths())
+    for side in SIDES:
+        towers.freeze(side)
+    seen: list[int] = []
+    forward = Lengths.forward
+    monkeypatch.setattr(
+        Lengths, "forward", lambda self, ids, lengths: seen.append(len(ids)) or forward(self, ids, lengths)
+    )
+    texts = open_sources(config, data, towers, torch.device("cpu"), lambda line: None).texts
+    needed = np.concatenate([data.caption_rows(data.rows(split)) for split in ("train", "dev", "test")])
+    texts.inputs(needed)
+    assert sum(seen) == len(needed) == 2 * (20 + 10 + 10)
+    backwards = np.arange(160)[::-1].copy()
+    found = texts.features(towers, texts.inputs(backwards))
+    assert sum(seen) == 160
+    lengths = Lengths.tokenizer(data.captions).lengths
+    assert found[:, 0].tolist() == lengths[::-1].tolist()
+    again = open_sources(config, data, towers, torch.device("cpu"), lambda line: None).texts
+    assert torch.equal(again.inputs(backwards)[0], found) and sum(seen) == 160
 
 
 @pytest.mark.parametrize("taken", [True, False])

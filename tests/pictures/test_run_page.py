@@ -118,6 +118,11 @@ def test_a_whole_run_is_one_page(tmp_path):
     assert data["texts"] == [hostile, "رجل"] and data["names"] == ["photo", "gone.jpg"]
     assert data["thumbnails"][0].startswith("data:image/jpeg;base64,") and data["thumbnails"][1] is None
 
+    (run / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "step": 0, "epoch": 0, "split": "dev"}) + "\n")
+    (run / "pictures" / "training.png").unlink()
+    without_steps = read(write_report(RunFolder(run), report))
+    assert "Curves" in page.text and "Curves" not in without_steps.text and not (run / "pictures/training.png").exists()
+
 
 def test_a_damaged_run_folder_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")

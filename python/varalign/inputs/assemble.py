@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from varalign.data.datasets import ImageCaptions
@@ -18,7 +19,7 @@ from varalign.data.noise import Noise, parse_noise
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import SIDES, Side
 from varalign.encoders.towers import Towers
-from varalign.inputs.feature_cache import image_rows, text_rows
+from varalign.inputs.feature_cache import GroupedTexts, image_rows, text_rows
 from varalign.inputs.live import LiveCaptions, LiveImages
 from varalign.inputs.open_data import Data
 from varalign.inputs.parts import Inputs, Parts
@@ -128,10 +129,24 @@ def _text_source(
 ) -> TextSource:
     encoder = towers.text_encoder
     assert encoder is not None
-    live = LiveCaptions(data.captions, encoder.tokenizer, device, word_dropout=config.word_dropout, seed=config.seed)
     if not towers.fully_frozen("text"):
-        return live
-    return text_rows(towers, live, data.captions, cache_folder(config), say, config.feature_precision)
+        return LiveCaptions(
+            data.captions, encoder.tokenizer, device, word_dropout=config.word_dropout, seed=config.seed
+        )
+
+    def make(captions: Sequence[str]) -> FeatureRows:
+        live = LiveCaptions(captions, encoder.tokenizer, device)
+        return text_rows(towers, live, captions, cache_folder(config), say, config.feature_precision)
+
+    if config.dataset_size is None:
+        return make(data.captions)
+    split = data.split[data.caption_owner]
+    groups = np.select([split == 0, split > 0], [0, 1], 2).astype(np.int8)
+    found = GroupedTexts(
+        groups, lambda rows: make([data.captions[row] for row in rows.tolist()]), encoder.feature_dim, device
+    )
+    found.inputs(np.flatnonzero(split >= 0))
+    return found
 
 
 def cache_folder(config: TrainConfig) -> Path:

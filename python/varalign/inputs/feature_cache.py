@@ -105,6 +105,38 @@ def text_rows(
     return FeatureRows(torch.from_numpy(found["features"]).to(source.device))
 
 
+class GroupedTexts:
+    """A `TextSource` of features of captions that are made, or read from the cache, group by group.
+
+    A run on a few of a folder's images does not wait for the captions of all the others. Which captions share a group,
+    and so a batch, is for the caller to say: it must not depend on which were asked for first.
+
+    Args:
+        groups: (T,) the group of each caption.
+        make: the features (n, D) of the captions in these rows.
+        dim: D.
+        device: where the features go.
+    """
+
+    def __init__(
+        self, groups: NDArray[np.int8], make: Callable[[Rows], FeatureRows], dim: int, device: torch.device
+    ) -> None:
+        self._groups, self._make, self._made = groups, make, np.zeros(len(groups), bool)
+        self._found = FeatureRows(torch.zeros(len(groups), dim, device=device))
+
+    def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
+        """Rows of the features, the same every epoch."""
+        for group in np.unique(self._groups[rows[~self._made[rows]]]):
+            members = np.flatnonzero(self._groups == group)
+            self._found.matrix[torch.from_numpy(members).to(self._found.matrix.device)] = self._make(members).matrix
+            self._made[members] = True
+        return self._found.inputs(rows)
+
+    def features(self, towers: Towers, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The rows themselves."""
+        return inputs[0]
+
+
 @dataclass
 class _TowerRun(Generic[T]):
     """Runs a frozen tower over rows.

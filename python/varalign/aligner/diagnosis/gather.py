@@ -205,11 +205,11 @@ def _of_folder(folder: Path, settings: Settings, say: Say) -> Subject:
 def _tower_features(config: TrainConfig, data: Data, towers: Towers, say: Say) -> tuple[torch.Tensor, torch.Tensor]:
     device = pick_device(config.device)
     parts = open_sources(config, data, towers.to(device), device, say)
-    assert isinstance(parts.images, FeatureRows) and isinstance(parts.texts, FeatureRows)
+    assert isinstance(parts.images, FeatureRows)
     bad = sorted(parts.images.unreadable)
     if bad:
         raise DataError(f"{len(bad):,} images cannot be read; `varalign data check {config.data}` names them")
-    return parts.images.matrix.cpu(), parts.texts.matrix.cpu()
+    return parts.images.matrix.cpu(), parts.texts.inputs(np.arange(len(data.caption_owner)))[0].cpu()
 
 
 def _of_run(run: RunFolder, settings: Settings, say: Say) -> Subject:
