@@ -32,6 +32,8 @@ def exit_code(error: BaseException, argv: Sequence[str]) -> int:
     Returns:
         2 for wrong use or input; 130 or 143 for an interruption; 1 for everything else.
     """
+    if getattr(error, "told", False):  # by another process of this command
+        return getattr(error, "exit_code", 2 if isinstance(error, WRONG_USE) else 1)
     if isinstance(error, KeyboardInterrupt):  # `Interrupted` knows its signal; in training it says what is saved
         message = str(error) or f"{getattr(error, 'name', 'SIGINT')}: stopped before the command was done"
         print_lines(f"varalign: {printable(message)}", sys.stderr)

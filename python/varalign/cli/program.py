@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from varalign.cli import completion, convert, data, diagnose, embed, export, search, serve, study, train, visualize
 from varalign.cli import eval as evaluate
 from varalign.cli.exit_codes import OutputError, exit_code, fail
+from varalign.data.ranks import joined, said_by_launcher
 from varalign.data.terminal import print_lines
 from varalign.runs.signals import StopSignals
 
@@ -25,7 +26,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and leave with code 2."""
+        """Print one line and leave with code 2; of several processes only the first one prints."""
+        if said_by_launcher() > 1 and os.environ["RANK"] != "0":
+            raise SystemExit(2)
         fail(message, 2)
         print_lines(f"  (`{self.prog} --help` lists the options)", sys.stderr)
         raise SystemExit(2)
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # program that uses the cores. Results are the same; the setting counts before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--"]:  # `torchrun -m varalign -- train`: some launchers pass it on
+        words = words[1:]
     if sys.stderr is None:  # started with `2>&-`: libraries write to it, and the next file opened would take its place
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
@@ -89,7 +94,12 @@ def run(words: Sequence[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.program = parser  # which `completion` reads
     handler: Callable[[argparse.Namespace], int] = arguments.handler
-    return handler(arguments)
+    if said_by_launcher() == 1:
+        return handler(arguments)
+    if not getattr(arguments, "over_ranks", False):
+        parser.error("this command runs in one process: start it without torchrun, or without the variable WORLD_SIZE")
+    with joined():
+        return handler(arguments)
 
 
 def dashed(argv: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from varalign.encoders.batch_rows import dropout, normal_like
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.residual import deviations
 
@@ -57,11 +58,11 @@ class Members(nn.Module):
         """(B, K·D) members' outputs, together of unit length."""
         standardised = (centred / self.deviation).expand(self.members, *centred.shape)
         if self.training and self.noise > 0:
-            standardised = standardised + self.noise * torch.randn_like(standardised)
+            standardised = standardised + self.noise * normal_like(standardised, dim=1)
         dtype = self.products if self.training and self.products is not None else self.hidden.dtype
         bias = self.bias.view(self.members, 1, -1).to(dtype)
         hidden = nn.functional.gelu(standardised.to(dtype) @ self.hidden.to(dtype) + bias)
-        hidden = nn.functional.dropout(hidden, self.dropout, self.training)
+        hidden = dropout(hidden, self.dropout, self.training, dim=1)
         members = nn.functional.normalize((hidden @ self.output.to(dtype)).float(), dim=-1) / math.sqrt(self.members)
         return members.transpose(0, 1).flatten(1)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.maps import ClosedForm
+from varalign.encoders.batch_rows import RowDropout, normal_like
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.residual import ResidualHead
@@ -33,7 +34,7 @@ class MLPHead(nn.Module):
         self.skip = nn.Linear(feature_dim, shape.embedding_dim)
         self.hidden = nn.Linear(feature_dim, shape.hidden_dim)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = RowDropout(shape.dropout)
         self.output = nn.Linear(shape.hidden_dim, shape.embedding_dim)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class NoisyHead(nn.Sequential):
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) to (B, D), not normalised."""
         if self.training:
-            features = features + self.noise * self.deviation * torch.randn_like(features)
+            features = features + self.noise * self.deviation * normal_like(features)
         projected: Tensor = super().forward(features)
         return projected
 

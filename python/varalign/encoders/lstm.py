@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from varalign.data.readers.word_vectors import WordVectors, read_word_vectors
 from varalign.data.tokens.tokenizers import word_tokenizer
 from varalign.encoders.base import TextEncoder, TextOptions, cut_padding, masked_mean, plain, token_mask
+from varalign.encoders.batch_rows import RowDropout
 from varalign.encoders.specs import EncoderSpec, SpecError
 
 POOLINGS = ("mean", "last")
@@ -71,7 +72,7 @@ class LSTMEncoder(TextEncoder):
         self.words_found = None if known is None else (int(known.found.sum()), len(known.found))
         if known is not None:
             self._start_from(known)
-        self.dropout = nn.Dropout(sizes["dropout"])
+        self.dropout = RowDropout(sizes["dropout"])
         self.lstm = nn.LSTM(
             sizes["embedding_dim"],
             hidden_dim,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from varalign.encoders.batch_rows import RowDropout, normal_like
 from varalign.encoders.head_shape import HeadShape
 
 
@@ -39,14 +40,14 @@ class ResidualHead(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
             first = nn.Linear(feature_dim, shape.hidden_dim)
-            self.residual = nn.Sequential(first, nn.GELU(), nn.Dropout(shape.dropout), last)
+            self.residual = nn.Sequential(first, nn.GELU(), RowDropout(shape.dropout), last)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F) to (B, D), not normalised."""
         centred = features.to(self.mean.dtype) - self.mean
         standardised = centred / self.deviation
         if self.training and self.noise > 0:
-            standardised = standardised + self.noise * torch.randn_like(standardised)
+            standardised = standardised + self.noise * normal_like(standardised)
             centred = standardised * self.deviation
         projected: Tensor = self.linear(centred)
         return projected if self.residual is None else projected + self.residual(standardised)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -22,13 +22,14 @@ from torch import Tensor
 from varalign.data.errors import DataError
 from varalign.data.files import cache_key, content_key
 from varalign.data.images import core_key
+from varalign.data.ranks import ranks
 from varalign.encoders.packed import packed_linear
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
 from varalign.inputs.kept import Arrays, kept_arrays
 from varalign.inputs.live import LiveCaptions, LiveImages
 from varalign.inputs.sources import FeatureRows, Rows, chunks
-from varalign.inputs.tower_loop import IMAGE_BATCH, TEXT_BATCH, gathered, run_tower
+from varalign.inputs.tower_loop import IMAGE_BATCH, TEXT_BATCH, gathered, run_tower, split_over_ranks
 
 FORMAT = 3
 """Raised whenever features of the same weights and files change, or the form of the file."""
@@ -65,7 +66,8 @@ def image_rows(
         return ((batch.rows, batch.tensor) for batch in source.plain(rows, IMAGE_BATCH))
 
     def make() -> dict[str, NDArray[Any]]:
-        run = _TowerRun(towers, "image", lambda pixels: source.features(towers, pixels), source.device, batches)
+        encode = partial(source.features, towers)
+        run = _TowerRun(towers, "image", encode, source.device, batches, source.unreadable)
         matrix, missing = run.features(np.arange(count), precision, say)
         if content_key(source.paths) != content:
             raise DataError("image files have changed while their features were made: run this again")
@@ -146,6 +148,7 @@ class _TowerRun(Generic[T]):
         encode: what a batch holds to features (B, D).
         device: of the tower.
         batches: rows to batches of them; rows that cannot be read are missing.
+        unreadable: of the source of the batches.
     """
 
     towers: Towers
@@ -153,6 +156,7 @@ class _TowerRun(Generic[T]):
     encode: Callable[[T], Tensor]
     device: torch.device
     batches: Callable[[Rows], Iterable[tuple[Rows, T]]]
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def features(self, rows: Rows, precision: Precision, say: Say) -> tuple[Tensor, Rows]:
         """Features (N, D) float32 on the CPU of the rows from 0 to N - 1, and the missing rows.
@@ -177,8 +181,12 @@ class _TowerRun(Generic[T]):
         in_half = partial(torch.autocast, self.device.type, dtype)
         arithmetic: Callable[[], AbstractContextManager[Any]] = nullcontext if dtype == torch.float32 else in_half
         with packed_linear(tower, dtype):
-            shown: dict[str, Any] = {"what": f"{self.side} features", "total": len(rows)}
-            encoded = run_tower(self.towers, self.batches(rows), self.encode, arithmetic, **shown)
+            what = f"{self.side} features"
+
+            def run(part: Rows) -> Iterator[tuple[Rows, Tensor]]:
+                return run_tower(self.towers, self.batches(part), self.encode, arithmetic, what=what, total=len(part))
+
+            encoded = run(rows) if ranks().size == 1 else split_over_ranks(rows, run, self.unreadable)
             return gathered(encoded, count, tower.feature_dim)
 
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 
 from varalign.data.errors import DataError
 from varalign.data.files import open_user_file, read_bytes, write_atomically
+from varalign.data.ranks import ranks
 
 Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
@@ -50,13 +51,16 @@ def kept_arrays(
         say: called with `told`, or with a line on what went wrong.
     """
     found = "" if fresh else read_kept(path, key, shapes=shapes or {})
-    if isinstance(found, dict):
+    # The ranks may see different disks, and make the arrays together: all of them make, or none.
+    if ranks().everywhere(isinstance(found, dict)) and isinstance(found, dict):
         if told:
             say(told)
         return found
-    if found:
+    if isinstance(found, str) and found:
         say(f"{path}: {found}; made anew")
     arrays = make()
+    if not ranks().is_writer:
+        return arrays
     try:
         write_kept(path, key, arrays)
     except OSError as error:

@@ -101,16 +101,20 @@ class LiveImages:
         """Make or open the decoded cache, where there is to be one."""
         _ = self._decoded
 
-    def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
+    def batches(
+        self, order: Sequence[Rows], *, epoch: int, whole: Sequence[Rows] | None = None
+    ) -> Iterator[ImageInputs]:
         """Training batches; an unreadable image is replaced by one that is not in its batch.
 
-        The replacement is a function of (seed, epoch, row) and of which images can be read, not of earlier batches.
+        The replacement is a function of (seed, epoch, row) and of which images can be read, not of earlier batches, nor
+        of the process that has the row.
         """
-        pool = np.unique(np.concatenate(list(order))) if order else np.empty(0, np.int64)
-        for batch in self._training.batches(order, epoch=epoch):
+        whole = order if whole is None else whole
+        pool = np.unique(np.concatenate(list(whole))) if whole else np.empty(0, np.int64)
+        for batch, around in zip(self._training.batches(order, epoch=epoch), whole, strict=True):
             rows, positions = batch.rows, self._note(batch)
             if positions:
-                rows = self._replace(rows.copy(), batch.pixels, positions, pool, epoch)
+                rows = self._replace(rows.copy(), batch.pixels, positions, pool, epoch, around)
             yield self._inputs("training", rows, batch.pixels, batch.wait)
 
     def plain(self, rows: Rows, batch_size: int) -> Iterator[ImageInputs]:
@@ -153,10 +157,10 @@ class LiveImages:
             )
         return [position for position, _ in batch.errors]
 
-    def _replace(self, rows: Rows, pixels: Pixels, positions: list[int], pool: Rows, epoch: int) -> Rows:
+    def _replace(self, rows: Rows, pixels: Pixels, positions: list[int], pool: Rows, epoch: int, whole: Rows) -> Rows:
         for position in positions:
             generator = np.random.default_rng((self.seed, epoch, int(rows[position])))
-            taken = set(rows.tolist())
+            taken = {*rows.tolist(), *whole.tolist()}
             for candidate in generator.permutation(pool):
                 if int(candidate) in taken:
                     continue

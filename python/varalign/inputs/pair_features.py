@@ -15,10 +15,18 @@ from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
 from varalign.data.index import first_of_each
 from varalign.data.pair_ids import PairIds, pair_ids
+from varalign.data.ranks import ranks
 from varalign.inputs.open_data import Data
 from varalign.inputs.parts import Inputs
 from varalign.inputs.sources import FeatureRows, Rows, chunks
-from varalign.inputs.tower_loop import IMAGE_BATCH, TEXT_BATCH, encoded_rows, run_tower
+from varalign.inputs.tower_loop import (
+    IMAGE_BATCH,
+    TEXT_BATCH,
+    encoded_rows,
+    is_cached,
+    run_tower,
+    split_over_ranks,
+)
 
 ROW_BATCH = 2048  # rows of features at a time
 
@@ -82,15 +90,20 @@ def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool, lexical: boo
     """
     size = ROW_BATCH if isinstance(inputs.images, FeatureRows) else IMAGE_BATCH
     if training:
-        batches = ((batch.rows, batch.tensor) for batch in inputs.images.batches(chunks(rows, size), epoch=0))
-        images = run_tower(
-            inputs.towers,
-            batches,
-            lambda x: inputs.images.features(inputs.towers, x),
-            inputs.autocast,
-            what="encoding pairs",
-            total=len(rows),
-        )
+
+        def run(part: Rows) -> Iterator[tuple[Rows, Tensor]]:
+            order = chunks(part, size)
+            return run_tower(
+                inputs.towers,
+                ((batch.rows, batch.tensor) for batch in inputs.images.batches(order, epoch=0)),
+                lambda x: inputs.images.features(inputs.towers, x),
+                inputs.autocast,
+                what="encoding pairs",
+                total=len(part),
+            )
+
+        split = ranks().size > 1 and not is_cached(inputs.images)
+        images = split_over_ranks(rows, run, inputs.images.unreadable) if split else run(rows)
     else:
         images = encoded_rows(inputs, "image", rows, size)
     for found, x in images:

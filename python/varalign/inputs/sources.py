@@ -49,8 +49,13 @@ class ImageSource(Protocol):
     def prepare(self) -> None:
         """Make what training batches come from before a run begins, so that faults of it end the command early."""
 
-    def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
-        """Training batches, augmented where that is on, in the given order."""
+    def batches(
+        self, order: Sequence[Rows], *, epoch: int, whole: Sequence[Rows] | None = None
+    ) -> Iterator[ImageInputs]:
+        """Training batches, augmented where that is on, in the given order.
+
+        `whole`: the batches of which these are one process's shares.
+        """
 
     def plain(self, rows: Rows, batch_size: int) -> Iterator[ImageInputs]:
         """Evaluation batches in order, without the rows that cannot be read."""
@@ -84,7 +89,9 @@ class FeatureRows:
     def prepare(self) -> None:
         """Nothing: the rows are there."""
 
-    def batches(self, order: Sequence[Rows], *, epoch: int) -> Iterator[ImageInputs]:
+    def batches(
+        self, order: Sequence[Rows], *, epoch: int, whole: Sequence[Rows] | None = None
+    ) -> Iterator[ImageInputs]:
         """Rows of the matrix, the same every epoch."""
         for rows in order:
             yield ImageInputs(rows, self._take(rows))

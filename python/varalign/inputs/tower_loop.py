@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.errors import DataError
+from varalign.data.ranks import ranks
 from varalign.data.waiting import waiting
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
 from varalign.inputs.live import LiveCaptions, LiveImages
 from varalign.inputs.parts import Inputs, autocast
-from varalign.inputs.sources import Rows, chunks, with_lexical
+from varalign.inputs.sources import FeatureRows, LexicalTexts, Rows, chunks, with_lexical
 from varalign.options.config import TrainConfig
 
 IMAGE_BATCH = 64
@@ -70,6 +71,25 @@ def run_tower(
         towers.train(was_training)
 
 
+def split_over_ranks(
+    rows: Rows, run: Callable[[Rows], Iterable[tuple[Rows, Tensor]]], unreadable: dict[int, str]
+) -> Iterator[tuple[Rows, Tensor]]:
+    """Let every rank run a tower over its share of the rows, and give all of them the results of all, in order.
+
+    Args:
+        rows: (N,) of which some may turn out unreadable.
+        run: from some of the rows to them, batch by batch, with their results (B, D).
+        unreadable: of the source; it learns what the other ranks could not read.
+    """
+    own = list(run(ranks().share(rows)))
+    kept = np.concatenate([part for part, _ in own]) if own else rows[:0]
+    width = max(ranks().gathered(own[0][1].shape[1] if own else 0))
+    values = torch.cat([found for _, found in own]) if own else torch.zeros(0, width)
+    for theirs in ranks().gathered(dict(unreadable)):
+        unreadable.update(theirs)
+    yield from ranks().gathered_rows(kept, values)
+
+
 def encoded_rows(
     inputs: Inputs, side: Side, rows: Rows, size: int, *, head: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[tuple[Rows, Tensor]]:
@@ -83,19 +103,29 @@ def encoded_rows(
         head: applied to the features, within the same arithmetic: `model.project_images` gives embeddings. It gets
             lexical vectors after the text features where the model reads them; without a head they are left out.
     """
-    batches: Iterable[tuple[Rows, Any]]
-    source: Any
+    source: Any = inputs.images if side == "image" else inputs.texts
     width = inputs.towers.image_feature_dim if side == "image" else inputs.towers.text_feature_dim
-    if side == "image":
-        source, batches = inputs.images, ((batch.rows, batch.tensor) for batch in inputs.images.plain(rows, size))
-    else:
-        source, batches = inputs.texts, ((part, inputs.texts.inputs(part)) for part in chunks(rows, size))
 
     def encode(batch: Any) -> Tensor:
         features: Tensor = source.features(inputs.towers, batch)
         return features[:, :width] if head is None else head(features)
 
-    return run_tower(inputs.towers, batches, encode, inputs.autocast, what=f"encoding {side}s", total=len(rows))
+    def run(part: Rows) -> Iterator[tuple[Rows, Tensor]]:
+        batches: Iterable[tuple[Rows, Any]]
+        if side == "image":
+            batches = ((batch.rows, batch.tensor) for batch in source.plain(part, size))
+        else:
+            batches = ((some, source.inputs(some)) for some in chunks(part, size))
+        return run_tower(inputs.towers, batches, encode, inputs.autocast, what=f"encoding {side}s", total=len(part))
+
+    if ranks().size == 1 or is_cached(source):
+        return run(rows)
+    return split_over_ranks(rows, run, getattr(source, "unreadable", {}))
+
+
+def is_cached(source: Any) -> bool:
+    """Whether a source has features already, so that its rows need no tower and every rank takes them all."""
+    return isinstance(source.source if isinstance(source, LexicalTexts) else source, FeatureRows)
 
 
 def gathered(batches: Iterable[tuple[Rows, Tensor]], count: int, dim: int) -> tuple[Tensor, Rows]:

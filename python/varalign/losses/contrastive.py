@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from varalign.losses.distributed import BatchSizes, contrastive_across_ranks, gather_stats, mean_across_ranks
+from varalign.losses.distributed import (
+    BatchSizes,
+    contrastive_across_ranks,
+    gather_stats,
+    mean_across_ranks,
+    mean_of_members,
+)
 from varalign.losses.gradient_norms import gradient_norms
 from varalign.losses.means import direction_losses
 from varalign.losses.operator import choose_backend, contrastive_values
@@ -274,10 +280,9 @@ class ContrastiveLoss(nn.Module):
             )
             stats_i2t, stats_t2i = all_i2t, all_t2i = problem.statistics(table, means)
         else:
-            if members > 1:
-                raise ValueError("members are trained in one process: leave out the process group")
             sizes = BatchSizes.gathered(image_embeddings, text_embeddings, self.group)
-            nll_i2t, nll_t2i, stats_i2t, stats_t2i = problem.across_ranks(sizes, self.group)
+            apart = [one.across_ranks(sizes, self.group) for one in problem.apart(members)]
+            nll_i2t, nll_t2i, stats_i2t, stats_t2i = apart[0] if members == 1 else mean_of_members(apart)
             all_i2t = gather_stats(stats_i2t, sizes.images, self.group)
             all_t2i = gather_stats(stats_t2i, sizes.texts, self.group)
             loss_i2t = mean_across_ranks(nll_i2t, stats_i2t, self.group, image_weights)

@@ -159,6 +159,22 @@ def mean_across_ranks(values: Tensor, stats: DirectionStats, group: Any, weights
     return totals[0] / count + (share - share.detach())
 
 
+RankValues = tuple[Tensor, Tensor, DirectionStats, DirectionStats]
+"""Values and statistics of this rank's images and texts, as `contrastive_across_ranks` returns them."""
+
+
+def mean_of_members(found: list[RankValues]) -> RankValues:
+    """The means of the members' values and statistics, as one process takes them."""
+    i2t, t2i, images, texts = zip(*found, strict=True)
+    stats = [
+        DirectionStats.from_stacked(
+            torch.stack([part.stacked() for part in parts]).mean(0), parts[0].candidates, parts[0].logit_scale
+        )
+        for parts in (images, texts)
+    ]
+    return torch.stack(i2t).mean(0), torch.stack(t2i).mean(0), stats[0], stats[1]
+
+
 def gather_stats(stats: DirectionStats, sizes: list[int], group: Any) -> DirectionStats:
     """The statistics of all ranks' queries, in the order of the ranks, the same on every rank."""
     table = gather_rows(stats.stacked().T.contiguous(), sizes, group)
@@ -174,6 +190,12 @@ def gather_rows(rows: Tensor, sizes: list[int], group: Any) -> Tensor:
     received = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(received, padded, group=group)
     return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
+
+
+def sum_of_own(values: Tensor, sizes: list[int], group: Any) -> Tensor:
+    """This rank's part of the sum over ranks of (sum(sizes),) values, which it changes."""
+    dist.all_reduce(values, group=group)
+    return values[_own_part(sizes, group)]
 
 
 def _own_part(sizes: list[int], group: Any) -> slice:

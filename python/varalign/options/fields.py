@@ -292,6 +292,14 @@ class Options:
         low=0.0,
         high=100.0,
     )
+    accumulate: int = _training(
+        "number of parts in which each batch passes through encoders that train, so that a batch needs the memory of a "
+        "part; the gradients are those of the whole batch, and the encoders run twice",
+        1,
+        low=1,
+        high=4096,
+        common=True,
+    )
     captions_per_step: int = _training(
         "captions of an image used in a step, drawn anew each epoch", recipe=True, low=1, high=100
     )

@@ -144,6 +144,17 @@ RULES = (
         idle=True,
     ),
     Rule(
+        "accumulate",
+        lambda c: c.accumulate > 1 and c.frozen_towers,
+        "splits what passes through encoders that train, and this run's are frozen: leave it out",
+        idle=True,
+    ),
+    Rule(
+        "accumulate",
+        lambda c: c.accumulate > 1 and c.loss in OTHERS and loss_class(c.loss).reads_inputs,
+        "passes a batch through the encoders in parts, and --loss {c.loss} changes their inputs: pass one of them",
+    ),
+    Rule(
         "loss",
         lambda c: c.schedule != "fixed" and not is_directed(c.loss),
         "{c.loss} has no two directions for --schedule {c.schedule} to weight: pass --schedule fixed",

@@ -9,6 +9,7 @@ from typing import Any
 
 from varalign.data.errors import DataError
 from varalign.data.files import AppendedFile, open_user_file, write_atomically
+from varalign.data.ranks import ranks
 from varalign.runs.json_text import json_text
 from varalign.runs.run_errors import RunError
 from varalign.runs.schema import number, or_null, record, text, whole
@@ -60,9 +61,12 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: AppendedFile | None = None
+        self._writes = ranks().is_writer
 
     def write(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Append lines and hand them to the system at once."""
+        """Append lines and hand them to the system at once; of several processes only the writer does."""
+        if not self._writes:
+            return
         if self._file is None:
             self._file = AppendedFile(self.path)
         self._file.write(b"".join(_encode(line) for line in lines))
@@ -75,7 +79,7 @@ class MetricsLog:
             evaluations: whether an evaluation at this step stays.
         """
         self.close()
-        if not self.path.exists():
+        if not self._writes or not self.path.exists():
             return
         before = [line for line in read_metrics(self.path) if line["step"] <= step]
         kept = [line for line in before if evaluations or line["step"] < step or line.get("kind") != "eval"]

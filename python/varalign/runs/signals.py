@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
+
+from varalign.data.ranks import ranks
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -41,6 +44,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._received_at = 0.0
         self._raises = True
         self._before: dict[int, Any] = {}
 
@@ -76,10 +80,13 @@ class StopSignals:
             self._raises = before
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        # A launcher of several processes sends on what they have had from the terminal already.
+        if self.received is not None and ranks().size > 1 and time.monotonic() - self._received_at < 5:
+            return
         if self.received is not None:
             _tell(f"varalign: {signal.Signals(number).name} again: leaving at once\n")
             os._exit(128 + number)  # without clean-up or waiting for threads
-        self.received = number
+        self.received, self._received_at = number, time.monotonic()
         if self._raises:
             self._raises = False
             raise Interrupted(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from varalign.aligner.run_report import write_run_report
 from varalign.aligner.voice_weights import weights_of
 from varalign.data.checks.split_sizes import split_sizes
 from varalign.data.files import read_bytes, write_atomically
+from varalign.data.ranks import alone, joined, ranks
 from varalign.data.waiting import silent
 from varalign.inputs.assemble import assemble
 from varalign.inputs.continued import check_continued
@@ -26,6 +27,7 @@ from varalign.inputs.models import saved_model
 from varalign.inputs.open_data import Data, open_data
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.options.device import members_products, pick_device, pick_precision
 from varalign.options.recipe import FEWEST_FOR_MEMBERS, fill, filled
 from varalign.options.voice_list import voices_line
@@ -127,7 +129,14 @@ class _Session:
     @contextmanager
     def begun(cls, say: Say | None, shows: bool, show: Show | None, profile: bool) -> Iterator[_Session]:
         """While entered, signals are handled; the message on one before training says that nothing is saved."""
-        with StopSignals() as stop, profiling(profile) as counted, nullcontext() if shows else silent():
+        with (
+            StopSignals() as stop,
+            profiling(profile) as counted,
+            nullcontext() if shows else silent(),
+            joined() as every,
+        ):
+            if not every.is_writer:
+                say, shows, show = (lambda line: None), False, None
             try:
                 yield cls(say or to_stderr, shows, stop, time.perf_counter(), show, counted)
             except Interrupted as error:
@@ -165,13 +174,14 @@ def train(
     config.validate()
     device = pick_device(config.device)
     out = None if config.out is None else Path(config.out)
-    if out is not None:
-        RunFolder.check_new(out)
     check(config, device)
     check_continued(config)
     with _Session.begun(say, progress, show, config.profile) as session:
+        if out is not None:
+            ranks().by_writer(lambda: RunFolder.check_new(out))
+        check_ranks(config)
         with part("start"):
-            opened, data = open_data(config, session.say, whole_below=whole_below)
+            opened, data = ranks().writer_first(lambda: open_data(config, session.say, whole_below=whole_below))
         session.say("; ".join(split_sizes(data)))
         images = len(data.rows("train"))
         config = fill(opened, images, held_out=_held_out(data))
@@ -180,27 +190,68 @@ def train(
             start = begin(config, data, device, session.say)
         parts = start.parts
         parts.images.prepare()
-        run = RunFolder.create(out)
-        with run.locked():
-            if config.exclude is not None:
-                write_atomically(run.excluded, read_bytes(Path(config.exclude)))
-            model = parts.save_assets(run)
-            run.write_config(
-                {
-                    "version": __version__,
-                    "name": parts.name,
-                    "options": replace(parts.config, out=str(run.path)).as_dict(),
-                    "model": model,
-                    "start": start.as_dict(),
-                    "data": {
-                        "fingerprint": data.fingerprint,
-                        "images": len(data.split),
-                        "texts": len(data.caption_owner),
-                    },
-                    "machine": _machine(device),
-                }
-            )
+        run = ranks().by_writer(lambda: RunFolder.create(out))
+        with _held(run):
+            ranks().by_writer(lambda: _describe(run, start, device))
+            _require_seen(run)
             return _finish(parts, run, start, session)
+
+
+def _describe(run: RunFolder, start: Beginning, device: torch.device) -> None:
+    """Write what a run is into its folder."""
+    parts, data = start.parts, start.parts.data
+    if parts.config.exclude is not None:
+        write_atomically(run.excluded, read_bytes(Path(parts.config.exclude)))
+    model = parts.save_assets(run)
+    run.write_config(
+        {
+            "version": __version__,
+            "name": parts.name,
+            "options": replace(parts.config, out=str(run.path)).as_dict(),
+            "model": model,
+            "start": start.as_dict(),
+            "data": {
+                "fingerprint": data.fingerprint,
+                "images": len(data.split),
+                "texts": len(data.caption_owner),
+            },
+            "machine": _machine(device),
+        }
+    )
+
+
+@contextmanager
+def _held(run: RunFolder) -> Iterator[None]:
+    """Hold the run folder: the writer does for all processes."""
+    with ExitStack() as stack:
+        ranks().by_writer(lambda: stack.enter_context(run.locked()))
+        yield
+
+
+def _require_seen(run: RunFolder) -> None:
+    if not ranks().everywhere((run.path / "config.json").is_file()):
+        raise RunError(
+            f"{run.path}: not every process sees this folder, and all of them read the checkpoints in it: name one by "
+            "--out that lies on a file system of all machines"
+        )
+
+
+def check_ranks(config: TrainConfig) -> None:
+    """Refuse what runs in one process alone.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if ranks().size == 1:
+        return
+    if config.loss != "clip":
+        raise ConfigError(
+            f"--loss {config.loss} runs in one process: its pairs are not gathered; start it without torchrun"
+        )
+    if config.feature_mixup:
+        raise ConfigError(
+            "--feature-mixup runs in one process: it mixes the pairs of a batch; start it without torchrun"
+        )
 
 
 def _held_out(data: Data) -> bool:
@@ -230,6 +281,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": str(device),
         "torch_threads": torch.get_num_threads(),
+        "processes": ranks().size,
         "members_in": str(members_products("auto", device)),
     }
 
@@ -262,11 +314,12 @@ def resume(
         RunError: no such run, or its data have changed.
     """
     run = RunFolder.open(path)
-    with run.locked(), _Session.begun(say, progress, show, bool(overrides.get("profile"))) as session:
+    with _Session.begun(say, progress, show, bool(overrides.get("profile"))) as session, _held(run):
         say = session.say
+        _require_seen(run)
         saved = run.config()
         options = {"start": "random", **run.options(say), **overrides}  # the first runs had no `start`
-        config, data = open_data(TrainConfig(**options).validate(), say)
+        config, data = ranks().writer_first(lambda: open_data(TrainConfig(**options).validate(), say))
         config = fill(config, len(data.rows("train")), held_out=_held_out(data))
         if data.fingerprint != saved.get("data", {}).get("fingerprint"):
             raise RunError(
@@ -301,7 +354,7 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
         trainer.log.cut(-1)
         if pairs is not None:
             columns = {"weight": pairs.weights.cpu().numpy(), "score": pairs.scores.cpu().numpy()}
-            write_pairs(run.pairs, parts.data, captions, columns)
+            ranks().by_writer(lambda: write_pairs(run.pairs, parts.data, captions, columns))
     reporter = ProgressReporter(
         config,
         steps_per_epoch=trainer.steps_per_epoch,
@@ -317,7 +370,7 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
     if config.pair_weighting == "moments" and weights is not None:
         kept = ("margin_mean", "probability_mean", "probability_variance")
         columns = {"weight": weights.cpu().numpy(), **{name: getattr(moments, name) for name in kept}}
-        write_pairs(run.pairs, parts.data, captions, columns)
+        ranks().by_writer(lambda: write_pairs(run.pairs, parts.data, captions, columns))
     bad = parts.bad_images()
     if bad:
         say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")
@@ -337,6 +390,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
             with part("test"):
                 if config.wise_ft:
                     go_part_of_the_way(parts, run, say)
+                ranks().wait()
                 aligner = trained(parts, run)
                 say(aligner.hub.line)
                 tested = bool(len(parts.data.rows("test")))
@@ -347,7 +401,10 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                     chance, reachable = aligner.chance("test"), aligner.reachable("test")
                 else:
                     (test, chance, zero_shot), reachable = nested_rows(parts, say), None
-                    run.keep_nested(position.step, position.epoch, {**test, "chance": chance, "zero_shot": zero_shot})
+                    if ranks().is_writer:
+                        run.keep_nested(
+                            position.step, position.epoch, {**test, "chance": chance, "zero_shot": zero_shot}
+                        )
             result = TrainResult(
                 run=run.path,
                 model=parts.name,
@@ -363,6 +420,8 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                 voices=weights_of(parts.model, run),
             )
             Quarantine(run.quarantine).add(parts.bad_images())
+            if not ranks().is_writer:
+                return result
             if session.profile is not None:
                 for line in write_profile(session.profile, run.profile, run.trace):
                     say(line)
@@ -372,7 +431,8 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                     session.show(result)
             finally:  # a closed pipe takes the table, but not the page
                 split = "test" if tested else "train"
-                write_run_report(run, parts, shown, aligner.hub.correction, result.rows(), split=split)
+                with alone():
+                    write_run_report(run, parts, shown, aligner.hub.correction, result.rows(), split=split)
     except Interrupted as error:
         error.args = (
             f"{error.name}: training is done and saved, {left}; `varalign train --resume {run.path}` makes it",

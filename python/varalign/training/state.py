@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from varalign.data.files import remove_folder
+from varalign.data.ranks import ranks
 from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
@@ -133,17 +134,21 @@ class Saver:
             OSError: the disk refused a write; earlier checkpoints are intact.
         """
         position = self.state.position
+        self._saved, self._saved_at = self._place(), time.monotonic()
+        if not ranks().is_writer:
+            return
         self.log.sync()
         checkpoints.save_checkpoint(self.folder, position.step, self.state.tensors(), self.state.values())
         self.point()
         kept = {position.best_step, checkpoints.START_STEP} if self._keeps_start else {position.best_step}
         checkpoints.prune(self.folder, self._keep, kept)
-        self._saved_at = time.monotonic()
 
     def point(self) -> None:
         """Link `last` to the checkpoint of the current position, which is saved, and `best` to that of the best one."""
         position = self.state.position
         self._saved = self._place()
+        if not ranks().is_writer:
+            return
         for name, step in (("last", position.step), ("best", position.best_step)):
             if (self.folder / f"step-{step}").is_dir():
                 checkpoints.point(self.folder, name, self.folder / f"step-{step}")
@@ -157,14 +162,17 @@ class Saver:
         Raises:
             CheckpointError: there are checkpoints, but all are damaged.
         """
+        ranks().wait()
         found = checkpoints.newest_checkpoint(self.folder, say, lambda position: not position.nonfinite)
         if found is None:
             return False
         self.state.load(found)
+        ranks().wait()  # every process has read it
         position = self.state.position
-        for step, path in checkpoints.step_folders(self.folder):
+        for step, path in checkpoints.step_folders(self.folder) if ranks().is_writer else ():
             if step > position.step:
                 remove_folder(path)
+        ranks().wait()
         if not (self.folder / f"step-{position.best_step}").is_dir():  # pruned when a later one was better
             position.best_score, position.best_step, position.best_epoch = -1.0, position.step, position.epoch
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,17 @@ class StepGuard:
         moving: Iterable[Tensor] = [*self._statistics, *self.loss.buffers()]
         self._copies = [(buffer, buffer.clone()) for buffer in moving]
 
-    def step(self, value: Tensor) -> Tensor:
+    def undo(self) -> None:
+        """Put back what a step has changed that ends before its optimiser's part."""
+        for buffer, copy in self._copies:
+            buffer.copy_(copy)
+
+    def step(self, value: Tensor, further: Callable[[], None] = lambda: None) -> Tensor:
         """Backward from the loss's value (), clip, and step if everything is finite.
+
+        Args:
+            value: of the loss.
+            further: called after the backward pass, for what is left of the gradients.
 
         Returns:
             () bool on the device: whether the step was made.
@@ -58,6 +67,7 @@ class StepGuard:
         with part("backward"):
             self.optimiser.zero_grad(set_to_none=True)
             self.scaler.scale(value).backward()
+            further()
         with part("optimiser"):
             return self._make(value)
 

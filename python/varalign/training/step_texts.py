@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from varalign.data.index import CaptionIndex
 from varalign.data.pair_ids import PairIds, pair_ids
 from varalign.data.sampler import draw_captions
 from varalign.inputs.sources import Rows
+from varalign.losses.distributed import gather_rows, sum_of_own
 from varalign.losses.reference import CHUNK_LOGITS
 from varalign.losses.relation import positive_pairs
 from varalign.schedules.direction_stats import DirectionStats
@@ -58,6 +59,16 @@ class StepTexts:
         there = np.diff(data.drawn_captions[1])[np.asarray(rows)]
         once = np.arange(count) < there[:, None]
         return cls(drawn[once], np.nonzero(once)[0].astype(np.int64))
+
+    def part(self, images: slice) -> tuple[StepTexts, slice, slice]:
+        """The texts of some consecutive images, and the places of these texts and their captions in the batch."""
+        first, end = np.searchsorted(self.owner, [images.start, images.stop]).tolist()
+        texts = captions = slice(first, end)
+        shape = None
+        if self.shape is not None:
+            shape = (images.stop - images.start, self.shape[1])
+            captions = slice(images.start * shape[1], images.stop * shape[1])
+        return StepTexts(self.captions[captions], self.owner[texts] - images.start, shape), texts, captions
 
     def pair_ids(self, data: CaptionIndex, rows: Rows) -> PairIds | None:
         """Ids of the images `rows` (B,) and of the texts; None where each text belongs to one of the images only."""
@@ -123,21 +134,29 @@ class Relation:
     Attributes:
         images: (B, D) embeddings, texts: (N, D), both without gradient.
         image_ids: (B,) or (B, K), text_ids: (N,), as of `varalign.data.pair_ids`.
+        sizes, group: how many texts every rank has; None: there is one process.
     """
 
     images: Tensor
     texts: Tensor
     image_ids: Tensor
     text_ids: Tensor
+    sizes: list[int] | None = None
+    group: Any = None
 
     def shares(self, image_lse: Tensor, text_lse: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) and (N,) what the probabilities of a query's positives add up to, some rows at a time."""
+        texts, text_ids = self.texts, self.text_ids
+        if self.sizes is not None:
+            texts, text_ids, text_lse = (
+                gather_rows(rows, self.sizes, self.group) for rows in (texts, text_ids, text_lse)
+            )
         by_image, by_text = torch.empty_like(image_lse), torch.zeros_like(text_lse)
-        step = max(1, CHUNK_LOGITS // len(self.texts))
+        step = max(1, CHUNK_LOGITS // len(texts))
         for start in range(0, len(self.images), step):
             rows = slice(start, start + step)
-            z = scale * self.images[rows] @ self.texts.T
-            positive = positive_pairs(self.image_ids[rows], self.text_ids)
+            z = scale * self.images[rows] @ texts.T
+            positive = positive_pairs(self.image_ids[rows], text_ids)
             by_image[rows] = ((z - image_lse[rows, None]).exp() * positive).sum(1)
             by_text += ((z - text_lse).exp() * positive).sum(0)
-        return by_image, by_text
+        return by_image, by_text if self.sizes is None else sum_of_own(by_text, self.sizes, self.group)

@@ -13,6 +13,7 @@ A run resumed from any checkpoint ends with the same result as an uninterrupted 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NoReturn
@@ -22,12 +23,15 @@ import torch
 from torch import Tensor
 
 from varalign.aligner.evaluate import evaluate
+from varalign.data.ranks import is_lost, ranks
 from varalign.data.sampler import epoch_batches
 from varalign.encoders.ensemble import trained_in
+from varalign.encoders.rank_norm import share_batch_norms
 from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.live import LiveImages
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
+from varalign.options.declaration import ConfigError
 from varalign.options.device import members_products, pick_precision
 from varalign.runs.checkpoint import newest_checkpoint
 from varalign.runs.folder import RunFolder
@@ -81,10 +85,18 @@ class Trainer:
         self.config, self.parts, self.run = config, parts, run
         self._look = look
         self.state = TrainingState(config, parts, pair_weights)
+        self._ranks = ranks()
+        share_batch_norms(parts.model, self._ranks)
         trained_in(parts.model, members_products(config.precision, parts.device))
         self.log = MetricsLog(run.metrics)
         self.saver = Saver(config, run, self.state, self.log)
-        self.steps_per_epoch = len(self._order(0))
+        self.steps_per_epoch = len(order := self._order(0))
+        smallest = min((len(batch) for batch in order), default=0)
+        if config.epochs and smallest < self._ranks.size:
+            raise ConfigError(
+                f"a batch of {smallest} images cannot be split over {self._ranks.size} processes: start at most "
+                f"{max(1, smallest)}, or set a larger --batch-size"
+            )
         self._step = TrainingStep(config, parts, self.state, self.steps_per_epoch * config.epochs)
         self._quarantine = Quarantine(run.quarantine)
         self._pending: list[StepRecord] = []
@@ -146,6 +158,10 @@ class Trainer:
                         return self.position
                     except _Streak:
                         self._go_back()
+                    except RuntimeError as error:
+                        if self._ranks.size == 1 or not is_lost(error):
+                            raise
+                        self._lose(error)
                     finally:
                         self._quarantine.add(self.parts.bad_images())
         except OSError as error:
@@ -155,6 +171,20 @@ class Trainer:
                 f"{error.filename}: cannot be written: {error.strerror or error}; the checkpoints before are whole: "
                 f"make room, then `varalign train --resume {self.run.path}`"
             ) from None
+
+    def _lose(self, error: RuntimeError) -> NoReturn:
+        """End the run after another process has ended; the writer saves the state before the step that broke off."""
+        self._step.undo()
+        if self._stop.received is not None:
+            self._leave()
+        self._flush()
+        if not self.saver.is_saved():
+            self._save()
+        saved = f"the checkpoint of step {self.position.step} is written" if self._ranks.is_writer else "it is saved"
+        raise RunFailed(
+            f"another process of this run has ended, or does not answer ({str(error).splitlines()[0][:120]}); {saved}: "
+            f"go on with `train --resume {self.run.path}`, on as many processes as you like"
+        ) from None
 
     def _train(self) -> None:
         if not self.position.evaluated and self.position.step == 0:
@@ -197,15 +227,17 @@ class Trainer:
         if weighs and position.batch == 0 and position.epoch > 0:
             self.state.pair_weights = moment_weights(self.state.moments, self.parts).to(self.parts.device)
         self._step.begin_epoch()
-        order = self._order(position.epoch)[position.batch :]
-        for inputs in waited_for("data", self.parts.images.batches(order, epoch=position.epoch)):
-            self._pending.append(self._step(inputs))
+        whole = self._order(position.epoch)[position.batch :]
+        order = [self._ranks.share(batch) for batch in whole]
+        batches = self.parts.images.batches(order, epoch=position.epoch, whole=whole)
+        for batch, inputs in zip(whole, waited_for("data", batches), strict=True):
+            self._pending.append(self._step(inputs, len(batch), self._stop.received or 0))
             step_done()
             position.step, position.batch = position.step + 1, position.batch + 1
             self.reporter.advance(1)
             if len(self._pending) >= FLUSH_EVERY:
                 self._flush()
-            if self._stop.received is not None:
+            if self._step.stopped:
                 self._leave()
             if position.batch < self.steps_per_epoch and self.saver.is_due():
                 self._flush()
@@ -252,7 +284,7 @@ class Trainer:
             f"back to step {position.step}, with the learning rate times {position.rate:g}"
         )
         self._save()
-        if self._stop.received is not None:
+        if not self._ranks.everywhere(self._stop.received is None):
             self._leave()
 
     def _end_epoch(self, epochs: int) -> None:
@@ -262,7 +294,7 @@ class Trainer:
             with self._stop.at_once(), part("looks"):
                 if self._fusion is not None:
                     self._fusion.choose(trained=position.step > 0)
-                result = self._look or evaluate(self.parts, "dev", statistics=False)
+                result = self._ranks.agreed(self._look or evaluate(self.parts, "dev", statistics=False))
         except Interrupted:
             self._leave()  # with a checkpoint before the evaluation, which a resumed run makes
         position.count_epochs(epochs)
@@ -272,7 +304,7 @@ class Trainer:
         self.reporter.evaluation(line)
         if position.best_step == position.step or self.saver.is_due():
             self._save()
-        if self._stop.received is not None:
+        if not self._ranks.everywhere(self._stop.received is None):
             self._leave()
 
     def _save(self) -> None:
@@ -285,8 +317,7 @@ class Trainer:
         self._flush()
         if not self.saver.is_saved():
             self._save()
-        assert self._stop.received is not None
-        stopped = Interrupted(self._stop.received)
+        stopped = Interrupted(self._stop.received or self._step.stopped or signal.SIGTERM)
         stopped.args = (
             f"{stopped.name}: stopped after step {self.position.step}, its checkpoint is written; "
             f"go on with `varalign train --resume {self.run.path}`",
