@@ -35,8 +35,8 @@ from varalign.options.device import pick_device
 from varalign.options.recipe import fill
 from varalign.training.start import begin
 from varalign.training.state import TrainingState
-from varalign.training.step import TrainingStep
-from varalign.training.step_texts import StepTexts
+from varalign.training.steps.step import TrainingStep
+from varalign.training.steps.step_texts import StepTexts
 
 PACKAGES = ["numpy", "torch"]
 

@@ -153,7 +153,7 @@ def _kill_at(step: int) -> Callable[[], None]:
     """In a forked process: SIGKILL when the run is about to make the step after `step` steps."""
 
     def before() -> None:
-        from varalign.training.step import TrainingStep
+        from varalign.training.steps.step import TrainingStep
 
         plain = TrainingStep.__call__
 

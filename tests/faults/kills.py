@@ -103,8 +103,8 @@ def kill(job: Job, folder: Path, count: int, seed: int) -> dict[str, Any]:
 
 
 PLACES: dict[str, tuple[str, str]] = {
-    "first step": ("varalign.training.step.TrainingStep", "__call__"),
-    "training": ("varalign.training.step.TrainingStep", "__call__"),
+    "first step": ("varalign.training.steps.step.TrainingStep", "__call__"),
+    "training": ("varalign.training.steps.step.TrainingStep", "__call__"),
     "evaluation": ("varalign.training.trainer", "evaluate"),
     "saving": ("varalign.runs.checkpoint", "save_checkpoint"),
 }

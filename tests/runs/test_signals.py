@@ -20,7 +20,7 @@ from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training import run as runs
 from varalign.training import state
 from varalign.training import trainer as trainers
-from varalign.training.step import TrainingStep
+from varalign.training.steps.step import TrainingStep
 
 
 def quiet(_: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
-from varalign.training.step import TrainingStep
+from varalign.training.steps.step import TrainingStep
 
 
 class Killed(BaseException):

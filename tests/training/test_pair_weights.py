@@ -87,7 +87,7 @@ def test_moments_weigh_after_the_warm_up_and_resume_bit_for_bit(
     features_file: Path, tmp_path: Path, killed_after: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from varalign.runs.checkpoint import load_checkpoint
-    from varalign.training.step import TrainingStep
+    from varalign.training.steps.step import TrainingStep
 
     options: dict[str, Any] = {"pair_weighting": "moments", "pair_warmup": 0.5, "noise": "swap-images=0.3"}
     options |= {"start": "random", "epochs": 6, "lr": 3e-3, "captions_per_step": 1, "checkpoint_every": 5}

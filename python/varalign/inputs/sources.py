@@ -30,11 +30,13 @@ class ImageInputs:
         rows: (B,) rows of the data set, replacements in place.
         tensor: pixels (B, 3, S, S) or features (B, D), float32, on the device.
         wait: seconds that the caller waited for it, and for the host's part of its way to the device.
+        total: images of the batch of which these are one process's share; 0: these are the batch.
     """
 
     rows: Rows
     tensor: Tensor
     wait: float = 0.0
+    total: int = 0
 
 
 class ImageSource(Protocol):

@@ -34,7 +34,7 @@ from varalign.training.fusion import Fusion
 from varalign.training.losses import named_schedule
 from varalign.training.optimiser import rate_factor
 from varalign.training.start import begin
-from varalign.training.step_texts import StepTexts
+from varalign.training.steps.step_texts import StepTexts
 
 Rows = NDArray[np.int64]
 STARTS_KEPT = 16  # number of initial models kept; each takes a few megabytes, with members about 20

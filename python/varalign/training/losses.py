@@ -21,7 +21,7 @@ from varalign.options.declaration import ConfigError
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import read_metrics
 from varalign.schedules import LossSchedule, build_schedule
-from varalign.training.step_texts import StepTexts
+from varalign.training.steps.step_texts import StepTexts
 
 Loss = ContrastiveLoss | ComparisonLoss
 

@@ -45,7 +45,7 @@ from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.fusion import Fusion
 from varalign.training.pair_weights import moment_weights
 from varalign.training.state import Saver, TrainingState
-from varalign.training.step import StepRecord, TrainingStep, fetched
+from varalign.training.steps.step import StepRecord, TrainingStep, fetched
 
 FLUSH_EVERY = 20
 LOWER_RATE = 0.1  # factor on the learning rate after going back; strong, because the run goes back only once
@@ -226,12 +226,13 @@ class Trainer:
         weighs = config.pair_weighting == "moments" and position.epoch >= round(config.pair_warmup * config.epochs)
         if weighs and position.batch == 0 and position.epoch > 0:
             self.state.pair_weights = moment_weights(self.state.moments, self.parts).to(self.parts.device)
-        self._step.begin_epoch()
+        self._step.begin_epoch(self._stop)
         whole = self._order(position.epoch)[position.batch :]
         order = [self._ranks.share(batch) for batch in whole]
         batches = self.parts.images.batches(order, epoch=position.epoch, whole=whole)
         for batch, inputs in zip(whole, waited_for("data", batches), strict=True):
-            self._pending.append(self._step(inputs, len(batch), self._stop.received or 0))
+            inputs.total = len(batch)
+            self._pending.append(self._step(inputs))
             step_done()
             position.step, position.batch = position.step + 1, position.batch + 1
             self.reporter.advance(1)

@@ -126,7 +126,7 @@ class Gradients:
             known = inspect.signature(DistributedDataParallel).parameters
             buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             # A tower of another library may have parameters that its output does not depend on.
-            settings = {buffers: False, "find_unused_parameters": draws_otherwise(self.model)}
+            settings: dict[str, Any] = {buffers: False, "find_unused_parameters": draws_otherwise(self.model)}
             # Gradients of 1 x 1 convolutions: their strides differ in name alone.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self._parallel = DistributedDataParallel(_Called(self.model), process_group=self.ranks.group, **settings)

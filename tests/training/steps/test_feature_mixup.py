@@ -7,7 +7,7 @@ import pytest
 import torch
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.training.feature_mixup import FeatureMixup
+from varalign.training.steps.feature_mixup import FeatureMixup
 
 ROWS = np.array([7, 3, 11, 5, 2])
 

@@ -43,6 +43,8 @@ class StepGuard:
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         self._statistics = [buffer for module in norms for buffer in module.buffers()]
         self._copies: list[tuple[Tensor, Tensor]] = []
+        self.further: Callable[[], None] = lambda: None
+        """Called after the backward pass, for what is left of the gradients."""
 
     def begin(self) -> None:
         """Copy the buffers that the forward pass changes; call it before the forward pass."""
@@ -54,12 +56,8 @@ class StepGuard:
         for buffer, copy in self._copies:
             buffer.copy_(copy)
 
-    def step(self, value: Tensor, further: Callable[[], None] = lambda: None) -> Tensor:
+    def step(self, value: Tensor) -> Tensor:
         """Backward from the loss's value (), clip, and step if everything is finite.
-
-        Args:
-            value: of the loss.
-            further: called after the backward pass, for what is left of the gradients.
 
         Returns:
             () bool on the device: whether the step was made.
@@ -67,7 +65,7 @@ class StepGuard:
         with part("backward"):
             self.optimiser.zero_grad(set_to_none=True)
             self.scaler.scale(value).backward()
-            further()
+            self.further()
         with part("optimiser"):
             return self._make(value)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from varalign.data.index import CaptionIndex
 from varalign.losses.contrastive import contrastive
-from varalign.training.step_texts import Relation, StepTexts
+from varalign.training.steps.step_texts import Relation, StepTexts
 
 COUNTS = (5, 1, 3, 5, 2)
 

@@ -15,7 +15,7 @@ from varalign.options.config import TrainConfig
 from varalign.runs.folder import RunFolder
 from varalign.schedules import build_schedule
 from varalign.schedules.direction_stats import DirectionStats
-from varalign.training.step_guard import StepGuard
+from varalign.training.steps.step_guard import StepGuard
 from varalign.training.trainer import Diverged
 
 

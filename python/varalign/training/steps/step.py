@@ -23,13 +23,14 @@ from varalign.losses.distributed import gather_rows
 from varalign.options.config import TrainConfig
 from varalign.runs.metrics import FIGURES
 from varalign.runs.profile import part
-from varalign.training.feature_mixup import FeatureMixup
+from varalign.runs.signals import StopSignals
 from varalign.training.losses import show_step
 from varalign.training.optimiser import rate_factor, set_learning_rate
-from varalign.training.passes import Gradients, Random, TowerPass, draws_otherwise, seeding
 from varalign.training.state import TrainingState
-from varalign.training.step_guard import StepGuard
-from varalign.training.step_texts import Relation, StepTexts
+from varalign.training.steps.feature_mixup import FeatureMixup
+from varalign.training.steps.passes import Gradients, Random, TowerPass, draws_otherwise, seeding
+from varalign.training.steps.step_guard import StepGuard
+from varalign.training.steps.step_texts import Relation, StepTexts
 
 _Ids = tuple[Tensor, Tensor, Tensor, Tensor]  # embeddings of images and texts, ids of images and texts
 
@@ -66,7 +67,7 @@ class TrainingStep:
     def __init__(self, config: TrainConfig, parts: Parts, state: TrainingState, total: int) -> None:
         self.config, self.parts, self.state, self.total = config, parts, state, total
         self.ranks = ranks()
-        self.stopped = 0
+        self._stop, self._stopped = StopSignals(), 0
         self._image_ids = torch.from_numpy(parts.data.image_ids)
         self._guard = StepGuard(parts.model, state.loss, state.optimiser, state.scaler, config.clip_grad)
         # Features that are there already need no memory of a tower: such a step has one part.
@@ -81,9 +82,14 @@ class TrainingStep:
         by_member = parts.model.shape.members > 0 and isinstance(state.loss, ContrastiveLoss)
         self._members = {"members": parts.model.shape.members} if by_member else {}
 
-    def begin_epoch(self) -> None:
-        """Start the clock: the time since the last step is not the next step's."""
-        self._ended = time.perf_counter()
+    def begin_epoch(self, stop: StopSignals) -> None:
+        """Start the clock: the time since the last step is not the next step's. `stop` receives the signals."""
+        self._stop, self._ended = stop, time.perf_counter()
+
+    @property
+    def stopped(self) -> int:
+        """The signal after which the run ends, 0 for none: on every rank the same."""
+        return (self._stop.received or 0) if self.ranks.size == 1 else self._stopped
 
     def undo(self) -> None:
         """Put back the state before a step that another rank's end has interrupted, so that it can be saved."""
@@ -92,19 +98,14 @@ class TrainingStep:
             self._before.restore()
             self._before = None
 
-    def __call__(self, inputs: ImageInputs, total: int, stop: int = 0) -> StepRecord:
-        """Make the next step, or skip it whole where its loss or gradient is not finite.
-
-        Args:
-            inputs: this rank's share of the batch.
-            total: images of the whole batch.
-            stop: the signal that this rank has received; the first one of all ranks is in `stopped` afterwards.
-        """
+    def __call__(self, inputs: ImageInputs) -> StepRecord:
+        """Make the next step, or skip it whole where its loss or gradient is not finite."""
         config, parts, state, model = self.config, self.parts, self.state, self.parts.model
         position = state.position
         factor = rate_factor(position.step, self.total, warmup=config.warmup, schedule=config.lr_schedule)
         set_learning_rate(state.optimiser, factor * position.rate)
-        rows, (self.stopped,) = self.ranks.rows_and_flags(inputs.rows, total, [stop])
+        total = inputs.total or len(inputs.rows)
+        rows, (self._stopped,) = self.ranks.rows_and_flags(inputs.rows, total, [self._stop.received or 0])
         draw = {"seed": config.seed, "epoch": position.epoch}
         of_all = StepTexts.draw(parts.data, rows, count=config.captions_per_step, use=config.captions_as, **draw)
         images = self.ranks.shares(total)[self.ranks.rank]
@@ -166,7 +167,8 @@ class TrainingStep:
             text_pass.backward(parts.autocast)
             self._gradients.mean()
 
-        sound = self._guard.step(output.loss, further)
+        self._guard.further = further
+        sound = self._guard.step(output.loss)
         self._before = None  # no process waits for another from here to the end of the step
         model.clamp_logit_scale_()
 
