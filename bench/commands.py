@@ -190,6 +190,8 @@ def starts(options: argparse.Namespace) -> Iterator[list[Row]]:
         torch = [sys.executable, "-c", "import torch"]
         lean = [sys.executable, "-c", LEAN, "f.safetensors", str(EPOCHS)]
         for name, words in commands.items():
+            if options.only and name not in options.only:
+                continue
             listed = folder / "modules.txt"
             measure([sys.executable, "-c", LISTED, str(listed), *_fresh(words, "listed")], folder)
             contenders = {"import torch": torch, "imports": [sys.executable, "-c", IMPORTS, str(listed)], "whole": []}
@@ -267,7 +269,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[6000, 60_000, 600_000], help="pairs of the growth table"
     )
-    parser.add_argument("--only", nargs="+", help="these rows of the growth table alone, such as diagnose 'data check'")
+    parser.add_argument("--only", nargs="+", help="these commands alone, such as diagnose 'data check'")
     parser.add_argument("--no-images", dest="images", action="store_false", help="leave out data check and search")
     parser.add_argument("--place", type=Path, help="where made data lie (default: the folder for temporary files)")
 

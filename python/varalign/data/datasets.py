@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from varalign.data.checks.near_duplicates import find_near_duplicates
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.index import CaptionIndex
-from varalign.data.readers.folders import FoundFolder, Missing, read_folder
+from varalign.data.readers.folders import FoundFolder, Missing, read_folder, uncollected
 from varalign.data.readers.image_folder import ImageFolder, identical_files
 from varalign.data.readers.reading import Reading
 from varalign.data.same_captions import SameCaption
@@ -75,6 +75,7 @@ class ImageCaptions(CaptionIndex):
         return digest.hexdigest()
 
 
+@uncollected()
 def load_dataset(
     folder: Path | str,
     *,

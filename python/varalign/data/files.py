@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from varalign.data.errors import DataError
 from varalign.data.waiting import counted
@@ -74,6 +74,8 @@ def read_end(path: Path, size: int, count: int) -> bytes:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise DataError(f"{path}: not a file")
+        if hasattr(os, "pread"):
+            return os.pread(handle, count, max(0, size - count))
         os.lseek(handle, max(0, size - count), os.SEEK_SET)
         return os.read(handle, count)
     finally:
@@ -85,12 +87,17 @@ def readable(path: Path) -> Iterator[None]:
     """Turn what reading a file raises into a DataError, but not a lack of file handles: it says nothing of the file."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except MemoryError:
+    except (OSError, MemoryError) as error:
+        refuse_unreadable(path, error)
+
+
+def refuse_unreadable(path: Path, error: OSError | MemoryError) -> NoReturn:
+    """Raise what `readable` raises; for loops over so many files that entering `readable` for each takes long."""
+    if isinstance(error, MemoryError):
         raise DataError(f"{path}: too large for the memory that is free") from None
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise error
+    raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager

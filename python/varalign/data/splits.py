@@ -121,12 +121,13 @@ def seeded_split(names: list[str], image_ids: NDArray[np.int64], seed: int) -> N
     held_out = min(MAX_HELD_OUT, max(1, round(len(names) / 10)))
     ordered = sorted(groups.values(), key=lambda rows: min(name_key(names[row], seed) for row in rows))
     split = np.zeros(len(names), dtype=np.int8)
-    for name, target in (("test", held_out), ("dev", held_out)):
+    place = 0
+    for name, left in (("test", 2), ("dev", 1)):  # at least so many groups are left for the other splits
         taken = 0
-        while taken < target and len(ordered) > (2 if name == "test" else 1):
-            rows = ordered.pop(0)
-            split[rows] = SPLITS[name]
-            taken += len(rows)
+        while taken < held_out and place < len(ordered) - left:
+            split[ordered[place]] = SPLITS[name]
+            taken += len(ordered[place])
+            place += 1
     return split
 
 

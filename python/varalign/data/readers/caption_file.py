@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from varalign.data.errors import DataError, shown
 from varalign.data.files import open_user_file
@@ -123,6 +123,7 @@ class Pairs:
 
     def __init__(self, source: CaptionSource, columns: Columns) -> None:
         self._source, self._columns = source, columns
+        self._texts_alone = bool(columns.image) and columns.image == columns.caption
         self._names: list[str] = []
         self._captions: list[str] = []
         self._lines: list[int] = []
@@ -133,25 +134,28 @@ class Pairs:
 
         Args:
             line: of the row; 0 where rows have none.
-            where: the row, for messages.
+            where: the row, for messages; empty where its line says it.
             name: the image's name. captions: one, or several. word: what the row says of the split.
 
         Raises:
             DataError: there is no name, or the image has another split than before.
         """
-        if self._columns.image and self._columns.image == self._columns.caption:
-            name = where  # texts alone
-        if not name:
-            raise DataError(f"{self._source.path} {where}: no image name")
-        if self._words.setdefault(name, word) != word:
-            raise DataError(
-                f"{self._source.path} {where}: image {shown(name)} is in {shown(self._words[name])} above and in "
-                f"{shown(word)} here; keep it in one split"
-            )
-        for caption in [captions] if isinstance(captions, str) else captions:
+        if self._texts_alone:
+            name = where or f"line {line}"
+        if not name or self._words.setdefault(name, word) != word:
+            self._refuse(where or f"line {line}", name, word)
+        for caption in (captions,) if isinstance(captions, str) else captions:
             self._names.append(name)
             self._captions.append(caption)
             self._lines.append(line)
+
+    def _refuse(self, where: str, name: str, word: str) -> NoReturn:
+        if not name:
+            raise DataError(f"{self._source.path} {where}: no image name")
+        raise DataError(
+            f"{self._source.path} {where}: image {shown(name)} is in {shown(self._words[name])} above and in "
+            f"{shown(word)} here; keep it in one split"
+        )
 
     def done(
         self, form: str, *, splits: dict[str, str] | None = None, image_folders: tuple[str, ...] = ()

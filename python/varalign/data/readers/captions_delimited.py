@@ -41,7 +41,6 @@ _SUFFIX = rf"(?:{'|'.join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES)
 _NAME_FIRST = re.compile(rf'[ \t]*"?[^",;|\t]{{1,1000}}{_SUFFIX}(?:#\d+)?"?[ ]*([,;|\t])', re.IGNORECASE)
 _NUMBER_AND_CAPTION = re.compile(r"\s*\d{1,9}\s+(\S.*)")
 _ADDRESS = re.compile(r"https?://", re.IGNORECASE)
-_QUOTES = re.compile('"+')
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ def _read(source: CaptionSource) -> CaptionFile:
     pairs, others = Pairs(source, columns), OtherColumns(path, names, columns, source.notes)
     bare: list[int] = []
     mended: list[str] = []
+    looked_at: set[str] = set()  # an image has several rows, whose name is judged once
     for number, fields, record in _records(path, itertools.chain([(first, header)], lines), dialect):
         if names and number == first:
             continue
@@ -111,9 +111,11 @@ def _read(source: CaptionSource) -> CaptionFile:
                 f'{_NAMES[dialect.separator]}s in quotes ("…"): {shown(record)}'
             )
         name = fields[image].strip()
-        _refuse_other_separator(path, number, name, dialect)
+        if name not in looked_at:
+            _refuse_other_separator(path, number, name, dialect)
+            looked_at.add(name)
         word = fields[split] if split is not None else ""
-        pairs.add(number, f"line {number}", name, _captions(fields[caption]), word)
+        pairs.add(number, "", name, _captions(fields[caption]), word)
         if others.may_be_splits:
             others.row(dict(zip(names, fields, strict=False)))
     others.check()
@@ -186,7 +188,7 @@ def _rest_is_caption(dialect: Dialect, count: int, record: str) -> bool:
 
 def _captions(field: str) -> str | list[str]:
     caption = field.replace("\n", " ").strip()
-    if caption.startswith(("['", '["')) and caption.endswith(("']", '"]')):
+    if caption.startswith("[") and caption.startswith(("['", '["')) and caption.endswith(("']", '"]')):
         try:
             found = ast.literal_eval(caption)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -242,8 +244,12 @@ def _records(path: Path, lines: Iterable[tuple[int, str]], dialect: Dialect) -> 
 
 def _closing_quote(record: str, start: int) -> int | None:
     """Where the quoted field that is open at `start` ends, its quote included: behind the first odd run of quotes."""
-    runs = _QUOTES.finditer(record, start)
-    return next((run.end() for run in runs if (run.end() - run.start()) % 2), None)
+    at = record.find('"', start)
+    while at >= 0:
+        if not record.startswith('"', at + 1):
+            return at + 1
+        at = record.find('"', at + 2)
+    return None
 
 
 def _refuse_other_separator(path: Path, number: int, text: str, dialect: Dialect) -> None:

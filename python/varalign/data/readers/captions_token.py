@@ -31,7 +31,7 @@ def _read(source: CaptionSource) -> CaptionFile:
         name = match[1].strip()
         if not name:
             raise DataError(f"{path} line {number}: no image name before '#'; wanted 'name.jpg#0<TAB>caption'")
-        pairs.add(number, f"line {number}", name, match[3].strip())
+        pairs.add(number, "", name, match[3].strip())
     return pairs.done("Flickr8k's token form")
 
 

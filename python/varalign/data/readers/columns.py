@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,13 +145,13 @@ class OtherColumns:
             self._words = {name: set() for name in names if name not in (used.image, used.caption)}
 
     @property
-    def may_be_splits(self) -> list[str]:
+    def may_be_splits(self) -> KeysView[str]:
         """The columns that may still be one; where there is none, further rows need not be looked at."""
-        return list(self._words)
+        return self._words.keys()
 
     def row(self, values: Mapping[str, object]) -> None:
         """Look at a row."""
-        for name in self.may_be_splits:
+        for name in list(self._words):
             value = values.get(name)
             if isinstance(value, str) and split_word(value):
                 self._words[name].add(value.strip())

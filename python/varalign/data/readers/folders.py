@@ -77,7 +77,7 @@ class FoundFolder:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Within it Python looks for no garbage: of a million pairs there is none, and each look visits them all."""
     collects = gc.isenabled()
     gc.disable()
@@ -88,7 +88,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-@_uncollected()
+@uncollected()
 def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool = False) -> FoundFolder:
     """Read the captions of a folder and find their images.
 
@@ -155,8 +155,9 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
         )
     if not found.splits and len(set(by_folder.values())) > 1:
         found.splits, found.splits_from = by_folder, "the folders of the images"
-    there = [(os.path.join(base, name), name) for base, images in folders.items() for name in images.names()]
-    found.bare = [name for path, name in there if path not in row_of]
+    for base, images in folders.items():
+        place = os.path.join(base, "")
+        found.bare += [name for name in images.names() if place + name not in row_of]
     return found
 
 
@@ -304,6 +305,8 @@ def _splits_by_folder(images: list[ImageFile]) -> dict[int, str]:
     """The splits of the images that lie in a folder named like one, by row."""
     found = {}
     for row, image in enumerate(images):
+        if "/" not in image.name:
+            continue
         words = [named_split(part) for part in image.name.split("/")[:-1]]
         split = next((word for word in words if word), None)
         if split is not None:

@@ -17,7 +17,6 @@ import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from varalign.data.errors import DataError, shown
-from varalign.data.files import file_digest, read_end, readable
+from varalign.data.files import file_digest, read_end, readable, refuse_unreadable
 from varalign.data.images import IMAGE_SUFFIXES
-from varalign.data.waiting import counted
+from varalign.data.waiting import waiting
 
 OTHER_CASE = "are in another case than their files"
 SUBFOLDER = "are found in subfolders"
@@ -110,11 +109,11 @@ class ImageFolder:
         place, unlike = self._place(asked), ""
         if place is None and "\\" in asked:
             place = self._place(asked.replace("\\", "/"))
-        if place is not None:
+        if place is not None and place[1].name != asked:
             leaf = asked.replace("\\", "/").rpartition("/")[2]
-            if place[1].name not in (leaf, asked) and _composed(place[1].name) != _composed(leaf):
+            if place[1].name != leaf and _composed(place[1].name) != _composed(leaf):
                 unlike = OTHER_CASE
-        elif lenient:
+        elif place is None and lenient:
             found, unlike = self._elsewhere(asked.replace("\\", "/"))
             place = self._place(found) if found else None
         if place is None:
@@ -264,17 +263,19 @@ def identical_files(images: list[ImageFile]) -> NDArray[np.int64]:
     Cheap: only files of one size are looked at, only those with the same last bytes are hashed whole.
     """
     ids = np.arange(len(images), dtype=np.int64)
+    sizes = [image.size for image in images]
     by_size: dict[int, list[int]] = {}
-    for row, image in enumerate(images):
-        by_size.setdefault(image.size, []).append(row)
+    for row, size in enumerate(sizes):
+        by_size.setdefault(size, []).append(row)
     candidates = [row for rows in by_size.values() if len(rows) > 1 for row in rows]
     by_tail: dict[tuple[int, bytes], list[int]] = {}
     parts = [candidates[start : start + 64] for start in range(0, len(candidates), 64)]
-    with ThreadPoolExecutor(_READERS) as readers:
-        read = chain.from_iterable(readers.map(lambda part: [_read_tail(images[row]) for row in part], parts))
-        tails = counted(read, "comparing image files", len(candidates))
-        for row, tail in zip(candidates, tails, strict=True):
-            by_tail.setdefault((images[row].size, tail), []).append(row)
+    with ThreadPoolExecutor(_READERS) as readers, waiting("comparing image files", len(candidates)) as bar:
+        read = readers.map(lambda part: [_read_tail(images[row]) for row in part], parts)
+        for part, tails in zip(parts, read, strict=True):
+            for row, tail in zip(part, tails, strict=True):
+                by_tail.setdefault((sizes[row], tail), []).append(row)
+            bar.advance(len(part))
     for rows in by_tail.values():
         if len(rows) > 1:
             first: dict[bytes, int] = {}
@@ -284,8 +285,10 @@ def identical_files(images: list[ImageFile]) -> NDArray[np.int64]:
 
 
 def _read_tail(image: ImageFile) -> bytes:
-    with readable(image.path):
+    try:
         return read_end(image.path, image.size, _TAIL)
+    except (OSError, MemoryError) as error:
+        refuse_unreadable(image.path, error)
 
 
 def _digest(path: Path) -> bytes:
