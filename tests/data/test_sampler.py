@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from varalign.data.draws import SHARD_ORDER, hash_draws
 from varalign.data.index import CaptionIndex
 from varalign.data.sampler import draw_captions, epoch_batches
 
@@ -116,3 +117,18 @@ def test_an_image_without_captions_cannot_draw() -> None:
         draw_captions(Captions([0, 2], 3), [0, 1], seed=0, epoch=0)
     with pytest.raises(ValueError, match="image row 1 has no caption; 1 of the 2 rows have none"):
         Captions([0, 2], 3).first_captions([0, 1])
+
+
+def test_with_a_buffer_an_image_stays_near_its_shard() -> None:
+    """Every image once; no further than the buffer from its place in the stream; shards and images drawn each epoch."""
+    shards, drawn = np.repeat(np.arange(40), 25), []
+    for epoch in (0, 1):
+        batches = epoch_batches(np.arange(1000), 10, seed=0, epoch=epoch, shards=shards, buffer=60)
+        drawn.append(np.concatenate(batches))
+        assert sorted(drawn[-1].tolist()) == list(range(1000))
+        stream = np.argsort(np.lexsort((np.arange(1000), hash_draws(shards, 0, epoch, SHARD_ORDER))))
+        moved = np.arange(1000) - stream[drawn[-1]]
+        assert -60 <= moved.min() < -30 and 30 < moved.max() <= 60
+    assert drawn[0].tolist() != drawn[1].tolist()
+    free = np.concatenate(epoch_batches(np.arange(1000), 10, seed=0, epoch=0))
+    assert np.concatenate(epoch_batches(np.arange(1000), 10, seed=0, epoch=0, shards=shards)).tolist() == free.tolist()

@@ -20,6 +20,8 @@ from varalign.data.datasets import ImageCaptions
 from varalign.data.files import cache_key
 from varalign.data.images import IMAGE_SUFFIXES
 from varalign.data.readers.reading import READING
+from varalign.data.shards.shard_copies import state_file
+from varalign.data.shards.shard_list import names_shards, shard_files
 from varalign.encoders.specs import Side
 from varalign.inputs.kept import kept_arrays
 from varalign.inputs.parts import Parts
@@ -123,9 +125,12 @@ def _captions(parts: Parts, rows: Rows) -> tuple[Tensor, dict[str, Any]]:
 
 
 def file_state(file: str) -> list[int]:
-    """Inode, size and times of a file: they differ after every write, even if the modification time is set back."""
+    """Inode, size and times of a file: they differ after every write, even if the modification time is set back.
+
+    Of an image in a tar shard, those of the shard.
+    """
     try:
-        found = os.stat(file)
+        found = os.stat(state_file(file))
     except OSError:
         return []
     return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
@@ -133,6 +138,8 @@ def file_state(file: str) -> list[int]:
 
 def _folder_state(folder: Path) -> list[tuple[object, ...]]:
     """States of the folders and of all files but images: differs when one of them or the list of images changes."""
+    if names_shards(folder):
+        return [(str(shard), *file_state(str(shard))) for shard in shard_files(folder)]
     state: list[tuple[object, ...]] = []
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):

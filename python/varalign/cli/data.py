@@ -10,9 +10,10 @@ from varalign.cli.arguments import add_json, add_option, add_overwrite, add_read
 from varalign.data.errors import DataError
 from varalign.data.outputs import check_output_file
 from varalign.data.readers.reading import Reading, of_hub
+from varalign.data.shards.shard_list import names_shards
 from varalign.runs.progress import to_stderr
 
-FORMS = ("parquet", "imagefolder")
+FORMS = ("parquet", "imagefolder", "webdataset")
 
 
 def add(commands: Any) -> None:
@@ -24,7 +25,9 @@ def add(commands: Any) -> None:
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", type=Path, nargs="?", help="folder of images and captions")
+    parser.add_argument(
+        "folder", metavar="DIR", type=Path, nargs="?", help="folder of images and captions, or tar shards"
+    )
     parser.add_argument("--data", metavar="DIR", type=Path, help="the same, as other commands name it")
 
 
@@ -76,15 +79,24 @@ def _add_stats(parts: Any) -> None:
 def _add_convert(parts: Any) -> None:
     convert = parts.add_parser(
         "convert",
-        help="write a data set, in whatever form it is, as one Parquet file or as a folder that `datasets` reads",
-        description="Write a data set, in whatever form it is, as one Parquet file (extra `parquet`) or as a folder of "
-        "the form `imagefolder` of the library `datasets`. Images keep their bytes.",
+        help="write a data set, in whatever form it is, as one Parquet file, as a folder that `datasets` reads, or as "
+        "tar shards",
+        description="Write a data set, in whatever form it is, as one Parquet file (extra `parquet`), as a folder of "
+        "the form `imagefolder` of the library `datasets`, or as a folder of tar shards of the form of `webdataset`, "
+        "each with its index. Images keep their bytes.",
     )
     _add_folder(convert)
     convert.add_argument(
-        "--to", required=True, choices=FORMS, help="one file, or a folder with train, validation, test"
+        "--to", required=True, choices=FORMS, help="one file; a folder with train, validation, test; a folder of shards"
     )
     convert.add_argument("--out", type=Path, required=True, metavar="PATH", help="the file or folder to write")
+    convert.add_argument(
+        "--shard-size",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="with --to webdataset: images in a shard, at most (default 10000)",
+    )
     add_overwrite(convert)
     add_seed(convert, "splits that are drawn")
     add_reading(convert)
@@ -137,15 +149,17 @@ def run_convert(arguments: argparse.Namespace) -> int:
     from varalign.data.datasets import load_dataset
 
     folder, form, out = _folder(arguments), arguments.to, arguments.out
+    if arguments.shard_size < 1:
+        raise DataError(f"--shard-size {arguments.shard_size}: wanted at least 1")
     check_target(form, out, overwrite=arguments.overwrite)
     options = {"seed": arguments.seed, "skip_missing": arguments.skip_missing, "reading": Reading.of(arguments)}
     dataset = load_dataset(folder, **options)
     for note in dataset.notes:
         to_stderr(note)
-    written = convert_dataset(dataset, form, out)
+    written = convert_dataset(dataset, form, out, shard_size=arguments.shard_size)
     lines = [f"{out}: {written['images']:,} images, {written['captions']:,} captions"]
     if written["left_out"]:
-        lines.append(f"{written['left_out']:,} images in no split left out; --to parquet keeps them")
+        lines.append(f"{written['left_out']:,} images in no split left out; --to parquet or webdataset keeps them")
     return answer(arguments, {"out": str(out), **written}, lines)
 
 
@@ -160,6 +174,8 @@ def _folder(arguments: argparse.Namespace) -> Path:
     if (arguments.folder is None) == (arguments.data is None):
         raise DataError("data takes one folder: DIR, or --data DIR")
     folder: Path = arguments.folder or arguments.data
+    if names_shards(folder):
+        return folder
     if folder.is_file():
         raise DataError(f"{folder}: a file; pass its folder instead, and --captions {folder.name}")
     if not folder.is_dir() and not of_hub(folder):

@@ -1,9 +1,9 @@
-"""Writes a data set in the two forms that the library `datasets` reads: one Parquet file, or an image folder.
+"""Writes a data set as one Parquet file or an image folder, which the library `datasets` reads, or as tar shards.
 
-Both hold the images' bytes as they are in the files, and a row an image: `image` (or `file_name`), `caption` (a text
-where no image has more than one, else a list), and the split: a column `split` in Parquet, folders elsewhere. The
-splits are called train, validation and test, as there. Images in no split have an empty `split`; the folders leave them
-out.
+Shards of webdataset's form are written by `varalign.data.shards.shard_writer`. The other two hold the images' bytes as
+they are in the files, and a row an image: `image` (or `file_name`), `caption` (a text where no image has more than one,
+else a list), and the split: a column `split` in Parquet, folders elsewhere. The splits are called train, validation and
+test, as there. Images in no split have an empty `split`; the folders leave them out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError, how_to_install
 from varalign.data.files import read_bytes, write_atomically, write_parts_atomically
 from varalign.data.outputs import check_output_file
+from varalign.data.shards.shard_writer import SHARD_SIZE, write_shards
 
 SPLIT_NAMES = {0: "train", 1: "validation", 2: "test", -1: ""}
 MARK = ".varalign-convert"
-"""A file in image folders that were written here: such a folder may be replaced."""
+"""A file in folders that were written here: such a folder may be replaced."""
 _ROWS = 64  # images held at once
 _MOST_BYTES = 1 << 30  # as the decoder's own limit for a file
 
@@ -32,8 +34,8 @@ def check_target(form: str, out: Path, *, overwrite: bool = False) -> None:
     """Refuse a place that is taken.
 
     Raises:
-        DataError: a file that is there without `overwrite`; a folder that is neither empty nor an image folder written
-            here: it is never replaced, since that would delete what is in it.
+        DataError: a file that is there without `overwrite`; a folder that is neither empty nor written here: it is
+            never replaced, since that would delete what is in it.
     """
     if form == "parquet":
         check_output_file(out, overwrite=overwrite)
@@ -43,8 +45,10 @@ def check_target(form: str, out: Path, *, overwrite: bool = False) -> None:
         raise DataError(f"{out}: holds what this command did not write; name a new folder, or empty this one")
 
 
-def convert_dataset(dataset: ImageCaptions, form: str, out: Path) -> dict[str, Any]:
+def convert_dataset(dataset: ImageCaptions, form: str, out: Path, *, shard_size: int = SHARD_SIZE) -> dict[str, Any]:
     """Write a data set whole or not at all, in the place that `check_target` found free.
+
+    shard_size: images in a shard, at most.
 
     Returns:
         `images` and `captions` written, and images `left_out`, which are in no split.
@@ -54,9 +58,12 @@ def convert_dataset(dataset: ImageCaptions, form: str, out: Path) -> dict[str, A
         OSError: the disk is full, or the place cannot be written.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(range(len(dataset.image_names)))
     if form == "parquet":
         write_parts_atomically(out, _parquet(dataset))
-        rows = list(range(len(dataset.image_names)))
+    elif form == "webdataset":
+        with _whole_folder(out) as partial:
+            write_shards(dataset, SPLIT_NAMES, partial, shard_size)
     else:
         rows = [row for row, code in enumerate(dataset.split.tolist()) if code >= 0]
         _write_folder(dataset, rows, out)
@@ -136,10 +143,7 @@ class _Sink:
 
 
 def _write_folder(dataset: ImageCaptions, rows: list[int], out: Path) -> None:
-    """Write under another name beside the folder, then rename; a folder written before makes way."""
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    try:
-        write_atomically(partial / MARK, b"")
+    with _whole_folder(out) as partial:
         one = _one_each(dataset)
         lines: dict[str, list[str]] = {}
         for row in rows:
@@ -152,6 +156,15 @@ def _write_folder(dataset: ImageCaptions, rows: list[int], out: Path) -> None:
             lines.setdefault(split, []).append(f"{line}\n")
         for split, part in lines.items():
             write_atomically(partial / split / "metadata.jsonl", "".join(part).encode())
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to write, under another name beside the one it then gets; a folder written before makes way."""
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+    try:
+        write_atomically(partial / MARK, b"")
+        yield partial
         partial.chmod(0o755)
         if out.is_dir():
             old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old-"))

@@ -17,6 +17,7 @@ from varalign.data.readers.folders import FoundFolder, Missing, read_folder, unc
 from varalign.data.readers.image_folder import ImageFolder, identical_files
 from varalign.data.readers.reading import Reading
 from varalign.data.same_captions import SameCaption
+from varalign.data.shards.shard_members import shards_of
 from varalign.data.splits import choose_splits, limit_training, without_splits
 
 
@@ -56,6 +57,11 @@ class ImageCaptions(CaptionIndex):
     def caption_texts(self) -> list[str]:
         """(T,) the captions."""
         return self.captions
+
+    @cached_property
+    def image_shards(self) -> NDArray[np.int64] | None:  # type: ignore[override]
+        """(I,) int64: the number of the tar shard that each image lies in; None where images lie in none."""
+        return shards_of(self.image_paths)[1]
 
     def keeping(self, rows: NDArray[np.int64]) -> ImageCaptions:
         """The same with some of the captions alone, given as (n,) rows."""

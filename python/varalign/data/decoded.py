@@ -31,6 +31,8 @@ from numpy.typing import NDArray
 from varalign import _core
 from varalign.data.files import cache_key, content_key, open_user_file, write_parts_atomically
 from varalign.data.images import AnyPath, Augment, Preprocess, core_key, load_images, prepare
+from varalign.data.shards.shard_copies import held
+from varalign.data.shards.shard_members import shards_of
 from varalign.data.waiting import counted
 
 MARGIN = 1.5
@@ -165,7 +167,8 @@ def _decode(
         size = (preprocess.size, preprocess.size)
         return [(None if position in bad else square, size) for position, square in enumerate(squares)]
     short = round(preprocess.size * MARGIN)
-    made = _core.shrink_images([os.fspath(path) for path in paths], short, prepare(preprocess), threads)
+    with held(shards_of(paths)[0]):
+        made = _core.shrink_images([os.fspath(path) for path in paths], short, prepare(preprocess), threads)
     return [(picture, full) for picture, full, _ in made]
 
 

@@ -12,9 +12,9 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER, CAPTION, WORD_DROPOUT, TOWERS = 1, 2, 3, 4
+ORDER, CAPTION, WORD_DROPOUT, TOWERS, SHARD_ORDER = 1, 2, 3, 4, 5
 """Purposes of `hash_draws`: the order of an epoch, the caption of an image, the words left out of a caption, the
-seed of what other libraries' towers draw."""
+seed of what other libraries' towers draw, the order of shards."""
 
 NOISE_STREAMS = {
     "swap-images": 1,

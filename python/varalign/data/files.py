@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from varalign.data.errors import DataError
+from varalign.data.shards.shard_copies import copy_digest, held
+from varalign.data.shards.shard_members import member_of
 from varalign.data.waiting import counted
 
 MAX_FILE_BYTES = 256 << 20
@@ -51,15 +53,39 @@ def open_user_file(path: Path | str) -> BinaryIO:
     return file
 
 
+@contextmanager
+def opened(path: Path | str) -> Iterator[tuple[BinaryIO, int]]:
+    """A user's file, or a member of a tar shard, open at its first byte, and how many bytes it has.
+
+    Raises:
+        DataError: as `open_user_file`; or the shard is shorter than it was, or cannot be fetched.
+        OSError: from the system.
+    """
+    member = member_of(path)
+    if member is None:
+        with open_user_file(path) as file:
+            yield file, os.fstat(file.fileno()).st_size
+        return
+    with held([member.shard]), open_user_file(member.shard) as file:
+        if member.offset + member.size > (length := os.fstat(file.fileno()).st_size):
+            raise DataError(f"{path}: the shard ends at byte {length:,}, before this image; it has changed")
+        file.seek(member.offset)
+        yield file, member.size
+
+
+def is_there(path: Path | str) -> bool:
+    """Whether a path names a file, or a member of a tar shard."""
+    return member_of(path) is not None or os.path.isfile(path)
+
+
 def read_bytes(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Read a user's file of at most `limit` bytes.
+    """Read a user's file, or a member of a tar shard, of at most `limit` bytes.
 
     Raises:
         DataError: it cannot be read, or is no regular file.
         OSError: the system has no more file handles, which says nothing of the file.
     """
-    with readable(path), open_user_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with readable(path), opened(path) as (file, size):
         if size > limit:
             raise DataError(f"{path}: {size:,} bytes, more than the {limit:,} that are read; split the file")
         return file.read(size)
@@ -70,6 +96,10 @@ def read_end(path: Path, size: int, count: int) -> bytes:
 
     A third of the time of a file object: of 100,000 images of a data set each may be asked for its end.
     """
+    if member_of(path) is not None:
+        with opened(path) as (file, _):
+            file.seek(max(0, size - count), os.SEEK_CUR)
+            return file.read(min(size, count))
     handle = os.open(path, os.O_RDONLY | _READ_AT_ONCE | getattr(os, "O_BINARY", 0))
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -208,11 +238,12 @@ def cache_key(*parts: object) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file's bytes, read in pieces; raises what `open_user_file` raises."""
+    """SHA-256 of the bytes of a file or of a member of a tar shard, read in pieces; raises what `opened` raises."""
     digest = hashlib.sha256()
-    with open_user_file(path) as file:
-        while block := file.read(1 << 20):
+    with opened(path) as (file, left):
+        while left and (block := file.read(min(left, 1 << 20))):
             digest.update(block)
+            left -= len(block)
     return digest.digest()
 
 
@@ -238,8 +269,14 @@ def content_key(paths: Sequence[Path]) -> str:
 
 
 def digest_or_absent(path: Path) -> bytes:
-    """`file_digest`; for a file that is absent or may not be read, and for what is no file, a constant."""
+    """`file_digest`; for a file that is absent or may not be read, and for what is no file, a constant.
+
+    A member of a remote shard is named by the digest of the shard, which every copy is checked by, and by its place.
+    """
+    member = member_of(path)
     try:
+        if member is not None and (digest := copy_digest(member.shard)):
+            return hashlib.sha256(f"{digest} {member.offset} {member.size}".encode()).digest()
         return file_digest(path)
     except DataError:
         return b"no regular file".ljust(32)

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from varalign import _core
 from varalign.data.files import file_digest
 from varalign.data.other_images import decode_other, versions
+from varalign.data.shards.shard_copies import held
+from varalign.data.shards.shard_members import shards_of
 
 _core.decode_others_by(decode_other)
 
@@ -123,7 +125,8 @@ def load_images(
     check_dtype(dtype)
     out = np.empty((len(paths), 3, preprocess.size, preprocess.size), dtype=dtype)
     preparation = prepare(preprocess, augment, seed)
-    errors = _core.load_images(as_files(paths), row_list, preparation, out, epoch, threads, sizes)
+    with held(shards_of(paths)[0]):
+        errors = _core.load_images(as_files(paths), row_list, preparation, out, epoch, threads, sizes)
     return out, errors
 
 

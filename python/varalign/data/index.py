@@ -65,6 +65,11 @@ class CaptionIndex:
         """(T,) the captions; None where they are not known, and each is then a text of its own."""
         return None
 
+    @property
+    def image_shards(self) -> Rows | None:
+        """(I,) int64: the number of the tar shard that each image lies in; None where images lie in none."""
+        return None
+
     @cached_property
     def equal_captions(self) -> Rows:
         """(T,) int64: the same number for equal captions, whether or not they count as one text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +22,7 @@ from varalign.data.images import (
     check_dtype,
     prepare,
 )
+from varalign.data.shards.shard_window import remote_shards, there
 
 
 @dataclass
@@ -72,6 +74,8 @@ class ImagePipeline:
         if decoded is not None:
             decoded.check(preprocess, augment, len(files))
         kept = None if decoded is None else decoded.kept
+        shards, self._shard_of = remote_shards(paths)
+        self._shards = np.array(shards, dtype=object)
         self._pipeline = _core.ImagePipeline(files, preparation, threads, prefetch, dtype == "uint8", kept)
 
     def batches(self, order: Sequence[NDArray[np.int64]], *, epoch: int = 0) -> Generator[ImageBatch, None, None]:
@@ -80,8 +84,22 @@ class ImagePipeline:
         Decoding begins at this call. The threads end when the generator is exhausted, closed or dropped. Raises
         ValueError at once if a row has no path. A file that cannot be used is an entry of `ImageBatch.errors`.
         """
-        run = self._pipeline.start([np.asarray(rows, dtype=np.int64).tolist() for rows in order], epoch)
-        return self._made(run)
+        order = [np.asarray(rows, dtype=np.int64) for rows in order]
+        if self._shard_of is not None:
+            return self._fetched(order, self._shard_of, epoch)
+        return self._made(self._start(order, epoch))
+
+    def _start(self, order: Sequence[NDArray[np.int64]], epoch: int) -> _core.ImageRun:
+        return self._pipeline.start([rows.tolist() for rows in order], epoch)
+
+    def _fetched(
+        self, order: list[NDArray[np.int64]], shard_of: NDArray[np.int64], epoch: int
+    ) -> Generator[ImageBatch, None, None]:
+        """The batches, in parts whose remote shards were fetched ahead; how they are cut shows in no pixel."""
+        needs = [self._shards[np.unique(shard_of[rows])].tolist() for rows in order]
+        with closing(there(needs)) as parts:
+            for part in parts:
+                yield from self._made(self._start(order[part.start : part.stop], epoch))
 
     def _made(self, run: _core.ImageRun) -> Generator[ImageBatch, None, None]:
         try:

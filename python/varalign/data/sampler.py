@@ -7,23 +7,35 @@ from collections import deque
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from varalign.data.draws import CAPTION, ORDER, hash_draws
+from varalign.data.draws import CAPTION, ORDER, SHARD_ORDER, hash_draws
 from varalign.data.index import CaptionIndex
 
 
 def epoch_batches(
-    rows: ArrayLike, batch_size: int, *, seed: int, epoch: int, image_ids: NDArray[np.int64] | None = None
+    rows: ArrayLike,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    image_ids: NDArray[np.int64] | None = None,
+    shards: NDArray[np.int64] | None = None,
+    buffer: int = 0,
 ) -> list[NDArray[np.int64]]:
     """Shuffle image rows and cut them into batches, none of which holds an image twice; two that share a text may meet.
 
     rows: image rows, each once. image_ids: (I,) ids of all images of the data set, equal for copies of one image; a
     copy of an image already in the batch is moved to a later batch. The order depends on seed, epoch and set of rows.
+    shards, buffer: the shard of each image of the data set, (I,), and how far an image may move from its place in the
+    stream of the shards, which are drawn in a new order each epoch; with 0 places images move freely.
     Returns batches of `batch_size` rows. The last incomplete batch is left out unless it is the only one.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: wanted at least 1")
     unique = np.unique(np.asarray(rows, dtype=np.int64))
-    order = unique[np.argsort(hash_draws(unique, seed, epoch, ORDER), kind="stable")]
+    places = hash_draws(unique, seed, epoch, ORDER)
+    if shards is not None and buffer:
+        places = _near(places, shards[unique], hash_draws(shards[unique], seed, epoch, SHARD_ORDER), buffer)
+    order = unique[np.argsort(places, kind="stable")]
     ids = order if image_ids is None else np.asarray(image_ids)[order]
     if len(np.unique(ids)) == len(ids):
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -60,6 +72,19 @@ def draw_captions(
         places[:, drawn] = np.where(drawn < counts, place, places[np.arange(len(chosen)), drawn % counts])
     found: NDArray[np.int64] = order[starts[:, None] + places]
     return found[:, 0] if count is None else found
+
+
+def _near(
+    draws: NDArray[np.uint64], shards: NDArray[np.int64], shard_draws: NDArray[np.uint64], buffer: int
+) -> NDArray[np.uint64]:
+    """By what to sort images so that none comes more than `buffer` places before or after its place in the stream.
+
+    draws: (R,) uniform, by which they move. shards, shard_draws: (R,) the shard of each, and by what shards are sorted.
+    """
+    stream = np.empty(len(draws), dtype=np.uint64)
+    stream[np.lexsort((shards, shard_draws))] = np.arange(len(draws), dtype=np.uint64)
+    # In units of 2^-32 places: exact, unlike a sum of floating point numbers.
+    return (stream << np.uint64(32)) + (draws >> np.uint64(32)) * np.uint64(buffer)
 
 
 def _apart(order: NDArray[np.int64], ids: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:

@@ -16,6 +16,7 @@ from varalign.data.noise import parse_noise
 from varalign.data.readers.folders import given_place
 from varalign.data.readers.reading import HUB, Reading, of_hub
 from varalign.data.sample import SAMPLE_SIZE, write_sample
+from varalign.data.shards.shard_members import address_of, shown_place
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.fields import CUSTOM_IMAGE
@@ -24,6 +25,8 @@ from varalign.options.hub_sources import HUB_SOURCES
 Say = Callable[[str], None]
 Data = ImageCaptions | FeatureSet
 
+REMOTE_BUFFER = 4096
+"""`--shuffle-buffer` where shards are remote and nothing was said."""
 USUAL_DATA = Path("data/flickr8k")
 SAMPLE_DATA = Path("data/sample")
 
@@ -73,7 +76,11 @@ def open_data(config: TrainConfig, say: Say, *, whole_below: int = 0) -> tuple[T
         found: dict[str, Any] = {
             name: str(given_place(path, place).resolve()) for name, path in given.items() if path is not None
         }
-        config = replace(config, data=str(place if of_hub(place) else place.resolve()), **found)
+        config = replace(config, data=resolved(place), **found)
+        if config.shuffle_buffer is None and address_of(place) is not None:
+            config = replace(config, shuffle_buffer=REMOTE_BUFFER)
+        if config.shuffle_buffer and data.image_shards is None:
+            say("--shuffle-buffer changes nothing: these images lie in no tar shards")
     for note in data.notes:
         say(note)
     data = replace(data, same_caption=config.same_caption)
@@ -91,6 +98,11 @@ def open_data(config: TrainConfig, say: Say, *, whole_below: int = 0) -> tuple[T
     return config, checked(data, str(place), config)
 
 
+def resolved(place: Path) -> str:
+    """A place of data as a run remembers it: absolute, or where it is on the web."""
+    return shown_place(place) if of_hub(place) or address_of(place) is not None else str(place.resolve())
+
+
 def _pictured(config: TrainConfig, features: FeatureSet) -> tuple[TrainConfig, FeatureSet]:
     """The features with the pictures of `data`, and its captions where the file has none; places resolved."""
     place = Path(str(config.data))
@@ -98,7 +110,7 @@ def _pictured(config: TrainConfig, features: FeatureSet) -> tuple[TrainConfig, F
     folder = load_dataset(place, seed=config.seed, skip_missing=config.skip_missing, reading=reading)
     found = matched(features, folder, place)
     texts = found.captions if features.texts is None else features.texts
-    config = replace(config, data=str(place.resolve()))
+    config = replace(config, data=resolved(place))
     return config, replace(features, image_paths=found.image_paths, texts=texts)
 
 

@@ -114,6 +114,11 @@ class Options:
         low=0.0,
         high=1.0,
     )
+    shuffle_buffer: int | None = _data(
+        "read tar shards one after the other, in an order drawn anew each epoch, and move each image by up to N places "
+        "(default: 4096 for remote shards; local ones are read in a wholly random order, which 0 stands for)",
+        low=0,
+    )
     decode: Literal["exact", "fast"] = _data(
         "fast decodes large JPEG files at 1/2, 1/4 or 1/8 of their size; pixels differ slightly", "exact"
     )

@@ -60,7 +60,7 @@ RULES = (
         _features,
         _NEEDS_IMAGES,
     ),
-    Rule("flip color_jitter decode max_bad", _features, _NEEDS_IMAGES, idle=True),
+    Rule("flip color_jitter decode max_bad shuffle_buffer", _features, _NEEDS_IMAGES, idle=True),
     Rule("unfreeze lora", _features, _NEEDS_TOWERS),
     Rule("freeze tower_lr feature_precision", _features, _NEEDS_TOWERS, idle=True),
     Rule(

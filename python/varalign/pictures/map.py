@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from varalign.data.files import is_there
 from varalign.data.waiting import counted
 from varalign.pictures.page import thumbnail_uri
 from varalign.pictures.style import BLUE, RED
@@ -54,4 +55,4 @@ def map_part(shown: Mapping[str, Any]) -> str:
 
 
 def _thumbnail(file: str | None) -> str | None:
-    return None if file is None or not Path(file).is_file() else thumbnail_uri(Path(file), _SIDE, _QUALITY)
+    return None if file is None or not is_there(file) else thumbnail_uri(Path(file), _SIDE, _QUALITY)

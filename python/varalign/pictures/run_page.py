@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from varalign.data.files import is_there
 from varalign.options.config import TrainConfig
 from varalign.options.fields import OPTIONS, RECIPE
 from varalign.options.recipe import fill
@@ -96,7 +97,7 @@ class _Items:
         if side == "text":
             return str(self._texts[place])
         name, file = self._images[place]
-        return Path(file) if file is not None and Path(file).is_file() else str(name)
+        return Path(file) if file is not None and is_there(file) else str(name)
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]], shown: Mapping[str, Any]) -> str:

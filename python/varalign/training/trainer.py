@@ -216,8 +216,9 @@ class Trainer:
 
     def _order(self, epoch: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
         config, parts = self.config, self.parts
-        ids = parts.data.image_ids
-        return epoch_batches(parts.train_rows, config.batch_size, seed=config.seed, epoch=epoch, image_ids=ids)
+        shuffled: dict[str, Any] = {"shards": parts.data.image_shards, "buffer": config.shuffle_buffer or 0}
+        shuffled |= {"seed": config.seed, "epoch": epoch, "image_ids": parts.data.image_ids}
+        return epoch_batches(parts.train_rows, config.batch_size, **shuffled)
 
     def _run_epoch(self) -> None:
         """Make the remaining steps of the current epoch."""

@@ -79,13 +79,15 @@ impl Kept {
     }
 }
 
+/// Fills `out` with the bytes from `offset` on.
 #[cfg(unix)]
-fn read_at(file: &File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
+pub(super) fn read_at(file: &File, out: &mut [u8], offset: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
 }
 
+/// Fills `out` with the bytes from `offset` on.
 #[cfg(windows)]
-fn read_at(file: &File, mut out: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+pub(super) fn read_at(file: &File, mut out: &mut [u8], mut offset: u64) -> std::io::Result<()> {
     while !out.is_empty() {
         let count = std::os::windows::fs::FileExt::seek_read(file, out, offset)?;
         if count == 0 {

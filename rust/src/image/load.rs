@@ -10,7 +10,7 @@ use super::color::{jitter, Jitter};
 use super::decode::decode_wanted;
 use super::format::Wanted;
 use super::geometry::{Fit, Geometry};
-use super::kept::Kept;
+use super::kept::{read_at, Kept};
 use super::kernel::Interpolation;
 use super::normalise::Normalisation;
 use super::passes::{pitch, Layout, Scratch};
@@ -88,8 +88,65 @@ pub struct Buffers {
     rgb: Vec<u8>,
 }
 
-/// Reads a whole regular file of at most `limits.max_memory` bytes.
+/// Where a member of a tar shard lies, by its path `SHARD/@OFFSET+SIZE/NAME`: the shard, the offset and the size.
+///
+/// No file lies below a file, so such a path names nothing else. `data/shards/members.py` makes and reads it too.
+fn member(path: &Path) -> Option<(&Path, u64, u64)> {
+    let place = path.parent()?;
+    let range = place.file_name()?.to_str()?.strip_prefix('@')?;
+    let (offset, size) = range.split_once('+')?;
+    let shard = place.parent()?;
+    let found = (shard, offset.parse().ok()?, size.parse().ok()?);
+    shard.is_file().then_some(found)
+}
+
+/// Reads a whole regular file, or a member of a tar shard, of at most `limits.max_memory` bytes.
 pub fn read(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
+    match member(path) {
+        Some(place) => read_member(path, place, limits),
+        None => read_file(path, limits),
+    }
+}
+
+fn read_member(
+    path: &Path,
+    (shard, offset, size): (&Path, u64, u64),
+    limits: &Limits,
+) -> Result<Vec<u8>> {
+    let failed = |source| Error::Read {
+        path: path.into(),
+        source,
+    };
+    let file = fs::File::open(shard).map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    if offset.checked_add(size).is_none_or(|end| end > length) {
+        let message = format!("the shard ends at byte {length}, before this image");
+        return Err(failed(std::io::Error::new(
+            std::io::ErrorKind::UnexpectedEof,
+            message,
+        )));
+    }
+    check_size(size, limits).map_err(failed)?;
+    let mut data = pool::take(size as usize).map_err(|e| e.about(path.display()))?;
+    read_at(&file, &mut data, offset).map_err(failed)?;
+    Ok(data)
+}
+
+fn check_size(bytes: u64, limits: &Limits) -> std::io::Result<()> {
+    if bytes <= limits.max_memory {
+        return Ok(());
+    }
+    let message = format!(
+        "has {bytes} bytes, more than the limit of {}",
+        limits.max_memory
+    );
+    Err(std::io::Error::new(
+        std::io::ErrorKind::FileTooLarge,
+        message,
+    ))
+}
+
+fn read_file(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
     let failed = |source| Error::Read {
         path: path.into(),
         source,
@@ -107,17 +164,7 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Vec<u8>> {
             kind,
         )));
     }
-    if metadata.len() > limits.max_memory {
-        let message = format!(
-            "has {} bytes, more than the limit of {}",
-            metadata.len(),
-            limits.max_memory
-        );
-        return Err(failed(std::io::Error::new(
-            std::io::ErrorKind::FileTooLarge,
-            message,
-        )));
-    }
+    check_size(metadata.len(), limits).map_err(failed)?;
     let mut data =
         pool::take_empty(metadata.len() as usize + 1).map_err(|e| e.about(path.display()))?;
     let file = fs::File::open(path).map_err(failed)?;
@@ -350,5 +397,24 @@ impl Preparation {
             Some((geometry, size, full)) if size == found => (image, geometry, full),
             _ => (image, geometry_of(found.0, found.1), found),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_of_a_shard_is_a_part_of_the_file_and_its_end_is_checked() {
+        let shard = std::env::temp_dir().join(format!("varalign-{}.tar", std::process::id()));
+        fs::write(&shard, b"before, the member, after").unwrap();
+        let limits = Limits::default();
+        let member = |place: &str| read(&shard.join(place).join("a.jpg"), &limits);
+        assert_eq!(member("@8+10").unwrap(), b"the member");
+        assert_eq!(member("@8+0").unwrap(), b"");
+        let error = member("@8+18").unwrap_err().to_string();
+        assert!(error.contains("the shard ends at byte 25, before this image"));
+        assert!(member("@8-10").is_err() && member("@8+18446744073709551615").is_err());
+        fs::remove_file(&shard).unwrap();
     }
 }

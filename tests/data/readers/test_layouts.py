@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from varalign.data.datasets import load_dataset
 from varalign.data.errors import DataError
+from varalign.data.files import read_bytes
 from varalign.data.readers.captions import read_captions
 from varalign.data.readers.folders import read_folder
 from varalign.data.readers.reading import Reading
@@ -318,10 +319,12 @@ WITH_SPLITS = (
 )
 
 
-def pairs_of(folder: Path, reading: Reading, cache: Path) -> tuple[Any, set[tuple[bytes, str]]]:
-    found = load_dataset(folder, reading=replace(reading, cache=str(cache)))
+def pairs_of(
+    folder: Path, reading: Reading, cache: Path, *, skip_missing: bool = False
+) -> tuple[Any, set[tuple[bytes, str]]]:
+    found = load_dataset(folder, reading=replace(reading, cache=str(cache)), skip_missing=skip_missing)
     rows = zip(found.caption_image_ids.tolist(), found.captions, strict=True)
-    return found, {(found.image_paths[row].read_bytes(), caption) for row, caption in rows}
+    return found, {(read_bytes(found.image_paths[row]), caption) for row, caption in rows}
 
 
 @pytest.mark.parametrize("layout", READ)
@@ -336,7 +339,7 @@ def test_every_layout_gives_the_pairs_of_the_plain_form(tmp_path: Path, layout: 
         assert (len(found.image_names), len(found.captions)) == (6, 12)
         assert found.notes[0].startswith("12 pairs of 6 images, from ")
         if layout in WITH_SPLITS:
-            splits = {path.read_bytes(): code for path, code in zip(found.image_paths, found.split, strict=True)}
+            splits = {read_bytes(path): code for path, code in zip(found.image_paths, found.split, strict=True)}
             assert splits == {picture(name): CODES[split] for name, split in SPLITS.items()}
         else:
             assert any("splits drawn by seed 0" in note for note in found.notes)
@@ -385,10 +388,12 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     for _ in range(2):
-        found, pairs = pairs_of(tmp_path / "shards", Reading(), tmp_path / "cache")
+        with pytest.raises(DataError, match=r"0\.tar image 'e.jpg', image 'f.jpg': the caption is empty; .*--skip-"):
+            pairs_of(tmp_path / "shards", Reading(), tmp_path / "cache")
+        found, pairs = pairs_of(tmp_path / "shards", Reading(), tmp_path / "cache", skip_missing=True)
         assert len(pairs) == 4
-        assert "0.tar: 2 images without a caption beside them are left out: 'e', 'f'" in found.notes
-        assert "0.tar: 1 captions without an image beside them are left out: 'lost'" in found.notes
+        assert "0.tar: 2 empty captions left out (image 'e.jpg', image 'f.jpg')" in found.notes
+        assert "1 captions left out, their images are missing: 'lost.txt'" in found.notes
 
 
 def test_a_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:
@@ -413,7 +418,7 @@ def test_parts_of_a_saved_data_set_that_are_no_split_are_in_none(tmp_path: Path)
 def test_unpacked_images_that_were_changed_are_unpacked_again(tmp_path: Path) -> None:
     folder, cache = tmp_path / "data", tmp_path / "cache"
     folder.mkdir()
-    READ["a tar shard with .txt"][0](folder)
+    READ["parquet with plain bytes"][0](folder)
     before, pairs = pairs_of(folder, Reading(), cache)
     before.image_paths[0].write_bytes(b"")
     again, same = pairs_of(folder, Reading(), cache)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from varalign.data.errors import DataError, shown
 from varalign.data.files import open_user_file
 from varalign.data.readers.columns import Columns, check_split_words, split_word
+from varalign.data.readers.image_folder import ImageFile
 from varalign.data.readers.reading import Reading
 from varalign.data.readers.text_file import (
     MAX_LINE_BYTES,
@@ -21,6 +22,7 @@ from varalign.data.readers.text_file import (
     overlong,
     read_text,
 )
+from varalign.data.shards.shard_members import address_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class CaptionFile:
     what the file is, for people. splits: image name to "train", "dev" or "test" where the file carries splits, else
     None. notes: lines that the user should see. empty_lines: the lines left out because their caption is empty (with
     `skip_empty` only). image_folders: where its images may lie, to be looked at before the usual folders. unpacked:
-    images unpacked from it just now; None where they do not lie in it.
+    images unpacked from it just now; None where they do not lie in it. shard, images: of a tar shard the file, and its
+    images by their names in `image_names`; named: whether these names are those of files, which no other shard has.
     """
 
     path: Path
@@ -44,6 +47,9 @@ class CaptionFile:
     empty_lines: list[int] = field(default_factory=list)
     image_folders: tuple[str, ...] = ()
     unpacked: int | None = None
+    shard: Path | None = None
+    images: dict[str, ImageFile] | None = None
+    named: bool = False
 
 
 class CaptionSource:
@@ -61,8 +67,8 @@ class CaptionSource:
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes, by which archives are known; none of a folder."""
-        if self.path.is_dir():
+        """The first bytes, by which archives are known; none of a folder, or of what is not on this machine."""
+        if self.path.is_dir() or address_of(self.path) is not None:
             return b""
         with open_user_file(self.path) as file:
             return file.read(512)

@@ -16,6 +16,8 @@ may have any size, and of a larger one the pairs alone are in memory (`varalign.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from varalign.data.readers.captions_records import JSON_LINES
 from varalign.data.readers.captions_tar import TAR
 from varalign.data.readers.captions_token import TOKEN
 from varalign.data.readers.reading import Reading
+from varalign.data.shards.shard_members import address_of
 
 FORMATS = (DELIMITED, TOKEN, JSON, JSON_LINES, FLICKR30K, PARQUET, TAR, BESIDE, ARROW)
 """In the order in which their files are looked for in a folder. A file is read by the last one that knows it: delimited
@@ -46,10 +49,22 @@ def read_captions(path: Path | str, reading: Reading = Reading(), *, skip_empty:
     Raises DataError for everything that cannot be read as said at the top of this module.
     """
     path = Path(path)
-    with readable(path):
+    with readable(path), _naming(path):
         source = CaptionSource(path, reading)
         form = next(form for form in reversed(FORMATS) if form.knows(source))
         return _without_empty(_without_known_slip(form.read(source)), skip_empty)
+
+
+@contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Within, the messages of DataErrors name a remote place by its address, of which its path lacks a slash."""
+    try:
+        yield
+    except DataError as error:
+        address = address_of(place)
+        if address is None:
+            raise
+        raise DataError(str(error).replace(str(place), address)) from None
 
 
 def _without_known_slip(found: CaptionFile) -> CaptionFile:

@@ -28,8 +28,11 @@ from varalign.data.errors import DataError, first_three, shown
 from varalign.data.readers.caption_file import CaptionFile
 from varalign.data.readers.captions import FORMATS, read_captions
 from varalign.data.readers.columns import named_split
-from varalign.data.readers.image_folder import IMAGE_FOLDERS, ImageFile, ImageFolder, is_companion
+from varalign.data.readers.image_folder import IMAGE_FOLDERS, ImageFile, ImageFolder, ShardImages, is_companion
 from varalign.data.readers.reading import Reading, of_hub
+from varalign.data.shards.shard_list import names_shards, shard_files
+from varalign.data.shards.shard_members import shown_place
+from varalign.data.waiting import counted
 
 
 class Missing(NamedTuple):
@@ -100,10 +103,11 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
     places_split = len({part.split for part in parts}) > 1
     row_of: dict[str, int] = {}  # by the path as text: a Path takes ten times as long to hash
     prefixes: dict[str, Path] = {}
+    names: dict[str, Path] = {}
     unpacked: list[int] = []
     owner: list[int] = []
     folders: dict[Path, ImageFolder] = {}
-    for part in parts:
+    for part in counted(parts, "reading captions files", len(parts)):
         read = read_captions(part.file, reading, skip_empty=skip_empty)
         found.form = found.form or read.form
         found.notes.extend(read.notes)
@@ -120,6 +124,9 @@ def read_folder(folder: Path, reading: Reading = Reading(), *, skip_empty: bool 
                 continue
             rows[name] = row_of.setdefault(os.fspath(image.path), len(row_of))
             if rows[name] == len(found.images):
+                if read.named and names.setdefault(image.name, part.file) != part.file:
+                    both = f"{shown_place(names[image.name])} and {shown_place(part.file)}"
+                    raise DataError(f"{both}: each has an image {shown(name)}; keep one of them, or rename one")
                 found.images.append(image._replace(name=prefix + image.name) if prefix else image)
             split = (read.splits or {}).get(name, part.split if places_split and read.splits is None else None)
             if places_split and part.folder != folder and part.split and split is not None and split != part.split:
@@ -171,6 +178,9 @@ def _find_parts(folder: Path, reading: Reading) -> tuple[list[Part], list[str]]:
     """The captions files of a folder that belong together, and a note on others that are there."""
     if of_hub(folder):
         return [Part(folder, Path("."))], []
+    if reading.captions is None and names_shards(folder):
+        files = shard_files(folder)
+        return _together(Path(os.path.commonpath([path.parent for path in files])), files), []
     if not folder.is_dir():
         if folder.is_file():
             raise DataError(f"{folder}: a file; pass its folder instead, and --captions {folder.name}")
@@ -271,6 +281,8 @@ def _together(folder: Path, files: list[Path]) -> list[Part]:
 
 def _image_folder(folder: Path, part: Part, read: CaptionFile, reading: Reading) -> ImageFolder:
     """The first candidate that holds an image of the captions; where none does, the first that exists."""
+    if read.shard is not None and read.images is not None:
+        return ShardImages(read.shard, read.images)
     if reading.images is not None:
         given = given_place(reading.images, folder)
         if not given.is_dir():
@@ -293,8 +305,11 @@ def _prefix(folder: Path, part: Part, read: CaptionFile, images: ImageFolder, pr
 
     prefixes: those of the parts before, each with its folder of images.
     """
-    if str(images.base) in read.image_folders:  # unpacked into the cache
-        return part.file.relative_to(folder).with_suffix("").as_posix() + "/"
+    if read.named:
+        return ""
+    if str(images.base) in read.image_folders or read.shard is not None:  # unpacked into the cache, or a shard
+        within = folder if part.file.is_relative_to(folder) else part.folder
+        return part.file.relative_to(within).with_suffix("").as_posix() + "/"
     prefix = f"{images.base.name}/"
     if prefixes.setdefault(prefix, images.base) != images.base and images.base.is_relative_to(folder):
         return images.base.relative_to(folder).as_posix() + "/"  # `train/images` after `test/images`

@@ -48,13 +48,15 @@ class ImageFile(NamedTuple):
     """An image that is there.
 
     name: relative to the image folder, as the disk spells it. path, size: of the file. unlike: in what way it was asked
-    for by another name; empty where the name is its own.
+    for by another name; empty where the name is its own. digest: SHA-256 of its bytes in hex where it is known, as that
+    of an image in a remote shard is.
     """
 
     name: str
     path: Path
     size: int
     unlike: str = ""
+    digest: str = ""
 
 
 class Spellings:
@@ -280,17 +282,42 @@ def identical_files(images: list[ImageFile]) -> NDArray[np.int64]:
         if len(rows) > 1:
             first: dict[bytes, int] = {}
             for row in sorted(rows):
-                ids[row] = first.setdefault(_digest(images[row].path), row)
+                ids[row] = first.setdefault(_digest(images[row]), row)
     return ids
 
 
 def _read_tail(image: ImageFile) -> bytes:
+    if image.digest:
+        return bytes.fromhex(image.digest)
     try:
         return read_end(image.path, image.size, _TAIL)
     except (OSError, MemoryError) as error:
         refuse_unreadable(image.path, error)
 
 
-def _digest(path: Path) -> bytes:
-    with readable(path):
-        return file_digest(path)
+def _digest(image: ImageFile) -> bytes:
+    if image.digest:
+        return bytes.fromhex(image.digest)
+    with readable(image.path):
+        return file_digest(image.path)
+
+
+class ShardImages(ImageFolder):
+    """The images of a tar shard by the names that its captions give them.
+
+    Args:
+        base: the shard.
+        images: they.
+    """
+
+    def __init__(self, base: Path, images: dict[str, ImageFile]) -> None:
+        super().__init__(base)
+        self._images = images
+
+    def find(self, name: str, *, lenient: bool = True) -> ImageFile | None:
+        """The image of that name, or None."""
+        return self._images.get(name)
+
+    def names(self) -> list[str]:
+        """None: an image without a caption has an empty one."""
+        return []
