@@ -20,6 +20,7 @@ __all__ = [
     "decode_image",
     "decode_others_by",
     "load_images",
+    "nearest_rows",
     "shrink_images",
 ]
 
@@ -103,6 +104,17 @@ class Moments:
         self, values: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8], threads: int = 1
     ) -> None: ...
     def merge(self, other: Moments) -> None: ...
+
+# Exact search: rust/src/python/nearest.rs
+
+def nearest_rows(
+    vectors: NDArray[np.uint16] | NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    prior: NDArray[np.float32] | None = None,
+    skip: NDArray[np.bool_] | None = None,
+    threads: int = 0,
+) -> list[NDArray[np.int64]]: ...
 
 # Caption tokenizers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from varalign.evaluation.nearest import nearest
+from varalign.evaluation.nearest import nearest, nearest_of_each
 from varalign.evaluation.retrieval import top_k
 
 
@@ -35,3 +35,30 @@ def test_what_is_skipped_is_not_found() -> None:
     scores, rows = nearest(vectors[0].astype(np.float32), vectors, 3, skip=skip)
     assert rows.tolist() == [3] and scores.shape == (1,)
     assert len(nearest(vectors[0].astype(np.float32), vectors, 3, skip=np.ones(6, np.bool_))[1]) == 0
+
+
+@pytest.mark.parametrize("queries", [1, 3, 4, 9])
+def test_many_queries_find_what_each_finds_alone(queries: int) -> None:
+    """Few queries go through another loop of the core than many; rows beyond a chunk, some equal, some skipped."""
+    random = np.random.default_rng(queries)
+    vectors = unit(random.normal(size=(9000, 21))).astype(np.float16)
+    vectors[5000:5200] = vectors[7]
+    prior, skip = (0.05 * random.normal(size=9000)).astype(np.float32), random.random(9000) < 0.3
+    prior[5000:5200] = prior[7]
+    asked = unit(random.normal(size=(queries, 21)))
+    asked[0] = vectors[7].astype(np.float32)
+    corrected = np.concatenate([vectors, -prior[:, None]], axis=1, dtype=np.float64)
+    kept = np.flatnonzero(~skip)
+    for query, (scores, rows) in zip(asked, nearest_of_each(asked, vectors, 12, prior=prior, skip=skip), strict=True):
+        right, places = top_k(np.append(query, 1.0), corrected[kept], 12)
+        assert rows.tolist() == kept[places[0]].tolist() and scores.tolist() == right[0].tolist()
+
+
+def test_equal_vectors_come_in_the_order_of_rows_however_many() -> None:
+    vectors = np.tile(unit(np.ones((1, 8))), (40_000, 1)).astype(np.float16)
+    assert nearest(vectors[0].astype(np.float32), vectors, 5)[1].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="queries of 3 dimensions, and vectors of 4"):
+        nearest(np.ones(3, np.float32), np.ones((5, 4), np.float16), 1)

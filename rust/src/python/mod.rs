@@ -2,6 +2,7 @@
 
 mod arguments;
 mod images;
+mod nearest;
 mod others;
 mod stats;
 mod tokenize;
@@ -42,6 +43,7 @@ impl From<Error> for PyErr {
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     images::register(module)?;
+    nearest::register(module)?;
     others::register(module)?;
     stats::register(module)?;
     tokenize::register(module)?;
