@@ -46,8 +46,8 @@ def made_search(folder: Path) -> Any:
     found = read_kept(folder / "made.safetensors", "made", mapped=True)
     assert isinstance(found, dict), found
     names = [f"{row}.jpg" for row in range(len(found["vectors"]))]
-    parts = (found["vectors"], found["digests"], found["priors"])
-    gallery = FolderGallery(folder, names, False, *parts, {}, folder / "made.safetensors", {})
+    store = folder / "made.safetensors"
+    gallery = FolderGallery(folder, names, False, found["vectors"], found["priors"], store, found["digests"], {}, {})
     return FolderSearch(SimpleNamespace(name="made"), gallery)  # type: ignore[arg-type]
 
 

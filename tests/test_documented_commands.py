@@ -23,6 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 PARSED: dict[str, str] = {
     "varalign serve RUN --images DIR": "runs until it is stopped; tests/cli/test_serve.py starts it",
     "varalign serve RUN --images DIR --port 8000": "likewise",
+    "varalign serve RUN --gallery gallery.safetensors --index faiss": "likewise",
 }
 """Commands of the pages that need a network, several nodes or a GPU, or do not end, each with the reason."""
 

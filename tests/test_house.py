@@ -40,7 +40,7 @@ HEAVY = ("transformers", "open_clip", "matplotlib", "sklearn", "timm")
 LONGEST_FILE = 450
 MOST_TRAINING_FILES = 15
 # The distribution that brings a module, where the names differ.
-BROUGHT_BY = {"PIL": "pillow", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
+BROUGHT_BY = {"PIL": "pillow", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "open_clip": "open-clip-torch"}
 
 
 def rooms() -> dict[str, str]:

@@ -89,7 +89,7 @@ def test_the_sheet_shows_what_was_found(said: Any, pictures: Path, tmp_path: Pat
         (["search", "red", "--sheet", "a.jpg"], "wanted a name ending in .png"),
         (["search", "red", "--sheet", "nowhere/a.png"], "there is no folder nowhere"),
         (["search", "red", "--images", "DIR", "--captions", "CSV"], "no caption names an image of"),
-        (["embed", "--images", "DIR", "--out", "a.npz"], "--out does not go with --images"),
+        (["embed", "--images", "DIR", "--out", "a.npz"], "wanted a name ending in .safetensors, for the gallery"),
         (["embed", "--images", "DIR", "--split", "dev"], "--split: the images of a folder have no splits"),
         (["embed", "--images", "DIR", "--features"], "--features does not go with --images"),
         (["embed"], "name the file to write (--out FILE)"),

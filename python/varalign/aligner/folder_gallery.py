@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 
 from varalign.aligner.aligner import Aligner
 from varalign.aligner.gallery import file_state
+from varalign.aligner.image_gallery import ImageGallery
 from varalign.canonical.hub_correction import HubCorrection
 from varalign.data.errors import DataError, first_three, shown
-from varalign.data.files import cache_key, digest_or_absent, open_user_file, readable
-from varalign.data.images import MAX_FILE_BYTES, core_key
+from varalign.data.files import cache_key, digest_or_absent
+from varalign.data.images import core_key
 from varalign.data.readers.image_folder import ImageFolder
 from varalign.data.waiting import waiting
 from varalign.inputs.kept import read_kept, write_kept
@@ -46,60 +47,33 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class FolderGallery:
+class FolderGallery(ImageGallery):
     """The images of a folder that can be read, in the order of their names.
 
     Attributes:
-        folder: its real path. names: (N,) relative to it.
-        follow_links: whether images may be links that lead out of it.
-        vectors: (N, D) float16 unit vectors. digests: (N, 32) uint8, SHA-256 of the files when they were embedded.
-        prior: (N,) float32 of the hub correction, for texts as queries; None without one.
+        digests: (N, 32) uint8, SHA-256 of the files when they were embedded.
         unreadable: names of the images that cannot be read, with the reason.
-        store: the file; changes: what was done to bring it up to date, as `embed --json` says it.
+        changes: what was done to bring the store up to date, as `embed --json` says it.
     """
 
-    folder: Path
-    names: list[str]
-    follow_links: bool
-    vectors: NDArray[np.float16]
     digests: NDArray[np.uint8]
-    prior: NDArray[np.float32] | None
     unreadable: dict[str, str]
-    store: Path
     changes: dict[str, int]
 
     @cached_property
-    def copies(self) -> NDArray[np.bool_]:
-        """(N,) whether an image has the same bytes as one before it."""
-        copies = np.ones(len(self.names), np.bool_)
-        copies[np.unique(self.digests, axis=0, return_index=True)[1]] = False
-        return copies
+    def first_copies(self) -> NDArray[np.int64]:
+        """As `ImageGallery.first_copies`."""
+        _, first, inverse = np.unique(self.digests, axis=0, return_index=True, return_inverse=True)
+        return first[inverse.reshape(-1)].astype(np.int64)
 
     @cached_property
     def rows(self) -> dict[str, int]:
         """Row of each name."""
         return {name: row for row, name in enumerate(self.names)}
 
-    def file(self, row: int) -> Path:
-        """The image file of a row."""
-        return self.folder / self.names[row]
-
-    def read(self, row: int) -> bytes:
-        """The bytes of an image file as it is now.
-
-        Raises:
-            DataError: it is gone, has become a link that leads out of the folder, or cannot be read.
-        """
-        path = self.file(row)
-        with readable(path), open_user_file(path) as file:
-            # The open file is compared with what the checked path leads to: a link that is put there between is seen.
-            real, found = os.path.realpath(path), os.fstat(file.fileno())
-            inside = os.path.commonpath([real, self.folder]) == str(self.folder)
-            if not self.follow_links and not (inside and os.path.samestat(os.stat(real), found)):
-                raise DataError(f"{path}: leads out of {self.folder}")
-            if found.st_size > MAX_FILE_BYTES:
-                raise DataError(f"{path}: {found.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that are read")
-            return file.read(MAX_FILE_BYTES)
+    def version(self, row: int) -> str:
+        """As `ImageGallery.version`."""
+        return self.digests[row][:8].tobytes().hex()
 
 
 class _Row(NamedTuple):
@@ -196,7 +170,8 @@ def open_folder(model: Aligner, folder: Path, *, follow_links: bool = False, say
         named = first_three([shown(name) for name in sorted(bad)])
         say(f"{len(bad):,} of {len(states):,} images cannot be read and are left out: {named}")
     names, priors = about["names"], arrays.get("priors")
-    return FolderGallery(place, names, follow_links, arrays["vectors"], arrays["digests"], priors, bad, store, changes)
+    found = (place, names, follow_links, arrays["vectors"], priors, store)
+    return FolderGallery(*found, arrays["digests"], bad, changes)
 
 
 def _listed(folder: Path, follow_links: bool, say: Say) -> dict[str, list[int]]:

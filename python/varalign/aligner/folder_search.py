@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from varalign.aligner.aligner import Aligner
 from varalign.aligner.folder_gallery import FolderGallery, correction_key, open_folder
+from varalign.aligner.gallery_file import open_gallery_file
+from varalign.aligner.image_gallery import ImageGallery
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.files import cache_key
 from varalign.data.readers.captions import read_captions
@@ -76,7 +78,7 @@ def query_of(model: Aligner, given: str | Path | bytes) -> Query:
 
 
 class FolderSearch:
-    """A model, the images of a folder, and the captions that are searched beside them.
+    """A model, the images of a folder or of a gallery file, and the captions that are searched beside them.
 
     Args:
         model: of `gallery`, by which queries are embedded.
@@ -84,7 +86,7 @@ class FolderSearch:
         captions: those that are searched; None: there are none. Those of the folder are shown with its images too.
     """
 
-    def __init__(self, model: Aligner, gallery: FolderGallery, captions: Captions | None = None) -> None:
+    def __init__(self, model: Aligner, gallery: ImageGallery, captions: Captions | None = None) -> None:
         self.model, self.gallery, self.captions = model, gallery, captions
         self._caption_of: dict[str, str] = {}
         if captions is not None and captions.of_folder:
@@ -107,9 +109,8 @@ class FolderSearch:
         gallery = self.gallery
         skip = np.zeros_like(gallery.copies) if copies else gallery.copies
         if query.row is not None:
-            skip = skip | (gallery.digests == gallery.digests[query.row]).all(axis=1)
-        prior = gallery.prior if query.side == "text" else None
-        scores, rows = nearest(query.vector, gallery.vectors, top, prior=prior, skip=skip)
+            skip = skip | (gallery.first_copies == gallery.first_copies[query.row])
+        scores, rows = gallery.nearest(query.vector, top, corrected=query.side == "text", skip=skip)
         names = [gallery.names[row] for row in rows]
         return [
             Found(row, min(score, 1.0), name, self._caption_of.get(name, ""), row)
@@ -127,7 +128,7 @@ class FolderSearch:
             raise DataError("no captions to search: name a file of them (--captions FILE)")
         vectors, prior = found.embedded
         scores, rows = nearest(query.vector, vectors, top, prior=prior if query.side == "image" else None)
-        images = self.gallery.rows if found.of_folder else {}
+        images = self.gallery.rows if isinstance(self.gallery, FolderGallery) and found.of_folder else {}
         return [
             Found(row, min(score, 1.0), found.names[row], found.texts[row], images.get(found.names[row]))
             for score, row in zip(scores.tolist(), rows.tolist(), strict=True)
@@ -145,11 +146,35 @@ def open_search(model: Aligner, folder: Path, reading: Reading, say: Say, *, own
     gallery = open_folder(model, folder, follow_links=reading.follow_links, say=say)
     if reading.captions is not None:
         return FolderSearch(model, gallery, folder_captions(model, gallery, reading, say))
+    return FolderSearch(model, gallery, _own_if_there(model, say) if own else None)
+
+
+def open_file_search(
+    model: Aligner,
+    file: Path,
+    folder: Path | None,
+    say: Say,
+    *,
+    own: bool,
+    follow_links: bool = False,
+    index: bool = False,
+) -> FolderSearch:
+    """The search over a gallery file, as `open_gallery_file` opens it.
+
+    Args:
+        folder: of its images; None: where they lay.
+        say, own: as for `open_search`.
+    """
+    gallery = open_gallery_file(model, file, images=folder, follow_links=follow_links, index=index)
+    return FolderSearch(model, gallery, _own_if_there(model, say) if own else None)
+
+
+def _own_if_there(model: Aligner, say: Say) -> Captions | None:
     try:
-        return FolderSearch(model, gallery, own_captions(model) if own else None)
+        return own_captions(model)
     except DataError as error:
         say(f"no captions to search: {error}")
-        return FolderSearch(model, gallery)
+        return None
 
 
 def own_captions(model: Aligner) -> Captions:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from varalign.cli.exit_codes import OutputError
+from varalign.data.errors import DataError
 from varalign.data.readers.reading import READING, Reading
 from varalign.data.terminal import print_lines
 from varalign.data.waiting import waiting
@@ -86,14 +87,73 @@ _GALLERY = {
 }
 
 
-def gallery_of(arguments: argparse.Namespace) -> tuple[Path, Reading] | None:
-    """The folder of `--images` and how its captions are read; the run's own data are then read as in training."""
-    if arguments.images is None:
+@dataclass(frozen=True)
+class Searched:
+    """What a command searches instead of the run's own data: a folder of images, or a gallery file.
+
+    Attributes:
+        folder: of the images; with a file, None: where they lay when it was written.
+        reading: how the folder and its captions are read.
+        file: the gallery file; None: the folder's store is brought up to date. indexed: whether its index is used.
+    """
+
+    folder: Path | None
+    reading: Reading
+    file: Path | None
+    indexed: bool
+
+    def open(self, model: Any, *, own: bool) -> Any:
+        """The search over it (`FolderSearch`); `own`: over captions of the run's own data too."""
+        from varalign.aligner.folder_search import open_file_search, open_search
+
+        if self.file is None:
+            assert self.folder is not None
+            return open_search(model, self.folder, self.reading, to_stderr, own=own)
+        links = self.reading.follow_links
+        return open_file_search(
+            model, self.file, self.folder, to_stderr, own=own, follow_links=links, index=self.indexed
+        )
+
+
+def gallery_of(arguments: argparse.Namespace) -> Searched | None:
+    """What `--images` or `--gallery` names; the run's own data are then read as in training."""
+    if arguments.index and not arguments.gallery and not (arguments.images and getattr(arguments, "out", None)):
+        raise DataError(f"--index {arguments.index} goes with a gallery file: name it by --gallery FILE")
+    if arguments.images is None and arguments.gallery is None:
         return None
     reading = Reading.of(arguments)
+    if arguments.gallery is not None and reading.captions is not None:
+        raise DataError("--captions does not go with --gallery, whose images have none: leave one of them out")
     for name in READING:
         setattr(arguments, name, getattr(Reading(), name))
-    return Path(str(reading.images)), replace(reading, images=None)
+    folder = None if reading.images is None else Path(reading.images)
+    return Searched(folder, replace(reading, images=None), arguments.gallery, arguments.index is not None)
+
+
+def refuse_split(arguments: argparse.Namespace) -> None:
+    """Refuse `--split` where what is searched has none."""
+    if arguments.split != "all":
+        raise DataError("--split: the images of a folder have no splits; leave it out, or leave out --images")
+
+
+INDEXES = ("faiss",)
+"""Kinds of approximate index that a gallery file may have."""
+
+
+def add_gallery(parser: argparse.ArgumentParser) -> None:
+    """Add a gallery file, and its index."""
+    parser.add_argument(
+        "--gallery",
+        type=Path,
+        metavar="FILE",
+        help="gallery file, written by `embed --images DIR --out FILE`, instead of a folder; --images then says where "
+        "its images lie now",
+    )
+    parser.add_argument(
+        "--index",
+        choices=INDEXES,
+        help="with a gallery file: its approximate index, which `embed` makes, for millions of images (extra `index`)",
+    )
 
 
 def add_run(parser: argparse.ArgumentParser, *, gallery: bool = False) -> None:
@@ -107,6 +167,8 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, gallery: bool = False) ->
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best, last or step-N (default best)")
     parser.add_argument("--data", metavar="DIR", type=Path, help="another data folder than the run's own")
     add_reading(parser, gallery=gallery)
+    if gallery:
+        add_gallery(parser)
     add_places(parser)
 
 

@@ -7,10 +7,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from varalign.cli.arguments import add_checkpoint, add_json, add_overwrite, add_split, answer, gallery_of, load
+from varalign.cli.arguments import (
+    Searched,
+    add_checkpoint,
+    add_json,
+    add_overwrite,
+    add_split,
+    answer,
+    gallery_of,
+    load,
+    refuse_split,
+)
 from varalign.data.errors import DataError
 from varalign.data.outputs import check_output_file
-from varalign.data.readers.reading import Reading
 from varalign.data.terminal import printable
 
 
@@ -51,8 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise DataError(f"--top is {arguments.top}, but must be at least 1")
     gallery = gallery_of(arguments)
-    if gallery is not None and arguments.split != "all":
-        raise DataError("--split: the images of a folder have no splits; leave it out, or leave out --images")
+    if gallery is not None:
+        refuse_split(arguments)
     find = arguments.find or ("images" if with_text or gallery is not None else "captions")
     if arguments.sheet is not None:
         _check_sheet(arguments, find)
@@ -78,18 +87,17 @@ def _check_sheet(arguments: argparse.Namespace, find: str) -> None:
 
 
 def _search(
-    arguments: argparse.Namespace, gallery: tuple[Path, Reading] | None, query: str | Path, find: str
+    arguments: argparse.Namespace, gallery: Searched | None, query: str | Path, find: str
 ) -> list[dict[str, Any]]:
     """The results: `score`, `image` and `caption` of each, and the `file` of an image."""
     model = load(arguments)
     if gallery is None:
         search = model.search_images if find == "images" else model.search_captions
         return list(search(query, top=arguments.top, split=arguments.split))
-    from varalign.aligner.folder_search import open_search, query_of
-    from varalign.runs.progress import to_stderr
+    from varalign.aligner.folder_search import query_of
 
     vector = query_of(model, query)  # first: a file that is none is known before minutes of embedding
-    opened = open_search(model, *gallery, to_stderr, own=find == "captions")
+    opened = gallery.open(model, own=find == "captions")
     hits = opened.images(vector, arguments.top) if find == "images" else opened.texts(vector, arguments.top)
     return [
         {"score": round(hit.score, 4), "image": hit.name, "caption": hit.caption}

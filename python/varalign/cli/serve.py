@@ -34,15 +34,17 @@ def run(arguments: argparse.Namespace) -> int:
             raise DataError(f"serve needs {name}: {how_to_install('serve')}")
     gallery = gallery_of(arguments)
     if gallery is None:
-        raise DataError("serve: name the folder of images that is searched (--images DIR)")
-    from varalign.aligner.folder_search import open_search, query_of
+        raise DataError(
+            "serve: name the folder of images that is searched (--images DIR), or a gallery (--gallery FILE)"
+        )
+    from varalign.aligner.folder_search import query_of
     from varalign.aligner.serve.app import build_app
     from varalign.aligner.serve.server import listen, server_of
 
     with listen(arguments.host, arguments.port) as listening:  # before the images are opened, which takes longer
         model = load(arguments)
         query_of(model, "a picture")  # builds the text tower, so that the first query need not wait
-        search = open_search(model, *gallery, to_stderr, own=True)
+        search = gallery.open(model, own=True)
         if arguments.host not in (*LOCAL, "::1"):
             to_stderr(f"--host {arguments.host}: whoever reaches this machine can search these images and see them")
         name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host

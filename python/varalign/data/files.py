@@ -174,6 +174,30 @@ def write_parts_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> N
     sync_folder(path.parent)
 
 
+@contextmanager
+def written_by_name(path: Path) -> Iterator[Path]:
+    """`write_atomically` for a library that writes to a name: within, a temporary name that is synced and renamed.
+
+    Raises:
+        OSError: as `write_atomically`; what is raised within goes through, the file under the name untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with naming(path):
+            handle = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the first error is the one that is reported
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable, where the system can."""
     if os.name == "nt":

@@ -140,7 +140,7 @@ def build_app(search: FolderSearch, hosts: frozenset[str] | None) -> Guard:
 
     def url(hit: Found) -> str | None:
         """With a part of the file's digest: another file of the same number is another URL to a browser's cache."""
-        return None if hit.image is None else f"images/{hit.image}?v={gallery.digests[hit.image][:8].tobytes().hex()}"
+        return None if hit.image is None else f"images/{hit.image}?v={gallery.version(hit.image)}"
 
     @app.post("/knn-service", openapi_extra={"requestBody": {"content": {"application/json": {"schema": _schema()}}}})
     async def knn(request: Request) -> Response:
