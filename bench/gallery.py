@@ -2,8 +2,9 @@
 
     python bench/gallery.py [--vectors N] [--width D] [--folder DIR] [--peer-vectors N]
 
-Vectors are a mixture, 500 to a centre on average: one of the random unit centres plus normal noise of the same length, scaled to unit length;
-queries are stored vectors plus noise of half their length; priors are normal, with deviation 0.03. The memory's speed
+Vectors are a mixture, 500 to a centre on average: one of the random unit centres plus normal noise of the same length,
+scaled to unit length; queries are stored vectors plus noise of half their length; priors are normal, with deviation
+0.03. The memory's speed
 is that of a plain sum over the same map by as many threads (OMP_NUM_THREADS, or every core), in turn with the searches.
 The last rows search a part that fits into memory beside faiss' own exact indices.
 """

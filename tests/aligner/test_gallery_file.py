@@ -97,7 +97,7 @@ def test_damaged_files_are_refused(file: Path) -> None:
         with pytest.raises(DataError) as error:
             read_gallery(file)
         assert what in str(error.value) and str(error.value).startswith(f"{file}: ")
-        assert f"varalign embed RUN --images DIR --out {file} --overwrite" in str(error.value)
+        assert "varalign embed RUN --images DIR --out" in str(error.value)
 
 
 def test_another_models_file_is_refused(file: Path, searched_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,11 @@ class Aligner(Encodes, Shares):
             raise DataError(f"{self.run.path}: an exported model has no data of its own: name some by --data")
         return open_data(self.config, to_stderr)
 
+    def captions(self) -> list[str]:
+        """The captions of the data, which are opened without a tower; DataError where they are gone."""
+        data = self.parts.data if "parts" in vars(self) else self._open_data()[1]
+        return list(data.caption_texts or [])
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the data, which are opened anew, and the lock."""
         return {name: value for name, value in vars(self).items() if name not in ("parts", "_building")}

@@ -170,6 +170,7 @@ def read_gallery(path: Path) -> FileGallery:
     Raises:
         DataError: there is none, it is no gallery, or it is damaged.
     """
+    wanted = "name a file that `varalign embed RUN --images DIR --out FILE` wrote"
     mend = f"write it anew: varalign embed RUN --images DIR --out {path} --overwrite"
     with readable(path), open_user_file(path) as file:
         if not os.fstat(file.fileno()).st_size:
@@ -180,7 +181,7 @@ def read_gallery(path: Path) -> FileGallery:
         entries = json.loads(content[8:begin])
         about = entries.pop("__metadata__", {})
         if about.get("format") != FORMAT:
-            raise DataError(f"{path}: no gallery that this version of varalign reads; {mend}")
+            raise DataError(f"{path}: no gallery that this version of varalign reads: {wanted}")
         last, end = (begin + offset for offset in entries["digests"]["data_offsets"])
         if end != len(content):
             raise DataError(f"{path}: {len(content):,} bytes of {end:,}: cut off, or something added; {mend}")
@@ -189,7 +190,7 @@ def read_gallery(path: Path) -> FileGallery:
     except DataError:
         raise
     except Exception:  # a header of any bytes
-        raise DataError(f"{path}: no gallery, or a damaged one; {mend}") from None
+        raise DataError(f"{path}: no gallery, or a damaged one: {wanted}") from None
     blocks = block_digests(content, begin, last)
     if digests.tobytes() != b"".join([hashlib.sha256(content[:begin]).digest(), *blocks]):
         raise DataError(f"{path}: damaged (its checksums differ); {mend}")
@@ -264,7 +265,7 @@ def index_gallery(model: Aligner, found: FileGallery) -> dict[str, Any]:
     rows = np.linspace(0, len(found.names) - 1, min(_SAMPLE, len(found.names))).astype(np.int64)
     samples = [Sample("images", found.vectors[rows].astype(np.float32), False, rows)]
     with suppress(DataError):  # the run's data are gone
-        captions = model.gallery("all", "text").embeddings
-        few = np.linspace(0, len(captions) - 1, min(_SAMPLE, len(captions))).astype(np.int64)
-        samples.append(Sample("captions", captions[few], True))
+        captions = model.captions()
+        few = [captions[row] for row in np.linspace(0, len(captions) - 1, min(_SAMPLE, len(captions))).astype(int)]
+        samples.append(Sample("captions", model.embed_texts(few), True))
     return make_index(found.store, found.key, found.vectors, found.prior, samples)
