@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from varalign.data.images import Preprocess
 from varalign.data.tokens.tokenizers import Tokenizer
@@ -83,6 +84,17 @@ class Encoder(nn.Module):
     def tail(self) -> list[nn.Module | nn.Parameter]:
         """The parts after the last block (final norm, pooling, projection); unfrozen together with it."""
         return []
+
+    def checkpoint_activations(self, beside_adapters: bool = False) -> None:
+        """Let a pass with gradient keep what enters each block alone; the backward pass computes the rest again.
+
+        Args:
+            beside_adapters: whether the blocks stay in evaluation mode while adapters beside their layers train.
+
+        Raises:
+            SpecError: this architecture has no such pass.
+        """
+        raise SpecError(f"'{self.spec}' keeps what it computes for the backward pass: it has no gradient checkpointing")
 
     def architecture(self) -> dict[str, Any]:
         """Everything except the weights that the features depend on, as JSON values; enough to rebuild the tower."""
@@ -186,6 +198,12 @@ def present(tower: nn.Module, names: tuple[str, ...]) -> list[nn.Module | nn.Par
     """The attributes of `tower` among `names` that are modules or parameters."""
     values = (getattr(tower, name, None) for name in names)
     return [value for value in values if isinstance(value, (nn.Module, nn.Parameter))]
+
+
+def refuse_batch_norms(encoder: Encoder) -> None:
+    """SpecError where gradient checkpointing would let batch norms take in the statistics of each batch twice."""
+    if any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+        raise SpecError(f"'{encoder.spec}' has batch norms, which gradient checkpointing would show each batch twice")
 
 
 def parameters_of(parts: list[nn.Module | nn.Parameter]) -> Iterator[nn.Parameter]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from varalign.data.images import Preprocess
-from varalign.encoders.base import ImageEncoder, ImageOptions, known_blocks, plain, present
+from varalign.encoders.base import ImageEncoder, ImageOptions, known_blocks, plain, present, refuse_batch_norms
 from varalign.encoders.clip_model import SMALL_TEXT, build_clip, load_tower
 from varalign.encoders.clip_source import find_clip
 from varalign.encoders.specs import EncoderSpec
@@ -67,6 +67,12 @@ class ClipImageEncoder(ImageEncoder):
         return trunk + present(
             self.visual, ("attn_pool", "attn_pool_contrastive", "attnpool", "ln_post", "proj", "head")
         )
+
+    def checkpoint_activations(self, beside_adapters: bool = False) -> None:
+        """As `Encoder.checkpoint_activations`."""
+        refuse_batch_norms(self)
+        # open_clip passes over what a trunk of timm's says that has none.
+        getattr(self.visual, "trunk", self.visual).set_grad_checkpointing()
 
     def architecture(self) -> dict[str, Any]:
         """Sizes, activation and preprocessing."""

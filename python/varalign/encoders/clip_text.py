@@ -15,7 +15,7 @@ from varalign.encoders.clip_source import ClipSource, find_clip
 from varalign.encoders.hf_text import HfTextEncoder
 from varalign.encoders.hub import hub_folder
 from varalign.encoders.specs import CLIP_CONFIG, EncoderSpec, SpecError
-from varalign.encoders.transformers_model import config_of, lasting_config, read_config
+from varalign.encoders.transformers_model import checkpoint_layers, config_of, lasting_config, read_config
 from varalign.encoders.weights import first_line
 
 BLOCKS = (
@@ -113,6 +113,13 @@ class ClipTextEncoder(TextEncoder):
         """Final norm, pooler and projection."""
         inner = present(self.text.transformer, ("final_layer_norm", "layer_norm", "pooler")) if self._is_model else []
         return inner + present(self.text, ("ln_final", "text_projection", "proj"))
+
+    def checkpoint_activations(self, beside_adapters: bool = False) -> None:
+        """As `Encoder.checkpoint_activations`."""
+        if self._is_model:
+            checkpoint_layers(self.text.transformer, self.spec, beside_adapters)
+        else:
+            self.text.set_grad_checkpointing()
 
     def architecture(self) -> dict[str, Any]:
         """Sizes, activation and the tokenizer's fingerprint; the config of a model of transformers."""

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from varalign.data.images import Preprocess, prepare
-from varalign.encoders.base import ImageEncoder, ImageOptions, known_blocks, plain, present
+from varalign.encoders.base import ImageEncoder, ImageOptions, known_blocks, plain, present, refuse_batch_norms
 from varalign.encoders.specs import EncoderSpec, SpecError
 from varalign.encoders.transformers_model import (
     WEIGHT_NAMES,
+    checkpoint_layers,
     has_projection,
     lasting_config,
     model_folder,
@@ -113,6 +114,11 @@ class HfImageEncoder(ImageEncoder):
     def tail(self) -> list[nn.Module | nn.Parameter]:
         """Final norm, pooler and projection."""
         return present(self.model, TAIL) + present(getattr(self.model, "vision_model", nn.Module()), TAIL)
+
+    def checkpoint_activations(self, beside_adapters: bool = False) -> None:
+        """As `Encoder.checkpoint_activations`."""
+        refuse_batch_norms(self)
+        checkpoint_layers(self.model, self.spec, beside_adapters)
 
     def architecture(self) -> dict[str, Any]:
         """The model's config, which parts it has, and the image processor's settings."""

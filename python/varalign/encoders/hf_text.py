@@ -15,6 +15,7 @@ from varalign.encoders.specs import EncoderSpec, SpecError
 from varalign.encoders.transformers_model import (
     WEIGHT_NAMES,
     check_folder,
+    checkpoint_layers,
     has_projection,
     lasting_config,
     model_folder,
@@ -135,6 +136,10 @@ class HfTextEncoder(TextEncoder):
         names = ("norm", "final_norm", "ln_f", "final_layer_norm", "head", "text_projection")
         inner = present(getattr(self.model, "text_model", nn.Module()), names)
         return [*present(self.model, names), *inner, *self.head.layers]
+
+    def checkpoint_activations(self, beside_adapters: bool = False) -> None:
+        """As `Encoder.checkpoint_activations`."""
+        checkpoint_layers(self.model, self.spec, beside_adapters)
 
     def architecture(self) -> dict[str, Any]:
         """The model's config, pooling, the layers behind it and the tokenizer's fingerprint."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varalign.data.images import Preprocess
-from varalign.encoders.base import ImageEncoder, ImageOptions, known_blocks, plain, present
+from varalign.encoders.base import ImageEncoder, ImageOptions, known_blocks, plain, present, refuse_batch_norms
 from varalign.encoders.hub import hub_file
 from varalign.encoders.specs import EncoderSpec, SpecError
 from varalign.encoders.weights import WeightsError, named_file, read_state_dict
@@ -81,6 +81,14 @@ class TimmImageEncoder(ImageEncoder):
     def tail(self) -> list[nn.Module | nn.Parameter]:
         """Final norm, pooling and the rest of the head."""
         return present(self.net, ("norm", "fc_norm", "norm_pre", "attn_pool", "conv_head", "bn2", "final_conv", "head"))
+
+    def checkpoint_activations(self, beside_adapters: bool = False) -> None:
+        """As `Encoder.checkpoint_activations`."""
+        try:
+            refuse_batch_norms(self)
+            self.net.set_grad_checkpointing()
+        except (AttributeError, AssertionError):  # a model of timm's that has it not asserts so
+            super().checkpoint_activations()
 
     def architecture(self) -> dict[str, Any]:
         """The model's name in timm, and preprocessing."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from varalign.encoders.adapters import add_adapters
 from varalign.encoders.base import Encoder, ImageEncoder, TextEncoder, parameters_of
-from varalign.encoders.specs import Side, SpecError
+from varalign.encoders.specs import SIDES, Side, SpecError
 
 
 class Towers(nn.Module):
@@ -133,6 +133,32 @@ class Towers(nn.Module):
         self.adapters[side] = rank
         self.train(self.training)
 
+    def checkpoint_activations(self) -> None:
+        """Let the towers that train compute their activations again in the backward pass, instead of keeping them.
+
+        Raises:
+            SpecError: no tower that trains can.
+        """
+        refused, done = [], False
+        for side in SIDES:
+            encoder = self.encoder(side)
+            if encoder is None or self.fully_frozen(side):
+                continue
+            try:
+                encoder.checkpoint_activations(side in self.adapters)
+                done = True
+            except SpecError as error:
+                refused.append(str(error))
+        if not done:
+            raise SpecError(f"--gradient-checkpointing: {'; '.join(refused) or 'no encoder trains'}: leave it out")
+
+    def training_parts(self, side: Side) -> list[nn.Module | nn.Parameter]:
+        """The parts of a side's tower that are in training mode while the model is."""
+        encoder, unfrozen = self.encoder(side), self.frozen.get(side)
+        if encoder is None or unfrozen == 0:
+            return []
+        return [encoder] if unfrozen is None else [*encoder.blocks()[-unfrozen:], *encoder.tail()]
+
     def fully_frozen(self, side: Side) -> bool:
         """Whether a side has a tower of which nothing trains, so that its features can be cached."""
         return self.encoder(side) is not None and self.frozen.get(side) == 0 and side not in self.adapters
@@ -146,15 +172,14 @@ class Towers(nn.Module):
     def train(self, mode: bool = True) -> Any:
         """Set training mode; frozen parts stay in eval mode."""
         super().train(mode)
-        for side, unfreeze in self.frozen.items():
+        for side in self.frozen:
             encoder = self.encoder(side)
             if encoder is None:
                 continue
             encoder.eval()
-            if unfreeze > 0:
-                for part in [*encoder.blocks()[-unfreeze:], *encoder.tail()]:
-                    if isinstance(part, nn.Module):
-                        part.train(mode)
+            for part in self.training_parts(side):
+                if isinstance(part, nn.Module):
+                    part.train(mode)
         return self
 
 

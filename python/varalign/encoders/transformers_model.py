@@ -169,6 +169,26 @@ def _tower(config: Any, side: Side) -> tuple[Any, Any]:
     return found[0] if isinstance(found, tuple) else found, config
 
 
+def checkpoint_layers(model: Any, spec: str, beside_adapters: bool) -> None:
+    """`Encoder.checkpoint_activations` of a model of transformers.
+
+    Raises:
+        SpecError: it has none, or its layers are in evaluation mode, in which transformers does without.
+    """
+    if beside_adapters:
+        raise SpecError(
+            f"'{spec}': transformers has gradient checkpointing for layers in training mode alone, and those beside "
+            "adapters (--lora) are not"
+        )
+    # Newer versions of transformers warn of the second name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise SpecError(f"'{spec}': {first_line(error)}") from error
+    model.disable_input_require_grads()  # frozen embeddings would get a gradient
+
+
 @contextmanager
 def _no_report() -> Iterator[None]:
     """Within it transformers prints no table of the tensors that a tower does not take, and no bar of progress."""

@@ -62,15 +62,18 @@ def new_towers(config: TrainConfig, data: Data) -> Towers:
 def adapt_towers(towers: Towers, config: TrainConfig) -> None:
     """Put adapters of rank `lora`, if any, beside the frozen towers; their random weights come from torch's generator.
 
+    Then turn gradient checkpointing on, if that is asked for.
+
     Raises:
         ConfigError: no tower is frozen.
+        SpecError: no tower that trains has gradient checkpointing.
     """
-    if not config.lora:
-        return
-    for side in towers.frozen:
+    for side in towers.frozen if config.lora else ():
         towers.adapt(side, config.lora)
-    if not towers.adapters:
+    if config.lora and not towers.adapters:
         raise ConfigError(f"--lora {config.lora}: no tower is frozen; leave it out, or freeze one by --freeze")
+    if config.gradient_checkpointing:
+        towers.checkpoint_activations()
 
 
 def new_model(config: TrainConfig, data: Data) -> DualEncoder:

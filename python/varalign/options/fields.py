@@ -299,10 +299,17 @@ class Options:
     )
     accumulate: int = _training(
         "number of parts in which each batch passes through encoders that train, so that a batch needs the memory of a "
-        "part; the gradients are those of the whole batch, and the encoders run twice",
+        "part; the gradients are those of the whole batch, and the encoders run twice; batch norms (resnet18) take "
+        "their statistics from a part",
         1,
         low=1,
         high=4096,
+        common=True,
+    )
+    gradient_checkpointing: bool = _training(
+        "keep only what enters each block of the encoders that train, and compute the rest again in the backward pass: "
+        "less memory, about a third more time, the same gradients; not for resnet18 and lstm",
+        False,
         common=True,
     )
     captions_per_step: int = _training(

@@ -150,6 +150,12 @@ RULES = (
         idle=True,
     ),
     Rule(
+        "gradient_checkpointing",
+        lambda c: c.gradient_checkpointing and c.frozen_towers,
+        "saves memory of encoders that train, and this run's are frozen: leave it out",
+        idle=True,
+    ),
+    Rule(
         "accumulate",
         lambda c: c.accumulate > 1 and c.loss in OTHERS and loss_class(c.loss).reads_inputs,
         "passes a batch through the encoders in parts, and --loss {c.loss} changes their inputs: pass one of them",

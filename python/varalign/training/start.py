@@ -118,7 +118,10 @@ def begin(config: TrainConfig, data: Data, device: torch.device, say: Say) -> Be
     """
     torch.manual_seed(config.seed)
     if config.continue_from is not None:
-        parts = assemble(config, data, continued_model(config.continue_from).to(device), say)
+        model = continued_model(config.continue_from)
+        if config.gradient_checkpointing:
+            model.checkpoint_activations()
+        parts = assemble(config, data, model.to(device), say)
         say(f"start: the best weights of {config.continue_from}")
         return Beginning(parts, None, _weighed(parts, say))
     if config.resolved_start == "random":
