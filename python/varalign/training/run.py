@@ -45,6 +45,7 @@ from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
 from varalign.training.mixing.nested import nested_rows
 from varalign.training.start import Beginning, begin
+from varalign.training.steps.memory import memory_watched
 from varalign.training.trainer import Trainer
 from varalign.training.wise_ft import go_part_of_the_way
 
@@ -332,7 +333,10 @@ def resume(
         start = None
         if step_folders(run.checkpoints):
             torch.manual_seed(config.seed)
-            parts = assemble(config, data, saved_model(run).to(device), say)
+            model = saved_model(run)
+            if config.gradient_checkpointing:
+                model.checkpoint_activations()
+            parts = assemble(config, data, model.to(device), say)
         else:
             say("no checkpoint yet: starting from the beginning")
             start = begin(config, data, device, say)
@@ -363,7 +367,8 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
         say=None if session.shows else say,
     )
     try:
-        position = trainer.fit(reporter, session.stop)
+        with memory_watched(parts, say):
+            position = trainer.fit(reporter, session.stop)
     finally:
         reporter.close()
     weights, moments = trainer.state.pair_weights, trainer.state.moments

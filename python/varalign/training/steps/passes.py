@@ -25,7 +25,7 @@ from varalign.data.draws import TOWERS, hash_draws
 from varalign.data.ranks import Ranks
 from varalign.encoders.batch_rows import BatchRows, batch_rows
 from varalign.encoders.dual_encoder import DualEncoder
-from varalign.encoders.specs import SIDES
+from varalign.encoders.specs import SIDES, Side
 
 T = TypeVar("T")
 OWN_DRAWS = ("lstm", "resnet18")
@@ -42,7 +42,8 @@ class TowerPass:
         total, tokens: as of `BatchRows`.
         parts: number of parts.
         trains: whether the tower has a gradient.
-        seeds: sets torch's generator before a part, where towers draw numbers that do not go by rows; else None.
+        seeds: sets torch's generator before a part, where the tower draws numbers that do not go by rows; what heads
+            draw afterwards does not depend on it. Else None.
         towers: whose batch norms must not count a first pass.
     """
 
@@ -59,16 +60,17 @@ class TowerPass:
 
     def features(self, whole: bool) -> Tensor:
         """(rows, D); `whole` says that these are the rows of the whole batch, in one part."""
-        count = self.rows.stop - self.rows.start
-        if self.parts == 1:
-            if self.seeds is not None:
-                self.seeds(0)
-            with batch_rows(None if whole else self._rows(slice(0, count))):
-                return self.run(slice(0, count))
+        if whole:
+            return self.run(slice(0, self.rows.stop - self.rows.start))
         self._before = Random.now()
-        with torch.no_grad(), _uncounted(self.towers):
-            found = torch.cat([self._part(place, part) for place, part in enumerate(self._slices())])
-        if not self.trains:
+        if self.parts == 1:
+            found = self._part(0, *self._slices())
+        else:
+            with torch.no_grad(), _uncounted(self.towers):
+                found = torch.cat([self._part(place, part) for place, part in enumerate(self._slices())])
+        if self.seeds is not None:
+            self._before.restore()
+        if not self.trains or self.parts == 1:
             return found
         self._leaf = found.requires_grad_()
         return self._leaf
@@ -126,7 +128,8 @@ class Gradients:
             known = inspect.signature(DistributedDataParallel).parameters
             buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             # A tower of another library may have parameters that its output does not depend on.
-            settings: dict[str, Any] = {buffers: False, "find_unused_parameters": draws_otherwise(self.model)}
+            unused = any(draws_otherwise(self.model, side) for side in SIDES)
+            settings: dict[str, Any] = {buffers: False, "find_unused_parameters": unused}
             # Gradients of 1 x 1 convolutions: their strides differ in name alone.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self._parallel = DistributedDataParallel(_Called(self.model), process_group=self.ranks.group, **settings)
@@ -161,15 +164,16 @@ class _Called(nn.Module):
         return call()
 
 
-def draws_otherwise(model: DualEncoder) -> bool:
-    """Whether a tower that trains is of another library, whose dropout knows nothing of the rows of a batch."""
-    encoders = [model.encoder(side) for side in SIDES if not model.fully_frozen(side)]
-    return any(encoder is not None and encoder.spec.partition("@")[0] not in OWN_DRAWS for encoder in encoders)
+def draws_otherwise(model: DualEncoder, side: Side) -> bool:
+    """Whether a side's tower trains and is of another library, whose dropout knows nothing of the rows of a batch."""
+    encoder = None if model.fully_frozen(side) else model.encoder(side)
+    return encoder is not None and encoder.spec.partition("@")[0] not in OWN_DRAWS
 
 
 def has_batch_norms(model: DualEncoder) -> bool:
-    """Whether statistics of the batch are part of the model in training."""
-    return any(isinstance(module, _BatchNorm) and module.training for module in model.train().modules())
+    """Whether the towers that train take statistics of what passes through them together."""
+    parts = [part for side in SIDES for part in model.training_parts(side) if isinstance(part, nn.Module)]
+    return any(isinstance(module, _BatchNorm) for part in parts for module in part.modules())
 
 
 def seeding(seed: int, step: int, rank: int) -> Callable[[int], None]:

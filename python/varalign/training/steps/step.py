@@ -75,7 +75,6 @@ class TrainingStep:
         self._split = 1 if cached else config.accumulate
         self._gradients = Gradients(parts.model, self.ranks, self._split)
         self._is_whole = self.ranks.size == 1 and self._split == 1
-        self._reseeds = not self._is_whole and draws_otherwise(parts.model)
         self._before: Random | None = None  # of a step that may break off
         self._ended = time.perf_counter()
         # Losses to compare with see an ensemble's members as one space.
@@ -216,7 +215,7 @@ class TrainingStep:
         # As many parts on every rank as the smallest share allows.
         split = 1 if cached else min(self._split, max(1, total // self.ranks.size))
         seeds = None
-        if self._reseeds:
+        if not self._is_whole and draws_otherwise(self.parts.model, side):
             seeds = seeding(self.config.seed, self.state.position.step, 2 * self.ranks.rank + (side == "text"))
         trains = not cached and not self.parts.model.fully_frozen(side)
         return TowerPass(run, rows, total, tokens, split, trains, seeds, self.parts.model)

@@ -1,0 +1,58 @@
+"""What is said of a run's memory: of batch norms in a step of parts, and of what to do when a GPU's memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from varalign.encoders.specs import SpecError
+from varalign.inputs.parts import Parts
+from varalign.runs.run_errors import RunFailed
+from varalign.training.steps.passes import has_batch_norms
+
+
+class OutOfMemory(RunFailed):
+    """The memory of a GPU has run out in training; the message names the options that need less."""
+
+
+@contextmanager
+def memory_watched(parts: Parts, say: Callable[[str], None]) -> Iterator[None]:
+    """Within, a GPU whose memory runs out raises `OutOfMemory`; `say` is first told of batch norms in parts."""
+    config = parts.config
+    if config.accumulate > 1 and has_batch_norms(parts.model):
+        rows = max(1, config.batch_size // config.accumulate)
+        say(
+            f"--accumulate {config.accumulate}: batch norms take their statistics from a part of each batch, {rows} of "
+            f"its {config.batch_size} rows"
+        )
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).partition(". ")[0]
+        raise OutOfMemory(f"the memory of the GPU has run out ({first}): {less_memory(parts)}") from None
+
+
+def less_memory(parts: Parts) -> str:
+    """The options with which a step of this run needs less memory."""
+    config, model = parts.config, parts.model
+    if config.frozen_towers:
+        return f"set a smaller --batch-size than {config.batch_size}, or fewer --members"
+    advice = []
+    if config.accumulate < config.batch_size:
+        most = min(2 * config.accumulate, config.batch_size)
+        advice.append(f"--accumulate {most} passes each batch through the encoders in {most} parts")
+    if not config.gradient_checkpointing and _has_checkpointing(parts):
+        advice.append("--gradient-checkpointing keeps fewer activations")
+    if config.trains("image") and model.image_encoder is not None:
+        advice.append(f"an --image-size below {model.image_encoder.preprocess.size} makes fewer of them")
+    return "; ".join(advice or [f"set a smaller --batch-size than {config.batch_size}"])
+
+
+def _has_checkpointing(parts: Parts) -> bool:
+    try:
+        parts.model.checkpoint_activations()  # the run is over: what it changes is not used
+    except SpecError:
+        return False
+    return True
