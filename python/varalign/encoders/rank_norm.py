@@ -75,7 +75,7 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         axes = [axis for axis in range(values.ndim) if axis != 1]
         own = values.numel() // values.shape[1]
-        variance, mean = torch.var_mean(values.float(), axes, correction=0)
+        variance, mean = torch.var_mean(_wide(values), axes, correction=0)
         sums = torch.cat([mean * own, mean.new_full((1,), own)])
         dist.all_reduce(sums, group=group)
         count = sums[-1]
@@ -94,8 +94,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         values, mean, inverse, weight, count = ctx.saved_tensors
         shape = [1, -1] + [1] * (values.ndim - 2)
-        upstream = gradient.float()
-        centred = values.float() - mean.view(shape)
+        upstream = _wide(gradient)
+        centred = _wide(values) - mean.view(shape)
         biases = upstream.sum(ctx.axes)
         weights = (upstream * centred).sum(ctx.axes) * inverse
         sums = torch.stack([biases, weights])
@@ -103,5 +103,10 @@ class _Normalise(torch.autograd.Function):
         along, across = sums / count
         # dx = w/σ · (dy − mean(dy) − x̂ · mean(dy · x̂)), the means over all ranks.
         inside = upstream - along.view(shape) - centred * (inverse * across).view(shape)
-        found = (inside * (inverse * weight.float()).view(shape)).to(values.dtype)
+        found = (inside * (inverse * weight).view(shape)).to(values.dtype)
         return found, weights.to(weight.dtype), biases.to(weight.dtype), None, None
+
+
+def _wide(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 where they are: sums of half-precision numbers lose too much."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -193,12 +193,13 @@ def train(
         parts.images.prepare()
         run = ranks().by_writer(lambda: RunFolder.create(out))
         with _held(run):
-            ranks().by_writer(lambda: _describe(run, start, device))
+            machine = _machine(device)
+            ranks().by_writer(lambda: _describe(run, start, machine))
             _require_seen(run)
             return _finish(parts, run, start, session)
 
 
-def _describe(run: RunFolder, start: Beginning, device: torch.device) -> None:
+def _describe(run: RunFolder, start: Beginning, machine: Mapping[str, Any]) -> None:
     """Write what a run is into its folder."""
     parts, data = start.parts, start.parts.data
     if parts.config.exclude is not None:
@@ -216,7 +217,7 @@ def _describe(run: RunFolder, start: Beginning, device: torch.device) -> None:
                 "images": len(data.split),
                 "texts": len(data.caption_owner),
             },
-            "machine": _machine(device),
+            "machine": machine,
         }
     )
 
