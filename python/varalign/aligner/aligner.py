@@ -27,6 +27,7 @@ from varalign.data.damage import damaged
 from varalign.data.errors import DataError
 from varalign.data.files import cache_key
 from varalign.data.noise import parse_noise
+from varalign.data.ranks import world
 from varalign.encoders.dual_encoder import DualEncoder, without_heads
 from varalign.encoders.specs import SIDES, Side
 from varalign.evaluation.retrieval import chance, reachable, top_k
@@ -336,6 +337,8 @@ class Aligner(Encodes, Shares):
         rows = rows[choose_pairs(len(rows), pairs, seed)]
         fitting_perplexities(perplexities, 2 * len(rows))  # before minutes of embedding
         found = embed_split(self.parts, rows)
+        if not world().is_writer:
+            return []
         images, texts = (part.cpu().numpy() for part in found.first_pairs())
         try:
             points = pair_points(images, texts)

@@ -17,6 +17,7 @@ from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet, save_features, write_strings
 from varalign.data.files import write_atomically
 from varalign.data.outputs import marker_of, written_together
+from varalign.data.ranks import world
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import Rows
 from varalign.inputs.tower_loop import TEXT_BATCH, encoded_rows, gathered
@@ -56,6 +57,8 @@ def write_embeddings(parts: Parts, rows: Rows, file: Path, correction: HubCorrec
     else:
         content = save_arrays({name: np.ascontiguousarray(value) for name, value in arrays.items()})
     names, beside = parts.data.image_names, file.with_suffix(".names.jsonl")
+    if not world().is_writer:
+        return {"file": str(file), "images": len(found.rows), "texts": len(found.captions)}
     with written_together(marker_of(file), [file, beside]):
         if names is not None:
             write_strings(beside, [names[row] for row in found.rows.tolist()])
@@ -81,7 +84,8 @@ def write_features(parts: Parts, file: Path) -> dict[str, Any]:
     split[unreadable] = -1
     names, texts = data.image_names, data.captions
     whole = FeatureSet(x.numpy(), y.numpy(), data.caption_owner, split, data.image_ids, names, texts=texts)
-    save_features(file, whole, dtype="float32")
+    if world().is_writer:
+        save_features(file, whole, dtype="float32")
     return {"file": str(file), "images": len(split), "texts": len(captions), "unreadable": len(unreadable)}
 
 
@@ -105,11 +109,14 @@ def write_unpaired(parts: Parts, file: Path) -> dict[str, Any]:
     written = {
         file.with_name(f"{file.stem}.{what}.jsonl"): names for what, names in beside.items() if names is not None
     }
+    sizes = {"file": str(file), "images": len(found.image_features), "texts": len(found.text_features)}
+    if not world().is_writer:
+        return sizes
     with written_together(marker_of(file), [file, *written]):
         for place, strings in written.items():
             write_strings(place, strings)
         write_atomically(file, save_arrays(arrays))
-    return {"file": str(file), "images": len(found.image_features), "texts": len(found.text_features)}
+    return sizes
 
 
 def _with_towers(parts: Parts, file: Path) -> ImageCaptions:

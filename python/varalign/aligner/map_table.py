@@ -19,6 +19,7 @@ from varalign.canonical.hub_correction import HubCorrection, corrected_ranks
 from varalign.data.errors import DataError, how_to_install
 from varalign.data.files import write_atomically
 from varalign.data.index import SPLITS
+from varalign.data.ranks import world
 from varalign.data.waiting import counted
 from varalign.evaluation.retrieval import ranks
 from varalign.inputs.parts import Parts
@@ -58,6 +59,8 @@ def write_map(parts: Parts, rows: Rows, file: Path, correction: HubCorrection | 
     except ImportError:
         raise DataError(f"--out {file}: Parquet files are written by pyarrow: {how_to_install('parquet')}") from None
     found = embed_split(parts, rows)
+    if not world().is_writer:
+        return {"file": str(file), "images": len(found.rows), "texts": len(found.captions)}
     columns = _columns(parts, found, correction)
     order = np.lexsort((np.arange(-len(found.rows), len(found.owner)), np.r_[np.arange(len(found.rows)), found.owner]))
     # A thumbnail is the same string in the rows that follow each other: compressed, it is stored once.

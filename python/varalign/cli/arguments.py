@@ -11,6 +11,7 @@ from typing import Any
 
 from varalign.cli.exit_codes import OutputError
 from varalign.data.errors import DataError
+from varalign.data.ranks import world
 from varalign.data.readers.reading import READING, Reading
 from varalign.data.terminal import print_lines
 from varalign.data.waiting import waiting
@@ -217,7 +218,12 @@ def load(arguments: argparse.Namespace) -> Any:
 
 
 def answer(arguments: argparse.Namespace, value: Any, lines: Iterable[str]) -> int:
-    """Print a command's result on standard output, as JSON or in lines; returns exit code 0."""
+    """Print a command's result on standard output, as JSON or in lines; returns exit code 0.
+
+    Of several processes only the writer prints.
+    """
+    if not world().is_writer:
+        return 0
     text = json_text(value) if getattr(arguments, "json", False) else "\n".join(lines)
     try:
         print_lines(text, sys.stdout)

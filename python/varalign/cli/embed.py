@@ -22,6 +22,7 @@ from varalign.cli.arguments import (
 )
 from varalign.data.errors import DataError
 from varalign.data.outputs import check_output_file, marker_of
+from varalign.data.ranks import world
 
 
 def add(commands: Any) -> None:
@@ -43,7 +44,7 @@ def add(commands: Any) -> None:
     )
     add_overwrite(parser)
     add_json(parser)
-    parser.set_defaults(handler=run)
+    parser.set_defaults(handler=run, over_ranks=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,9 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     unpaired = {name: getattr(arguments, name) for name in ("unpaired_images", "unpaired_texts")}
     if any(unpaired.values()) and not arguments.features:
         raise DataError("--unpaired-images and --unpaired-texts go with --features: they have no place among the run's")
-    unfinished = marker_of(arguments.out).is_file()
-    for ending in (arguments.out.suffix, ".names.jsonl", ".texts.jsonl"):
-        check_output_file(arguments.out.with_suffix(ending), overwrite=arguments.overwrite or unfinished)
+    world().by_writer(lambda: _check_files(arguments.out, overwrite=arguments.overwrite))
     model = load(arguments)
     if arguments.features:
         written = model.write_features(arguments.out, **unpaired)
@@ -69,11 +68,20 @@ def run(arguments: argparse.Namespace) -> int:
     return answer(arguments, written, [f"{arguments.out}: {written['images']} images, {written['texts']} texts"])
 
 
+def _check_files(file: Path, *, overwrite: bool) -> None:
+    """Refuse to write over files that are not the unfinished ones of this command."""
+    unfinished = marker_of(file).is_file()
+    for ending in (file.suffix, ".names.jsonl", ".texts.jsonl"):
+        check_output_file(file.with_suffix(ending), overwrite=overwrite or unfinished)
+
+
 def _embed_folder(arguments: argparse.Namespace, searched: Searched) -> int:
     """Bring the store of a folder's images up to date, write it as a gallery file or index one; print what was done."""
     for name in ("features", "unpaired_images", "unpaired_texts"):
         if getattr(arguments, name):
             raise DataError(f"--{name.replace('_', '-')} does not go with --images, whose embeddings the run keeps")
+    if world().size > 1:
+        raise DataError("embed --images DIR runs in one process: start it without torchrun")
     refuse_split(arguments)
     _check_gallery(arguments)
     from varalign.aligner.gallery_file import index_gallery, write_folder

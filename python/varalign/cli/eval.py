@@ -7,6 +7,7 @@ from typing import Any
 
 from varalign.cli.arguments import add_json, add_option, add_run, add_split, answer, load, places
 from varalign.data.errors import DataError
+from varalign.data.ranks import alone, world
 from varalign.options.hub_sources import GALLERY, check_hub_source
 
 STATISTICS = (
@@ -40,7 +41,7 @@ def add(commands: Any) -> None:
     )
     add_option(parser, "hub_form").default = None  # the run's own
     add_json(parser)
-    parser.set_defaults(handler=run)
+    parser.set_defaults(handler=run, over_ranks=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -79,10 +80,12 @@ def run(arguments: argparse.Namespace) -> int:
     lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}{_error(result, key)}" for key in STATISTICS]
     lines += chance_remark(result, chance)
     code = answer(arguments, named, lines)
-    if found is not None:
+    if found is not None and world().is_writer:
         from varalign.aligner.run_report import write_run_report
 
-        write_run_report(model.run, model.parts, found, model.hub.correction, rows)
+        correction = model.hub.correction
+        with alone():
+            write_run_report(model.run, model.parts, found, correction, rows)
     return code
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from varalign.cli.arguments import add_json, add_overwrite, add_run, add_seed, add_split, answer, load
 from varalign.data.outputs import check_output_folder
+from varalign.data.ranks import world
 from varalign.pictures.style import PICTURE_FORMS
 
 
@@ -29,14 +30,15 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the pictures (default: RUN/pictures)")
     add_overwrite(parser)
     add_json(parser)
-    parser.set_defaults(handler=run)
+    parser.set_defaults(handler=run, over_ranks=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw, and print the files."""
     model = load(arguments)
     if arguments.out is not None and not (model.run and arguments.out.resolve() == model.run.pictures.resolve()):
-        check_output_folder(arguments.out, ("tsne*.png", "tsne*.pdf", "tsne*.svg"), overwrite=arguments.overwrite)
+        names = ("tsne*.png", "tsne*.pdf", "tsne*.svg")
+        world().by_writer(lambda: check_output_folder(arguments.out, names, overwrite=arguments.overwrite))
     options = {name: getattr(arguments, name) for name in ("split", "pairs", "seed", "out", "form")}
     files = [str(file) for file in model.visualize(arguments.perplexities, **options)]
     return answer(arguments, files, files)

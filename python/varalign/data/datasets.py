@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from varalign.data.checks.near_duplicates import find_near_duplicates
 from varalign.data.errors import DataError, first_three, shown
 from varalign.data.index import CaptionIndex
+from varalign.data.ranks import world
 from varalign.data.readers.folders import FoundFolder, Missing, read_folder, uncollected
 from varalign.data.readers.image_folder import ImageFolder, identical_files
 from varalign.data.readers.reading import Reading
@@ -104,7 +105,8 @@ def load_dataset(
     """
     if captions_per_image is not None and captions_per_image < 1:
         raise DataError(f"--captions-per-image {captions_per_image}: wanted at least 1")
-    found = read_folder(Path(folder), reading, skip_empty=skip_missing)
+    # Of several processes the first one unpacks and converts what the others then find.
+    found = world().writer_first(lambda: read_folder(Path(folder), reading, skip_empty=skip_missing))
     if found.missing and not skip_missing:
         raise DataError(missing_message(found))
     split_by = reading.split_by

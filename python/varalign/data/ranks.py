@@ -92,7 +92,10 @@ class Ranks:
         """What `call` gives on each rank, the writer's before the others': it writes what they then find."""
         mine: list[T] = []
         self.by_writer(lambda: mine.append(call()))
-        return mine[0] if mine else call()
+        if mine:
+            return mine[0]
+        with alone():
+            return call()
 
     def everywhere(self, holds: bool) -> bool:
         """Whether something holds on every rank."""
@@ -152,7 +155,7 @@ _ERROR = "varalign/error"
 _CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
 
 
-def ranks() -> Ranks:
+def world() -> Ranks:
     """The processes that the current code works with."""
     return _CURRENT.get()
 
@@ -193,8 +196,8 @@ def joined() -> Iterator[Ranks]:
     Raises:
         RanksError: the processes do not find each other, or there are more of them than GPUs.
     """
-    if said_by_launcher() == 1 or ranks().size > 1:
-        yield ranks()
+    if said_by_launcher() == 1 or world().size > 1:
+        yield world()
         return
     import torch
     import torch.distributed as dist

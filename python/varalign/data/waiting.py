@@ -21,7 +21,7 @@ from multiprocessing import parent_process
 from typing import TypeVar
 
 from varalign.data.bar import Bar, PlainBar
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.data.terminal import underlying
 
 _SILENT: ContextVar[bool] = ContextVar("silent", default=False)
@@ -40,7 +40,7 @@ def waiting(what: str, total: int | None = None, done: int = 0) -> Bar:
         done: units that were done before.
     """
     is_main = parent_process() is None and threading.current_thread() is threading.main_thread()
-    if _SILENT.get() or sys.stderr is None or not is_main or not ranks().is_writer:
+    if _SILENT.get() or sys.stderr is None or not is_main or not world().is_writer:
         return Bar()
     if on_terminal():
         from varalign.data.live_bar import LiveBar

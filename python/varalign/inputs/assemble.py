@@ -16,7 +16,7 @@ from varalign.data.features import FeatureSet
 from varalign.data.files import default_cache
 from varalign.data.images import Augment
 from varalign.data.noise import Noise, parse_noise
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import SIDES, Side
 from varalign.encoders.towers import Towers
@@ -119,7 +119,7 @@ def _decoded(config: TrainConfig, data: ImageCaptions, live: LiveImages, say: Sa
     folder, rows = cache_folder(config), data.rows("train")
     settings: dict[str, Any] = {"augment": live.augment, "rows": rows, "threads": config.threads, "say": say}
     try:
-        return ranks().writer_first(lambda: decoded_cache(live.paths, live.preprocess, folder, **settings))
+        return world().writer_first(lambda: decoded_cache(live.paths, live.preprocess, folder, **settings))
     except OSError as error:  # the run can go on without its cache
         say(f"decoded images are not kept: {folder} cannot be written: {error}; name another folder by --cache")
         return None

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from varalign.data.errors import DataError
 from varalign.data.files import open_user_file, read_bytes, write_atomically
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 
 Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
@@ -52,14 +52,14 @@ def kept_arrays(
     """
     found = "" if fresh else read_kept(path, key, shapes=shapes or {})
     # The ranks may see different disks, and make the arrays together: all of them make, or none.
-    if ranks().everywhere(isinstance(found, dict)) and isinstance(found, dict):
+    if world().everywhere(isinstance(found, dict)) and isinstance(found, dict):
         if told:
             say(told)
         return found
     if isinstance(found, str) and found:
         say(f"{path}: {found}; made anew")
     arrays = make()
-    if not ranks().is_writer:
+    if not world().is_writer:
         return arrays
     try:
         write_kept(path, key, arrays)

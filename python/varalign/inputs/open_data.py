@@ -13,6 +13,7 @@ from varalign.data.exclusions import without_excluded
 from varalign.data.features import FeatureSet, load_features
 from varalign.data.matched import matched
 from varalign.data.noise import parse_noise
+from varalign.data.ranks import world
 from varalign.data.readers.folders import given_place
 from varalign.data.readers.reading import HUB, Reading, of_hub
 from varalign.data.sample import SAMPLE_SIZE, write_sample
@@ -124,7 +125,7 @@ def _folder(config: TrainConfig, say: Say) -> tuple[TrainConfig, Path]:
         say(f"no --data: training on {USUAL_DATA}")
         return config, USUAL_DATA
     say(f"no --data and no {USUAL_DATA}: training on the built-in sample in {SAMPLE_DATA}")
-    say(write_sample(SAMPLE_DATA, seed=0))
+    say(world().by_writer(lambda: write_sample(SAMPLE_DATA, seed=0)))
     if config.augment is None:  # its captions tell place, size and left from right, which crops and mirrors change
         config = replace(config, augment=False)
     if config.image_size is None and config.image_spec == CUSTOM_IMAGE:

@@ -15,7 +15,7 @@ from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
 from varalign.data.index import first_of_each
 from varalign.data.pair_ids import PairIds, pair_ids
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.inputs.open_data import Data
 from varalign.inputs.parts import Inputs
 from varalign.inputs.sources import FeatureRows, Rows, chunks
@@ -102,7 +102,7 @@ def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool, lexical: boo
                 total=len(part),
             )
 
-        split = ranks().size > 1 and not is_cached(inputs.images)
+        split = world().size > 1 and not is_cached(inputs.images)
         images = split_over_ranks(rows, run, inputs.images.unreadable) if split else run(rows)
     else:
         images = encoded_rows(inputs, "image", rows, size)

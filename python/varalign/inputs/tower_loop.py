@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from varalign.data.errors import DataError
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.data.waiting import waiting
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.specs import Side
@@ -81,13 +81,13 @@ def split_over_ranks(
         run: from some of the rows to them, batch by batch, with their results (B, D).
         unreadable: of the source; it learns what the other ranks could not read.
     """
-    own = list(run(ranks().share(rows)))
+    own = list(run(world().share(rows)))
     kept = np.concatenate([part for part, _ in own]) if own else rows[:0]
-    width = max(ranks().gathered(own[0][1].shape[1] if own else 0))
+    width = max(world().gathered(own[0][1].shape[1] if own else 0))
     values = torch.cat([found for _, found in own]) if own else torch.zeros(0, width)
-    for theirs in ranks().gathered(dict(unreadable)):
+    for theirs in world().gathered(dict(unreadable)):
         unreadable.update(theirs)
-    yield from ranks().gathered_rows(kept, values)
+    yield from world().gathered_rows(kept, values)
 
 
 def encoded_rows(
@@ -118,7 +118,7 @@ def encoded_rows(
             batches = ((some, source.inputs(some)) for some in chunks(part, size))
         return run_tower(inputs.towers, batches, encode, inputs.autocast, what=f"encoding {side}s", total=len(part))
 
-    if ranks().size == 1 or is_cached(source):
+    if world().size == 1 or is_cached(source):
         return run(rows)
     return split_over_ranks(rows, run, getattr(source, "unreadable", {}))
 

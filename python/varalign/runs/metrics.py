@@ -9,7 +9,7 @@ from typing import Any
 
 from varalign.data.errors import DataError
 from varalign.data.files import AppendedFile, open_user_file, write_atomically
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.runs.json_text import json_text
 from varalign.runs.run_errors import RunError
 from varalign.runs.schema import number, or_null, record, text, whole
@@ -61,7 +61,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: AppendedFile | None = None
-        self._writes = ranks().is_writer
+        self._writes = world().is_writer
 
     def write(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines and hand them to the system at once; of several processes only the writer does."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from varalign.data.bar import Bar, duration
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.data.terminal import print_lines
 from varalign.data.waiting import waiting
 from varalign.runs.result_table import candidates
@@ -20,7 +20,7 @@ _COLUMNS = 80
 
 def to_stderr(text: str) -> None:
     """Print a remark on standard error; of several processes only the writer does."""
-    if ranks().is_writer:
+    if world().is_writer:
         print_lines(text, sys.stderr)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from varalign.data.files import AppendedFile
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.runs.json_text import json_text
 
 
@@ -33,7 +33,7 @@ class Quarantine:
             OSError: naming the file.
         """
         new = {name: reason for name, reason in bad.items() if name not in self.found}
-        if not new or not ranks().is_writer:
+        if not new or not world().is_writer:
             return
         file = AppendedFile(self.path)
         try:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -81,7 +81,7 @@ class StopSignals:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         # A launcher of several processes sends on what they have had from the terminal already.
-        if self.received is not None and ranks().size > 1 and time.monotonic() - self._received_at < 5:
+        if self.received is not None and world().size > 1 and time.monotonic() - self._received_at < 5:
             return
         if self.received is not None:
             _tell(f"varalign: {signal.Signals(number).name} again: leaving at once\n")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.inputs.open_data import Data
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import ImageInputs
@@ -34,7 +34,7 @@ def new_loss(config: TrainConfig, data: Data | None) -> Loss:
     """
     schedule = new_schedule(config)
     if config.loss == "clip":
-        return ContrastiveLoss(schedule, duplicates=config.duplicates, group=ranks().group)
+        return ContrastiveLoss(schedule, duplicates=config.duplicates, group=world().group)
     images, captions = (0, 0) if data is None else (len(data.split), len(data.caption_owner))
     try:
         objective = build_objective(

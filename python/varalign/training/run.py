@@ -19,7 +19,7 @@ from varalign.aligner.run_report import write_run_report
 from varalign.aligner.voice_weights import weights_of
 from varalign.data.checks.split_sizes import split_sizes
 from varalign.data.files import read_bytes, write_atomically
-from varalign.data.ranks import alone, joined, ranks
+from varalign.data.ranks import alone, joined, world
 from varalign.data.waiting import silent
 from varalign.inputs.assemble import assemble
 from varalign.inputs.continued import check_continued
@@ -179,10 +179,10 @@ def train(
     check_continued(config)
     with _Session.begun(say, progress, show, config.profile) as session:
         if out is not None:
-            ranks().by_writer(lambda: RunFolder.check_new(out))
+            world().by_writer(lambda: RunFolder.check_new(out))
         check_ranks(config)
         with part("start"):
-            opened, data = ranks().writer_first(lambda: open_data(config, session.say, whole_below=whole_below))
+            opened, data = open_data(config, session.say, whole_below=whole_below)
         session.say("; ".join(split_sizes(data)))
         images = len(data.rows("train"))
         config = fill(opened, images, held_out=_held_out(data))
@@ -191,10 +191,10 @@ def train(
             start = begin(config, data, device, session.say)
         parts = start.parts
         parts.images.prepare()
-        run = ranks().by_writer(lambda: RunFolder.create(out))
+        run = world().by_writer(lambda: RunFolder.create(out))
         with _held(run):
             machine = _machine(device)
-            ranks().by_writer(lambda: _describe(run, start, machine))
+            world().by_writer(lambda: _describe(run, start, machine))
             _require_seen(run)
             return _finish(parts, run, start, session)
 
@@ -226,12 +226,12 @@ def _describe(run: RunFolder, start: Beginning, machine: Mapping[str, Any]) -> N
 def _held(run: RunFolder) -> Iterator[None]:
     """Hold the run folder: the writer does for all processes."""
     with ExitStack() as stack:
-        ranks().by_writer(lambda: stack.enter_context(run.locked()))
+        world().by_writer(lambda: stack.enter_context(run.locked()))
         yield
 
 
 def _require_seen(run: RunFolder) -> None:
-    if not ranks().everywhere((run.path / "config.json").is_file()):
+    if not world().everywhere((run.path / "config.json").is_file()):
         raise RunError(
             f"{run.path}: not every process sees this folder, and all of them read the checkpoints in it: name one by "
             "--out that lies on a file system of all machines"
@@ -244,7 +244,7 @@ def check_ranks(config: TrainConfig) -> None:
     Raises:
         ConfigError: naming the option.
     """
-    if ranks().size == 1:
+    if world().size == 1:
         return
     if config.loss != "clip":
         raise ConfigError(
@@ -283,7 +283,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": str(device),
         "torch_threads": torch.get_num_threads(),
-        "processes": ranks().size,
+        "processes": world().size,
         "members_in": str(members_products("auto", device)),
     }
 
@@ -321,7 +321,7 @@ def resume(
         _require_seen(run)
         saved = run.config()
         options = {"start": "random", **run.options(say), **overrides}  # the first runs had no `start`
-        config, data = ranks().writer_first(lambda: open_data(TrainConfig(**options).validate(), say))
+        config, data = open_data(TrainConfig(**options).validate(), say)
         config = fill(config, len(data.rows("train")), held_out=_held_out(data))
         if data.fingerprint != saved.get("data", {}).get("fingerprint"):
             raise RunError(
@@ -359,7 +359,7 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
         trainer.log.cut(-1)
         if pairs is not None:
             columns = {"weight": pairs.weights.cpu().numpy(), "score": pairs.scores.cpu().numpy()}
-            ranks().by_writer(lambda: write_pairs(run.pairs, parts.data, captions, columns))
+            world().by_writer(lambda: write_pairs(run.pairs, parts.data, captions, columns))
     reporter = ProgressReporter(
         config,
         steps_per_epoch=trainer.steps_per_epoch,
@@ -376,7 +376,7 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
     if config.pair_weighting == "moments" and weights is not None:
         kept = ("margin_mean", "probability_mean", "probability_variance")
         columns = {"weight": weights.cpu().numpy(), **{name: getattr(moments, name) for name in kept}}
-        ranks().by_writer(lambda: write_pairs(run.pairs, parts.data, captions, columns))
+        world().by_writer(lambda: write_pairs(run.pairs, parts.data, captions, columns))
     bad = parts.bad_images()
     if bad:
         say(f"{len(bad)} unreadable images were replaced or left out, {run.quarantine} names them: {summary(bad)}")
@@ -396,7 +396,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
             with part("test"):
                 if config.wise_ft:
                     go_part_of_the_way(parts, run, say)
-                ranks().wait()
+                world().wait()
                 aligner = trained(parts, run)
                 say(aligner.hub.line)
                 tested = bool(len(parts.data.rows("test")))
@@ -407,7 +407,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                     chance, reachable = aligner.chance("test"), aligner.reachable("test")
                 else:
                     (test, chance, zero_shot), reachable = nested_rows(parts, say), None
-                    if ranks().is_writer:
+                    if world().is_writer:
                         run.keep_nested(
                             position.step, position.epoch, {**test, "chance": chance, "zero_shot": zero_shot}
                         )
@@ -426,7 +426,7 @@ def _evaluated(parts: Parts, run: RunFolder, position: Position, session: _Sessi
                 voices=weights_of(parts.model, run),
             )
             Quarantine(run.quarantine).add(parts.bad_images())
-            if not ranks().is_writer:
+            if not world().is_writer:
                 return result
             if session.profile is not None:
                 for line in write_profile(session.profile, run.profile, run.trace):

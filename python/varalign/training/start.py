@@ -20,6 +20,7 @@ from varalign.canonical.choice import Grid, choose_settings, mean_recall_at_1, n
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.maps import ClosedForm, Whitening
 from varalign.data.index import Candidates
+from varalign.data.ranks import alone, world
 from varalign.encoders.dual_encoder import INITIAL_LOGIT_SCALE, MAX_LOGIT_SCALE, DualEncoder
 from varalign.encoders.head_shape import MEMBER_DIM, HeadShape
 from varalign.encoders.heads import NoisyHead, closed_form_heads
@@ -229,13 +230,17 @@ def _chosen(
 
 
 def _covariance(inputs: Inputs, pair_weights: Tensor | None) -> RunningCovariance:
-    """Means and covariances of the training pairs' features, in one pass."""
-    towers = inputs.towers
+    """Means and covariances of the training pairs' features, in one pass; each process reads its share of the images."""
+    towers, rows = inputs.towers, world().share(inputs.train_rows)
     covariance = RunningCovariance(towers.image_feature_dim, towers.text_feature_dim, inputs.device)
-    for part in batches_of_pairs(inputs, inputs.train_rows, training=True):
-        weights = None if pair_weights is None else pair_weights[torch.from_numpy(part.captions)]
-        covariance.update(part.image_features[part.owner], part.text_features, weights)
-    return covariance
+    with alone():
+        for part in batches_of_pairs(inputs, rows, training=True):
+            weights = None if pair_weights is None else pair_weights[torch.from_numpy(part.captions)]
+            covariance.update(part.image_features[part.owner], part.text_features, weights)
+    first, *others = world().gathered(covariance)
+    for other in others:
+        first.merge(other)
+    return first
 
 
 def _widened(found: ClosedForm, dimensions: int) -> ClosedForm:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from varalign.data.files import remove_folder
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
@@ -135,7 +135,7 @@ class Saver:
         """
         position = self.state.position
         self._saved, self._saved_at = self._place(), time.monotonic()
-        if not ranks().is_writer:
+        if not world().is_writer:
             return
         self.log.sync()
         checkpoints.save_checkpoint(self.folder, position.step, self.state.tensors(), self.state.values())
@@ -147,7 +147,7 @@ class Saver:
         """Link `last` to the checkpoint of the current position, which is saved, and `best` to that of the best one."""
         position = self.state.position
         self._saved = self._place()
-        if not ranks().is_writer:
+        if not world().is_writer:
             return
         for name, step in (("last", position.step), ("best", position.best_step)):
             if (self.folder / f"step-{step}").is_dir():
@@ -162,17 +162,17 @@ class Saver:
         Raises:
             CheckpointError: there are checkpoints, but all are damaged.
         """
-        ranks().wait()
+        world().wait()
         found = checkpoints.newest_checkpoint(self.folder, say, lambda position: not position.nonfinite)
         if found is None:
             return False
         self.state.load(found)
-        ranks().wait()  # every process has read it
+        world().wait()  # every process has read it
         position = self.state.position
-        for step, path in checkpoints.step_folders(self.folder) if ranks().is_writer else ():
+        for step, path in checkpoints.step_folders(self.folder) if world().is_writer else ():
             if step > position.step:
                 remove_folder(path)
-        ranks().wait()
+        world().wait()
         if not (self.folder / f"step-{position.best_step}").is_dir():  # pruned when a later one was better
             position.best_score, position.best_step, position.best_epoch = -1.0, position.step, position.epoch
         return True

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from varalign.aligner.evaluate import evaluate
-from varalign.data.ranks import is_lost, ranks
+from varalign.data.ranks import is_lost, world
 from varalign.data.sampler import epoch_batches
 from varalign.encoders.ensemble import trained_in
 from varalign.encoders.rank_norm import share_batch_norms
@@ -85,7 +85,7 @@ class Trainer:
         self.config, self.parts, self.run = config, parts, run
         self._look = look
         self.state = TrainingState(config, parts, pair_weights)
-        self._ranks = ranks()
+        self._ranks = world()
         share_batch_norms(parts.model, self._ranks)
         trained_in(parts.model, members_products(config.precision, parts.device))
         self.log = MetricsLog(run.metrics)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from varalign.aligner.evaluate import evaluate
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.parts import Parts
 from varalign.runs.checkpoint import MODEL, START_STEP, WISE_FT, load_checkpoint, named, save_checkpoint
@@ -62,9 +62,9 @@ def go_part_of_the_way(parts: Parts, run: RunFolder, say: Callable[[str], None])
         if share < 1.0:
             end = interpolated(start, end, share)
     parts.model.load_checkpoint_state(end)
-    ranks().wait()  # every process has read the checkpoint that is replaced
-    if ranks().is_writer:
+    world().wait()  # every process has read the checkpoint that is replaced
+    if world().is_writer:
         save_checkpoint(folder, best.step, best.tensors | named(MODEL, end), {**best.state, WISE_FT: share})
-    ranks().wait()
+    world().wait()
     say(f"wise-ft: {share:g} of the way from the start is best on dev, mean recall {score:.4f} (the end: {before:.4f})")
     return share

@@ -16,6 +16,7 @@ from varalign.aligner.diagnosis.write import write_page, write_table
 from varalign.aligner.run_report import add_diagnosis
 from varalign.data.errors import DataError
 from varalign.data.outputs import UNFINISHED, check_output_folder, written_together
+from varalign.data.ranks import world
 from varalign.runs.folder import RunFolder
 from varalign.runs.progress import to_stderr
 
@@ -94,7 +95,7 @@ def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
     """
     started = time.perf_counter()
     out = settings.out or (Path("diagnosis") if settings.run is None else settings.run / "diagnosis")
-    check_output_folder(out, ("diagnosis.html", "pairs.csv"), overwrite=settings.overwrite)
+    world().by_writer(lambda: check_output_folder(out, ("diagnosis.html", "pairs.csv"), overwrite=settings.overwrite))
     if settings.worst < 0:
         raise DataError(f"--worst is {settings.worst}, but must be at least 0")
     subject = gather(settings, say)
@@ -116,6 +117,8 @@ def diagnose(settings: Settings, *, say: Say = to_stderr) -> Diagnosis:
         abstains=judgement.abstains,
         kinds_abstain=judgement.kinds_abstain,
     )
+    if not world().is_writer:
+        return diagnosis
     out.mkdir(parents=True, exist_ok=True)
     with written_together(out / UNFINISHED, [diagnosis.page, diagnosis.csv]):
         write_table(diagnosis.csv, subject, judgement, order)

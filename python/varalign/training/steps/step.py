@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varalign.data.ranks import ranks
+from varalign.data.ranks import world
 from varalign.encoders.batch_rows import BatchRows, batch_rows
 from varalign.encoders.specs import Side
 from varalign.evaluation.pair_moments import PairMoments
@@ -66,7 +66,7 @@ class TrainingStep:
 
     def __init__(self, config: TrainConfig, parts: Parts, state: TrainingState, total: int) -> None:
         self.config, self.parts, self.state, self.total = config, parts, state, total
-        self.ranks = ranks()
+        self.ranks = world()
         self._stop, self._stopped = StopSignals(), 0
         self._image_ids = torch.from_numpy(parts.data.image_ids)
         self._guard = StepGuard(parts.model, state.loss, state.optimiser, state.scaler, config.clip_grad)
