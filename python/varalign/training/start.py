@@ -230,7 +230,7 @@ def _chosen(
 
 
 def _covariance(inputs: Inputs, pair_weights: Tensor | None) -> RunningCovariance:
-    """Means and covariances of the training pairs' features, in one pass; each process reads its share of the images."""
+    """Means and covariances of the training pairs' features, in one pass; each process reads its share."""
     towers, rows = inputs.towers, world().share(inputs.train_rows)
     covariance = RunningCovariance(towers.image_feature_dim, towers.text_feature_dim, inputs.device)
     with alone():
