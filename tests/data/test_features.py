@@ -71,17 +71,22 @@ def test_float_dtypes(tmp_path: Path, dtype: type) -> None:
     assert np.array_equal(features.image_features, tensors()["image_features"].astype(np.float32))
 
 
-def test_reading_takes_little_more_memory_than_the_arrays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_reading_takes_little_more_memory_than_the_arrays(
+    tmp_path: Path, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("varalign.data.features._ROWS_AT_ONCE", 1024)
     rng = np.random.default_rng(0)
     vectors = {"image_features": (2000, 512), "text_features": (10000, 384)}
-    large = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in vectors.items()}
+    large = {name: rng.standard_normal(shape, dtype=np.float32).astype(dtype) for name, shape in vectors.items()}
     path = written(tmp_path, **large, text_image_ids=np.repeat(np.arange(2000), 5), split=np.zeros(2000, np.int8))
     tracemalloc.start()
     features = load_features(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1.3 * sum(values.nbytes for values in large.values())
-    assert np.array_equal(features.text_features, large["text_features"])
+    assert peak < 1.3 * (features.image_features.nbytes + features.text_features.nbytes)
+    for name, values in large.items():
+        assert np.array_equal(getattr(features, name), values.astype(np.float32))
 
 
 def test_equal_rows_are_one_image_and_in_one_split(tmp_path: Path) -> None:

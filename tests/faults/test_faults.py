@@ -27,11 +27,11 @@ def figures_of(words: str, timeout: int) -> dict[str, Any]:
 
 
 def test_the_short_form_of_every_fault() -> None:
-    words = "--kills 4 --signals 2 --damage 60 --images 40 --captions --caption-noise 300 --path frozen"
+    words = "--kills 4 --signals 2 --damage 24 --images 40 --captions --caption-noise 300 --path frozen"
     figures = figures_of(words, 300)
     assert figures["kills, frozen"]["identical"] == 4 and figures["kills, frozen"]["inside a save"] == 1
     assert figures["signals, frozen"]["valid checkpoints"] == figures["signals, frozen"]["resumed identical"] == 2
-    assert figures["damage"]["refused, the one before taken"] == 60
+    assert figures["damage"]["refused, the one before taken"] == 24
     assert figures["captions"]["forms"] >= 30
     assert not any(figure["failures"] for figure in figures.values())
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -274,12 +274,9 @@ def _read_tensors(path: Path, wanted: _Kinds, optional: _Kinds) -> dict[str, NDA
                     raise DataError(f"{path}: {name} has dtype {part.get_dtype()}, wanted one of {', '.join(dtypes)}")
                 if len(shape) != dimensions or 0 in shape:
                     raise DataError(f"{path}: {name} has shape {shape}, wanted {dimensions} dimensions, none of them 0")
-                # Read, not mapped: `get_tensor` holds the file and a copy of it in memory.
-                values = np.empty(shape, f"<{part.get_dtype()[0].lower()}{int(part.get_dtype()[1:]) // 8}")
                 file.seek(data + header[name]["data_offsets"][0])
-                if file.readinto(values.view(np.uint8).data) != values.nbytes:  # type: ignore[attr-defined]
-                    raise OSError(f"{name} is cut short")
-                tensors[name] = values
+                stored = np.dtype(f"<{part.get_dtype()[0].lower()}{int(part.get_dtype()[1:]) // 8}")
+                tensors[name] = _read_array(file, name, shape, stored)
     except (SafetensorError, OSError) as error:
         pickled = start[:2] == b"PK" or start[:1] == b"\x80"
         mend = (
@@ -297,6 +294,23 @@ def _check_range(path: Path, name: str, values: NDArray[Any], low: int, high: in
         raise DataError(
             f"{path}: {name}[{bad[0]}] is {values[bad[0]]}, wanted {low} to {high} ({what}); {len(bad):,} are not"
         )
+
+
+def _read_array(file: BinaryIO, name: str, shape: tuple[int, ...], stored: np.dtype[Any]) -> NDArray[Any]:
+    """The array that follows in the file; float16 becomes float32, of which equal rows are the same, block by block.
+
+    Read, not mapped: safetensors' own `get_tensor` holds the file and a copy of it in memory.
+    """
+    widened = stored == np.float16
+    values = np.empty(shape, np.float32 if widened else stored)
+    block = np.empty((min(len(values), _ROWS_AT_ONCE), *shape[1:]), stored) if widened else values
+    for start in range(0, len(values), len(block)):
+        part = block[: len(values) - start]
+        if file.readinto(part.view(np.uint8).data) != part.nbytes:  # type: ignore[attr-defined]
+            raise OSError(f"{name} is cut short")
+        if widened:
+            values[start : start + len(part)] = part
+    return values
 
 
 def _row_digests(values: NDArray[Any]) -> Iterator[bytes]:

@@ -39,7 +39,7 @@ IMAGE_FOLDERS = (
 """Where the images of a data folder lie, the likeliest first."""
 
 _DRIVE = re.compile(r"[A-Za-z]:/")
-_TAIL = 512
+_TAIL = 128
 _READERS = 8  # reads from a cold disk wait, they do not compute
 _COMPANIONS = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 
