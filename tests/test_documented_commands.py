@@ -94,6 +94,14 @@ def words_of(line: str, number: int) -> list[str]:
 LINES = list(dict.fromkeys(line for page in PAGES for line in commands_of(page.read_text())))
 NAMED = [line for line in LINES if len(line.split()) == 2 and line.split()[1] not in ("train", "eval", "visualize")]
 """Names of commands in the middle of a sentence, such as `varalign convert`."""
+LAUNCHED = [
+    line
+    for page in PAGES
+    for _, block in FENCES.findall(page.read_text())
+    for line in block.splitlines()
+    if line.startswith("torchrun ")
+]
+"""Commands of several processes; those of several machines are parsed only."""
 RUNS = [*(line for line in LINES if line not in PARSED and line not in NAMED), *SAID_BESIDE]
 CODE = [block for page in PAGES for language, block in FENCES.findall(page.read_text()) if language == "python"]
 BEFORE = """
@@ -120,6 +128,11 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         if isinstance(item, pytest.Function) and "outcomes" in item.fixturenames
     }
     jobs = {line: words_of(line, number) for number, line in enumerate(RUNS) if line in chosen}
+    for line in chosen.intersection(LAUNCHED):
+        launcher, _, command = line.partition(" -m varalign -- ")
+        started = ["-m", "torch.distributed.run", *launcher.split()[1:], "-m", "varalign", "--"]
+        started += words_of(command, len(jobs) + 1000)
+        jobs[line] = ["exec", f"import subprocess, sys\nsubprocess.run([sys.executable, *{started}], check=True)"]
     short = {block: block.replace("epochs=12, image_size=112", "epochs=1, image_size=32") for block in CODE}
     jobs |= {block: ["exec", BEFORE + code] for block, code in short.items() if block in chosen}
     done = subprocess.run(
@@ -141,6 +154,13 @@ def test_a_documented_command_runs(line: str, outcomes: dict[str, Any]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("line", [line for line in LAUNCHED if "--nnodes" not in line])
+def test_a_documented_command_of_several_processes_runs(line: str, outcomes: dict[str, Any]) -> None:
+    code, _, error = outcomes[line]
+    assert code == 0, (line, error[-2000:])
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("block", CODE, ids=lambda block: block.strip().splitlines()[0])
 def test_documented_code_runs(block: str, outcomes: dict[str, Any]) -> None:
     code, _, error = outcomes[block]
@@ -151,6 +171,8 @@ def test_commands_that_cannot_run_here_are_parsed() -> None:
     for line in PARSED:
         assert line in LINES, "no page has it any more"
         build_parser().parse_args(words_of(line, 0))
+    for line in LAUNCHED:
+        build_parser().parse_args(words_of(line.partition(" -m varalign -- ")[2], 0))
 
 
 def test_every_command_is_documented() -> None:
