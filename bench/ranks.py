@@ -29,8 +29,8 @@ from safetensors.numpy import load_file, save_file
 
 PACKAGES = ["torch", "numpy"]
 FEATURES = (
-    "--epochs 40 --batch-size 64 --members 4 --voices closed-form,members --settings dev --dropout 0.3 --precision fp32 "
-    "--evaluations 3 --seed 3"
+    "--epochs 40 --batch-size 64 --members 4 --voices closed-form,members --settings dev --dropout 0.3 "
+    "--precision fp32 --evaluations 3 --seed 3"
 )
 IMAGES = "--epochs 2 --dataset-size 96 --image-size 64 --batch-size 24 --hub-correction off --seed 3"
 
