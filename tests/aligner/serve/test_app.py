@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import varalign
 from PIL import Image
+from varalign.aligner.folder_gallery import FolderGallery
 from varalign.aligner.folder_search import FolderSearch, open_search
+from varalign.aligner.gallery_file import write_folder
 from varalign.data.images import decode_image
 from varalign.data.readers.reading import Reading
 
@@ -305,3 +307,16 @@ def test_names_of_the_host() -> None:
         ":80": "",
     }
     assert {host: limits._name(host) for host in named} == named
+
+
+def test_a_gallery_file_is_served_as_its_folder(client: TestClient, search: FolderSearch, tmp_path: Path) -> None:
+    assert isinstance(search.gallery, FolderGallery)
+    written = write_folder(search.model, search.gallery, tmp_path / "g.safetensors")
+    with TestClient(build_app(FolderSearch(search.model, written), frozenset({"testserver"}))) as other:
+        for data in ({"text": "a red square", "top": "4"}, {"image_id": "3", "top": "4"}):
+            found, expected = (results(each.post("/search", data=data)) for each in (other, client))
+            assert [hit["similarity"] for hit in found] == [hit["similarity"] for hit in expected]
+            assert [hit["image_path"] for hit in found] == [hit["image_path"] for hit in expected]
+        assert found[0]["image"].endswith(f"?v={written.key[:16]}")
+        assert other.get("/" + found[0]["image"]).content == client.get("/" + expected[0]["image"]).content
+        assert other.get("/about").json()["images"] == len(search.gallery.names)
