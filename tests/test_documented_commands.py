@@ -24,6 +24,7 @@ PARSED: dict[str, str] = {
     "varalign serve RUN --images DIR": "runs until it is stopped; tests/cli/test_serve.py starts it",
     "varalign serve RUN --images DIR --port 8000": "likewise",
     "varalign serve RUN --gallery gallery.safetensors --index faiss": "likewise",
+    "varalign train --data 's3://bucket/shard-{000000..000099}.tar'": "needs a network",
 }
 """Commands of the pages that need a network, several nodes or a GPU, or do not end, each with the reason."""
 

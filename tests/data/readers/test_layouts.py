@@ -519,7 +519,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "links that leave the folder": (outside, "is a link that leads out of .* or pass --follow-links"),
     "a tar of a data folder": (tar_of_a_folder, "no member is an image with a .txt, .* unpack it: tar -xf"),
-    "a tar shard that is cut": (cut_shard, "not a whole tar archive"),
+    "a tar shard that is cut": (
+        cut_shard,
+        r"not a whole tar archive: .* behind './.*'; copy or download",
+    ),
+    "two images of one sample": (
+        lambda folder: shard(folder / "0.tar", ["a.jpg"], lambda texts: (".png", texts[0])),
+        "0.tar: sample './a' has 2 images, './a.jpg', './a.png'; keep one of them, or give each a key",
+    ),
     "parquet that is cut": (cut_parquet, "not valid Parquet"),
     "parquet with a damaged page": (
         lambda folder: (

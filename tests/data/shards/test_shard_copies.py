@@ -6,10 +6,13 @@ import http.server
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +82,27 @@ def test_batches_from_remote_shards_are_those_of_the_files(
     assert content_key(data.image_paths) == key
 
 
+def test_a_copy_that_one_process_holds_keeps_no_other_waiting(
+    host: tuple[str, Path, list[str]], tmp_path: Path
+) -> None:
+    """Two processes ask for one shard at once; it is fetched once, and the second has it while the first holds it."""
+    address, _, asked = host
+    data = loaded(address, tmp_path / "cache")
+    code = (
+        "import sys\nfrom varalign.data.shards.shard_copies import held\n"
+        "from varalign.data.shards.shard_members import member_of\n"
+        "with held([member_of(sys.argv[1]).shard]):\n    print('there', flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(data.image_paths[0])]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first, subprocess.Popen(command, **pipes) as second:
+        assert first.stdout is not None and second.stdout is not None
+        assert [process.stdout.readline() for process in (first, second)] == ["there\n", "there\n"]
+        first.communicate()
+        second.communicate()
+    assert asked.count("shard-000000.tar") == 1
+
+
 def test_without_an_index_beside_them_shards_are_fetched_and_indexed_once(
     host: tuple[str, Path, list[str]], tmp_path: Path
 ) -> None:
@@ -116,8 +140,8 @@ def test_errors_name_the_address_and_the_mend(
     (tools / "aws").unlink()
     with pytest.raises(DataError, match=r"^s3://b/a.tar: aws is not there; install the AWS command line"):
         loaded("s3://b/a.tar", tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "webdataset", None)
-    monkeypatch.setitem(__import__("sys").modules, "webdataset.gopen", None)
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    monkeypatch.setitem(sys.modules, "webdataset.gopen", None)
     with pytest.raises(DataError, match=r"^s3://b/a.tar: read by the library webdataset: pip install"):
         loaded("s3://b/a.tar", tmp_path)
 

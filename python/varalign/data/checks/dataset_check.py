@@ -22,6 +22,7 @@ from varalign.data.images import decode_image
 from varalign.data.index import SPLITS
 from varalign.data.readers.folders import FoundFolder, read_folder
 from varalign.data.readers.reading import Reading
+from varalign.data.shards.shard_members import shown_place
 from varalign.data.waiting import counted
 
 MAX_BAD = 0.01
@@ -143,7 +144,7 @@ def check_dataset(
     skip_missing: captions that are empty or name a missing image are left out, as in training, and are no fault.
     """
     folder = Path(folder)
-    report = Report(str(folder))
+    report = Report(shown_place(folder))
     try:
         found = read_folder(folder, reading, skip_empty=True)
         report.captions_file = first_three([str(path) for path in found.caption_files])

@@ -19,6 +19,7 @@ from varalign.data.images import Preprocess, load_images
 from varalign.data.index import SPLITS
 from varalign.data.moments import RunningMoments
 from varalign.data.readers.reading import Reading
+from varalign.data.shards.shard_members import shown_place
 from varalign.data.tokens.tokenizers import Tokenizer, bert_tokenizer, clip_tokenizer, word_tokenizer
 
 SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -108,7 +109,8 @@ def summarise(
         )
     dataset = load_dataset(folder, seed=seed, skip_missing=skip_missing, reading=reading)
     splits = {name: int((dataset.split == code).sum()) for name, code in SPLITS.items()}
-    summary = Summary(str(folder), len(dataset.image_names), len(dataset.captions), splits, notes=list(dataset.notes))
+    counts = (len(dataset.image_names), len(dataset.captions))
+    summary = Summary(shown_place(folder), *counts, splits, notes=list(dataset.notes))
     _measure_images(summary, dataset, images, size, seed, threads)
     training = [dataset.captions[row] for row in dataset.caption_rows(dataset.rows("train"))]
     _measure_lengths(summary, dataset.captions, bert, clip_length, bert_length, threads)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from varalign.data.files import write_atomically
 from varalign.data.readers.caption_file import CaptionSource
-from varalign.data.shards.shard_copies import copy_place, fetch, fetch_small, held, remember
+from varalign.data.shards.shard_copies import copy_place, fetch, fetch_small, fetching, in_use, remember
 from varalign.data.shards.shard_index import INDEX_SUFFIX, ShardIndex, index_of, kept_index
 
 _MAX_INDEX_BYTES = 1 << 30
@@ -23,10 +23,12 @@ def remote_index(source: CaptionSource, address: str, cache: Path) -> tuple[Path
     columns = (source.reading.image_column, source.reading.caption_column)
     index = kept_index(kept)
     if index is None or index.columns != columns:
-        index = _beside(address) if columns == (None, None) else None
-        index = index or _made(source, address, copy)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, index.to_bytes())
+        with fetching(copy):
+            index = kept_index(kept)  # by now another process may have made it
+            if index is None or index.columns != columns:
+                index = _beside(address) if columns == (None, None) else None
+                index = index or _made(source, address, copy)
+                write_atomically(kept, index.to_bytes())
     remember(copy, address, index.length, index.digest)
     return copy, index
 
@@ -41,8 +43,8 @@ def _beside(address: str) -> ShardIndex | None:
 
 
 def _made(source: CaptionSource, address: str, copy: Path) -> ShardIndex:
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    digest = fetch(address, copy)
-    remember(copy, address, copy.stat().st_size, digest)
-    with held([copy]), open(copy, "rb") as file:
-        return index_of(source, file, digest=digest)
+    with in_use(copy):
+        digest = fetch(address, copy)
+        remember(copy, address, copy.stat().st_size, digest)
+        with open(copy, "rb") as file:
+            return index_of(source, file, digest=digest)

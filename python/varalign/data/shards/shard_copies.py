@@ -99,24 +99,39 @@ def held(shards: Iterable[Path]) -> Iterator[None]:
 @contextmanager
 def _held(copy: Path) -> Iterator[None]:
     origin = _origin(copy)
-    with _locked(copy) as lock:
-        while not _is_whole(copy, origin):
-            lock.alone()
-            if not _is_whole(copy, origin):
-                digest = fetch(origin.address, copy)
-                if digest != origin.digest:
+    with in_use(copy):
+        if not _is_whole(copy, origin):
+            with fetching(copy):
+                if not _is_whole(copy, origin) and fetch(origin.address, copy) != origin.digest:
                     copy.unlink()
                     raise DataError(
                         f"{origin.address}: the shard is not the one that was indexed; if it was written anew, write "
                         f"its index anew too, and delete {copy}.index.jsonl"
                     )
-            lock.shared()
         os.utime(copy)
         yield
 
 
+@contextmanager
+def in_use(copy: Path) -> Iterator[None]:
+    """Within, no process removes the copy; it may have to be fetched first."""
+    with _locked(copy, ".lock", "LOCK_SH"):
+        yield
+
+
+@contextmanager
+def fetching(copy: Path) -> Iterator[None]:
+    """Within, no other process fetches or indexes the copy.
+
+    A lock of its own: a rank that reads the copy until the end of an epoch must not keep another one waiting.
+    """
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(copy, ".fetching", "LOCK_EX"):
+        yield
+
+
 def fetch(address: str, copy: Path) -> str:
-    """Fetch a shard whole and make room for it; returns its SHA-256 in hex. The caller holds its lock alone.
+    """Fetch a shard whole and make room for it; returns its SHA-256 in hex. Called within `in_use` and `fetching`.
 
     Raises:
         DataError: it cannot be fetched, or the disk is full.
@@ -165,9 +180,13 @@ def fetch_small(address: str, limit: int) -> bytes | None:
 
 def expanded(places: str) -> list[str]:
     """The places of a pattern with braces, such as `s3://bucket/train-{000..099}.tar`."""
-    return (
-        [str(place) for place in _webdataset(places, "shardlists").expand_urls(places)] if "{" in places else [places]
-    )
+    if "{" not in places:
+        return [places]
+    lists = _webdataset(places, "shardlists")
+    try:
+        return [str(place) for place in lists.expand_urls(places)]
+    except ValueError as error:
+        raise DataError(f"{error}; wanted {{000..099}}") from None
 
 
 def _webdataset(place: str, module: str) -> Any:
@@ -232,40 +251,19 @@ def _make_room(new: Path, size: int) -> None:
     for _, length, path in sorted(states):
         if total <= limit:
             return
-        with _locked(path, wait=False) as lock:
-            if lock.alone(wait=False):
-                path.unlink(missing_ok=True)
-                total -= length
-
-
-class _Lock:
-    """The lock of a copy: shared by those who read it, alone for who writes or removes it."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def shared(self) -> None:
-        if fcntl is not None:
-            fcntl.flock(self._handle, fcntl.LOCK_SH)
-
-    def alone(self, *, wait: bool = True) -> bool:
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                return False
-        return True
+        with suppress(BlockingIOError), _locked(path, ".lock", "LOCK_EX", "LOCK_NB"):
+            path.unlink(missing_ok=True)
+            total -= length
 
 
 @contextmanager
-def _locked(copy: Path, *, wait: bool = True) -> Iterator[_Lock]:
-    """The lock of a copy, shared; not yet taken without `wait`."""
-    handle = os.open(copy.with_name(f"{copy.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+def _locked(copy: Path, suffix: str, *kinds: str) -> Iterator[None]:
+    """A lock of a copy, by the names of `fcntl`'s kinds; BlockingIOError where it is taken and is not waited for."""
+    handle = os.open(copy.with_name(copy.name + suffix), os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        lock = _Lock(handle)
-        if wait:
-            lock.shared()
-        yield lock
+        if fcntl is not None:
+            fcntl.flock(handle, sum(getattr(fcntl, kind) for kind in kinds))
+        yield
     finally:
         os.close(handle)
 

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,7 +184,7 @@ def _members(source: CaptionSource, file: BinaryIO, archive: tarfile.TarFile) ->
     found: Members = {}
     names: set[str] = set()
     last = ""
-    for member in archive:
+    for member in _whole(archive, path):
         if member.name in names and member.isreg():
             raise DataError(
                 f"{path}: two members are named {shown(member.name)}; give each a name of its own, or keep the shards "
@@ -204,6 +204,17 @@ def _members(source: CaptionSource, file: BinaryIO, archive: tarfile.TarFile) ->
     if not rest:
         source.notes.append(f"{path.name}: the mark at the end of the archive is missing; it may be cut short")
     return found
+
+
+def _whole(archive: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The members; DataError naming the last one where the archive is damaged behind it."""
+    last = ""
+    try:
+        for member in archive:
+            last = member.name
+            yield member
+    except tarfile.TarError as error:
+        raise _damaged(path, str(error), last) from None
 
 
 def _samples(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from pathlib import Path
 
 from varalign.data.errors import DataError
@@ -20,6 +21,8 @@ def names_shards(place: Path | str) -> bool:
 def shard_files(place: Path) -> list[Path]:
     """The shards in the order of the pattern; DataError where there are none."""
     address = address_of(place)
+    if address is None and re.match(r"[a-z]\w+:/", str(place)):
+        raise DataError(f"{place}: this kind of address is not read; wanted s3://, https://, http:// or gs://")
     if address is None:
         found = [path for part in expanded(str(place)) for path in sorted(glob.glob(part)) or [part]]
         missing = next((path for path in found if not os.path.isfile(path)), None)
