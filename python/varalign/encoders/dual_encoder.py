@@ -15,6 +15,7 @@ from varalign.encoders.adapters import ADAPTER
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.encoders.head_shape import HeadShape
 from varalign.encoders.heads import build_head
+from varalign.encoders.sharding import split_as
 from varalign.encoders.specs import SIDES, Side
 from varalign.encoders.towers import Towers
 from varalign.encoders.voices_head import VoicesHead
@@ -164,6 +165,9 @@ class DualEncoder(Towers):
                 f"checkpoint does not fit this dual encoder: {len(missing)} tensors missing {missing[:3]}, "
                 f"{len(unknown)} unknown {unknown[:3]}"
             )
+        if self.sharded:
+            own = self.state_dict()
+            state = {name: split_as(tensor, own[name]) for name, tensor in state.items()}
         self.load_state_dict(state, strict=False)
 
     def to_config(self) -> dict[str, Any]:

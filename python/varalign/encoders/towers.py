@@ -27,6 +27,7 @@ class Towers(nn.Module):
         frozen: side → number of unfrozen blocks; frozen sides only.
         adapters: side → rank of its adapters.
         fingerprints: side → its tower's fingerprint before adapters were added.
+        sharded: side → the modules of its tower whose weights are split over processes (see `sharding`).
         inside: sides whose frozen tower is in the saved model, which leaves no tower to its source.
 
     Raises:
@@ -49,6 +50,7 @@ class Towers(nn.Module):
         self.frozen: dict[Side, int] = {}
         self.adapters: dict[Side, int] = {}
         self.fingerprints: dict[Side, str] = {}
+        self.sharded: dict[Side, list[nn.Module]] = {}
         self.inside: frozenset[Side] = frozenset()
 
     def encoder(self, side: Side) -> Encoder | None:

@@ -16,6 +16,7 @@ from varalign.encoders.specs import SIDES, Side, SpecError, WeightsChanged, Weig
 from varalign.encoders.towers import Towers
 from varalign.encoders.weights import WeightsError
 from varalign.inputs.open_data import Data
+from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.runs.folder import RunFolder
@@ -87,6 +88,13 @@ def new_model(config: TrainConfig, data: Data) -> DualEncoder:
     model = DualEncoder(new_towers(config, data), shape)
     adapt_towers(model, config)
     return model
+
+
+def gathered_parts(parts: Parts, run: RunFolder) -> Parts:
+    """The parts of a run whose towers were split over processes, with whole ones; their weights still to be loaded."""
+    if not parts.model.sharded:
+        return parts
+    return parts.with_model(saved_model(run).to(parts.device), parts.config)
 
 
 def saved_model(run: RunFolder, sides: Sequence[Side] = SIDES) -> DualEncoder:

@@ -19,6 +19,7 @@ from varalign.data.errors import DataError
 from varalign.data.ranks import world
 from varalign.data.waiting import waiting
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.sharding import whole
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
 from varalign.inputs.live import LiveCaptions, LiveImages
@@ -120,7 +121,12 @@ def encoded_rows(
 
     if world().size == 1 or is_cached(source):
         return run(rows)
-    return split_over_ranks(rows, run, getattr(source, "unreadable", {}))
+
+    def run_whole(part: Rows) -> Iterator[tuple[Rows, Tensor]]:
+        with whole(inputs.towers, side):
+            yield from run(part)
+
+    return split_over_ranks(rows, run_whole, getattr(source, "unreadable", {}))
 
 
 def is_cached(source: Any) -> bool:

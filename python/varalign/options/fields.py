@@ -312,6 +312,13 @@ class Options:
         False,
         common=True,
     )
+    shard: bool = _training(
+        "split the weights of the encoders, their gradients and the optimiser's state over the processes that torchrun "
+        "has started (FSDP), for encoders whose training does not fit one GPU; for evaluations each process still "
+        "gathers the weights of one encoder",
+        False,
+        common=True,
+    )
     captions_per_step: int = _training(
         "captions of an image used in a step, drawn anew each epoch", recipe=True, low=1, high=100
     )

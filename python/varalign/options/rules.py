@@ -156,6 +156,17 @@ RULES = (
         idle=True,
     ),
     Rule(
+        "shard",
+        lambda c: c.shard and c.frozen_towers,
+        "splits encoders that train, and this run's are frozen: leave it out",
+        idle=True,
+    ),
+    Rule(
+        "shard",
+        lambda c: c.shard and c.precision == "fp16",
+        "splits weights over processes, and the loss scaling of fp16 is that of one: pass --precision bf16 or fp32",
+    ),
+    Rule(
         "accumulate",
         lambda c: c.accumulate > 1 and c.loss in OTHERS and loss_class(c.loss).reads_inputs,
         "passes a batch through the encoders in parts, and --loss {c.loss} changes their inputs: pass one of them",

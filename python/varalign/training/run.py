@@ -23,7 +23,7 @@ from varalign.data.ranks import alone, joined, world
 from varalign.data.waiting import silent
 from varalign.inputs.assemble import assemble
 from varalign.inputs.continued import check_continued
-from varalign.inputs.models import saved_model
+from varalign.inputs.models import gathered_parts, saved_model
 from varalign.inputs.open_data import Data, open_data
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
@@ -372,6 +372,7 @@ def _finish(parts: Parts, run: RunFolder, start: Beginning | None, session: _Ses
             position = trainer.fit(reporter, session.stop)
     finally:
         reporter.close()
+    parts = gathered_parts(parts, run)
     weights, moments = trainer.state.pair_weights, trainer.state.moments
     if config.pair_weighting == "moments" and weights is not None:
         kept = ("margin_mean", "probability_mean", "probability_variance")

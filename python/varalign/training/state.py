@@ -13,6 +13,7 @@ from torch import Tensor
 
 from varalign.data.files import remove_folder
 from varalign.data.ranks import world
+from varalign.encoders.sharding import gathered, shard_towers, split_as
 from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
@@ -42,6 +43,8 @@ class TrainingState:
 
     def __init__(self, config: TrainConfig, parts: Parts, pair_weights: Tensor | None) -> None:
         self.model, self.device = parts.model, parts.device
+        if config.shard:
+            shard_towers(self.model, world(), self.device)
         self.loss = new_loss(config, parts.data).to(self.device)
         self.optimiser = build_optimiser(self.model, config)
         add_loss_parameters(self.optimiser, self.loss, config.lr)
@@ -57,7 +60,10 @@ class TrainingState:
         return any(steps) or not any(p.requires_grad for group in self.optimiser.param_groups for p in group["params"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a checkpoint, by their names in the file."""
+        """The tensors of a checkpoint, by their names in the file.
+
+        Where towers are split over processes, all of them call it, and the writer alone gets the tensors.
+        """
         moments = {name: torch.from_numpy(np.asarray(values)) for name, values in self.moments.state().items()}
         found = {
             **checkpoints.named(checkpoints.MODEL, self.model.checkpoint_state()),
@@ -71,7 +77,7 @@ class TrainingState:
             found[checkpoints.PAIR_WEIGHTS] = self.pair_weights
         if self.device.type == "cuda":
             found[checkpoints.RANDOM_CUDA] = torch.cuda.get_rng_state(self.device)
-        return found
+        return gathered(found, keep=world().is_writer) if self.model.sharded else found
 
     def values(self) -> dict[str, Any]:
         """The plain values of a checkpoint, by part."""
@@ -121,7 +127,8 @@ class Saver:
         """Whether a checkpoint is due by `checkpoint_every`."""
         if self._every_steps:
             return self.state.position.step % self._every_steps == 0
-        return bool(self._every_seconds) and time.monotonic() - self._saved_at >= self._every_seconds
+        due = bool(self._every_seconds) and time.monotonic() - self._saved_at >= self._every_seconds
+        return world().agreed(due) if self.state.model.sharded and self._every_seconds else due
 
     def is_saved(self) -> bool:
         """Whether the newest checkpoint has the current position."""
@@ -136,6 +143,8 @@ class Saver:
         position = self.state.position
         self._saved, self._saved_at = self._place(), time.monotonic()
         if not world().is_writer:
+            if self.state.model.sharded:
+                self.state.tensors()  # the writer gathers them
             return
         self.log.sync()
         checkpoints.save_checkpoint(self.folder, position.step, self.state.tensors(), self.state.values())
@@ -193,7 +202,8 @@ def _flattened(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """The inverse of `_flattened`; the hyperparameters of `optimiser` do not change."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
+        state.setdefault(int(index), {})[key] = split_as(tensor, parameters[int(index)])
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

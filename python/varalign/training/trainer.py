@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any, NoReturn
 
 import numpy as np
@@ -175,6 +175,11 @@ class Trainer:
     def _lose(self, error: RuntimeError) -> NoReturn:
         """End the run after another process has ended; the writer saves the state before the step that broke off."""
         self._step.undo()
+        if self.parts.model.sharded:
+            raise RunFailed(
+                f"another process of this run has ended, or does not answer ({str(error).splitlines()[0][:120]}), and "
+                f"with it its part of the weights: go on from the last checkpoint: `train --resume {self.run.path}`"
+            ) from None
         if self._stop.received is not None:
             self._leave()
         self._flush()
@@ -293,7 +298,8 @@ class Trainer:
         """Evaluate on dev and count `epochs` more epochs; write a checkpoint of the best weights so far, or by time."""
         position, judged = self.position, "dev" if self._look is None else CROSS_VALIDATION
         try:
-            with self._stop.at_once(), part("looks"):
+            # Processes that hold parts of the weights leave together: not in the middle of an evaluation.
+            with nullcontext() if self.parts.model.sharded else self._stop.at_once(), part("looks"):
                 if self._fusion is not None:
                     self._fusion.choose(trained=position.step > 0)
                 result = self._ranks.agreed(self._look or evaluate(self.parts, "dev", statistics=False))

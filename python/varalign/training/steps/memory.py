@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from varalign.data.ranks import world
 from varalign.encoders.specs import SpecError
 from varalign.inputs.parts import Parts
 from varalign.runs.run_errors import RunFailed
@@ -27,6 +28,8 @@ def memory_watched(parts: Parts, say: Callable[[str], None]) -> Iterator[None]:
             f"--accumulate {config.accumulate}: batch norms take their statistics from a part of each batch, {rows} of "
             f"its {config.batch_size} rows"
         )
+    if config.shard and world().size == 1:
+        say("--shard: one process runs, so nothing is split: start several by torchrun")
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -25,6 +25,7 @@ from varalign.data.draws import TOWERS, hash_draws
 from varalign.data.ranks import Ranks
 from varalign.encoders.batch_rows import BatchRows, batch_rows
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.sharding import is_split
 from varalign.encoders.specs import SIDES, Side
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ class TowerPass:
 
 class Gradients:
     """Makes the gradients of all ranks their mean: by torch's DistributedDataParallel, while they are computed; where a
-    step has parts, afterwards.
+    step has parts, or towers are split over the ranks, afterwards. Those of split towers are means already.
 
     Args:
         model: whose parameters train.
@@ -115,12 +116,13 @@ class Gradients:
     """
 
     def __init__(self, model: DualEncoder, ranks: Ranks, parts: int) -> None:
-        self.model, self.ranks, self.parts = model, ranks, parts
+        self.model, self.ranks = model, ranks
         self._parallel: nn.Module | None = None
+        self._afterwards = ranks.size > 1 and (parts > 1 or bool(model.sharded))
 
     def forward(self, call: Callable[[], T]) -> T:
         """What `call` returns: tensors, from which the backward pass begins."""
-        if self.ranks.size == 1 or self.parts > 1:
+        if self.ranks.size == 1 or self._afterwards:
             return call()
         if self._parallel is None:
             from torch.nn.parallel import DistributedDataParallel
@@ -137,11 +139,11 @@ class Gradients:
 
     def mean(self) -> None:
         """After the backward pass of all parts."""
-        if self.ranks.size == 1 or self.parts == 1:
+        if not self._afterwards:
             return
         import torch.distributed as dist
 
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        trained = [p for p in self.model.parameters() if p.requires_grad and not is_split(p)]
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

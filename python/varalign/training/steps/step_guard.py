@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from varalign.encoders.sharding import clip_gradients
 from varalign.runs.profile import part
 
 
@@ -72,7 +73,7 @@ class StepGuard:
     def _make(self, value: Tensor) -> Tensor:
         """`step` after the backward pass."""
         self.scaler.unscale_(self.optimiser)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.largest)
+        norm = clip_gradients(self.model, self.largest)
         sound = torch.isfinite(value.detach()) & torch.isfinite(norm)
         if self._on_device:
             self.optimiser.found_inf = sound.logical_not().float()  # type: ignore[attr-defined]
