@@ -38,21 +38,26 @@ def unit(values: Floats) -> Floats:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def noise(random: np.random.Generator, count: int, width: int) -> Floats:
-    """(count, width) of about unit length."""
-    return random.standard_normal((count, width), np.float32) / np.float32(width**0.5)
+def noise(random: np.random.Generator, count: int, width: int, rank: int = 0) -> Floats:
+    """(count, width) of about unit length; with a rank, in so many directions, always the same."""
+    if not rank:
+        return random.standard_normal((count, width), np.float32) / np.float32(width**0.5)
+    directions = noise(np.random.default_rng(3), rank, width)
+    return random.standard_normal((count, rank), np.float32) / np.float32(rank**0.5) @ directions
 
 
-def made_blocks(count: int, width: int) -> Iterator[NDArray[np.float16]]:
+def made_blocks(count: int, width: int, rank: int) -> Iterator[NDArray[np.float16]]:
     """The vectors in parts."""
     random = np.random.default_rng(0)
-    centres = unit(noise(random, max(1, count // 500), width))
+    centres = unit(noise(random, max(1, count // 500), width, rank))
     for start in range(0, count, BLOCK):
         size = min(BLOCK, count - start)
-        yield unit(centres[random.integers(0, len(centres), size)] + noise(random, size, width)).astype(np.float16)
+        yield unit(centres[random.integers(0, len(centres), size)] + noise(random, size, width, rank)).astype(
+            np.float16
+        )
 
 
-def write(file: Path, count: int, width: int, said: Any) -> None:
+def write(file: Path, count: int, width: int, rank: int, said: Any) -> None:
     """In a process of its own: write the gallery; says seconds, those in which vectors were made, and peak GiB."""
     from varalign.aligner.gallery_file import write_gallery
 
@@ -60,7 +65,7 @@ def write(file: Path, count: int, width: int, said: Any) -> None:
 
     def parts() -> Iterator[NDArray[np.float16]]:
         nonlocal making
-        blocks = made_blocks(count, width)
+        blocks = made_blocks(count, width, rank)
         while True:
             begin = time.perf_counter()
             block = next(blocks, None)
@@ -71,7 +76,7 @@ def write(file: Path, count: int, width: int, said: Any) -> None:
 
     names = [f"{row // 1000:05}/{row:08}.jpg" for row in range(count)]
     prior = 0.03 * np.random.default_rng(2).standard_normal(count, np.float32)
-    about = {"model": "made", "weights": "", "correction": "", "folder": "/"}
+    about = {"model": "made", "weights": "", "correction": "", "folder": "/", "rank": str(rank)}
     begin = time.perf_counter()
     write_gallery(file, names, parts(), width, first_copies=np.arange(count), prior=prior, about=about)
     seconds = time.perf_counter() - begin
@@ -129,7 +134,10 @@ def asked(gallery: Any, count: int) -> Floats:
     """Noisy copies of stored vectors."""
     random = np.random.default_rng(count)
     rows = np.sort(random.integers(0, len(gallery.vectors), count))
-    return unit(gallery.vectors[rows].astype(np.float32) + 0.5 * noise(random, count, gallery.vectors.shape[1]))
+    return unit(
+        gallery.vectors[rows].astype(np.float32)
+        + 0.5 * noise(random, count, gallery.vectors.shape[1], int(gallery.about["rank"]))
+    )
 
 
 def exact(gallery: Any, threads: int, rounds: int, subject: str, answers: list[Any]) -> Iterator[list[Row]]:
@@ -259,11 +267,12 @@ def subjects(options: argparse.Namespace) -> Iterator[Sequence[Row]]:
         torch.set_num_threads(options.threads)
     threads = torch.get_num_threads()
     subject = f"a gallery of {options.vectors:,} vectors of {options.width}"
+    subject += f" in {options.rank} directions" if options.rank else ""
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         file = Path(place) / "made.safetensors"
         context = multiprocessing.get_context("spawn")
         said: Any = context.Queue()
-        process = context.Process(target=write, args=(file, options.vectors, options.width, said))
+        process = context.Process(target=write, args=(file, options.vectors, options.width, options.rank, said))
         process.start()
         seconds, making, peak = said.get()
         process.join()
@@ -288,6 +297,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """How much is made, and where."""
     parser.add_argument("--vectors", type=int, default=10_000_000, help="size of the gallery (default 10,000,000)")
     parser.add_argument("--width", type=int, default=256, help="dimensions (default 256)")
+    parser.add_argument("--rank", type=int, default=0, help="directions in which the vectors vary (default: all)")
     parser.add_argument("--threads", type=int, default=0, help="threads of search (default: OMP_NUM_THREADS, or all)")
     parser.add_argument("--no-index", dest="index", action="store_false", help="leave out the approximate index")
     parser.add_argument(

@@ -135,5 +135,5 @@ def _indexed(
     recalls = ", ".join(f"{value:.3f} by its {name}" for name, value in made["recall@10"].items())
     line = f"{made['index']}: recall@10 {recalls}; {made['lists_read']:,} of {made['lists']:,} lists are read"
     if min(made["recall@10"].values()) < WANTED:
-        line += f" (below {WANTED}: these vectors have few clusters; search without --index)"
+        line += f" (below {WANTED}: the exact search, without --index, is as quick)"
     return answer(arguments, said | made, [*lines, line])
