@@ -83,10 +83,11 @@ def curve(one: Path, other: Path) -> float:
 
 
 def weights(one: Path, other: Path) -> float:
-    """Largest difference of a weight at the end, relative to the largest one of its tensor."""
+    """Norm of the difference of all weights at the end, relative to that of the weights."""
     a, b = (load_file(run / "checkpoints" / "last" / "tensors.safetensors") for run in (one, other))
     names = [name for name in a if name.startswith("model.") and a[name].dtype.kind == "f"]
-    return max(float(np.abs(a[name] - b[name]).max() / max(np.abs(a[name]).max(), 1e-12)) for name in names)
+    apart = sum(float(np.square(a[name] - b[name], dtype=np.float64).sum()) for name in names)
+    return (apart / sum(float(np.square(a[name], dtype=np.float64).sum()) for name in names)) ** 0.5
 
 
 def row(subject: str, what: str, value: float, allowed: float) -> Row:
@@ -107,7 +108,7 @@ def trained(place: Path, worlds: Sequence[int]) -> Iterator[Sequence[Row]]:
             one, other = place / f"{kind}1", place / f"{kind}{size}"
             yield [
                 row(f"{name}, {size} processes", "losses, schedule weights, evaluations", curve(one, other), allowed),
-                row(f"{name}, {size} processes", "final weights, relative", weights(one, other), 100 * allowed),
+                row(f"{name}, {size} processes", "final weights, relative", weights(one, other), allowed),
             ]
     varalign(place, 1, f"train {IMAGES} --out usual1 --cache c1")
     varalign(place, 1, f"train {IMAGES} --out threads --cache c1", OMP_NUM_THREADS="2")
