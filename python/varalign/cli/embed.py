@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     )
     add_overwrite(parser)
     add_json(parser)
-    parser.set_defaults(handler=run, over_ranks=True)
+    parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

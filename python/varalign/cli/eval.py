@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
     )
     add_option(parser, "hub_form").default = None  # the run's own
     add_json(parser)
-    parser.set_defaults(handler=run, over_ranks=True)
+    parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

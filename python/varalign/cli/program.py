@@ -18,6 +18,9 @@ from varalign.runs.signals import StopSignals
 COMMANDS = (train, evaluate, visualize, embed, search, serve, export, diagnose, data, convert, study, completion)
 """A command is a file: its `add` adds the parser, whose handler runs the command and returns the exit code."""
 
+OVER_RANKS = {command.run for command in (train, evaluate, embed, diagnose, visualize)}
+"""Handlers that several processes, started by torchrun, work on together."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes no abbreviations and whose errors look like every other error of the program."""
@@ -96,7 +99,7 @@ def run(words: Sequence[str]) -> int:
     handler: Callable[[argparse.Namespace], int] = arguments.handler
     if said_by_launcher() == 1:
         return handler(arguments)
-    if not getattr(arguments, "over_ranks", False):
+    if handler not in OVER_RANKS:
         parser.error("this command runs in one process: start it without torchrun, or without the variable WORLD_SIZE")
     with joined():
         return handler(arguments)

@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
     groups["output"].add_argument("--resume", metavar="RUN", type=Path, help="go on with an interrupted run")
     add_json(groups["output"])
     parser.add_argument("--help-all", action=HelpAll, nargs=0, const=rare, help="show the help of all options")
-    parser.set_defaults(handler=run, over_ranks=True)
+    parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

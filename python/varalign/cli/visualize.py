@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the pictures (default: RUN/pictures)")
     add_overwrite(parser)
     add_json(parser)
-    parser.set_defaults(handler=run, over_ranks=True)
+    parser.set_defaults(handler=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
