@@ -190,6 +190,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(folder: Path) -> Non
 def test_what_cannot_be_split_is_refused_on_every_rank(folder: Path) -> None:
     for rank in (0, 1, 2):
         assert "a batch of 2 images cannot be split over 3 processes" in (folder / f"small.{rank}").read_text()
+    assert not (folder / "small").exists()
     for rank in (0, 1):
         assert "--loss siglip runs in one process" in (folder / f"siglip.{rank}").read_text()
 

@@ -45,7 +45,7 @@ from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
 from varalign.training.mixing.nested import nested_rows
 from varalign.training.start import Beginning, begin
-from varalign.training.steps.memory import memory_watched
+from varalign.training.steps.memory import check_batch, memory_watched
 from varalign.training.trainer import Trainer
 from varalign.training.wise_ft import go_part_of_the_way
 
@@ -191,6 +191,7 @@ def train(
             start = begin(config, data, device, session.say)
         parts = start.parts
         parts.images.prepare()
+        check_batch(parts)
         run = world().by_writer(lambda: RunFolder.create(out))
         with _held(run):
             machine = _machine(device)

@@ -31,7 +31,6 @@ from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.live import LiveImages
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
-from varalign.options.declaration import ConfigError
 from varalign.options.device import members_products, pick_precision
 from varalign.runs.checkpoint import newest_checkpoint
 from varalign.runs.folder import RunFolder
@@ -45,6 +44,7 @@ from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.fusion import Fusion
 from varalign.training.pair_weights import moment_weights
 from varalign.training.state import Saver, TrainingState
+from varalign.training.steps.memory import check_batch
 from varalign.training.steps.step import StepRecord, TrainingStep, fetched
 
 FLUSH_EVERY = 20
@@ -86,17 +86,12 @@ class Trainer:
         self._look = look
         self.state = TrainingState(config, parts, pair_weights)
         self._ranks = world()
+        check_batch(parts)
         share_batch_norms(parts.model, self._ranks)
         trained_in(parts.model, members_products(config.precision, parts.device))
         self.log = MetricsLog(run.metrics)
         self.saver = Saver(config, run, self.state, self.log)
-        self.steps_per_epoch = len(order := self._order(0))
-        smallest = min((len(batch) for batch in order), default=0)
-        if config.epochs and smallest < self._ranks.size:
-            raise ConfigError(
-                f"a batch of {smallest} images cannot be split over {self._ranks.size} processes: start at most "
-                f"{max(1, smallest)}, or set a larger --batch-size"
-            )
+        self.steps_per_epoch = len(self._order(0))
         self._step = TrainingStep(config, parts, self.state, self.steps_per_epoch * config.epochs)
         self._quarantine = Quarantine(run.quarantine)
         self._pending: list[StepRecord] = []

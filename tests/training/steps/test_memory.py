@@ -57,3 +57,14 @@ def test_the_next_options_to_try_are_named(
     assert words in line and silent not in line
     remark = "--accumulate 8: batch norms take their statistics from a part of each batch, 2 of its 20 rows"
     assert (remark in said) == ("8" in options)
+
+
+def test_parts_too_small_for_batch_norms_are_refused_before_anything_is_written(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = f"train --data {image_folder} --out {out} --cache {tmp_path / 'cache'} --image-size 32 --batch-size 20"
+    assert main([*words.split(), "--epochs", "1", "--device", "cpu", "--accumulate", "50"]) == 2
+    said = capsys.readouterr().err
+    assert "a part of a batch of 20 images has 1, and batch norms need 2: pass at most 10" in said
+    assert not out.exists()

@@ -10,6 +10,7 @@ import torch
 from varalign.data.ranks import world
 from varalign.encoders.specs import SpecError
 from varalign.inputs.parts import Parts
+from varalign.options.declaration import ConfigError
 from varalign.runs.run_errors import RunFailed
 from varalign.training.steps.passes import has_batch_norms
 
@@ -35,6 +36,29 @@ def memory_watched(parts: Parts, say: Callable[[str], None]) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         first = str(error).partition(". ")[0]
         raise OutOfMemory(f"the memory of the GPU has run out ({first}): {less_memory(parts)}") from None
+
+
+def check_batch(parts: Parts) -> None:
+    """Refuse batches that cannot be split over the processes, or into parts that batch norms can work on.
+
+    Raises:
+        ConfigError: naming the option, before anything is written.
+    """
+    config, size = parts.config, world().size
+    images = min(config.batch_size, len(parts.train_rows))
+    if not config.epochs or not images:
+        return
+    if images < size:
+        raise ConfigError(
+            f"a batch of {images} images cannot be split over {size} processes: start at most {images}, or set a "
+            "larger --batch-size"
+        )
+    least = images // size // min(config.accumulate, images // size) * size
+    if config.accumulate > 1 and least < 2 and has_batch_norms(parts.model):
+        raise ConfigError(
+            f"--accumulate {config.accumulate}: a part of a batch of {images} images has {least}, and batch norms "
+            f"need 2: pass at most {max(1, images // 2)}"
+        )
 
 
 def less_memory(parts: Parts) -> str:
