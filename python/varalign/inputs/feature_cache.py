@@ -22,7 +22,6 @@ from torch import Tensor
 from varalign.data.errors import DataError
 from varalign.data.files import cache_key, content_key
 from varalign.data.images import core_key
-from varalign.data.ranks import world
 from varalign.encoders.packed import packed_linear
 from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
@@ -120,6 +119,8 @@ class GroupedTexts:
         device: where the features go.
     """
 
+    cached = True
+
     def __init__(
         self, groups: NDArray[np.int8], make: Callable[[Rows], FeatureRows], dim: int, device: torch.device
     ) -> None:
@@ -186,8 +187,7 @@ class _TowerRun(Generic[T]):
             def run(part: Rows) -> Iterator[tuple[Rows, Tensor]]:
                 return run_tower(self.towers, self.batches(part), self.encode, arithmetic, what=what, total=len(part))
 
-            encoded = run(rows) if world().size == 1 else split_over_ranks(rows, run, self.unreadable)
-            return gathered(encoded, count, tower.feature_dim)
+            return gathered(split_over_ranks(rows, run, self.unreadable), count, tower.feature_dim)
 
 
 def _kept(folder: Path, side: Side, key: str, make: Callable[[], Arrays], shape: tuple[int, int], say: Say) -> Arrays:

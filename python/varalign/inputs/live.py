@@ -62,6 +62,7 @@ class LiveImages:
     noise_in: Kind = "training"
     unreadable: dict[int, str] = field(default_factory=dict)
     decoded: Callable[[], DecodedCache | None] | None = None
+    cached = False
 
     def __post_init__(self) -> None:
         # Tensors: dividing by a Python number, CUDA multiplies by its inverse, which rounds otherwise.
@@ -185,6 +186,8 @@ class LiveCaptions:
         word_dropout: chance of a token to be left out in training.
         seed: of the draws of `word_dropout`.
     """
+
+    cached = False
 
     def __init__(
         self,

@@ -15,7 +15,6 @@ from varalign.data.errors import DataError
 from varalign.data.features import FeatureSet
 from varalign.data.index import first_of_each
 from varalign.data.pair_ids import PairIds, pair_ids
-from varalign.data.ranks import world
 from varalign.inputs.open_data import Data
 from varalign.inputs.parts import Inputs
 from varalign.inputs.sources import FeatureRows, Rows, chunks
@@ -23,7 +22,6 @@ from varalign.inputs.tower_loop import (
     IMAGE_BATCH,
     TEXT_BATCH,
     encoded_rows,
-    is_cached,
     run_tower,
     split_over_ranks,
 )
@@ -102,8 +100,7 @@ def batches_of_pairs(inputs: Inputs, rows: Rows, *, training: bool, lexical: boo
                 total=len(part),
             )
 
-        split = world().size > 1 and not is_cached(inputs.images)
-        images = split_over_ranks(rows, run, inputs.images.unreadable) if split else run(rows)
+        images = run(rows) if inputs.images.cached else split_over_ranks(rows, run, inputs.images.unreadable)
     else:
         images = encoded_rows(inputs, "image", rows, size)
     for found, x in images:

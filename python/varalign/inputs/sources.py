@@ -44,9 +44,13 @@ class ImageSource(Protocol):
 
     Attributes:
         unreadable: rows that could not be read so far, with the reason.
+        cached: whether its rows are features already, which need no tower: every process takes them all.
     """
 
     unreadable: dict[int, str]
+
+    @property
+    def cached(self) -> bool: ...
 
     def prepare(self) -> None:
         """Make what training batches come from before a run begins, so that faults of it end the command early."""
@@ -67,7 +71,10 @@ class ImageSource(Protocol):
 
 
 class TextSource(Protocol):
-    """Captions by row."""
+    """Captions by row; `cached` as of an `ImageSource`."""
+
+    @property
+    def cached(self) -> bool: ...
 
     def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
         """What `features` needs for these captions, on the device; as training sees them where an epoch is given."""
@@ -87,6 +94,7 @@ class FeatureRows:
 
     matrix: Tensor
     unreadable: dict[int, str] = field(default_factory=dict)
+    cached = True
 
     def prepare(self) -> None:
         """Nothing: the rows are there."""
@@ -126,6 +134,11 @@ class LexicalTexts:
 
     source: TextSource
     vectors: Tensor
+
+    @property
+    def cached(self) -> bool:
+        """Whether the tower's features are there."""
+        return self.source.cached
 
     def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
         """The source's inputs, and the lexical vectors last."""

@@ -24,7 +24,7 @@ from varalign.encoders.specs import Side
 from varalign.encoders.towers import Towers
 from varalign.inputs.live import LiveCaptions, LiveImages
 from varalign.inputs.parts import Inputs, autocast
-from varalign.inputs.sources import FeatureRows, LexicalTexts, Rows, chunks, with_lexical
+from varalign.inputs.sources import Rows, chunks, with_lexical
 from varalign.options.config import TrainConfig
 
 IMAGE_BATCH = 64
@@ -82,6 +82,9 @@ def split_over_ranks(
         run: from some of the rows to them, batch by batch, with their results (B, D).
         unreadable: of the source; it learns what the other ranks could not read.
     """
+    if world().size == 1:
+        yield from run(rows)
+        return
     own = list(run(world().share(rows)))
     kept = np.concatenate([part for part, _ in own]) if own else rows[:0]
     width = max(world().gathered(own[0][1].shape[1] if own else 0))
@@ -119,7 +122,7 @@ def encoded_rows(
             batches = ((some, source.inputs(some)) for some in chunks(part, size))
         return run_tower(inputs.towers, batches, encode, inputs.autocast, what=f"encoding {side}s", total=len(part))
 
-    if world().size == 1 or is_cached(source):
+    if source.cached:
         return run(rows)
 
     def run_whole(part: Rows) -> Iterator[tuple[Rows, Tensor]]:
@@ -127,11 +130,6 @@ def encoded_rows(
             yield from run(part)
 
     return split_over_ranks(rows, run_whole, getattr(source, "unreadable", {}))
-
-
-def is_cached(source: Any) -> bool:
-    """Whether a source has features already, so that its rows need no tower and every rank takes them all."""
-    return isinstance(source.source if isinstance(source, LexicalTexts) else source, FeatureRows)
 
 
 def gathered(batches: Iterable[tuple[Rows, Tensor]], count: int, dim: int) -> tuple[Tensor, Rows]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 import varalign
 from torch import Tensor
+from varalign.cli import main
 from varalign.encoders.build import build_image_encoder, build_text_encoder
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.head_shape import HeadShape
@@ -82,3 +83,13 @@ def test_batch_norms_count_where_they_train() -> None:
     assert not has_batch_norms(model)
     model.freeze("image", unfreeze=1)
     assert has_batch_norms(model)
+
+
+def test_a_frozen_text_encoder_and_a_few_of_the_images_go_with_parts(
+    image_folder: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    places = (
+        f"--data {image_folder} --out {tmp_path / 'run'} --cache {tmp_path / 'cache'} --text-encoder bert:{bert_folder}"
+    )
+    sizes = "--image-size 32 --batch-size 20 --dataset-size 40 --epochs 1 --accumulate 2 --device cpu"
+    assert main(["train", *places.split(), *sizes.split()]) == 0

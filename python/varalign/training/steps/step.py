@@ -17,7 +17,6 @@ from varalign.encoders.specs import Side
 from varalign.evaluation.pair_moments import PairMoments
 from varalign.inputs.parts import Parts
 from varalign.inputs.sources import ImageInputs, Rows
-from varalign.inputs.tower_loop import is_cached
 from varalign.losses.contrastive import ContrastiveLoss, ContrastiveOutput
 from varalign.losses.distributed import gather_rows
 from varalign.options.config import TrainConfig
@@ -71,8 +70,7 @@ class TrainingStep:
         self._image_ids = torch.from_numpy(parts.data.image_ids)
         self._guard = StepGuard(parts.model, state.loss, state.optimiser, state.scaler, config.clip_grad)
         # Features that are there already need no memory of a tower: such a step has one part.
-        cached = is_cached(parts.images) and is_cached(parts.texts)
-        self._split = 1 if cached else config.accumulate
+        self._split = 1 if parts.images.cached and parts.texts.cached else config.accumulate
         self._gradients = Gradients(parts.model, self.ranks, self._split)
         self._is_whole = self.ranks.size == 1 and self._split == 1
         self._before: Random | None = None  # of a step that may break off
@@ -192,12 +190,11 @@ class TrainingStep:
         def run(part: slice) -> Tensor:
             return source.features(self.parts.model, inputs.tensor[part])
 
-        return self._pass("image", run, rows, total, None, is_cached(source))
+        return self._pass("image", run, rows, total, None, source.cached)
 
     def _text_pass(self, texts: StepTexts, captions: slice) -> TowerPass:
         source, epoch, tokens = self.parts.texts, self.state.position.epoch, None
-        cached = is_cached(source)
-        if cached or self._is_whole:
+        if source.cached or self._is_whole:
             own = source.inputs(texts.captions[captions], epoch)
         else:  # of the whole batch, whose longest text decides what dropout draws
             whole = source.inputs(texts.captions, epoch)
@@ -207,7 +204,7 @@ class TrainingStep:
         def run(part: slice) -> Tensor:
             return source.features(self.parts.model, tuple(some[part] for some in own))
 
-        return self._pass("text", run, captions, len(texts.captions), tokens, cached)
+        return self._pass("text", run, captions, len(texts.captions), tokens, source.cached)
 
     def _pass(
         self, side: Side, run: Callable[[slice], Tensor], rows: slice, total: int, tokens: int | None, cached: bool
