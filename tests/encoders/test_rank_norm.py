@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forked_ranks import forked
 from torch import nn
 from varalign.data.ranks import Ranks
 from varalign.encoders.rank_norm import share_batch_norms
@@ -41,8 +41,7 @@ def passed(layer: nn.Module, values: torch.Tensor, upstream: torch.Tensor) -> di
 
 
 def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(SIZES))
+    dist.init_process_group("gloo")
     layer = norm()
     share_batch_norms(layer, Ranks(rank, len(SIZES), dist.group.WORLD))
     first = sum(SIZES[:rank])
@@ -51,7 +50,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_ranks_of_uneven_batches_equal_one_process(tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(
         [sys.executable, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
     )
@@ -70,10 +69,4 @@ def test_a_norm_without_a_form_for_ranks_is_refused() -> None:
 
 
 if __name__ == "__main__":
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=work, args=(rank, sys.argv[1])) for rank in range(len(SIZES))]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    forked(len(SIZES), lambda rank: work(rank, sys.argv[1]), 60)

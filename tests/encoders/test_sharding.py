@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import write_clip
+from forked_ranks import forked
 from safetensors.torch import load_file
 from torch import nn
 from varalign.encoders.sharding import clip_gradients, is_split
@@ -95,13 +94,8 @@ def resuming(given: TrainConfig, out: Path) -> None:
 
 def case(size: int, act: Callable[..., None], *given: Any) -> None:
     """Run a case on so many processes; what one of them raised lies beside the run folder, as `<run>.<rank>`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
 
     def work(rank: int) -> None:
-        torch.set_num_threads(1)
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         try:
             act(*given)
         except BaseException as error:
@@ -110,13 +104,7 @@ def case(size: int, act: Callable[..., None], *given: Any) -> None:
 
                 Path(f"{given[1]}.{rank}").write_text(traceback.format_exc())
 
-    processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-        if process.exitcode is None:
-            process.kill()
+    forked(size, work, 240)
 
 
 def run_cases(folder: Path, images: str, which: str) -> None:

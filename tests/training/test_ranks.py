@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked_ranks import forked
 from safetensors.torch import load_file
 from varalign.options.config import TrainConfig
 from varalign.runs.folder import RunFolder
@@ -86,15 +85,8 @@ def told(config: TrainConfig, out: Path) -> None:
 
 def case(size: int, act: Callable[..., None], *given: Any) -> None:
     """Run a case on so many processes; what each of them raised lies beside the run folder, as `<run>.<rank>`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
 
     def work(rank: int) -> None:
-        torch.set_num_threads(1)
-        if size > 1:
-            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size)}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         said = ""
         try:
             act(*given)
@@ -102,13 +94,7 @@ def case(size: int, act: Callable[..., None], *given: Any) -> None:
             said = f"{type(error).__name__}: {error}"
         Path(f"{given[1]}.{rank}").write_text(said)
 
-    processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in range(size)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        if process.exitcode is None:
-            process.kill()
+    forked(size, work, 60)
 
 
 def run_cases(folder: Path, features_path: str, images_path: str) -> None:
@@ -129,7 +115,7 @@ def run_cases(folder: Path, features_path: str, images_path: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory, features_file: Path, image_folder: Path) -> Path:
     """All cases, from one clean process that forks the ranks (forking the test's own threads may hang)."""
     path = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(path), str(features_file), str(image_folder)]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0, found.stderr
