@@ -32,11 +32,11 @@ from varalign.data.checksums import BLOCK, BlockDigests, block_digests
 from varalign.data.errors import DataError
 from varalign.data.files import open_user_file, readable, write_parts_atomically
 from varalign.evaluation.nearest import Found, best_of
+from varalign.inputs.kept import KINDS, mapped_array
 
 FORMAT = "varalign gallery 1"
 _ROWS = 1 << 16  # vectors written at once
 _SAMPLE = 256  # queries of a kind that recall is measured by
-_KINDS = {"I64": "<i8", "F32": "<f4", "F16": "<f2", "U8": "u1"}
 
 
 class Names(Sequence[str]):
@@ -130,7 +130,7 @@ def write_gallery(
     small += [] if prior is None else [("image_prior", prior)]
     shapes = [(name, "I64" if array.dtype == np.int64 else "F32", array.shape) for name, array in small]
     shapes += [("image_embeddings", "F16", (len(coded), width)), ("names", "U8", (int(ends[-1]),))]
-    size = sum(np.dtype(_KINDS[kind]).itemsize * math.prod(shape) for _, kind, shape in shapes)
+    size = sum(np.dtype(KINDS[kind]).itemsize * math.prod(shape) for _, kind, shape in shapes)
     header = _header([*shapes, ("digests", "U8", (1 + -(-size // BLOCK), 32))], {"format": FORMAT, **about})
 
     def parts() -> Iterator[bytes | memoryview]:
@@ -149,7 +149,7 @@ def _header(tensors: Sequence[tuple[str, str, tuple[int, ...]]], about: Mapping[
     entries: dict[str, Any] = {"__metadata__": dict(about)}
     end = 0
     for name, kind, shape in tensors:
-        begin, end = end, end + np.dtype(_KINDS[kind]).itemsize * math.prod(shape)
+        begin, end = end, end + np.dtype(KINDS[kind]).itemsize * math.prod(shape)
         entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
@@ -185,7 +185,7 @@ def read_gallery(path: Path) -> FileGallery:
         last, end = (begin + offset for offset in entries["digests"]["data_offsets"])
         if end != len(content):
             raise DataError(f"{path}: {len(content):,} bytes of {end:,}: cut off, or something added; {mend}")
-        arrays = {name: _array(content, begin, entry) for name, entry in entries.items()}
+        arrays = {name: mapped_array(content, begin, name, entry) for name, entry in entries.items()}
         digests = arrays.pop("digests")
     except DataError:
         raise
@@ -198,15 +198,6 @@ def read_gallery(path: Path) -> FileGallery:
     key = hashlib.sha256(digests.tobytes()).hexdigest()
     found = (Path(about["folder"]), names, False, arrays["image_embeddings"], arrays.get("image_prior"), path)
     return FileGallery(*found, arrays["first_copies"], key, about)
-
-
-def _array(content: mmap.mmap, begin: int, entry: Mapping[str, Any]) -> NDArray[Any]:
-    """A tensor of a safetensors file; raises an error of any type where the header does not fit."""
-    first, end = entry["data_offsets"]
-    kind, shape = np.dtype(_KINDS[entry["dtype"]]), entry["shape"]
-    if kind.itemsize * math.prod(shape) != end - first:
-        raise ValueError("a tensor has not the size of its shape")
-    return np.frombuffer(content, kind, math.prod(shape), begin + first).reshape(shape)
 
 
 def about_of(model: Aligner, folder: Path) -> dict[str, str]:

@@ -156,22 +156,14 @@ def write_parts_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> N
     Raises:
         OSError: as `write_atomically`; what `parts` raises goes through, the file under the name untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            handle = os.open(temporary, _NEW, 0o666)
-            try:
-                for part in parts:
-                    _write_all(handle, part)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):  # the first error is the one that is reported
-            os.unlink(temporary)
-        raise
-    sync_folder(path.parent)
+    with _renamed(path) as temporary, naming(path):
+        handle = os.open(temporary, _NEW, 0o666)
+        try:
+            for part in parts:
+                _write_all(handle, part)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -181,8 +173,7 @@ def written_by_name(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as `write_atomically`; what is raised within goes through, the file under the name untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with _renamed(path) as temporary:
         yield temporary
         with naming(path):
             handle = os.open(temporary, os.O_RDWR | getattr(os, "O_BINARY", 0))
@@ -190,6 +181,14 @@ def written_by_name(path: Path) -> Iterator[Path]:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Path]:
+    """A temporary name, which becomes `path` where nothing is raised within; what was written is deleted otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):  # the first error is the one that is reported

@@ -30,6 +30,13 @@ class RanksError(DataError):
     """The processes of a command do not fit each other, or one of them has ended; the message says what to do."""
 
 
+def even_parts(count: int, parts: int) -> list[slice]:
+    """Consecutive parts of `count` rows, the first ones a row longer where they cannot be equal."""
+    sizes = [count // parts + (part < count % parts) for part in range(parts)]
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The processes of a command, seen from one of them.
@@ -50,13 +57,11 @@ class Ranks:
 
     def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """This rank's part of some rows: consecutive ones, as many as other ranks have or one more."""
-        return np.array_split(rows, self.size)[self.rank]
+        return rows[self.shares(len(rows))[self.rank]]
 
     def shares(self, count: int) -> list[slice]:
         """Every rank's part of `count` rows."""
-        sizes = [count // self.size + (rank < count % self.size) for rank in range(self.size)]
-        ends = np.cumsum(sizes).tolist()
-        return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        return even_parts(count, self.size)
 
     def agreed(self, value: T) -> T:
         """The writer's value, on every rank; any object that pickles."""

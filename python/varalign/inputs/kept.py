@@ -22,7 +22,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
 MOST_BYTES = 1 << 40
 _KEY, _CHECKSUM = "_key", "_sha256"
-_KINDS = {"U8": "u1", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+KINDS = {"U8": "u1", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
 """Of the arrays that are mapped, by safetensors' names."""
 
 
@@ -122,11 +122,16 @@ def _mapped(path: Path) -> dict[str, NDArray[Any]]:
     with open_user_file(path) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     begin = 8 + int.from_bytes(content[:8], "little")
-    arrays = {}
-    for name, entry in json.loads(content[8:begin]).items():
-        first, end = entry["data_offsets"]
-        kind, shape = np.dtype(_KINDS[entry["dtype"]]), entry["shape"]
-        if kind.itemsize * math.prod(shape) != end - first:
-            raise ValueError(f"{name} has not the size of its shape")
-        arrays[name] = np.frombuffer(content, kind, math.prod(shape), begin + first).reshape(shape)
-    return arrays
+    return {name: mapped_array(content, begin, name, entry) for name, entry in json.loads(content[8:begin]).items()}
+
+
+def mapped_array(content: mmap.mmap, begin: int, name: str, entry: Mapping[str, Any]) -> NDArray[Any]:
+    """A tensor of a mapped safetensors file whose data begin at `begin`, by its entry in the header.
+
+    It raises an error of any type where the header does not fit.
+    """
+    first, end = entry["data_offsets"]
+    kind, shape = np.dtype(KINDS[entry["dtype"]]), entry["shape"]
+    if kind.itemsize * math.prod(shape) != end - first:
+        raise ValueError(f"{name} has not the size of its shape")
+    return np.frombuffer(content, kind, math.prod(shape), begin + first).reshape(shape)

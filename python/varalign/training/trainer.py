@@ -170,20 +170,18 @@ class Trainer:
     def _lose(self, error: RuntimeError) -> NoReturn:
         """End the run after another process has ended; the writer saves the state before the step that broke off."""
         self._step.undo()
-        if self.parts.model.sharded:
-            raise RunFailed(
-                f"another process of this run has ended, or does not answer ({str(error).splitlines()[0][:120]}), and "
-                f"with it its part of the weights: go on from the last checkpoint: `train --resume {self.run.path}`"
-            ) from None
-        if self._stop.received is not None:
-            self._leave()
-        self._flush()
-        if not self.saver.is_saved():
-            self._save()
-        saved = f"the checkpoint of step {self.position.step} is written" if self._ranks.is_writer else "it is saved"
+        saved = "go on from the last checkpoint"
+        if not self.parts.model.sharded:  # the weights that the other process had are here too
+            if self._stop.received is not None:
+                self._leave()
+            self._flush()
+            if not self.saver.is_saved():
+                self._save()
+            if self._ranks.is_writer:
+                saved = f"the checkpoint of step {self.position.step} is written: go on"
         raise RunFailed(
-            f"another process of this run has ended, or does not answer ({str(error).splitlines()[0][:120]}); {saved}: "
-            f"go on with `train --resume {self.run.path}`, on as many processes as you like"
+            f"another process of this run has ended, or does not answer ({str(error).splitlines()[0][:120]}); {saved} "
+            f"with `train --resume {self.run.path}`, on as many processes as you like"
         ) from None
 
     def _train(self) -> None:

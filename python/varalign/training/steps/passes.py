@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from varalign.data.draws import TOWERS, hash_draws
-from varalign.data.ranks import Ranks
+from varalign.data.ranks import Ranks, even_parts
 from varalign.encoders.batch_rows import BatchRows, batch_rows
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.sharding import is_split
@@ -102,7 +102,7 @@ class TowerPass:
         return BatchRows(self.rows.start + part.start, self.total, self.tokens)
 
     def _slices(self) -> list[slice]:
-        return Ranks(size=self.parts).shares(self.rows.stop - self.rows.start)
+        return even_parts(self.rows.stop - self.rows.start, self.parts)
 
 
 class Gradients:

@@ -105,8 +105,9 @@ class TrainingStep:
         rows, (self._stopped,) = self.ranks.rows_and_flags(inputs.rows, total, [self._stop.received or 0])
         draw = {"seed": config.seed, "epoch": position.epoch}
         of_all = StepTexts.draw(parts.data, rows, count=config.captions_per_step, use=config.captions_as, **draw)
-        images = self.ranks.shares(total)[self.ranks.rank]
-        texts, text_rows, captions = of_all.part(images)
+        shares = self.ranks.shares(total)
+        of_each = [of_all.part(share) for share in shares]
+        images, (texts, text_rows, captions) = shares[self.ranks.rank], of_each[self.ranks.rank]
         each = None  # a weight per caption
         if state.pair_weights is not None:
             each = state.pair_weights[self._sent(texts.captions)]
@@ -157,7 +158,7 @@ class TrainingStep:
         alpha = scale.detach()
         embeddings = image_embeddings.detach().float(), text_embeddings.detach().float()
         several = None if ids is None else (*embeddings, image_ids, text_ids)
-        pair_values = self._pair_values(output, of_all, total, alpha, several)
+        pair_values = self._pair_values(output, [share for share, _, _ in of_each], alpha, several)
 
         def further() -> None:
             image_pass.backward(parts.autocast)
@@ -218,11 +219,14 @@ class TrainingStep:
         return TowerPass(run, rows, total, tokens, split, trains, seeds, self.parts.model)
 
     def _pair_values(
-        self, output: ContrastiveOutput, of_all: StepTexts, total: int, alpha: Tensor, ids: _Ids | None
+        self, output: ContrastiveOutput, shares: list[StepTexts], alpha: Tensor, ids: _Ids | None
     ) -> Tensor:
-        """(C, 2) of the captions of the whole batch, `ids` being given where a text belongs to several images."""
+        """(C, 2) of the captions of the whole batch.
+
+        Args:
+            shares: the texts of each rank. ids: given where a text belongs to several images.
+        """
         with torch.no_grad():
-            shares = [of_all.part(images)[0] for images in self.ranks.shares(total)]
             sizes = None if self.ranks.size == 1 else [len(share.owner) for share in shares]
             relation = None if ids is None else Relation(*ids, sizes, self.ranks.group)
             own = shares[self.ranks.rank]
