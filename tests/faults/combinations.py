@@ -43,6 +43,7 @@ def axes() -> dict[str, tuple[Any, ...]]:
         "evaluations": (None, 1),
         "captions_as": ("mean", "each"),
         "word_dropout": (0.0, 0.3),
+        "average_weights": (0.0, 0.9),
         "noise": (None, "swap-images=0.3"),
     }
 

@@ -32,6 +32,8 @@ from varalign.options.rules import RULES, check_rules, idle_options
             "--feature-mixup trains on mixed pairs, and --loss adversarial-inputs changes the inputs",
         ),
         ({"features": "b", "word_vectors": "v"}, "--word-vectors fills the word embedding of --text-encoder lstm"),
+        ({"features": "b", "average_weights": 0.9}, "--average-weights averages the weights of encoders that train"),
+        ({"shard": True, "average_weights": 0.9}, "--average-weights needs the whole weights on each process"),
         ({"input_noise": 1.0}, "--input-noise needs features whose standard deviations do not change"),
     ],
 )
@@ -64,6 +66,7 @@ def test_a_broken_rule_names_the_option(options: dict[str, object], words: str) 
         ),
         ({"use_pretrained": True, "flip": 0.0}, "--flip is part of the augmentation, which this run does not have"),
         ({"color_jitter": 0.4, "augment": False}, "--color-jitter is part of the augmentation"),
+        ({"crop_area": 0.2, "use_pretrained": True}, "--crop-area is part of the augmentation"),
         ({"color_jitter": 0.4, "use_pretrained": True}, "--color-jitter is part of the augmentation"),
         ({"features": "b", "color_jitter": 0.4}, "--color-jitter needs images and captions"),
         (

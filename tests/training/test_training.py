@@ -15,6 +15,7 @@ import pytest
 import torch
 import varalign
 from varalign.data.errors import DataError
+from varalign.data.images import Augment
 from varalign.evaluation.retrieval import RECALL_KEYS
 from varalign.inputs.assemble import open_sources
 from varalign.inputs.live import LiveImages, TooManyBadImages
@@ -98,10 +99,12 @@ def test_training_batches_from_the_decoded_cache_are_those_of_the_files_where_im
     batches, said = {}, []
     for decoded in ("off", "disk"):
         said.clear()
-        options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0, "color_jitter": 0.2}
+        options = {"decoded_cache": decoded, "dropout": 0.0, "input_noise": 0.0, "color_jitter": 0.2, "crop_area": 0.1}
         config = config_for("images", features_file, image_folder, tmp_path / "run", **options)
         config, data = open_data(config, said.append)
         parts = open_sources(config, data, new_towers(config, data), CPU, said.append)
+        assert isinstance(parts.images, LiveImages)
+        assert parts.images.augment == Augment((0.1, 1.0), jitter=(0.2, 0.2, 0.2))
         order = [data.rows("train")[:5], data.rows("train")[5:9]]
         batches[decoded] = [inputs.tensor for epoch in (0, 1) for inputs in parts.images.batches(order, epoch=epoch)]
         told = {"off": 0, "disk": 1}[decoded]
@@ -137,7 +140,7 @@ def test_an_image_that_cannot_be_decoded_is_replaced_the_same_way_however_images
 INTERRUPTED: dict[str, dict[str, Any]] = {
     kind: {"epochs": 4, "checkpoint_every": 2, "dropout": 0.3, "schedule": "variance", **others}
     for kind, others in {
-        "images": {"word_dropout": 0.2, "decoded_cache": "disk"},
+        "images": {"word_dropout": 0.2, "decoded_cache": "disk", "average_weights": 0.9},
         "features": {"evaluations": 2},
     }.items()
 }

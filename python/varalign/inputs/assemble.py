@@ -96,11 +96,12 @@ def _image_source(
     in_pixels = noise if noise is not None else parse_noise(config.noise)
     frozen = towers.fully_frozen("image")
     augmented = config.augment if config.augment is not None else not frozen
+    augment = Augment((config.crop_area, 1.0), flip=config.flip, jitter=(config.color_jitter,) * 3)
     live = LiveImages(
         paths=data.image_paths,
         names=data.image_names,
         preprocess=replace(encoder.preprocess, decode=config.decode),
-        augment=Augment(flip=config.flip, jitter=(config.color_jitter,) * 3) if augmented else None,
+        augment=augment if augmented else None,
         seed=config.seed,
         threads=config.threads,
         device=device,

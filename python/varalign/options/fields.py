@@ -108,6 +108,9 @@ class Options:
         low=0.0,
         high=0.95,
     )
+    crop_area: float = _data(
+        "smallest share of a training image's area that a random crop keeps", 0.5, low=0.01, high=1.0
+    )
     color_jitter: float = _data(
         "multiply brightness, contrast and saturation of training images by random factors from 1 - X to 1 + X",
         0.0,
@@ -331,6 +334,14 @@ class Options:
     lr_schedule: Literal["cosine", "step", "constant"] = _training(
         "how the learning rate falls after the warm-up (step: to a tenth at 60 and again at 85 per cent of the steps)",
         "cosine",
+    )
+    average_weights: float = _training(
+        "decay of a moving average of the weights over the steps (0.999), which is measured on dev and kept as the "
+        "model; 0: none",
+        0.0,
+        metavar="DECAY",
+        low=0.0,
+        high=0.99999,
     )
     clip_grad: float = _training("scale gradients down to this norm; 0: never", 1.0, low=0.0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _training(

@@ -60,7 +60,7 @@ RULES = (
         _features,
         _NEEDS_IMAGES,
     ),
-    Rule("flip color_jitter decode max_bad shuffle_buffer", _features, _NEEDS_IMAGES, idle=True),
+    Rule("flip crop_area color_jitter decode max_bad shuffle_buffer", _features, _NEEDS_IMAGES, idle=True),
     Rule("unfreeze lora", _features, _NEEDS_TOWERS),
     Rule("freeze tower_lr feature_precision", _features, _NEEDS_TOWERS, idle=True),
     Rule(
@@ -70,7 +70,7 @@ RULES = (
         idle=True,
     ),
     Rule(
-        "flip color_jitter",
+        "flip crop_area color_jitter",
         lambda c: not c.sees_crops,
         "is part of the augmentation, which this run does not have: leave out --no-augment, or pass --augment where "
         "the image encoder is frozen",
@@ -170,6 +170,16 @@ RULES = (
         "accumulate",
         lambda c: c.accumulate > 1 and c.loss in OTHERS and loss_class(c.loss).reads_inputs,
         "passes a batch through the encoders in parts, and --loss {c.loss} changes their inputs: pass one of them",
+    ),
+    Rule(
+        "average_weights",
+        lambda c: c.average_weights > 0 and c.frozen_towers,
+        "averages the weights of encoders that train, and this run's are frozen: leave it out",
+    ),
+    Rule(
+        "average_weights",
+        lambda c: c.average_weights > 0 and c.shard,
+        "needs the whole weights on each process, and --shard splits them: pass one of them",
     ),
     Rule(
         "loss",

@@ -35,6 +35,7 @@ from varalign.runs.run_errors import RunError
 from varalign.runs.schema import FORMAT, format_number, number, record, text, whole
 
 MODEL, OPTIMISER, SCHEDULE, LOSS = "model", "optimiser", "schedule", "loss"
+AVERAGED = "averaged"  # the weights that the optimiser changes, where those of the model are averages of them
 PAIRS = "pairs"  # statistics of the training pairs
 PAIR_WEIGHTS = "weights.pairs"  # one tensor, absent where all pairs count alike
 RANDOM_CPU, RANDOM_CUDA = "random.cpu", "random.cuda"  # states of torch's generators, one tensor each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -24,6 +25,7 @@ from varalign.runs.checkpoint import Checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import MetricsLog
 from varalign.runs.position import Position
+from varalign.training.averaged import AveragedWeights
 from varalign.training.losses import add_loss_parameters, load_loss_state, loss_state, new_loss
 from varalign.training.optimiser import build_optimiser
 
@@ -39,6 +41,7 @@ class TrainingState:
     Attributes:
         model, loss, optimiser, scaler, moments, pair_weights, position: the parts of the state; all tensors are on the
             model's device.
+        averaged: the averages of the model's weights, which checkpoints hold as the model; None: its own are.
     """
 
     def __init__(self, config: TrainConfig, parts: Parts, pair_weights: Tensor | None) -> None:
@@ -46,6 +49,7 @@ class TrainingState:
         if config.shard:
             shard_towers(self.model, world(), self.device)
         self.loss = new_loss(config, parts.data).to(self.device)
+        self.averaged = AveragedWeights(self.model, config.average_weights) if config.average_weights else None
         self.optimiser = build_optimiser(self.model, config)
         add_loss_parameters(self.optimiser, self.loss, config.lr)
         half = pick_precision(config.precision, self.device) == torch.float16
@@ -59,20 +63,30 @@ class TrainingState:
         steps = [float(values["step"]) for values in self.optimiser.state.values()]  # the host waits for the GPU here
         return any(steps) or not any(p.requires_grad for group in self.optimiser.param_groups for p in group["params"])
 
+    def measured(self) -> AbstractContextManager[None]:
+        """Within, the model has the weights that are measured and stored: their averages, where there are some."""
+        return nullcontext() if self.averaged is None else self.averaged.shown()
+
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint, by their names in the file.
 
         Where towers are split over processes, all of them call it, and the writer alone gets the tensors.
         """
         moments = {name: torch.from_numpy(np.asarray(values)) for name, values in self.moments.state().items()}
+        with self.measured():
+            model = self.model.checkpoint_state()
+            if self.averaged is not None:
+                model = {name: tensor.clone() for name, tensor in model.items()}
         found = {
-            **checkpoints.named(checkpoints.MODEL, self.model.checkpoint_state()),
+            **checkpoints.named(checkpoints.MODEL, model),
             **checkpoints.named(checkpoints.OPTIMISER, _flattened(self.optimiser)),
             **checkpoints.named(checkpoints.SCHEDULE, self.loss.schedule.state_dict()),
             **checkpoints.named(checkpoints.LOSS, loss_state(self.loss)),
             **checkpoints.named(checkpoints.PAIRS, moments),
             checkpoints.RANDOM_CPU: torch.get_rng_state(),
         }
+        if self.averaged is not None:
+            found |= checkpoints.named(checkpoints.AVERAGED, self.averaged.state())
         if self.pair_weights is not None:
             found[checkpoints.PAIR_WEIGHTS] = self.pair_weights
         if self.device.type == "cuda":
@@ -91,6 +105,8 @@ class TrainingState:
         """
         with found.fitting():
             found.fill(self.model)
+            if self.averaged is not None:
+                self.averaged.load_state(found.part(checkpoints.AVERAGED))
             _restore(self.optimiser, found.part(checkpoints.OPTIMISER))
             self.loss.schedule.load_state_dict(found.part(checkpoints.SCHEDULE))
             load_loss_state(self.loss, found.part(checkpoints.LOSS))

@@ -295,7 +295,8 @@ class Trainer:
             with nullcontext() if self.parts.model.sharded else self._stop.at_once(), part("looks"):
                 if self._fusion is not None:
                     self._fusion.choose(trained=position.step > 0)
-                result = self._ranks.agreed(self._look or evaluate(self.parts, "dev", statistics=False))
+                with self.state.measured():
+                    result = self._ranks.agreed(self._look or evaluate(self.parts, "dev", statistics=False))
         except Interrupted:
             self._leave()  # with a checkpoint before the evaluation, which a resumed run makes
         position.count_epochs(epochs)

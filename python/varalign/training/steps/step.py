@@ -169,6 +169,8 @@ class TrainingStep:
         sound = self._guard.step(output.loss)
         self._before = None  # no process waits for another from here to the end of the step
         model.clamp_logit_scale_()
+        if state.averaged is not None:
+            state.averaged.update(sound)
 
         with torch.no_grad():
             figures = [output.loss, output.loss_i2t, output.loss_t2i, *output.weights, alpha, sound.float()]
