@@ -213,3 +213,24 @@ def test_real_features_with_swapped_images(shared_data: Path, quick, monkeypatch
     monkeypatch.setattr(import_module("varalign.canonical.pair_scores"), "RIDGES", (10.0,))
     found = pair_scores(x, y, table[ids], rows)
     assert found.wrong_share == pytest.approx(0.4, abs=0.06)
+
+
+def test_scores_are_standardised_by_the_non_pairs_of_row_and_column() -> None:
+    scoring = import_module("varalign.canonical.pair_scores")
+    g = torch.Generator().manual_seed(0)
+    u, v, own = torch.randn(7, 4, generator=g), torch.randn(20, 4, generator=g), torch.arange(20) // 3
+    right = own == torch.arange(7)[:, None]
+    right[2, 11] = True  # a text that stands at two images
+    null = torch.zeros(scoring.BINS, dtype=torch.float64)
+    found = scoring._scores(u, v, own, right, null)
+    s = (u @ v.T).double()
+    s[right] = math.nan
+    z = torch.zeros(7, 20, dtype=torch.float64)
+    for direction in (0, 1):
+        mean = s.nanmean(direction, keepdim=True)
+        z += ((u @ v.T).double() - mean) / ((s - mean) ** 2).nanmean(direction, keepdim=True).sqrt() / 2
+    others = z.flatten()[::3][~right.flatten()[::3]]  # the sample: every third of them
+    wanted = (z[own, torch.arange(20)] - others.mean()) / others.std(correction=0)
+    assert torch.allclose(found, wanted, atol=1e-4) and int(null.sum()) == len(others)
+    with pytest.raises(ValueError, match="every text is right for every image"):
+        scoring._scores(u, v, own, torch.ones_like(right), null)

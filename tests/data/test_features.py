@@ -181,6 +181,8 @@ def test_names_and_texts_must_fit(tmp_path: Path) -> None:
     for text, message in [
         ('"a.jpg"\n"b.jpg"\n', "2 lines for 6 images; wanted one each"),
         ('"a.jpg"\n3\n', "line 2: wanted a JSON string such as"),
+        ('"a", "b", "c"\n"d\ne"\n"f"\n"g"\n"h"\n', "line 1: wanted a JSON string"),  # 6 strings as one array
+        ('"a"\n"b"\n"c"\n"d", "e"\n\n"f"\n', "line 4: wanted a JSON string"),
         ("a.jpg\n", "line 1: wanted a JSON string"),
         ("[" * 100_000, "line 1: wanted a JSON string"),
         ("", "line 1: wanted a JSON string"),

@@ -13,7 +13,7 @@ from varalign.canonical.maps import Whitening
 from varalign.canonical.pair_scores import DIMENSIONS, POWER, PairScores
 from varalign.evaluation.products import exact_products
 
-MOST_TEXTS = 1 << 16  # captions in the fit, and compared with the sample, at a time
+MOST_TEXTS = 1 << 13  # captions in the fit, and compared with the sample, at a time: a matrix below 32 MiB
 SAMPLE = 1000  # images, and captions, whose similarities give the mean and deviation that scores are relative to
 
 
@@ -51,16 +51,18 @@ def best_captions(
     for part in torch.arange(len(texts)).split(MOST_TEXTS):  # in memory: an image's features for each of its texts
         running.update(image_features[owner[part]], text_features[texts[part]], weights[part])
     maps = Whitening(running).solve(ridge=found.ridge, power=POWER, dimensions=DIMENSIONS)
-    u, v = maps.embed_images(image_features[images]), maps.embed_texts(text_features[texts])
+    u = maps.embed_images(image_features[images])
     generator = torch.Generator().manual_seed(seed)
     rows = torch.unique(owner)
     rows = rows[torch.randperm(len(rows), generator=generator)[:SAMPLE]]
-    usual_u, usual_v = maps.embed_images(image_features[rows]), v[torch.randperm(len(v), generator=generator)[:SAMPLE]]
+    usual_texts = texts[torch.randperm(len(texts), generator=generator)[:SAMPLE]]
+    usual_u, usual_v = maps.embed_images(image_features[rows]), maps.embed_texts(text_features[usual_texts])
     parts = []
     with exact_products():
         by_image = u @ usual_v.T
-        for part in v.split(MOST_TEXTS):
-            s, by_caption = u @ part.T, usual_u @ part.T
+        for part in texts.split(MOST_TEXTS):
+            v = maps.embed_texts(text_features[part])
+            s, by_caption = u @ v.T, usual_u @ v.T
             z = (s - by_caption.mean(0)) / by_caption.std(0).clamp_min(1e-6)
             z += (s - by_image.mean(1, keepdim=True)) / by_image.std(1, keepdim=True).clamp_min(1e-6)
             parts.append(z / 2)

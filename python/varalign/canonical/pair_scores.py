@@ -6,6 +6,7 @@ n images diagnosed, t their captions, f folds.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ FOLDS = 5
 ROUNDS = 3  # fits
 DIMENSIONS, POWER = 256, 0.5  # of the closed form
 SAMPLES = 200  # of the bootstrap
-FOLD_IMAGES = 1500  # images scored against each other at a time: bounds the (images, captions) matrix
+FOLD_IMAGES = 1200  # images scored against each other at a time: with five captions each the matrix has 28 MiB
 RIDGES = (0.3, 1.0, 3.0, 10.0, 30.0)
 CHOICE_IMAGES = 2000  # images whose scores choose the ridge
 LEAST_IMAGES = 50  # with fewer, a fold has too few non-pairs, and random pairs score as high as right ones
@@ -247,13 +248,21 @@ class _Scorer:
         self.fold = (order % FOLDS)[groups]  # of each image
         self.whitenings: list[Whitening] = []
 
+    def _blocks(self, fold: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """A fold's images, at most `FOLD_IMAGES` at a time, their captions, and each caption's place in the images."""
+        held, texts = (self.fold == fold).nonzero()[:, 0], (self.fold[self.owner] == fold).nonzero()[:, 0]
+        for images in held.chunk(-(-len(held) // FOLD_IMAGES)):
+            local = local_rows(images, len(self.x))[self.owner[texts]]
+            mine = (local >= 0).nonzero()[:, 0]
+            yield images, texts[mine], local[mine]
+
     def fit(self, weights: Tensor) -> None:
         """Fit one whitening for each fold, on the merged covariances of the other folds."""
         parts = []
         for fold in range(FOLDS):
-            mine = (self.fold[self.owner] == fold).nonzero()[:, 0]
             part = RunningCovariance(self.x.shape[1], self.y.shape[1], self.device)
-            part.update(self.x[self.owner[mine]], self.y[mine], weights[mine])
+            for images, mine, own in self._blocks(fold):
+                part.update_owned(self.x[images], self.y[mine], own, weights[mine])
             parts.append(part)
         self.whitenings = []
         for fold in range(FOLDS):
@@ -273,16 +282,12 @@ class _Scorer:
 
     def score(self, ridge: float, *, captions: bool, folds: int = FOLDS) -> _Scored:
         """Scores of the held-out images, of their captions if wanted, and histograms of the non-pairs' scores."""
-        n, t = len(self.x), len(self.owner)
         zeros = torch.zeros(BINS, dtype=torch.float64)
-        out = _Scored(torch.zeros(t).double(), torch.zeros(n).double(), zeros, zeros.clone())
+        out = _Scored(torch.zeros(len(self.y)).double(), torch.zeros(len(self.x)).double(), zeros, zeros.clone())
         for fold, whitening in enumerate(self.whitenings[:folds]):
             found = whitening.solve(ridge=ridge, power=POWER, dimensions=DIMENSIONS)
-            held = (self.fold == fold).nonzero()[:, 0]
-            for images in held.chunk(-(-len(held) // FOLD_IMAGES)):
-                local = local_rows(images, n)[self.owner]
-                mine = (local >= 0).nonzero()[:, 0]
-                own, group = local[mine].to(self.device), self.groups[images].to(self.device)
+            for images, mine, own in self._blocks(fold):
+                own, group = own.to(self.device), self.groups[images].to(self.device)
                 at = None if self.text_ids is None else _standing(self.text_ids[mine].to(self.device), own, group)
                 u, v = found.embed_images(self.x[images]), found.embed_texts(self.y[mine])
                 together = torch.zeros(len(images), v.shape[1], device=self.device).index_add_(0, own, v)
@@ -316,28 +321,39 @@ def _scores(u: Tensor, v: Tensor, own: Tensor, right: Tensor, null: Tensor) -> T
 
     right: (n, t) bool, what is no non-pair: images and texts that belong together.
     """
+    # One matrix of similarities and no other of its size, below 32 MiB: the system maps each larger one anew, page by
+    # page, which took as long as the arithmetic.
     with exact_products():
         s = u @ v.T
-    other = (~right).float()
-    if not bool(other.any()):
+    i, j = right.nonzero(as_tuple=True)  # sums of bool take ten times as long
+    if len(i) == right.numel():
         raise ValueError("pair scores compare pairs with non-pairs, and here every text is right for every image")
-    rows, columns = other.sum(1).clamp_min(1), other.sum(0).clamp_min(1)
-    kept = s * other
+    rows = (right.shape[1] - torch.bincount(i, minlength=len(u))).clamp_min(1)
+    columns = (right.shape[0] - torch.bincount(j, minlength=len(v))).clamp_min(1)
+    stride = max(1, s.numel() // NULL_SAMPLE) | 1  # odd, and no divisor of the columns: the sample covers all columns
+    if s.shape[1] % stride == 0:
+        stride += 2
+    place = torch.arange(0, s.numel(), stride, device=s.device)
+    place = place[~right.flatten()[place]]
+    sampled, each = s.flatten()[place], torch.arange(len(own), device=own.device)
+    pairs = s[own, each]
+    kept = s.masked_fill_(right, 0.0)
     row_mean, column_mean = kept.sum(1) / rows, kept.sum(0) / columns
     kept.square_()
     row_scale = _inverse_deviation(kept.sum(1) / rows - row_mean**2)
     column_scale = _inverse_deviation(kept.sum(0) / columns - column_mean**2)
-    # z = ½ [(s − row mean)/row deviation + (s − column mean)/column deviation], as one product and one shift.
-    z = s.mul_(0.5 * (row_scale[:, None] + column_scale))
-    z.sub_(0.5 * ((row_mean * row_scale)[:, None] + column_mean * column_scale))
+    row_shift, column_shift = row_mean * row_scale, column_mean * column_scale
+
+    def standardised(values: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """½ [(s − row mean)/row deviation + (s − column mean)/column deviation], as one product and one shift."""
+        z = values * (0.5 * (row_scale[i] + column_scale[j])) - 0.5 * (row_shift[i] + column_shift[j])
+        return z.double()
+
     # The mean of two standardised scores has a deviation below 1: shift and scale make it 1 again.
-    stride = max(1, z.numel() // NULL_SAMPLE) | 1  # odd, and no divisor of the columns: the sample covers all columns
-    if z.shape[1] % stride == 0:
-        stride += 2
-    non_pairs = z.flatten()[::stride][other.flatten()[::stride] > 0].double()
+    non_pairs = standardised(sampled, place // s.shape[1], place % s.shape[1])
     shift, scale = non_pairs.mean(), _inverse_deviation(non_pairs.var(correction=0))
     null += torch.bincount(bins_of((non_pairs - shift) * scale), minlength=BINS).double()
-    return ((z[own, torch.arange(len(own), device=own.device)].double() - shift) * scale).cpu()
+    return ((standardised(pairs, own, each) - shift) * scale).cpu()
 
 
 def _inverse_deviation(variance: Tensor) -> Tensor:

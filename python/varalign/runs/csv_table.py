@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = frozenset("=+-@\t\r\n")
 
 
 def csv_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
@@ -21,7 +21,7 @@ def csv_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     # With "\r\n" as its line end, the writer quotes a cell that holds either character; with "\n", only that one.
     writer = csv.writer(_Lines(lines), lineterminator="\r\n")
     for row in (header, *rows):
-        writer.writerow([_safe(cell) for cell in row])
+        writer.writerow([_safe(cell) if isinstance(cell, str) and cell[:1] in _FORMULA else cell for cell in row])
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
@@ -32,9 +32,8 @@ class _Lines:
         self.write = lines.append
 
 
-def _safe(cell: Any) -> Any:
-    if not isinstance(cell, str) or not cell.startswith(_FORMULA):
-        return cell
+def _safe(cell: str) -> str:
+    """A text that begins like a formula: as it is where it is a number, else behind an apostrophe."""
     try:
         float(cell)
     except ValueError:
