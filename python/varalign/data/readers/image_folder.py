@@ -100,7 +100,7 @@ class ImageFolder:
         self._real = os.path.realpath(base)
         self._kept: dict[str, bool] = {}
         self._bases = tuple(f"{place.rstrip('/')}/" for place in (str(base.absolute()), self._real))
-        self._listed: dict[str, tuple[Spellings, dict[str, os.DirEntry[str]]]] = {}
+        self._listed: dict[str, tuple[Spellings, dict[str, bool]]] = {}
 
     def find(self, name: str, *, lenient: bool = True) -> ImageFile | None:
         """The image of that name, or None; DataError (without file and line) where the name leads out of the folder.
@@ -111,27 +111,28 @@ class ImageFolder:
         place, unlike = self._place(asked), ""
         if place is None and "\\" in asked:
             place = self._place(asked.replace("\\", "/"))
-        if place is not None and place[1].name != asked:
+        if place is not None and place[1] != asked:
             leaf = asked.replace("\\", "/").rpartition("/")[2]
-            if place[1].name != leaf and _composed(place[1].name) != _composed(leaf):
+            if place[1] != leaf and _composed(place[1]) != _composed(leaf):
                 unlike = OTHER_CASE
         elif place is None and lenient:
             found, unlike = self._elsewhere(asked.replace("\\", "/"))
             place = self._place(found) if found else None
         if place is None:
             return None
-        parent, entry = place
-        if not self._follow_links and not (self._keeps(entry.path) if entry.is_symlink() else self._keeps_all(parent)):
+        parent, leaf, is_link = place
+        inside = f"{parent}/{leaf}" if parent else leaf
+        path = self.base / inside
+        if not self._follow_links and not (self._keeps(os.fspath(path)) if is_link else self._keeps_all(parent)):
             raise DataError(
                 f"the image {shown(name)} is a link that leads out of {self.base}; put the file itself there, make "
                 "the whole image folder the link, or pass --follow-links"
             )
         try:
-            size = entry.stat().st_size
+            size = os.stat(path).st_size
         except OSError:
             return None
-        inside = f"{parent}/{entry.name}" if parent else entry.name
-        return ImageFile(inside, self.base / inside, size, unlike)
+        return ImageFile(inside, path, size, unlike)
 
     def holds(self, name: str, *, lenient: bool = True) -> bool:
         """Whether `find` finds the image; a name that leads out of the folder is none of its images."""
@@ -142,8 +143,8 @@ class ImageFolder:
 
     def names(self) -> list[str]:
         """The names of the image files directly in the folder, sorted."""
-        _, entries = self._list("")
-        return sorted(name for name in entries if is_image_name(name))
+        _, links = self._list("")
+        return sorted(name for name in links if is_image_name(name))
 
     def all_names(self) -> list[str]:
         """The names of the image files in the folder and in its subfolders, sorted; hidden folders are passed over."""
@@ -213,23 +214,27 @@ class ImageFolder:
     def _keeps(self, path: str) -> bool:
         return os.path.commonpath([self._real, os.path.realpath(path)]) == self._real
 
-    def _place(self, name: str) -> tuple[str, os.DirEntry[str]] | None:
+    def _place(self, name: str) -> tuple[str, str, bool] | None:
+        """The folder that a file lies in, its name there, and whether it is a link."""
         parent, _, leaf = name.rpartition("/")
-        spellings, entries = self._list(parent)
+        spellings, links = self._list(parent)
         found = spellings.find(leaf)
-        return None if found is None else (parent, entries[found])
+        return None if found is None else (parent, found, links[found])
 
-    def _list(self, parent: str) -> tuple[Spellings, dict[str, os.DirEntry[str]]]:
-        """The files of a folder: their spellings, and their entries by name."""
+    def _list(self, parent: str) -> tuple[Spellings, dict[str, bool]]:
+        """The files of a folder: their spellings, and by name whether they are links.
+
+        Entries themselves are not kept: of 100,000 files they and the `stat` that each keeps hold 100 MiB.
+        """
         if parent not in self._listed:
             try:
                 with os.scandir(self.base / parent) as found:
-                    entries = {entry.name: entry for entry in found if _is_file(entry)}
+                    links = {entry.name: entry.is_symlink() for entry in found if _is_file(entry)}
             except (FileNotFoundError, NotADirectoryError):
-                entries = {}
+                links = {}
             except (OSError, ValueError) as error:
                 raise DataError(f"the folder {self.base / parent} cannot be read: {error}") from error
-            self._listed[parent] = Spellings(entries), entries
+            self._listed[parent] = Spellings(links), links
         return self._listed[parent]
 
 
