@@ -114,7 +114,7 @@ def generated(count: int, seed: int) -> list[str]:
 
 def hostile() -> list[str]:
     """The nasty texts of tests/data/tokens/test_tokenizers.py; none where the test tools are not installed."""
-    path = Path(__file__).parents[1] / "tests" / "data" / "test_tokenizers.py"
+    path = Path(__file__).parents[1] / "tests/data/tokens/test_tokenizers.py"
     found = importlib.util.spec_from_file_location("test_tokenizers", path)
     assert found is not None and found.loader is not None
     module = importlib.util.module_from_spec(found)

@@ -91,6 +91,11 @@ def test_no_two_files_have_one_name() -> None:
     assert [stem for stem, times in stems.items() if times > 1] == []
 
 
+def test_benchmarks_name_tests_that_are_there() -> None:
+    named = {name for file in (ROOT / "bench").glob("*.py") for name in re.findall(r"tests/[\w/]+\.py", file.read_text())}
+    assert named and not [name for name in named if not (ROOT / name).is_file()]
+
+
 def test_every_library_that_is_used_is_declared() -> None:
     words = re.findall(r'"([\w-]+)>=', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     declared = {word.lower().replace("_", "-") for word in words}
