@@ -148,7 +148,7 @@ def subjects(options: argparse.Namespace) -> Iterator[list[Row]]:
     cuda = torch.cuda.is_available()
     dimensions = options.dimensions or ([512, 256, 768] if cuda else [512])
     dtypes = options.dtypes or (["bfloat16", "float32"] if cuda else ["float32"])
-    everyone = peers(options)
+    everyone = {name: peer for name, peer in peers(options).items() if name in (options.only or name, "varalign")}
     cells: list[Cell] = []
     for dtype in dtypes:
         for d in dimensions:
@@ -317,6 +317,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dimensions", type=numbers, help="D, comma-separated")
     parser.add_argument("--dtypes", type=lambda text: text.split(","), help=f"of {', '.join(DTYPES)}")
     parser.add_argument("--peers", type=Path, help="folder with public kernels to compare with")
+    parser.add_argument("--only", help="one peer beside ours, such as 'open_clip ClipLoss'")
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled peers")
     parser.add_argument(
         "--exact-up-to", type=int, default=32768, help="largest N compared with float64 (default: 32768)"
