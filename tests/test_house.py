@@ -92,7 +92,9 @@ def test_no_two_files_have_one_name() -> None:
 
 
 def test_benchmarks_name_tests_that_are_there() -> None:
-    named = {name for file in (ROOT / "bench").glob("*.py") for name in re.findall(r"tests/[\w/]+\.py", file.read_text())}
+    named = {
+        name for file in (ROOT / "bench").glob("*.py") for name in re.findall(r"tests/[\w/]+\.py", file.read_text())
+    }
     assert named and not [name for name in named if not (ROOT / name).is_file()]
 
 

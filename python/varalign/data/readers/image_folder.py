@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import unicodedata
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ IMAGE_FOLDERS = (
 _DRIVE = re.compile(r"[A-Za-z]:/")
 _TAIL = 128
 _READERS = 8  # reads from a cold disk wait, they do not compute
+_PART = 64  # files read at a time
+_WAIT = 1e-4  # seconds a file from which threads read them: for files in memory, threads take half as long again
 _COMPANIONS = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 
 
@@ -276,10 +279,16 @@ def identical_files(images: list[ImageFile]) -> NDArray[np.int64]:
         by_size.setdefault(size, []).append(row)
     candidates = [row for rows in by_size.values() if len(rows) > 1 for row in rows]
     by_tail: dict[tuple[int, bytes], list[int]] = {}
-    parts = [candidates[start : start + 64] for start in range(0, len(candidates), 64)]
+    parts = [candidates[start : start + _PART] for start in range(0, len(candidates), _PART)]
+
+    def tails_of(rows: list[int]) -> list[bytes]:
+        return [_read_tail(images[row]) for row in rows]
+
+    began = time.perf_counter()
+    tails_of(candidates[:_PART])
+    waits = time.perf_counter() - began > _PART * _WAIT
     with ThreadPoolExecutor(_READERS) as readers, waiting("comparing image files", len(candidates)) as bar:
-        read = readers.map(lambda part: [_read_tail(images[row]) for row in part], parts)
-        for part, tails in zip(parts, read, strict=True):
+        for part, tails in zip(parts, (readers.map if waits else map)(tails_of, parts), strict=True):
             for row, tail in zip(part, tails, strict=True):
                 by_tail.setdefault((sizes[row], tail), []).append(row)
             bar.advance(len(part))
