@@ -260,7 +260,8 @@ def measured(
                 running.remove(matrices[0])
                 torch.cuda.empty_cache()
         yield rows + [single(f"{title}: {kind}", name, 0.0, "ms", note=reason) for name, reason in cell.missing.items()]
-    cell.rows = {row.contender: row for row in rows}
+    if kind == KINDS[-1]:  # what the targets are about
+        cell.rows = {row.contender: row for row in rows}
     memory = {peer.name: extra_memory(problem, peer, options) for peer in running if not peer.captured}
     cell.memory = memory
     mine = memory["varalign"]
@@ -268,7 +269,7 @@ def measured(
         single(f"{title}: extra memory", name, value / 2**20, "MiB", ratio=mine / max(value, 1), packages=PACKAGES)
         for name, value in memory.items()
     ]
-    if "forward and backward" in options.kinds:
+    if cell.rows:
         yield [
             single(
                 f"{title}: share of the matmul rate, 4 units", name, 4e3 * cell.unit_seconds / row.value, "",
@@ -323,7 +324,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--exact-up-to", type=int, default=32768, help="largest N compared with float64 (default: 32768)"
     )
     parser.add_argument(
-        "--kinds", type=lambda text: text.split(","), default=KINDS, help=f"of {', '.join(KINDS)} (the last always)"
+        "--kinds", type=lambda text: text.split(","), default=KINDS, help=f"of {', '.join(KINDS)} (targets: the last)"
     )
     parser.add_argument(
         "--longest", type=float, help="seconds a pass of a contender may take, ours apart (default: 10 on a GPU)"
