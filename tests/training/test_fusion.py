@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import varalign
+from varalign.canonical.voices.held_out import losses_at
 from varalign.data.features import load_features, save_features
 from varalign.encoders.voices_head import VoicesHead
 from varalign.inputs.open_data import open_data
-from varalign.losses.pair_loss import pair_losses
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.recipe import fill
@@ -49,7 +49,7 @@ def test_members_that_know_nothing_get_no_share(features_file: Path, tmp_path: P
     scale = float(parts.model.evaluation_scale)
     closed, _ = fusion._scores()
     means = [
-        float(pair_losses(closed.pairs.detach(), other).mean())
+        float(losses_at([block.bare() for block in closed], other).mean())
         for other in (scale, max(1.0, scale * 0.8), scale * 1.25)
     ]
     assert min(means) > means[0] - 0.01
@@ -64,7 +64,7 @@ def test_members_that_know_more_get_their_share(features_file: Path) -> None:
             for voice in head.fixed.values():
                 voice.map.copy_(torch.randn(voice.map.shape, generator=torch.Generator().manual_seed(1)))
     closed, members = fusion._scores()
-    perfect = replace(members, pairs=torch.eye(closed.pairs.shape[1]).expand_as(closed.pairs))
+    perfect = [replace(block, pairs=torch.eye(len(block.pairs))) for block in members]
     fusion._scores = lambda: (closed, perfect)  # type: ignore[method-assign]
     assert fusion.choose() > 0
     assert float(parts.model.image_head.share) == float(parts.model.text_head.share) > 0

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 from varalign.canonical.hub_correction import TRAINED_SHARPNESS
+from varalign.canonical.voices.held_out import Scores, hits_at_1, losses_at
 from varalign.losses.pair_loss import pair_losses
-from varalign.training.mixing.member_share import SHARES, Scores, choose_share
+from varalign.training.mixing.member_share import SHARES, choose_share
 
 
 def views(seed: int, noise: float, *, blocks: int = 3, size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,33 +20,36 @@ def views(seed: int, noise: float, *, blocks: int = 3, size: int = 40) -> tuple[
     return u, v
 
 
-def scores(seed: int, noise: float, *, bank: bool = True) -> Scores:
+def scores(seed: int, noise: float, *, bank: bool = True) -> list[Scores]:
     u, v = views(seed, noise)
-    return Scores.of(u[:2], v[:2], (u[2], v[2]) if bank else None)
+    scored = [Scores(u[row] @ v[row].T, None, u[2] @ v[row].T, v[2] @ u[row].T) for row in range(2)]
+    return scored if bank else [one.bare() for one in scored]
 
 
 @pytest.mark.parametrize("bank", [True, False])
 def test_better_members_have_the_larger_share_and_useless_ones_none(bank: bool) -> None:
-    closed = [scores(0, 1.0, bank=bank)]
-    shares = [choose_share(closed, [scores(1, noise, bank=bank)], [None])[0] for noise in (0.3, 1.0, 30.0)]
+    closed = scores(0, 1.0, bank=bank)
+    shares = [choose_share(closed, scores(1, noise, bank=bank))[0] for noise in (0.3, 1.0, 30.0)]
     assert shares[0] == SHARES[-1] > shares[1] > shares[2] == 0
 
 
-def test_corrected_losses_are_those_of_scores_less_priors() -> None:
+def test_corrected_losses_and_hits_are_those_of_scores_less_priors() -> None:
     """Tolerance 1e-5: the same sums in float32, in another order."""
     u, v = views(0, 1.0)
     scale = 12.0
     tau = TRAINED_SHARPNESS * scale
     of_texts = torch.stack([(tau * (u[2] @ block.T)).logsumexp(0) / tau for block in v[:2]])
     of_images = torch.stack([(tau * (v[2] @ block.T)).logsumexp(0) / tau for block in u[:2]])
-    found = Scores.of(u[:2], v[:2], (u[2], v[2])).losses(scale, None, corrected=True)
+    scored = scores(0, 1.0)
+    found, hits = losses_at(scored, scale), hits_at_1(scored, scale)
     for block in range(2):
-        s = u[block] @ v[block].T
-        i2t = torch.nn.functional.cross_entropy(scale * (s - of_texts[block]), torch.arange(40), reduction="none")
-        t2i = torch.nn.functional.cross_entropy(
-            scale * (s - of_images[block][:, None]).T, torch.arange(40), reduction="none"
-        )
-        torch.testing.assert_close(found[40 * block : 40 * block + 40], (i2t + t2i) / 2, atol=1e-5, rtol=1e-5)
+        s, right = u[block] @ v[block].T, torch.arange(40)
+        i2t, t2i = s - of_texts[block], (s - of_images[block][:, None]).T
+        expected = sum(torch.nn.functional.cross_entropy(scale * z, right, reduction="none") for z in (i2t, t2i)) / 2
+        part = slice(40 * block, 40 * block + 40)
+        torch.testing.assert_close(found[part], expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(hits[part], ((i2t.argmax(1) == right).float() + (t2i.argmax(1) == right).float()) / 2)
+    assert hits_at_1([one.bare() for one in scored], scale).tolist() != hits.tolist()
 
 
 def test_positives_of_a_corrected_loss_are_means_of_their_scores() -> None:
@@ -61,8 +65,8 @@ def test_positives_of_a_corrected_loss_are_means_of_their_scores() -> None:
     torch.testing.assert_close(first, expected)
 
 
-def test_folds_are_pooled() -> None:
+def test_blocks_are_pooled() -> None:
     """One fold alone is too little for a share that both together give."""
-    closed, members = ([scores(seed + side, 1.0) for seed in (2, 4)] for side in (0, 1))
-    whole, scale = choose_share(closed, members, [None, None])
+    closed, members = ([*scores(2 + side, 1.0), *scores(4 + side, 1.0)] for side in (0, 1))
+    whole, scale = choose_share(closed, members)
     assert whole > 0 and 1 <= scale <= 100

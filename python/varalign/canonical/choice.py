@@ -46,7 +46,9 @@ class Grid:
         )
 
 
-FEW = Grid(ridges=(1.0, 3.0, 10.0), powers=(0.5, 0.75, 1.0), dimensions=(64, 128, 256, 384), text_parts=(0.3, 3.0))
+FEW = Grid(
+    ridges=(1.0, 3.0, 10.0), powers=(0.75, 1.0, 1.25, 1.5), dimensions=(64, 128, 256, 384), text_parts=(0.3, 3.0)
+)
 """The settings that few pairs have chosen, for a quicker search."""
 
 

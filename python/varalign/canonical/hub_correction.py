@@ -35,6 +35,7 @@ TRAINED_SHARPNESS = 0.6
 """τ / logit scale for a bank of training pairs, which lie closer to each other than unseen ones do."""
 HELD_OUT_SHARPNESS = 0.7
 """τ / logit scale for a bank of pairs that were not trained on."""
+TRAIN = "train"
 CENTROIDS = 128
 BANK_IMAGES, BANK_TEXTS = 1000, 5000
 """Queries of a bank at most."""
@@ -129,8 +130,9 @@ class HubCorrection:
             logit_scale: of the similarities that are corrected.
             source: where the queries come from; those of "train" take a smaller τ.
         """
-        sharpness = TRAINED_SHARPNESS if source == "train" else HELD_OUT_SHARPNESS
-        return cls(source, form, sharpness * logit_scale, QueryBank.of(images, form), QueryBank.of(texts, form))
+        return cls(
+            source, form, sharpness_of(source) * logit_scale, QueryBank.of(images, form), QueryBank.of(texts, form)
+        )
 
     @property
     def name(self) -> str:
@@ -144,6 +146,11 @@ class HubCorrection:
     def text_prior(self, text_embeddings: Tensor) -> Tensor:
         """b (T,) of texts as gallery items, (T, D) unit vectors."""
         return self.images.prior(text_embeddings, self.tau)
+
+
+def sharpness_of(source: str) -> float:
+    """τ / logit scale for a bank from this source."""
+    return TRAINED_SHARPNESS if source == TRAIN else HELD_OUT_SHARPNESS
 
 
 def thinned_rows(rows: Tensor, most: int) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from varalign.canonical.voices.held_out import Block, Scores
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.ensemble import EnsembleHead
 from varalign.encoders.voices_head import VoicesHead
@@ -12,7 +15,7 @@ from varalign.inputs.pair_features import all_pairs, dev_pairs, first_pairs, thi
 from varalign.inputs.parts import Parts
 from varalign.losses.pair_loss import Ids
 from varalign.losses.relation import positive_pairs
-from varalign.training.mixing.member_share import SHARES, Scores, choose_share
+from varalign.training.mixing.member_share import SHARES, choose_share
 
 
 class Fusion:
@@ -25,6 +28,9 @@ class Fusion:
         ids: of images and captions, where a caption belongs to several images.
         bank: (R, Dx) and (R, Dy) of training pairs, by which hubs are corrected; None: they are not.
         share: of trained members, where it is known; None: it is chosen.
+
+    Attributes:
+        loss: of dev pairs at the last choice, hubs corrected where that lowers it; the best epoch has the least.
     """
 
     def __init__(
@@ -38,10 +44,14 @@ class Fusion:
         bank: tuple[Tensor, Tensor] | None = None,
         share: float | None = None,
     ) -> None:
-        self.model, self.batch_size = model, batch_size
-        self.image_features, self.text_features = image_features, text_features
-        self.bank, self.share = bank, share
-        self._positive = None if ids is None else positive_pairs(*(self._batches(part) for part in ids))
+        self.model, self.image_features, self.text_features = model, image_features, text_features
+        self.bank, self.share, self.loss = bank, share, math.inf
+        size = min(batch_size, len(image_features))
+        rows = torch.arange(len(image_features) // size * size, device=image_features.device).split(size)
+        self._blocks = [
+            Block(batch, batch, None if ids is None else positive_pairs(*(part[batch] for part in ids)))
+            for batch in rows
+        ]
 
     @staticmethod
     def of(parts: Parts, batch_size: int) -> Fusion:
@@ -72,19 +82,19 @@ class Fusion:
         closed, members = self._scores()
         self.model.train(was_training)
         shares = (0.0,) if not trained else SHARES if self.share is None else (self.share,)
-        share, scale = choose_share([closed], [members], [self._positive], shares)
+        share, scale, self.loss = choose_share(closed, members, shares)
         for head in (self.model.image_head, self.model.text_head):
             assert isinstance(head, EnsembleHead | VoicesHead)
             head.share.fill_(share)
             head.logit_scale.fill_(scale)
         return share
 
-    def _scores(self) -> tuple[Scores, Scores]:
+    def _scores(self) -> tuple[list[Scores], list[Scores]]:
         """Those of the closed form, or of the fitted voices, and those of the members."""
         images, texts = self._parts(self.image_features, self.text_features)
         banks = (None, None) if self.bank is None else tuple(zip(*self._parts(*self.bank), strict=True))
         both = zip(images, texts, banks, strict=True)
-        closed, members = (Scores.of(self._batches(u), self._batches(v), bank) for u, v, bank in both)
+        closed, members = ([block.scores(u, v, bank) for block in self._blocks] for u, v, bank in both)
         return closed, members
 
     def _parts(self, images: Tensor, texts: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -92,8 +102,3 @@ class Fusion:
         image_head, text_head = self.model.image_head, self.model.text_head
         assert isinstance(image_head, EnsembleHead | VoicesHead) and isinstance(text_head, EnsembleHead | VoicesHead)
         return image_head.parts(images), text_head.parts(texts)
-
-    def _batches(self, rows: Tensor) -> Tensor:
-        """(batches, N, ..) consecutive rows, without the last incomplete batch unless it is the only one."""
-        size = min(self.batch_size, len(rows))
-        return rows[: len(rows) // size * size].unflatten(0, (-1, size))

@@ -13,6 +13,7 @@ A run resumed from any checkpoint ends with the same result as an uninterrupted 
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -296,11 +297,15 @@ class Trainer:
                 if self._fusion is not None:
                     self._fusion.choose(trained=position.step > 0)
                 with self.state.measured():
-                    result = self._ranks.agreed(self._look or evaluate(self.parts, "dev", statistics=False))
+                    result = dict(self._look or evaluate(self.parts, "dev", statistics=False))
+                    if self._fusion is not None:
+                        result["choice_loss"] = self._fusion.loss
+                    result = self._ranks.agreed(result)
         except Interrupted:
             self._leave()  # with a checkpoint before the evaluation, which a resumed run makes
         position.count_epochs(epochs)
-        position.take_score(mean_recall(result))
+        # A loss tells epochs apart that recall does not; exp(−loss) is above 0 as a recall is.
+        position.take_score(math.exp(-result["choice_loss"]) if self._fusion is not None else mean_recall(result))
         line = {"kind": "eval", "step": position.step, "epoch": position.epoch, "split": judged, **result}
         self.log.write([line])
         self.reporter.evaluation(line)

@@ -85,7 +85,7 @@ def test_pools_are_taken_by_what_they_are_not_by_chance() -> None:
 
 def test_every_voice_is_refitted_in_the_folds_too() -> None:
     """Without a dev split the folds' fits have pseudo-pairs of their own: what is held out is in none of them."""
-    pairs, pool, test = drawn(20, 0), drawn(300, 2, paired=False), drawn(300, 5)
+    pairs, pool, test = drawn(20, 1), drawn(300, 2, paired=False), drawn(300, 5)
     voices = ["closed-form", "kernel"]
     alone, found = fit_voices(pairs, voices=voices), fit_voices(pairs, voices=voices, pool=pool)
     assert found.settings == "cv" and len(found.parts) == 5 and len(found.rounds) > 1

@@ -7,7 +7,7 @@ import torch
 from varalign.canonical.maps import Whitening
 from varalign.canonical.voices import VOICES
 from varalign.canonical.voices.fit import fit_voices
-from varalign.canonical.voices.held_out import best_scale, blocks_of, losses_at
+from varalign.canonical.voices.held_out import Scores, best_scale, blocks_of, losses_at
 from varalign.canonical.voices.kernel import GAMMA, SMALLEST, Fit
 from varalign.canonical.voices.voice_pairs import Pairs, folds
 from varalign.canonical.voices.weighing import weigh
@@ -71,18 +71,18 @@ def test_a_voice_of_noise_gets_no_weight_and_two_that_differ_share_it() -> None:
     torch.manual_seed(0)
     right = torch.eye(200)
     noise = [0.2 * torch.randn(200, 200) for _ in range(3)]
-    first, second = [0.4 * right + noise[0]], [0.4 * right + noise[1]]
-    found = weigh({"a": first, "b": second, "c": [noise[2]]}, [None], torch.arange(200))
+    first, second, none = ([Scores(one)] for one in (0.4 * right + noise[0], 0.4 * right + noise[1], noise[2]))
+    found = weigh({"a": first, "b": second, "c": none}, torch.arange(200))
     assert found.weights == {"a": 0.5, "b": 0.5, "c": 0.0}
-    alone = weigh({"a": first, "c": [noise[2]]}, [None], torch.arange(200))
+    alone = weigh({"a": first, "c": none}, torch.arange(200))
     assert alone.weights == {"a": 1.0, "c": 0.0}
-    same = weigh({"a": first, "b": first}, [None], torch.arange(200))  # the second adds nothing: the simplest is kept
+    same = weigh({"a": first, "b": first}, torch.arange(200))  # the second adds nothing: the simplest is kept
     assert same.weights == {"a": 1.0, "b": 0.0}
 
 
 def test_the_scale_is_that_of_the_least_loss() -> None:
     torch.manual_seed(1)
-    scored = [(0.3 * torch.eye(50) + 0.1 * torch.randn(50, 50), None)]
+    scored = [Scores(0.3 * torch.eye(50) + 0.1 * torch.randn(50, 50))]
     scale = best_scale(scored)
     grid = [float(losses_at(scored, s).mean()) for s in np.geomspace(1, 100, 400)]
     assert float(losses_at(scored, scale).mean()) <= min(grid) + 1e-4

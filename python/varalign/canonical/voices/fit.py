@@ -1,7 +1,8 @@
 """The recipe for few pairs: voices fitted, their settings and weights chosen on held-out pairs, hubs corrected.
 
 Held-out pairs are those of a dev split, or of the folds of a cross-validation by image; then everything is fitted again
-on all pairs, at the logit scale of the held-out ones. Members (perceptrons) are trained elsewhere, beside this mixture.
+on all pairs, at the logit scale of the held-out ones. Where hub correction is going to be used, settings and weights
+are chosen by losses that are corrected too. Members (perceptrons) are trained elsewhere, beside this mixture.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,29 @@ from torch import Tensor, nn
 from varalign.canonical.choice import DEV_IMAGES, Grid, Setting, Trial, search
 from varalign.canonical.covariance import RunningCovariance
 from varalign.canonical.hub_choice import Gain, HeldOut, judge_parts
-from varalign.canonical.hub_correction import BANK_IMAGES, HubCorrection, HubForm, thinned_rows, thinned_texts
+from varalign.canonical.hub_correction import (
+    BANK_IMAGES,
+    BANK_TEXTS,
+    TRAIN,
+    HubCorrection,
+    HubForm,
+    sharpness_of,
+    thinned_rows,
+)
 from varalign.canonical.maps import Whitening
 from varalign.canonical.self_training import PseudoPairs, pseudo_pairs, rounds_for, self_train
 from varalign.canonical.voices import voice
-from varalign.canonical.voices.held_out import Block, best_scale, blocks_of, losses_at
+from varalign.canonical.voices.held_out import Block, Embedded, Scores, best_scale, blocks_of, losses_at
 from varalign.canonical.voices.voice_pairs import Pairs, folds
 from varalign.canonical.voices.weighing import Weighing, weigh
 from varalign.data.waiting import waiting
 
 Sides = tuple[nn.Module, nn.Module]
+HubChoice = Literal["auto", "on", "off"]
+CHOICE_IMAGES, CHOICE_TEXTS = 128, 256
+"""Queries of the bank, at most, by which the losses of a choice are corrected."""
+
+T = TypeVar("T")
 
 
 class Unrelated(ValueError):
@@ -100,6 +114,8 @@ class Fitted:
         settings: "dev" or "cv".
         pool: unpaired images and texts; None without.
         rounds: the held-out loss of the pairs alone, then of each round of self-training that was taken; empty without.
+        bank: queries of the hub correction; None: the pairs of the fit.
+        corrected: whether settings and weights were chosen by corrected losses.
     """
 
     mixture: Mixture
@@ -110,34 +126,30 @@ class Fitted:
     settings: str
     pool: Pairs | None = None
     rounds: list[float] = field(default_factory=list)
+    bank: Bank | None = None
+    corrected: bool = False
 
     @property
     def scale(self) -> float:
         """β, the logit scale of the mixture at its least held-out loss."""
         return self.weighing.scale
 
-    def hub_gain(self, form: HubForm = "bank", bank: Bank | None = None) -> Gain:
-        """What hub correction changes on the held-out pairs; `bank` as of `correction`."""
-        corrections = [self.correction(part.mixture, part.fitted, form, bank) for part in self.parts]
+    def hub_gain(self, form: HubForm = "bank") -> Gain:
+        """What hub correction changes on the held-out pairs."""
+        corrections = [self.correction(part.mixture, part.fitted, form) for part in self.parts]
         held_out = [candidates_of(part.held_out, part.mixture) for part in self.parts]
         return judge_parts(list(zip(held_out, corrections, strict=True)), self.scale)
 
-    def correction(
-        self, mixture: Mixture, pairs: Pairs, form: HubForm = "bank", bank: Bank | None = None
-    ) -> HubCorrection:
+    def correction(self, mixture: Mixture, pairs: Pairs, form: HubForm = "bank") -> HubCorrection:
         """The hub correction of a mixture.
 
         Args:
             mixture: fitted on `pairs`.
             form: what is kept of the bank.
-            bank: other queries; a side without any, and None, is that of `pairs`.
         """
-        own = pairs.thinned(BANK_IMAGES)
-        images, texts = (bank.rows.images, bank.rows.texts) if bank is not None else (own.images[:0], own.texts[:0])
-        images = thinned_rows(images, BANK_IMAGES) if len(images) else own.images
-        texts = thinned_texts(texts if len(texts) else own.texts)
-        source = "train" if bank is None else bank.source
-        u, v = mixture.embed_images(images), mixture.embed_texts(texts)
+        rows = _queries(pairs, self.bank, BANK_IMAGES, BANK_TEXTS)
+        u, v = mixture.embed_images(rows.images), mixture.embed_texts(rows.texts)
+        source = TRAIN if self.bank is None else self.bank.source
         return HubCorrection.of(u, v, self.scale, source=source, form=form)
 
     def line(self) -> str:
@@ -146,7 +158,7 @@ class Fitted:
         left = [name for name, weight in self.weighing.weights.items() if not weight]
         dropped = f"; {', '.join(left)} tried, not kept" if left else ""
         judged = "dev" if self.settings == "dev" else f"{len(self.parts)} folds"
-        return f"voices, by the loss of {judged}: {kept}{dropped}"
+        return f"voices, by the {'corrected ' if self.corrected else ''}loss of {judged}: {kept}{dropped}"
 
 
 def fit_voices(
@@ -158,6 +170,8 @@ def fit_voices(
     grids: Mapping[str, Grid] | None = None,
     seed: int = 0,
     pool: Pairs | None = None,
+    bank: Bank | None = None,
+    hub: HubChoice = "auto",
 ) -> Fitted:
     """Fit voices and choose their settings and weights.
 
@@ -170,6 +184,9 @@ def fit_voices(
         seed: of the folds and of the kernel's anchors.
         pool: unpaired images and texts (`owner` is not read), one side of which may be empty, for self-training (see
             `varalign.canonical.self_training`): a round is taken only if it lowers the held-out loss.
+        bank: queries by which hubs are corrected; None: the pairs of each fit.
+        hub: whether the choices are made by corrected losses: "on", "off", or "auto", where correction then gains on
+            the held-out pairs (`Gain.taken`), and by uncorrected ones where it does not.
 
     Raises:
         Unrelated: image and text features have nothing in common.
@@ -204,14 +221,18 @@ def fit_voices(
     def of_all(name: str) -> Any:
         return fits[name][0] if held_out is not None else voice(name).Fit(fit_on or pairs, seed=seed, pool=pool)
 
-    def chosen(fits: Mapping[str, Sequence[Any]], of_all: Callable[[str], Any]) -> Fitted:
-        trials, similarities, tried = {}, {}, 0
+    banks = [_queries(fitted, bank, CHOICE_IMAGES, CHOICE_TEXTS) for fitted, _ in parts]
+    sharpness = sharpness_of(TRAIN if bank is None else bank.source)
+
+    def chosen(fits: Mapping[str, Sequence[Any]], of_all: Callable[[str], Any], corrected: bool) -> Fitted:
+        material = _HeldOut(judged, blocks, banks if corrected else None, sharpness)
+        trials, scores, tried = {}, {}, 0
         for name in voices:
-            trial, count, similarities[name] = _chosen(fits[name], judged, blocks, (grids or {}).get(name))
+            trial, count, scores[name] = _chosen(fits[name], material, (grids or {}).get(name))
             tried += count
             if trial is not None:
                 trials[name] = trial
-        weighing = weigh(similarities, [b.positive for part in blocks for b in part], image_of)
+        weighing = weigh(scores, image_of)
         kept = weighing.kept()
         mixtures = [
             Mixture(kept, {name: _solved(fits[name][place], trials.get(name)) for name in kept})
@@ -221,9 +242,12 @@ def fit_voices(
         if held_out is None:
             whole = Mixture(kept, {name: _solved(of_all(name), trials.get(name)) for name in kept})
         found = [Part(fitted, held, mixture) for (fitted, held), mixture in zip(parts, mixtures, strict=True)]
-        return Fitted(whole, weighing, trials, tried, found, "cv" if held_out is None else "dev", pool)
+        settings = "cv" if held_out is None else "dev"
+        return Fitted(whole, weighing, trials, tried, found, settings, pool, bank=bank, corrected=corrected)
 
-    first = chosen(fits, of_all)
+    first = chosen(fits, of_all, hub != "off")
+    if hub == "auto" and not first.hub_gain().taken:
+        first = chosen(fits, of_all, False)
     if pool is None:
         return first
 
@@ -231,7 +255,7 @@ def fit_voices(
         pools = [_Pool.of(pool, part.fitted, part.mixture, before.scale) for part in before.parts]
         again = {name: [one.refitted(fit) for one, fit in zip(pools, fits[name], strict=True)] for name in voices}
         whole = pools[0] if held_out is not None else _Pool.of(pool, fit_on or pairs, before.mixture, before.scale)
-        return chosen(again, lambda name: whole.refitted(of_all(name)))
+        return chosen(again, lambda name: whole.refitted(of_all(name)), before.corrected)
 
     rounds = self_train(first, refit, lambda one: one.weighing.losses, rounds_for(len((fit_on or pairs).images)))
     return replace(rounds[-1], rounds=[one.weighing.loss for one in rounds])
@@ -273,20 +297,55 @@ def _solved(fit: Any, trial: Trial | None) -> Sides:
     return sides
 
 
-def _chosen(
-    fits: Sequence[Any], held: Sequence[Pairs], blocks: Sequence[list[Block]], grid: Grid | None
-) -> tuple[Trial | None, int, list[Tensor]]:
-    """The setting with the least held-out loss, the number tried, and its similarities of every block."""
+def _queries(pairs: Pairs, bank: Bank | None, images: int, texts: int) -> Pairs:
+    """At most so many images and texts of a bank, evenly spread; a side without any, and None, is that of `pairs`."""
+    own = pairs.thinned(images)
+    named = None if bank is None else bank.rows
+    u = own.images if named is None or not len(named.images) else thinned_rows(named.images, images)
+    v = own.texts if named is None or not len(named.texts) else named.texts
+    return replace(own, images=u, texts=thinned_rows(v, texts))
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """What settings and weights are judged by.
+
+    Attributes:
+        pairs: held out, of each part. blocks: of them.
+        banks: of each part, queries by which losses are corrected; None: they are not.
+        sharpness: τ / logit scale of the correction.
+    """
+
+    pairs: Sequence[Pairs]
+    blocks: Sequence[list[Block]]
+    banks: Sequence[Pairs] | None
+    sharpness: float
+
+    def embedded(self, embed: Callable[[int, Pairs], T]) -> tuple[list[T], list[T | None]]:
+        """`embed(part, rows)` of the held-out rows of each part, and of its bank's."""
+        banks = [None] * len(self.pairs) if self.banks is None else self.banks
+        return [embed(place, rows) for place, rows in enumerate(self.pairs)], [
+            None if rows is None else embed(place, rows) for place, rows in enumerate(banks)
+        ]
+
+    def scores(self, held_out: Sequence[Embedded], banks: Sequence[Embedded | None]) -> list[Scores]:
+        """Of every block."""
+        return [
+            block.scores(*both, bank, self.sharpness)
+            for both, bank, blocks in zip(held_out, banks, self.blocks, strict=True)
+            for block in blocks
+        ]
+
+
+def _chosen(fits: Sequence[Any], material: _HeldOut, grid: Grid | None) -> tuple[Trial | None, int, list[Scores]]:
+    """The setting with the least held-out loss, the number tried, and its scores of every block."""
     if fits[0].grid is None:
-        return (
-            None,
-            0,
-            _similarities([_both(fit.sides(None), part) for fit, part in zip(fits, held, strict=True)], blocks),
-        )
+        sides = [fit.sides(None) for fit in fits]
+        return None, 0, material.scores(*material.embedded(lambda part, rows: _both(sides[part], rows)))
     grid = grid or fits[0].grid
-    scorer = _Scorer(fits, held, blocks, max(grid.dimensions))
+    scorer = _Scorer(fits, material, max(grid.dimensions))
     best, trials = search(grid, scorer.trial)
-    return best, len(trials), scorer.similarities(best)
+    return best, len(trials), scorer.scores(best)
 
 
 class _Scorer:
@@ -296,55 +355,67 @@ class _Scorer:
     and cut them.
     """
 
-    def __init__(
-        self, fits: Sequence[Any], held: Sequence[Pairs], blocks: Sequence[list[Block]], dimensions: int
-    ) -> None:
-        self._dimensions = dimensions
+    def __init__(self, fits: Sequence[Any], material: _HeldOut, dimensions: int) -> None:
+        self._dimensions, self._material = dimensions, material
         self._whitenings = [fit.whitening for fit in fits]
-        self._lifted = [fit.lifted(part) for fit, part in zip(fits, held, strict=True)]
-        self._blocks = blocks
-        self._positives = [b.positive for part in blocks for b in part]
+        self._lifted = material.embedded(lambda part, rows: fits[part].lifted(rows))
         self._scale = 20.0
-        self._kept: tuple[tuple[float, float | None], list[tuple[Tensor, Tensor, Tensor, float]]] | None = None
+        self._kept: tuple[tuple[float, float | None], _Projected] | None = None
 
     def trial(self, setting: Setting) -> Trial:
         """The setting with minus its held-out loss."""
-        scored = list(zip(self.similarities(setting), self._positives, strict=True))
+        scored = self.scores(setting)
         self._scale = best_scale(scored, self._scale)
         found = self._projected(setting.ridge, setting.text_ridge)
-        dimensions = min(setting.dimensions, max(len(values) for _, _, values, _ in found))
+        dimensions = min(setting.dimensions, max(map(len, found.values)))
         loss = float(losses_at(scored, self._scale).mean())
-        return Trial(setting.ridge, setting.power, dimensions, -loss, found[0][3])
+        return Trial(setting.ridge, setting.power, dimensions, -loss, found.text_ridge)
 
-    def similarities(self, setting: Setting | Trial) -> list[Tensor]:
-        """(n, n) of every block."""
-        embedded = []
-        for x, y, values, _ in self._projected(setting.ridge, setting.text_ridge):
-            scale = values[: setting.dimensions] ** setting.power
-            u, v = (nn.functional.normalize(side[:, : setting.dimensions] * scale, dim=1) for side in (x, y))
-            embedded.append((u, v))
-        return _similarities(embedded, self._blocks)
+    def scores(self, setting: Setting | Trial) -> list[Scores]:
+        """Of every block."""
+        found = self._projected(setting.ridge, setting.text_ridge)
+        k = setting.dimensions
 
-    def _projected(self, ridge: float, text_ridge: float | None) -> list[tuple[Tensor, Tensor, Tensor, float]]:
-        """Of each part: (I, k) and (T, k) on the canonical directions, the correlations (k,) and the texts' ridge."""
+        def scaled(sides: Embedded | None, values: Tensor) -> Embedded | None:
+            if sides is None:
+                return None
+            x, y = (nn.functional.normalize(side[:, :k] * values[:k] ** setting.power, dim=1) for side in sides)
+            return x, y
+
+        held_out, banks = ([scaled(*both) for both in zip(rows, found.values, strict=True)] for rows in found.rows)
+        return self._material.scores(cast(list[Embedded], held_out), banks)
+
+    def _projected(self, ridge: float, text_ridge: float | None) -> _Projected:
+        """All rows on the canonical directions."""
         if self._kept is None or self._kept[0] != (ridge, text_ridge):
-            made = []
-            for whitening, (x, y) in zip(self._whitenings, self._lifted, strict=True):
-                found = whitening.solve(ridge=ridge, text_ridge=text_ridge, power=0.0, dimensions=self._dimensions)
-                if not found.dimensions:
-                    raise Unrelated("image and text features have nothing in common")
-                sides = found.projected_images(x), found.projected_texts(y)
-                made.append((*sides, found.singular_values.float(), found.text_ridge))
-            self._kept = (ridge, text_ridge), made
+            solved = [
+                whitening.solve(ridge=ridge, text_ridge=text_ridge, power=0.0, dimensions=self._dimensions)
+                for whitening in self._whitenings
+            ]
+            if not all(found.dimensions for found in solved):
+                raise Unrelated("image and text features have nothing in common")
+            rows = [
+                [
+                    None if both is None else (found.projected_images(both[0]), found.projected_texts(both[1]))
+                    for found, both in zip(solved, lifted, strict=True)
+                ]
+                for lifted in self._lifted
+            ]
+            values = [found.singular_values.float() for found in solved]
+            self._kept = (ridge, text_ridge), _Projected(rows, values, solved[0].text_ridge)
         return self._kept[1]
+
+
+class _Projected(NamedTuple):
+    """Held-out rows and banks on the canonical directions (n, k), the correlations (k,) and the texts' ridge."""
+
+    rows: list[list[Embedded | None]]
+    values: list[Tensor]
+    text_ridge: float
 
 
 def _both(sides: Sides, pairs: Pairs) -> tuple[Tensor, Tensor]:
     return sides[0](pairs.images), sides[1](pairs.texts)
-
-
-def _similarities(embedded: Sequence[tuple[Tensor, Tensor]], blocks: Sequence[list[Block]]) -> list[Tensor]:
-    return [b.similarities(u, v) for (u, v), part in zip(embedded, blocks, strict=True) for b in part]
 
 
 def candidates_of(pairs: Pairs, mixture: Mixture) -> HeldOut:

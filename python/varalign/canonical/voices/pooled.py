@@ -92,7 +92,7 @@ def _stacked(found: Sequence[HeldOut]) -> NDArray[np.int64]:
 
 def _losses(part: JudgedPart) -> torch.Tensor:
     u, v = part.mixture.embed_images(part.held_out.images), part.mixture.embed_texts(part.held_out.texts)
-    return losses_at([(b.similarities(u, v), b.positive) for b in blocks_of(part.held_out)], part.scale)
+    return losses_at([b.scores(u, v) for b in blocks_of(part.held_out)], part.scale)
 
 
 def _chance(found: Sequence[HeldOut]) -> dict[str, float]:

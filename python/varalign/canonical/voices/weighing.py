@@ -10,14 +10,14 @@ V voices, P held-out pairs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from varalign.canonical.chance import clearly_lower
-from varalign.canonical.voices.held_out import best_scale, hits_at_1, losses_at
+from varalign.canonical.voices.held_out import Scores, best_scale, hits_at_1, losses_at, mixture
 from varalign.data.waiting import counted
 
 QUARTERS = 4
@@ -50,24 +50,22 @@ class Weighing:
         return {name: weight for name, weight in self.weights.items() if weight > 0}
 
 
-def weigh(similarities: Mapping[str, list[Tensor]], positives: list[Tensor | None], image_of: Tensor) -> Weighing:
+def weigh(scores: Mapping[str, Sequence[Scores]], image_of: Tensor) -> Weighing:
     """Choose the weights of voices.
 
     Args:
-        similarities: of each voice, in the order of simplicity: (n, n) of every block.
-        positives: of the blocks.
+        scores: of each voice, in the order of simplicity: every block's.
         image_of: (P,) the image of each pair of the blocks, equal for pairs of one image, whose losses are not
             independent of each other.
     """
-    names, mixtures = list(similarities), list(_simplex(len(similarities)))
+    names, mixtures = list(scores), list(_simplex(len(scores)))
     tried: list[_Tried] = []
     scale = 20.0
     for weights in counted(mixtures, "weighing voices", len(mixtures)):
-        mixed = mixture(similarities, dict(zip(names, weights, strict=True)))
-        scored = list(zip(mixed, positives, strict=True))
+        scored = mixture(scores, dict(zip(names, weights, strict=True)))
         scale = best_scale(scored, scale)
         losses = _by_image(losses_at(scored, scale), image_of)
-        tried.append((dict(zip(names, weights, strict=True)), scale, losses, hits_at_1(scored)))
+        tried.append((dict(zip(names, weights, strict=True)), scale, losses, hits_at_1(scored, scale)))
     least = min(tried, key=lambda one: float(one[2].mean()))
     close = [one for one in tried if not clearly_lower(least[2], one[2])]
     best = _best_of(tried, 1)
@@ -81,12 +79,6 @@ def weigh(similarities: Mapping[str, list[Tensor]], positives: list[Tensor | Non
         best = single
     chosen, scale, losses, hits = best
     return Weighing(chosen, scale, losses, float(hits.mean()))
-
-
-def mixture(similarities: Mapping[str, list[Tensor]], weights: Mapping[str, float]) -> list[Tensor]:
-    """Σ w_v cos_v of every block."""
-    kept = [(weight, similarities[name]) for name, weight in weights.items() if weight > 0]
-    return [sum(weight * blocks[place] for weight, blocks in kept) for place in range(len(kept[0][1]))]  # type: ignore[misc]
 
 
 def _best_of(tried: list[_Tried], voices: int) -> _Tried:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from varalign.canonical.hub_correction import BANK_IMAGES
 from varalign.canonical.voices.fit import Part
+from varalign.canonical.voices.held_out import Block, Scores
 from varalign.canonical.voices.voice_pairs import Pairs
 from varalign.encoders.dual_encoder import DualEncoder
 from varalign.encoders.ensemble import Members
@@ -26,7 +27,7 @@ from varalign.losses.relation import positive_pairs
 from varalign.options.config import TrainConfig
 from varalign.training.batched import BatchedRuns
 from varalign.training.losses import named_schedule
-from varalign.training.mixing.member_share import SHARES, Scores, choose_share
+from varalign.training.mixing.member_share import choose_share
 from varalign.training.optimiser import rate_factor
 
 FEWER = 4
@@ -45,18 +46,17 @@ def out_of_fold_share(parts: Sequence[Part], config: TrainConfig) -> float:
         models = _trained(parts, config)
     closed: list[Scores] = []
     members: list[Scores] = []
-    positives: list[Tensor | None] = []
     for part, model in zip(parts, models, strict=True):
         pairs, positive = _first_pairs(part.held_out)
         bank = _first_pairs(part.fitted.thinned(BANK_IMAGES))[0] if config.hub_correction != "off" else None
         size = min(config.batch_size, len(pairs.images))
-        whole = len(pairs.images) // size * size
+        rows = torch.arange(len(pairs.images) // size * size, device=positive.device).split(size)
+        blocks = [Block(batch, batch, positive[batch][:, batch]) for batch in rows]
         for found, embed in ((closed, _voices(part)), (members, partial(_embedded, model))):
-            u, v = (side[:whole].unflatten(0, (-1, size)) for side in embed(pairs))
-            found.append(Scores.of(u, v, None if bank is None else embed(bank)))
-        blocks = torch.arange(whole, device=positive.device).view(-1, size)
-        positives.append(positive[blocks[:, :, None], blocks[:, None, :]])
-    return choose_share(closed, members, positives, SHARES)[0]
+            u, v = embed(pairs)
+            by = None if bank is None else embed(bank)
+            found += [block.scores(u, v, by) for block in blocks]
+    return choose_share(closed, members).share
 
 
 def _trained(parts: Sequence[Part], config: TrainConfig) -> list[DualEncoder]:

@@ -100,6 +100,8 @@ class Material:
             "grids": {"closed-form": narrowed(FEW, config)},
             "seed": config.seed,
             "pool": None if self.unpaired is None else _rows(self.unpaired, lexicon),
+            "bank": self._bank(lexicon),
+            "hub": config.hub_correction if config.hub_correction in ("auto", "off") else "on",
         }
         worded, held_out, fit_on = (
             None if part is None else part.worded(lexicon, self.captions) for part in (pairs, held_out, fit_on)
@@ -116,6 +118,15 @@ class Material:
             raise ConfigError(f"--settings {config.settings}: {error}") from None
         return Recipe(self, fitted, lexicon, worded if fit_on is None else fit_on)
 
+    def _bank(self, lexicon: Lexicon | None) -> Bank | None:
+        """The queries of hub correction that the options name; None: the pairs of the fit."""
+        named = self.config.hub_correction
+        if self.bank is not None:
+            return Bank(Path(named).name, _rows(self.bank, lexicon))
+        if self.unpaired is not None and named in ("auto", UNPAIRED):
+            return Bank(UNPAIRED, _rows(self.unpaired, lexicon))
+        return None
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -131,21 +142,12 @@ class Recipe:
     lexicon: Lexicon | None
     pairs: Pairs
 
-    def bank(self) -> Bank | None:
-        """The queries of hub correction that the options name; None: the pairs of the fit."""
-        named = self.material.config.hub_correction
-        if self.material.bank is not None:
-            return Bank(Path(named).name, _rows(self.material.bank, self.lexicon))
-        if self.material.unpaired is not None and named in ("auto", UNPAIRED):
-            return Bank(UNPAIRED, _rows(self.material.unpaired, self.lexicon))
-        return None
-
     def correction(self) -> HubCorrection | None:
         """The hub correction that the options ask for, by a bank of the pairs of the fit where they name no other."""
-        config, fitted, bank = self.material.config, self.fitted, self.bank()
-        if config.hub_correction == "off" or (config.hub_correction == "auto" and not fitted.hub_gain(bank=bank).taken):
+        config, fitted = self.material.config, self.fitted
+        if config.hub_correction == "off" or (config.hub_correction == "auto" and not fitted.hub_gain().taken):
             return None
-        return fitted.correction(fitted.mixture, self.pairs, config.hub_form, bank)
+        return fitted.correction(fitted.mixture, self.pairs, config.hub_form)
 
     def judged(self, held_out: Pairs) -> JudgedPart:
         """Pairs that are not among those of the fit, to be judged by it."""

@@ -99,7 +99,7 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
                 recipe = material.fit(material.every_pair())
     whole = not material.by_dev and not inputs.config.members
     fitted, train, lexicon, unpaired = recipe.fitted, recipe.pairs, recipe.lexicon, material.unpaired
-    gain = fitted.hub_gain(bank=recipe.bank())
+    gain = fitted.hub_gain()
     lexical = fitted.mixture.reads_lexical()
     parts = _model(inputs, fitted, train, lexicon if lexical else None)
     choice = VoicesChoice(
