@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,3 +103,40 @@ def test_members_go_with_the_closed_form_alone(features_file: Path, options: dic
     with pytest.raises(ConfigError, match="--members 3 needs the closed form"):
         TrainConfig(features=str(features_file), members=3, **options).validate()
     assert fill(TrainConfig(features=str(features_file), **options).validate(), 100).members == 0
+
+
+def test_members_read_the_words_where_a_voice_does(features_file: Path, tmp_path: Path) -> None:
+    """The run is loaded whole, and an old one, whose members read the features alone, still is."""
+    data = load_features(features_file)
+    words = ["red", "green", "blue", "cat", "dog", "tree", "house", "car"]
+    texts = [f"a {words[row % 8]} and a {words[row // 2 % 7]}" for row in range(len(data.text_features))]
+    path = tmp_path / "worded.safetensors"
+    save_features(path, replace(data, texts=texts), dtype="float32")
+    config = TrainConfig(
+        features=str(path), members=2, hidden_dim=16, epochs=2, voices="lexical,members", out=str(tmp_path / "run")
+    )
+    result = varalign.train(config, say=quiet, progress=False)
+    shape = result.aligner.parts.model.shape
+    head = result.aligner.parts.model.text_head
+    assert shape.lexical_members and isinstance(head, VoicesHead) and head.members is not None
+    assert head.member_dim == data.text_features.shape[1] + shape.lexical_dim == len(head.members.mean)
+    assert varalign.load(tmp_path / "run").evaluate("dev") == result.aligner.evaluate("dev")
+    narrow = VoicesHead(10, replace(shape, lexical_members=False), "text")
+    assert narrow.members is not None and len(narrow.members.mean) == 10
+    narrow.eval()(torch.randn(3, 10 + shape.lexical_dim))
+
+
+def test_the_best_epoch_has_the_least_loss(features_file: Path, tmp_path: Path) -> None:
+    config = TrainConfig(
+        features=str(features_file),
+        members=2,
+        hidden_dim=16,
+        epochs=6,
+        evaluations=6,
+        lr=0.02,
+        out=str(tmp_path / "run"),
+    )
+    result = varalign.train(config, say=quiet, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["epoch"]: line["choice_loss"] for line in lines if line["kind"] == "eval" and "choice_loss" in line}
+    assert len(losses) > 3 and result.best_epoch == min(losses, key=lambda epoch: losses[epoch])

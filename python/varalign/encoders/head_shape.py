@@ -23,6 +23,7 @@ class HeadShape:
         members, member_dim: number of perceptrons in an ensemble head or among voices, and the output width of each.
         voices: of a head of voices, each voice that is no member, with the sizes of its image and its text side.
         lexical_dim: width of the lexical vectors after the text features.
+        lexical_members: whether members among voices read them too.
 
     Raises:
         ValueError: for sizes or rates out of range.
@@ -38,6 +39,7 @@ class HeadShape:
     member_dim: int = MEMBER_DIM
     voices: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
     lexical_dim: int = 0
+    lexical_members: bool = False
 
     def __post_init__(self) -> None:
         if self.embedding_dim < 1 or self.hidden_dim < (0 if self.head == "residual" else 1):

@@ -27,11 +27,12 @@ class VoicesHead(nn.Module):
     evaluation; it starts at 0.
 
     Args:
-        feature_dim: F.
+        feature_dim: F, without the lexical vectors.
         shape: `voices`, the sizes of each; `members` and what they need, see `Members`.
         side: "image" or "text".
 
     Attributes:
+        member_dim: leading columns of the features that the members read.
         share: () of the members in the similarity.
         weights: (V,) of the other voices among themselves, 1 in all.
         logit_scale: () β of the mixture.
@@ -45,7 +46,8 @@ class VoicesHead(nn.Module):
         super().__init__()
         self.feature_dim = feature_dim
         self.fixed = nn.ModuleDict({name: side_of(name, sizes[side]) for name, sizes in shape.voices.items()})
-        self.members = Members(feature_dim, shape) if shape.members else None
+        self.member_dim = feature_dim + (shape.lexical_dim if side == "text" and shape.lexical_members else 0)
+        self.members = Members(self.member_dim, shape) if shape.members else None
         self.register_buffer("weights", torch.full((len(shape.voices),), 1 / max(1, len(shape.voices))))
         self.register_buffer("share", torch.zeros(()))
         self.register_buffer("logit_scale", torch.ones(()))
@@ -78,7 +80,7 @@ class VoicesHead(nn.Module):
 
     def _trained(self, features: Tensor) -> Tensor:
         assert self.members is not None
-        trained: Tensor = self.members(features[:, : self.feature_dim])
+        trained: Tensor = self.members(features[:, : self.member_dim])
         return trained
 
     @torch.no_grad()

@@ -51,6 +51,7 @@ _MODEL = record(
         "member_dim": whole(1),
         "voices": record({}),
         "lexical_dim": whole(),
+        "lexical_members": schema.flag,
         "adapters": record({}, {side: whole(1) for side in SIDES}),
     },
 )

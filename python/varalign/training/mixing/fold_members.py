@@ -41,6 +41,8 @@ def out_of_fold_share(parts: Sequence[Part], config: TrainConfig) -> float:
         parts: of a cross-validation.
         config: what the run's members are trained by; its loss and schedule are not read.
     """
+    if not parts[0].mixture.reads_lexical():  # then members do not either
+        parts = [replace(part, fitted=_plain(part.fitted), held_out=_plain(part.held_out)) for part in parts]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         models = _trained(parts, config)
@@ -85,7 +87,7 @@ def _model(pairs: Pairs, config: TrainConfig) -> DualEncoder:
     members = max(1, config.members // FEWER)
     rates = (config.hidden_dim, config.dropout, config.input_noise)
     shape = HeadShape(members * MEMBER_DIM, "ensemble", *rates, members=members)
-    sides = pairs.images, _plain(pairs)
+    sides = pairs.images, pairs.texts
     heads = Members(sides[0].shape[1], shape), Members(sides[1].shape[1], shape)
     for head, rows in zip(heads, sides, strict=True):
         head.standardise(rows.mean(0), rows.var(0, correction=0))
@@ -99,11 +101,12 @@ def _voices(part: Part) -> Callable[[Pairs], tuple[Tensor, Tensor]]:
 
 def _embedded(model: DualEncoder, pairs: Pairs) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return model.project_images(pairs.images), model.project_texts(_plain(pairs))
+        return model.project_images(pairs.images), model.project_texts(pairs.texts)
 
 
-def _plain(pairs: Pairs) -> Tensor:
-    return pairs.texts[:, : pairs.texts.shape[1] - pairs.lexical]
+def _plain(pairs: Pairs) -> Pairs:
+    """The pairs without lexical vectors."""
+    return replace(pairs, texts=pairs.texts[:, : pairs.texts.shape[1] - pairs.lexical], lexical=0)
 
 
 def _first_pairs(pairs: Pairs) -> tuple[Pairs, Tensor]:
@@ -133,7 +136,7 @@ class _Order:
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs = pairs.captioned()
-        self._texts = _plain(pairs)
+        self._texts = pairs.texts
         self._of_images = torch.argsort(pairs.owner, stable=True)
         self._counts = torch.bincount(pairs.owner, minlength=len(pairs.images))
         self._starts = self._counts.cumsum(0) - self._counts

@@ -166,6 +166,7 @@ def _model(inputs: Inputs, fitted: Fitted, pairs: Pairs, lexicon: Lexicon | None
         members=config.members,
         voices=sizes,
         lexical_dim=0 if lexicon is None else lexicon.width,
+        lexical_members=lexicon is not None,
     )
     heads = _heads(shape, mixture, fitted.scale, pairs, config.seed)
     scale = INITIAL_LOGIT_SCALE if config.members else min(MAX_LOGIT_SCALE, fitted.scale)
@@ -179,14 +180,15 @@ def _model(inputs: Inputs, fitted: Fitted, pairs: Pairs, lexicon: Lexicon | None
 
 def _heads(shape: HeadShape, mixture: Mixture, scale: float, pairs: Pairs, seed: int) -> tuple[nn.Module, nn.Module]:
     heads = []
-    features = (pairs.images, pairs.texts[:, : pairs.texts.shape[1] - pairs.lexical])
-    for place, (side, rows) in enumerate(zip(SIDES, features, strict=True)):
+    widths = (pairs.images.shape[1], pairs.texts.shape[1] - pairs.lexical)
+    for place, (side, rows, width) in enumerate(zip(SIDES, (pairs.images, pairs.texts), widths, strict=True)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2 * seed + place)
-            head = VoicesHead(rows.shape[1], shape, side).to(rows.device)
+            head = VoicesHead(width, shape, side).to(rows.device)
         sides = {name: both[place] for name, both in mixture.sides.items()}
         head.fill(sides, mixture.weights, scale)
         if isinstance(head.members, Members):
-            head.members.standardise(rows.mean(0), rows.var(0, correction=0))
+            read = rows[:, : head.member_dim]
+            head.members.standardise(read.mean(0), read.var(0, correction=0))
         heads.append(head)
     return heads[0], heads[1]
