@@ -40,7 +40,7 @@ workflows:       ## the hosted workflows: their form, and what is unsafe in them
 
 bench:           ## every benchmark that runs on this machine, as JSON lines into bench/results/
 	mkdir -p bench/results
-	for script in tokens decode stats pipeline shards data_wait training_step features contrastive canonical recall commands serve; do \
+	for script in tokens decode stats pipeline shards reading data_wait training_step features contrastive canonical recall tsne commands serve; do \
 	  $(PYTHON) bench/$$script.py --json > bench/results/$$script-$$(uname -m).json || exit 1; \
 	done
 
