@@ -67,9 +67,9 @@ CLOSED_FORM: Mapping[str, Any] = {
 """Looks at dev are few, as each takes as long as half an epoch at 6,000 images."""
 
 MEMBERS_IMAGES = 288_000
-"""Images that members see in all, at 10 to 60 epochs. On two draws of 6,000 training images 48 epochs instead of 24 take
-half as much time again and lower the loss of dev, hubs corrected, from 2.277 to 2.219 and from 2.246 to 2.198; its R@1
-hardly changes. Twice the steps of half the size, or three times the learning rate, change nothing at 8 epochs."""
+"""Images that members see in all, at 10 to 60 epochs. On two draws of 6,000 training images 48 epochs instead of 24
+take half as much time again and lower the loss of dev, hubs corrected, from 2.277 to 2.219 and from 2.246 to 2.198; R@1
+there hardly changes. Twice the steps of half the size, or three times the learning rate, change nothing at 8 epochs."""
 
 FULL = 6000
 """Training images of that study, which also tuned the rates at a twentieth and a tenth of them."""
