@@ -11,8 +11,8 @@ CASES = [
     (
         {},
         6000,
-        "--embedding-dim 256 --head mlp --hidden-dim 512 --dropout 0.1 --members 0 --epochs 30 --batch-size 128 "
-        "--lr 0.001 --weight-decay 0.01 --input-noise 0 --captions-per-step 5 --captions-as each",
+        "--embedding-dim 256 --head mlp --hidden-dim 512 --dropout 0.1 --members 0 --epochs 30 --batch-size 64 "
+        "--lr 0.0003 --weight-decay 0.01 --input-noise 0 --captions-per-step 5 --captions-as each",
     ),
     (
         {"use_pretrained": True, "start": "random"},
@@ -59,9 +59,17 @@ def test_the_recipe_by_start_and_number_of_images(options: dict[str, object], im
     assert filled(config, fill(config, images)) == said
 
 
+@pytest.mark.parametrize(("images", "size"), [(2, 32), (600, 32), (5759, 32), (5760, 64), (11_520, 128), (10**6, 128)])
+def test_a_batch_from_random_weights_leaves_ninety_steps_an_epoch(images: int, size: int) -> None:
+    assert fill(TrainConfig(), images).batch_size == size
+    assert fill(TrainConfig(batch_size=16), images).batch_size == 16
+
+
 def test_the_help_gives_a_default_for_each_start() -> None:
     assert described("lr") == (
-        "0.001; closed-form start: 0.003; with a residual: 3.2e-05 at 600 images, 0.001 from 6,000"
+        "0.001; closed-form start: 0.003; with a residual: 3.2e-05 at 600 images, 0.001 at 6,000; "
+        "text encoder from random weights: 0.0003"
     )
+    assert described("batch_size").endswith("; text encoder from random weights: 32 at 600 images, 64 at 6,000")
     assert described("captions_as") == "mean; text encoder from random weights: each"
     assert all(described(name) for name in RECIPE)

@@ -1,11 +1,11 @@
 """The default recipe: the options of a run where nothing was said, as a function of its start and number of images.
 
-From random weights the recipe is the usual one. Over frozen towers, voices are fitted in closed form and mixed
-(`--voices`), and from `FEWEST_FOR_MEMBERS` training images on perceptrons are trained from random weights beside them
-(`--members`). With `--voices none`, or an option that excludes voices, a residual is trained on top of the closed form
-instead. With few images little is left for it to learn: its learning rate falls faster than the number of images, and
-the rate of the closed form's map comes nearer to the residual's. Those rates were the best on dev in
-bench/studies/schedules.toml (docs/evidence.md).
+From random weights the recipe is the usual one, with smaller batches for few images. Over frozen towers, voices are
+fitted in closed form and mixed (`--voices`), and from `FEWEST_FOR_MEMBERS` training images on perceptrons are trained
+from random weights beside them (`--members`). With `--voices none`, or an option that excludes voices, a residual is
+trained on top of the closed form instead. With few images little is left for it to learn: its learning rate falls
+faster than the number of images, and the rate of the closed form's map comes nearer to the residual's. Those rates were
+the best on dev in bench/studies/schedules.toml (docs/evidence.md).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from varalign.options.config import TrainConfig
 from varalign.options.fields import OPTIONS, RECIPE
 from varalign.options.rules import idle_options
 from varalign.options.voice_list import AUTO, FITTED, MEMBERS, NONE, voices_of
+
+Start = Literal["closed-form", "random"]
 
 RANDOM: Mapping[str, Any] = {
     "embedding_dim": 256,
@@ -35,9 +37,15 @@ RANDOM: Mapping[str, Any] = {
     "captions_as": "mean",
 }
 
-SCRATCH_TEXT: Mapping[str, Any] = {"captions_per_step": 5, "captions_as": "each"}
+SCRATCH_TEXT: Mapping[str, Any] = {"captions_per_step": 5, "captions_as": "each", "lr": 3e-4}
 """Where the text encoder starts from random weights, a step has five captions of each image, each a positive: on
 Flickr8k at 112 pixels, 12 epochs, test R@10 is 20 % instead of 14 %, in about the same time (one seed each)."""
+
+SCRATCH_BATCHES = (32, 64, 128)
+FEWEST_STEPS = 90
+"""The batch of a text encoder from random weights is the largest of these with so many steps an epoch, else the least:
+160 images in batches of 128 are one step an epoch. Measured together with the rate of 3e-4 at 600 and 6,000 images
+(bench/from_scratch.py, docs/evidence.md)."""
 
 RESIDUAL: Mapping[str, Any] = {
     "head": "mlp",
@@ -79,9 +87,7 @@ FEWEST_FOR_MEMBERS = 1000
 """Training images from which on members are trained where nothing is said."""
 
 
-def recipe(
-    start: Literal["closed-form", "random"], images: int, *, scratch_text: bool = False, residual: bool = False
-) -> dict[str, Any]:
+def recipe(start: Start, images: int, *, scratch_text: bool = False, residual: bool = False) -> dict[str, Any]:
     """The values of the recipe's options.
 
     Args:
@@ -95,7 +101,9 @@ def recipe(
         3.2e-5 and 0.3 of it.
     """
     if start == "random":
-        return {**RANDOM, **SCRATCH_TEXT} if scratch_text else dict(RANDOM)
+        fitting = (size for size in SCRATCH_BATCHES if images // size >= FEWEST_STEPS)
+        batch_size = max(fitting, default=SCRATCH_BATCHES[0])
+        return {**RANDOM, **SCRATCH_TEXT, "batch_size": batch_size} if scratch_text else dict(RANDOM)
     if not residual:  # at least three steps an epoch
         epochs = min(60, max(10, round(MEMBERS_IMAGES / images)))
         return {**CLOSED_FORM, "batch_size": min(256, max(32, images // 3)), "epochs": epochs}
@@ -144,21 +152,20 @@ def described(name: str) -> str:
     """An option's defaults for the help: one value, or one for each start."""
     random = RANDOM.get(name)
     closed = CLOSED_FORM.get(name, "chosen on dev" if name == "embedding_dim" else None)
-    members, residual = (_by_size(name, residual, closed) for residual in (False, True))
+    members, residual = (_by_size(name, closed, residual=residual) for residual in (False, True))
+    scratch = _by_size(name, random, start="random", scratch_text=True)
     values = {
         "": None if random is None else _shown(random),
         "closed-form start: ": None if members == _shown(random) else members,
         "with a residual: ": None if residual == members else residual,
-        "text encoder from random weights: ": _shown(SCRATCH_TEXT[name]) if name in SCRATCH_TEXT else None,
+        "text encoder from random weights: ": None if scratch == _shown(random) else scratch,
     }
     return "; ".join(label + value for label, value in values.items() if value is not None)
 
 
-def _by_size(name: str, residual: bool, otherwise: Any) -> str:
-    low, high = (
-        _shown(recipe("closed-form", images, residual=residual).get(name, otherwise)) for images in (FULL // 10, FULL)
-    )
-    return low if low == high else f"{low} at 600 images, {high} from 6,000"
+def _by_size(name: str, otherwise: Any, start: Start = "closed-form", **told: bool) -> str:
+    low, high = (_shown(recipe(start, images, **told).get(name, otherwise)) for images in (FULL // 10, FULL))
+    return low if low == high else f"{low} at 600 images, {high} at 6,000"
 
 
 def _shown(value: Any) -> str:
