@@ -23,7 +23,7 @@ CASES = [
     (
         {"features": "f"},
         6000,
-        "--head mlp --hidden-dim 512 --dropout 0 --members 8 --epochs 24 --batch-size 256 --lr 0.003 "
+        "--head mlp --hidden-dim 512 --dropout 0 --members 8 --epochs 48 --batch-size 256 --lr 0.003 "
         "--weight-decay 0.05 --input-noise 1 --captions-per-step 1 --captions-as mean --evaluations 5",
     ),
     (
