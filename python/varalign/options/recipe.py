@@ -41,11 +41,9 @@ SCRATCH_TEXT: Mapping[str, Any] = {"captions_per_step": 5, "captions_as": "each"
 """Where the text encoder starts from random weights, a step has five captions of each image, each a positive: on
 Flickr8k at 112 pixels, 12 epochs, test R@10 is 20 % instead of 14 %, in about the same time (one seed each)."""
 
-SCRATCH_BATCHES = (32, 64, 128)
-FEWEST_STEPS = 90
-"""The batch of a text encoder from random weights is the largest of these with so many steps an epoch, else the least:
-160 images in batches of 128 are one step an epoch. Measured together with the rate of 3e-4 at 600 and 6,000 images
-(bench/from_scratch.py, docs/evidence.md)."""
+SCRATCH_BATCHES = {0: 32, 1000: 64, 11_520: 128}
+"""The batch of a text encoder from random weights, from so many training images on: 160 images in batches of 128 are
+one step an epoch. 32 and 64 were measured at 600 and at 6,000 images, with the rate of 3e-4 (docs/evidence.md)."""
 
 RESIDUAL: Mapping[str, Any] = {
     "head": "mlp",
@@ -101,8 +99,7 @@ def recipe(start: Start, images: int, *, scratch_text: bool = False, residual: b
         3.2e-5 and 0.3 of it.
     """
     if start == "random":
-        fitting = (size for size in SCRATCH_BATCHES if images // size >= FEWEST_STEPS)
-        batch_size = max(fitting, default=SCRATCH_BATCHES[0])
+        batch_size = max(size for fewest, size in SCRATCH_BATCHES.items() if images >= fewest)
         return {**RANDOM, **SCRATCH_TEXT, "batch_size": batch_size} if scratch_text else dict(RANDOM)
     if not residual:  # at least three steps an epoch
         epochs = min(60, max(10, round(MEMBERS_IMAGES / images)))
