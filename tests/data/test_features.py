@@ -99,12 +99,19 @@ def test_equal_rows_are_one_image_and_in_one_split(tmp_path: Path) -> None:
     assert features.notes == ["1 images taken out of their split, copies of dev or test images: row 0"]
 
 
+def test_without_splits_every_image_with_a_text_is_for_training(tmp_path: Path) -> None:
+    owner = tensors()["text_image_ids"].copy()
+    owner[owner == 2] = 3
+    found = load_features(written(tmp_path, split=None, text_image_ids=owner))
+    assert found.split.tolist() == [-1 if row == 2 or row not in owner else 0 for row in range(IMAGES)]
+
+
 NAN = tensors()["text_features"]
 NAN[[3, 8], [1, 0]] = [np.nan, np.inf]
 BAD: dict[str, tuple[dict[str, NDArray[Any] | None], str]] = {
     "missing tensors": (
         {"split": None, "text_features": None},
-        "no tensor text_features, split; it has image_features, text_image_ids",
+        "no tensor text_features; it has image_features, text_image_ids",
     ),
     "wrong dtype": (
         {"image_features": np.zeros((IMAGES, DX), np.int32)},

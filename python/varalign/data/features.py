@@ -37,8 +37,8 @@ _WANTED: _Kinds = {
     "image_features": (_FLOATS, 2),
     "text_features": (_FLOATS, 2),
     "text_image_ids": (_INTEGERS, 1),
-    "split": (_INTEGERS, 1),
 }
+_OPTIONAL: _Kinds = {"split": (_INTEGERS, 1), "image_ids": (_INTEGERS, 1)}
 
 
 @dataclass(frozen=True)
@@ -98,23 +98,27 @@ class FeatureSet(CaptionIndex):
 def load_features(path: Path | str) -> FeatureSet:
     """Read a features file; images whose features are equal bit for bit count as one where it has no `image_ids`.
 
+    Without `split` every image that has a text is a training image.
+
     Raises DataError for a file that is absent, damaged or no safetensors file, for missing tensors, wrong dtypes or
     shapes, ids out of range, values that are not finite, and images in a split that have no text.
     """
     path = Path(path)
     with readable(path):
-        return _checked(path, _read_tensors(path, _WANTED, {"image_ids": (_INTEGERS, 1)}))
+        return _checked(path, _read_tensors(path, _WANTED, _OPTIONAL))
 
 
 def _checked(path: Path, tensors: dict[str, NDArray[Any]]) -> FeatureSet:
     images, texts = tensors["image_features"], tensors["text_features"]
-    owner, split = tensors["text_image_ids"], tensors["split"]
+    owner = tensors["text_image_ids"]
     for name, other in (("text_image_ids", texts), ("split", images), ("image_ids", images)):
         if name in tensors and tensors[name].shape != other.shape[:1]:
             raise DataError(f"{path}: {name} has shape {tensors[name].shape}, wanted ({len(other)},)")
     _check_range(path, "text_image_ids", owner, 0, len(images) - 1, f"rows of the {len(images):,} images")
+    has_text = np.bincount(owner, minlength=len(images)) > 0
+    split = tensors.get("split", np.where(has_text, 0, -1))
     _check_range(path, "split", split, -1, 2, "0 train, 1 dev, 2 test, -1 none")
-    bare = np.flatnonzero((split >= 0) & (np.bincount(owner, minlength=len(images)) == 0))
+    bare = np.flatnonzero((split >= 0) & ~has_text)
     if len(bare):
         raise DataError(
             f"{path}: image row {bare[0]} is in a split and has no text; {len(bare):,} such rows: give them split -1"

@@ -21,5 +21,5 @@ def check_hub_source(value: str, *, more: tuple[str, ...] = ()) -> None:
     if value not in words and (value == GALLERY or not (Path(value).suffix or Path(value).exists())):
         raise ConfigError(
             f"--hub-correction {value!r} is not known: it takes {', '.join(words)}, or a features file, a file of "
-            f"texts or a folder of images{near(value, words)}"
+            f"texts or a folder of images, and there is no such file or folder{near(value, words)}"
         )
