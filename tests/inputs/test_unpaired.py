@@ -80,11 +80,12 @@ def test_known_texts_are_compared_as_texts(features_file: Path, tmp_path: Path) 
         ("unpaired_images", "narrow.safetensors", "features of 4 dimensions, but the model takes 12"),
         (
             "unpaired_images",
-            "pictures",
+            "narrow.txt",
             "--features has no encoders for it; wanted a features file, as `varalign",
         ),
         ("unpaired_images", "texts.safetensors", "no tensor image_features"),
         ("unpaired_texts", "none.safetensors", "no such features file"),
+        ("unpaired_texts", "none.txt", "no such file"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(
@@ -92,6 +93,7 @@ def test_features_that_do_not_fit_are_refused(
 ) -> None:
     save_file({"image_features": np.ones((3, 4), np.float32)}, str(tmp_path / "narrow.safetensors"))
     save_file({"text_features": np.ones((3, 10), np.float32)}, str(tmp_path / "texts.safetensors"))
+    (tmp_path / "narrow.txt").touch()
     with pytest.raises((DataError, ConfigError), match=words):
         open_unpaired(features_inputs(features_file, **{option: str(tmp_path / name)}), lambda _: None)
 

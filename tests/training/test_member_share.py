@@ -68,5 +68,5 @@ def test_positives_of_a_corrected_loss_are_means_of_their_scores() -> None:
 def test_blocks_are_pooled() -> None:
     """One fold alone is too little for a share that both together give."""
     closed, members = ([*scores(2 + side, 1.0), *scores(4 + side, 1.0)] for side in (0, 1))
-    whole, scale = choose_share(closed, members)
+    whole, scale, _ = choose_share(closed, members)
     assert whole > 0 and 1 <= scale <= 100

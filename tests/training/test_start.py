@@ -96,7 +96,7 @@ def test_the_recipe_is_a_rule_of_the_images_and_goes_under_every_option() -> Non
     assert full.map_lr <= tenth.map_lr and one.lr > 0
     assert recipe.fill(config, 60_000) == full
     random = recipe.fill(TrainConfig().validate(), 6000)
-    assert (random.start, random.epochs, random.lr, random.map_lr) == ("random", 30, 1e-3, None)
+    assert (random.start, random.epochs, random.lr, random.map_lr) == ("random", 30, 3e-4, None)
     assert recipe.fill(random, 10) == random
     given = {**recipe.RANDOM, "embedding_dim": 7, "map_lr": 0.5}
     told = recipe.fill(resolve([{"features": "a", **given}]), 600)

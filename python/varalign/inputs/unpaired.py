@@ -185,9 +185,9 @@ def _left_out(side: Side, found: _Rows, judged: str) -> str:
 def _of_file(data: FeatureSet, named: _Named, judged: Rows, device: torch.device) -> _Rows:
     """The rows of a features file; `data` are features too."""
     side, place = named.side, named.place
-    if not place.exists():
-        raise ConfigError(f"{named}: no such file")
     if place.suffix != ".safetensors":
+        if not place.exists():
+            raise ConfigError(f"{named}: no such file")
         raise ConfigError(
             f"{named}: --features has no encoders for it; wanted a features file, as `varalign embed RUN "
             f"--features {FLAGS[side]} …` makes it with the encoders of a run"
