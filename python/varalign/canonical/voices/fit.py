@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
@@ -134,9 +134,10 @@ class Fitted:
         """β, the logit scale of the mixture at its least held-out loss."""
         return self.weighing.scale
 
-    def hub_gain(self, form: HubForm = "bank") -> Gain:
+    @cached_property
+    def hub_gain(self) -> Gain:
         """What hub correction changes on the held-out pairs."""
-        corrections = [self.correction(part.mixture, part.fitted, form) for part in self.parts]
+        corrections = [self.correction(part.mixture, part.fitted) for part in self.parts]
         held_out = [candidates_of(part.held_out, part.mixture) for part in self.parts]
         return judge_parts(list(zip(held_out, corrections, strict=True)), self.scale)
 
@@ -225,7 +226,7 @@ def fit_voices(
     sharpness = sharpness_of(TRAIN if bank is None else bank.source)
 
     def chosen(fits: Mapping[str, Sequence[Any]], of_all: Callable[[str], Any], corrected: bool) -> Fitted:
-        material = _HeldOut(judged, blocks, banks if corrected else None, sharpness)
+        material = _HeldOut(judged, blocks, banks if corrected else [None] * len(parts), sharpness)
         trials, scores, tried = {}, {}, 0
         for name in voices:
             trial, count, scores[name] = _chosen(fits[name], material, (grids or {}).get(name))
@@ -246,7 +247,7 @@ def fit_voices(
         return Fitted(whole, weighing, trials, tried, found, settings, pool, bank=bank, corrected=corrected)
 
     first = chosen(fits, of_all, hub != "off")
-    if hub == "auto" and not first.hub_gain().taken:
+    if hub == "auto" and not first.hub_gain.taken:
         first = chosen(fits, of_all, False)
     if pool is None:
         return first
@@ -312,21 +313,19 @@ class _HeldOut:
 
     Attributes:
         pairs: held out, of each part. blocks: of them.
-        banks: of each part, queries by which losses are corrected; None: they are not.
+        banks: of each part, queries by which its losses are corrected; None: they are not.
         sharpness: τ / logit scale of the correction.
     """
 
     pairs: Sequence[Pairs]
     blocks: Sequence[list[Block]]
-    banks: Sequence[Pairs] | None
+    banks: Sequence[Pairs | None]
     sharpness: float
 
     def embedded(self, embed: Callable[[int, Pairs], T]) -> tuple[list[T], list[T | None]]:
         """`embed(part, rows)` of the held-out rows of each part, and of its bank's."""
-        banks = [None] * len(self.pairs) if self.banks is None else self.banks
-        return [embed(place, rows) for place, rows in enumerate(self.pairs)], [
-            None if rows is None else embed(place, rows) for place, rows in enumerate(banks)
-        ]
+        held_out = [embed(place, rows) for place, rows in enumerate(self.pairs)]
+        return held_out, [None if rows is None else embed(place, rows) for place, rows in enumerate(self.banks)]
 
     def scores(self, held_out: Sequence[Embedded], banks: Sequence[Embedded | None]) -> list[Scores]:
         """Of every block."""

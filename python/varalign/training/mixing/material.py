@@ -145,7 +145,7 @@ class Recipe:
     def correction(self) -> HubCorrection | None:
         """The hub correction that the options ask for, by a bank of the pairs of the fit where they name no other."""
         config, fitted = self.material.config, self.fitted
-        if config.hub_correction == "off" or (config.hub_correction == "auto" and not fitted.hub_gain().taken):
+        if config.hub_correction == "off" or (config.hub_correction == "auto" and not fitted.hub_gain.taken):
             return None
         return fitted.correction(fitted.mixture, self.pairs, config.hub_form)
 

@@ -99,7 +99,6 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
                 recipe = material.fit(material.every_pair())
     whole = not material.by_dev and not inputs.config.members
     fitted, train, lexicon, unpaired = recipe.fitted, recipe.pairs, recipe.lexicon, material.unpaired
-    gain = fitted.hub_gain()
     lexical = fitted.mixture.reads_lexical()
     parts = _model(inputs, fitted, train, lexicon if lexical else None)
     choice = VoicesChoice(
@@ -112,7 +111,7 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
         loss=fitted.weighing.loss,
         recall=fitted.weighing.recall,
         logit_scale=fitted.scale,
-        hub=gain.as_dict(),
+        hub=fitted.hub_gain.as_dict(),
         lexical_dim=lexicon.width if lexical and lexicon is not None else 0,
         seconds=time.perf_counter() - started,
         self_training=None if unpaired is None else _self_training(unpaired, fitted),
