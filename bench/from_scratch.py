@@ -29,23 +29,29 @@ from varalign.aligner.hub_bank import choose
 from varalign.canonical.hub_correction import HubCorrection
 from varalign.losses.pair_loss import batched_loss, best_logit_scale
 from varalign.options.config import TrainConfig
+from varalign.options.device import pick_device
 
-BEFORE: dict[str, Any] = {"batch_size": 128, "captions_per_step": 5}
+BEFORE: dict[str, Any] = {"batch_size": 128, "captions_per_step": 5, "lr": 1e-3}
 SMALL = BEFORE | {"batch_size": 32}
 SLOW = SMALL | {"lr": 3e-4}
+MIDDLE = SLOW | {"batch_size": 64}
+LEVERS: dict[str, dict[str, Any]] = {  # on top of the default
+    "crops from 0.2, colours 0.4": {"crop_area": 0.2, "color_jitter": 0.4},
+    "words dropped 0.2": {"word_dropout": 0.2},
+    "2 captions": {"captions_per_step": 2},
+    "averaged 0.99": {"average_weights": 0.99},
+    "word vectors": {"word_vectors": ""},
+}
 ROWS: dict[str, dict[str, Any]] = {
     "as before": BEFORE,
-    "batch 32": SMALL,
+    "batch 32, rate 1e-3": SMALL,
     "batch 32, rate 3e-4": SLOW,
-    "batch 64, rate 3e-4": SLOW | {"batch_size": 64},
-    "batch 128, rate 3e-4": SLOW | {"batch_size": 128},
-    "batch 32, word vectors": SMALL | {"word_vectors": ""},
-    "batch 32, rate 3e-4, crops from 0.2, colours 0.4": SLOW | {"crop_area": 0.2, "color_jitter": 0.4},
-    "batch 32, rate 3e-4, words dropped 0.2": SLOW | {"word_dropout": 0.2},
-    "batch 32, rate 3e-4, 2 captions": SLOW | {"captions_per_step": 2},
-    "batch 32, rate 3e-4, averaged 0.99": SLOW | {"average_weights": 0.99},
-    "batch 32, rate 3e-4, word vectors": SLOW | {"word_vectors": ""},
-    "batch 64, rate 3e-4, word vectors": SLOW | {"batch_size": 64, "word_vectors": ""},
+    "batch 64, rate 3e-4": MIDDLE,
+    "batch 128, rate 3e-4": MIDDLE | {"batch_size": 128},
+    "batch 64, rate 1e-3": MIDDLE | {"lr": 1e-3},
+    "batch 32, rate 1e-3, word vectors": SMALL | {"word_vectors": ""},
+    **{f"batch 32, rate 3e-4, {name}": SLOW | lever for name, lever in LEVERS.items()},
+    **{f"batch 64, rate 3e-4, {name}": MIDDLE | lever for name, lever in LEVERS.items()},
 }
 KS = (1, 5, 10)
 SCORINGS = ("plain", "scored", "train bank")
@@ -85,9 +91,10 @@ def print_table(kept: list[Run]) -> None:
     """The rows' means over seeds, dev first."""
     cells: dict[tuple[Any, ...], list[Run]] = {}
     for run in kept:
-        cells.setdefault((run["images"], run["image_size"], run["epochs"], run["row"]), []).append(run)
-    for (images, size, epochs, row), runs in cells.items():
-        line = f"{images:>6} images {size} px {epochs:>3} epochs  {row:44}"
+        key = tuple(run[name] for name in ("device", "images", "image_size", "epochs", "row"))
+        cells.setdefault(key, []).append(run)
+    for (device, images, size, epochs, row), runs in cells.items():
+        line = f"{device:4} {images:>6} images {size} px {epochs:>3} epochs  {row:48}"
         for split in ("dev", "test"):
             for name in SCORINGS:
                 means = [statistics.mean(run[split][name][place] for run in runs) for place in range(len(KS))]
@@ -104,6 +111,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--first-seed", type=int, default=0, metavar="N")
+    parser.add_argument("--device", help="cpu, cuda, cuda:N (default: the best there is)")
     parser.add_argument("--precision", default="bf16", help="bf16 takes half of fp32's time where the processor has it")
     parser.add_argument("--row", action="append", help="these rows alone, by their whole name")
     parser.add_argument("--word-vectors", help="file of word vectors, for the rows that take one")
@@ -114,14 +123,16 @@ def main() -> None:
     torch.set_num_threads(1)
     kept: list[Run] = json.loads(given.out.read_text()) if given.out.is_file() else []
     usual: Run = {name: getattr(given, name) for name in ("images", "image_size", "epochs", "precision")}
-    for seed in () if given.table else range(given.seeds):
+    usual["device"] = pick_device(given.device).type
+    for seed in () if given.table else range(given.first_seed, given.first_seed + given.seeds):
         for row in given.row or ROWS:
             about = usual | {"row": row, "seed": seed}
-            if any(all(run[name] == value for name, value in about.items()) for run in kept):
+            if any(about.items() <= run.items() for run in kept):
                 continue
             options = {"data": given.data, "dataset_size": given.images, "image_size": given.image_size}
             options |= {"epochs": given.epochs, "seed": seed, "cache": given.cache, "decoded_cache": "disk"}
-            options |= {"threads": 1, "evaluations": 1, "precision": given.precision} | ROWS[row]
+            options |= {"threads": 1, "evaluations": 1, "precision": given.precision, "device": given.device}
+            options |= ROWS[row]
             if "word_vectors" in ROWS[row]:
                 options["word_vectors"] = given.word_vectors
             kept.append(about | {"options": ROWS[row]} | measured(options))

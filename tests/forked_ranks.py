@@ -11,13 +11,17 @@ import torch
 
 
 def forked(size: int, work: Callable[[int], None], seconds: float) -> None:
-    """Call `work` with its rank in each of `size` processes, as a launcher does, and kill those that take longer."""
+    """Call `work` with its rank in each of `size` processes, as a launcher does, and kill those that take longer.
+
+    They see no GPU: a machine may have fewer than `size`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def launched(rank: int) -> None:
         torch.set_num_threads(1)
+        torch.cuda.is_available = lambda: False
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         work(rank)
 

@@ -88,11 +88,11 @@ def test_the_bank_file_is_checked_and_belongs_to_the_best_weights(
     kept = bank.read_bytes()
     assert {"images.covariance", "images.mean", "texts.covariance", "texts.mean", "about"} < load_file(bank).keys()
     step = next(path.name for path in (run / "checkpoints").glob("step-*"))
-    assert main(["eval", str(run), "--checkpoint", step]) == 0
+    assert main(["eval", str(run), "--device", "cpu", "--checkpoint", step]) == 0
     assert bank.read_bytes() == kept
     bank.write_bytes(kept[:-40] + bytes(40))
     capsys.readouterr()
-    assert main(["eval", str(run)]) == 0
+    assert main(["eval", str(run), "--device", "cpu"]) == 0
     assert f"{bank}: damaged" in capsys.readouterr().err
     assert bank.read_bytes() == kept
 

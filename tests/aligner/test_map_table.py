@@ -22,7 +22,7 @@ def test_a_map_holds_images_and_texts_with_places_ranks_and_thumbnails(
     searched_run: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "new" / "map.parquet"
-    assert main(["embed", str(searched_run), "--out", str(file), "--split", "test"]) == 0
+    assert main(["embed", str(searched_run), "--out", str(file), "--split", "test", "--device", "cpu"]) == 0
     rows = parquet.read_table(file).to_pylist()
     result = varalign.load(searched_run, device="cpu").evaluate("test")
     assert capsys.readouterr().out == f"{file}: {result['images']} images, {result['texts']} texts\n"

@@ -54,17 +54,17 @@ def test_what_is_shown_of_a_split(trained: Path) -> None:
 def test_every_command_writes_the_page_again(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, kept = trained / "report.html", trained / "report.json"
     assert "Map of the shared space" in page.read_text() and "finds the right caption first" in page.read_text()
-    assert main(["visualize", str(trained), "--perplexities", "3", "500"]) == 0
+    assert main(["visualize", str(trained), "--device", "cpu", "--perplexities", "3", "500"]) == 0
     assert "perplexity 500: left out" in capsys.readouterr().err
     layouts = json.loads(kept.read_text())["showcase"]["map"]["layouts"]
     assert list(layouts) == ["PCA", "t-SNE, perplexity 3"] and len(layouts["PCA"]) == len(
         layouts["t-SNE, perplexity 3"]
     )
-    assert main(["diagnose", str(trained), "--split", "all"]) == 0
+    assert main(["diagnose", str(trained), "--device", "cpu", "--split", "all"]) == 0
     found = json.loads(kept.read_text())
     assert "Wrong pairs" in page.read_text() and found["diagnosis"]["page"] == "diagnosis/diagnosis.html"
     assert len(found["showcase"]["map"]["wrong"]) == len(found["showcase"]["map"]["texts"])
-    assert main(["eval", str(trained)]) == 0
+    assert main(["eval", str(trained), "--device", "cpu"]) == 0
     after = json.loads(kept.read_text())
     assert after["showcase"]["map"]["layouts"] == layouts and after["diagnosis"] == found["diagnosis"]
     before = page.read_bytes()

@@ -76,4 +76,4 @@ def test_a_runs_figures_are_those_of_the_averages(image_folder: Path, tmp_path: 
     average, live = last.part("model"), last.part("averaged")
     assert live["steps"] == last.step > 0
     assert not torch.equal(average[LSTM], live[f"weights.{LSTM}"])
-    assert varalign.load(tmp_path / "run").evaluate("test") == result.test
+    assert varalign.load(tmp_path / "run", device="cpu").evaluate("test") == result.test

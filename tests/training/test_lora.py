@@ -49,7 +49,7 @@ def test_adapters_train_and_the_towers_stay_as_they_are(config: TrainConfig, tmp
     kept = [name for name in state if "_encoder." in name]
     assert kept and all(ADAPTER in name for name in kept), "a checkpoint holds the adapters and not the towers"
     assert any(bool(state[name].abs().max() > 0) for name in kept if "lora_B" in name)
-    again = varalign.load(tmp_path / "run")
+    again = varalign.load(tmp_path / "run", device="cpu")
     texts = ["a red square", "two dogs"]
     assert torch.equal(torch.as_tensor(again.embed_texts(texts)), torch.as_tensor(result.aligner.embed_texts(texts)))
     more = resume(tmp_path / "run", {"epochs": 3, "device": "cpu"}, say=quiet)

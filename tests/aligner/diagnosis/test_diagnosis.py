@@ -105,7 +105,7 @@ def test_a_run_from_scratch_is_judged_by_its_epochs_and_shows_its_pictures(
 ) -> None:
     out = tmp_path / "run"
     line = f"train --data {image_folder} --out {out} --epochs 2 --batch-size 16 --image-size 32 --embedding-dim 8"
-    assert main([*line.split(), "--noise", "swap-captions=0.2"]) == 0
+    assert main([*line.split(), "--noise", "swap-captions=0.2", "--device", "cpu"]) == 0
     found = diagnose(Settings(run=out, worst=4), say=quiet)
     assert "over the epochs, 0.0474 by chance" in found.abstains, "(1/16 + 1/31) / 2; two epochs teach it nothing"
     monkeypatch.setattr(gathering, "_chance", lambda *_: 0.02)

@@ -144,8 +144,9 @@ def _directions(entries: Any, shape: tuple[int, int], width: int, seed: int) -> 
     row, column, value = entries
     indices = torch.from_numpy(np.stack([row, column]))
     values = torch.from_numpy(value).float()
-    matrix = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False).coalesce()
-    with torch.random.fork_rng(devices=[]):
+    # torch 2.11 warns where checks are neither on nor off; the argument of the same name does not count there.
+    with torch.sparse.check_sparse_tensor_invariants(False), torch.random.fork_rng(devices=[]):
+        matrix = torch.sparse_coo_tensor(indices, values, shape).coalesce()
         torch.manual_seed(seed)
         v = torch.svd_lowrank(matrix, q=min(width + 16, min(shape)), niter=4)[2][:, :width]
     signs = v.gather(0, v.abs().argmax(0, keepdim=True)).sign()
