@@ -58,6 +58,19 @@ def test_padding_changes_nothing(pooling: str) -> None:
         torch.testing.assert_close(encoder(ids[order], lengths[order]), wanted[order], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_gpu_gives_the_same_features(bidirectional: bool, pooling: str) -> None:
+    """To 1e-3: its products may have ten bits of mantissa."""
+    encoder = build(bidirectional=bidirectional, pooling=pooling)
+    ids, lengths = tokens(encoder, CAPTIONS)
+    with torch.no_grad():
+        wanted = encoder(ids, lengths)
+        found = encoder.cuda()(ids.cuda(), lengths)
+    torch.testing.assert_close(found.cpu(), wanted, atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_groups_by_length_equal_a_packed_sequence(bidirectional: bool, pooling: str) -> None:
@@ -74,6 +87,9 @@ def test_groups_by_length_equal_a_packed_sequence(bidirectional: bool, pooling: 
     ends = torch.cat(list(hidden[-2 if bidirectional else -1 :]), dim=1)
     wanted = ends if pooling == "last" else states.sum(dim=1) / counts[:, None]
     torch.testing.assert_close(found, wanted, atol=5e-7, rtol=0)
+    if not bidirectional:  # the way of a GPU: all texts at once
+        at_once = encoder._dense(encoder.embedding(ids), lengths)
+        torch.testing.assert_close(at_once, wanted, atol=5e-7, rtol=0)
     weights = [encoder.embedding.weight, *encoder.lstm.parameters()]
     sums = [torch.autograd.grad(features.square().sum(), weights) for features in (found, wanted)]
     for ours, theirs in zip(*sums, strict=True):

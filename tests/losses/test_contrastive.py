@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from varalign.kernels.query_fields import STATISTICS
 from varalign.losses import reference
 from varalign.losses.contrastive import ContrastiveLoss, contrastive
 from varalign.losses.means import mean_over_queries
+from varalign.losses.operator import kernel
 from varalign.schedules import build_schedule
 
 
@@ -312,6 +314,12 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(got, wanted)
     module = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(module(u, v, 10.0).loss, ContrastiveLoss("variance")(u, v, 10.0).loss)
+
+
+def test_the_choice_of_the_kernels_compiles_without_a_graph_break() -> None:
+    """On a GPU every compiled loss asks for their module."""
+    compiled = torch.compile(lambda x: x * (3 if kernel() is None else 2), fullgraph=True, backend="eager")
+    assert compiled(torch.ones(1)).item() == (3 if find_spec("triton") is None else 2)
 
 
 def test_compiled_gradients_are_one_operator(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,8 @@ class LSTMEncoder(TextEncoder):
             return self._recorded(words, lengths)
         if words.device.type == "cpu":
             return self._by_length(words, lengths)
+        if not self.lstm.bidirectional:  # a GPU takes the padding in less time than a packed sequence
+            return self._dense(words, lengths)
         packed = pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False)
         outputs, (hidden, _) = self.lstm(packed)
         if self.pooling == "last":
@@ -133,11 +135,14 @@ class LSTMEncoder(TextEncoder):
         return torch.cat([self._dense(*group) for group in groups]).index_select(0, order.argsort())
 
     def _dense(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """(G, feature_dim) features of words (G, L, E), whose lengths (G,) ascend."""
-        states, (hidden, _) = self.lstm(words[:, : int(lengths[-1])])
+        """(G, feature_dim) features of words (G, L, E) and lengths (G,); in two directions all of one length."""
+        states, (hidden, _) = self.lstm(words[:, : int(lengths.max())])
         if self.pooling == "mean":
             return masked_mean(states, token_mask(states[:, :, 0], lengths))
-        return self._ends(hidden) if self.lstm.bidirectional else states[torch.arange(len(states)), lengths - 1]
+        if self.lstm.bidirectional:
+            return self._ends(hidden)
+        last = (lengths - 1).to(states.device)
+        return states[torch.arange(len(states), device=states.device), last]
 
     def _ends(self, hidden: Tensor) -> Tensor:
         """(B, feature_dim) last states of the top layer; hidden (layers · directions, B, H) has its rows last."""

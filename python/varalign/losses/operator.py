@@ -7,8 +7,8 @@ break. Eager code goes around it: a registered operator checks its arguments in 
 
 # No `from __future__ import annotations`: torch.library reads the annotations as objects.
 from collections.abc import Callable
-from functools import lru_cache, wraps
-from importlib import import_module
+from functools import wraps
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -21,13 +21,17 @@ from varalign.losses import reference
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@lru_cache(maxsize=1)
+_TRITON = find_spec("triton") is not None
+
+
 def kernel() -> ModuleType | None:
     """The module of Triton kernels, or None where triton is not installed (macOS, Windows)."""
-    try:
-        return import_module("varalign.kernels.passes")
-    except ImportError:
+    if not _TRITON:
         return None
+    # torch.compile traces an import statement, but not `import_module`, and not past an ImportError.
+    from varalign.kernels import passes as module
+
+    return module
 
 
 def choose_backend(embeddings: Tensor) -> str:
