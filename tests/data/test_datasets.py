@@ -368,7 +368,7 @@ def test_twins_are_noted_and_share_an_id(tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path)
     assert dataset.image_ids.tolist() == [4 if row == 9 else row for row in range(20)]
     assert dataset.split[4] == dataset.split[9]
-    assert "1 images are copies of another, byte for byte, and count as one: 9.jpg = 4.jpg" in dataset.notes
+    assert "1 image is a copy of another, byte for byte, and counted with it: 9.jpg = 4.jpg" in dataset.notes
 
 
 def test_captions_per_image_keeps_the_first_of_each_training_image(tmp_path: Path) -> None:

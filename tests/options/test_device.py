@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from varalign.options.declaration import ConfigError
-from varalign.options.device import pick_device, pick_precision
+from varalign.options.device import pick_device, pick_precision, training_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -60,6 +60,15 @@ def test_precision_by_name_and_by_device(machine: pytest.MonkeyPatch) -> None:
     assert pick_precision("auto", CUDA) is torch.float32
     with pytest.raises(ConfigError, match="--precision fp16 needs a GPU"):
         pick_precision("fp16", CPU)
+
+
+@pytest.mark.parametrize(("capability", "wanted"), [("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)])
+def test_encoders_train_in_bfloat16_where_the_cpu_multiplies_it(
+    machine: pytest.MonkeyPatch, capability: str, wanted: torch.dtype
+) -> None:
+    machine.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    assert training_precision("auto", CPU) is wanted and training_precision("auto", CUDA) is torch.bfloat16
+    assert training_precision("fp32", CPU) is torch.float32
 
 
 def test_the_room_of_options_imports_no_torch() -> None:

@@ -234,3 +234,9 @@ def test_pairs_of_a_split_are_all_its_captions(features_file: Path, tmp_path: Pa
     found = all_pairs(parts, parts.train_rows[::-1].copy(), training=True)
     assert found.rows.tolist() == list(range(119, -1, -1)) and len(found.captions) == 240
     assert found.rows[found.owner].tolist() == data.caption_owner[found.captions].tolist()
+
+
+def test_word_vectors_that_are_not_there_are_refused_before_the_data_are_opened(tmp_path: Path) -> None:
+    config = TrainConfig(data=str(tmp_path / "nowhere"), word_vectors=str(tmp_path / "glove.txt"))
+    with pytest.raises(DataError, match=r"glove\.txt: cannot be read: No such file"):
+        varalign.train(config, say=quiet)

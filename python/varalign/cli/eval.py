@@ -36,8 +36,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--hub-correction",
         metavar="WORD|FILE",
-        help="another correction than the run's own, as --hub-correction of train; or gallery: a bank of the evaluated "
-        "split's own queries, which the table says",
+        help="another correction than the run's own: auto, off, train, dev, unpaired or a file, as of train; or "
+        "gallery: a bank of the evaluated split's own queries, which the table says",
     )
     add_option(parser, "hub_form").default = None  # the run's own
     add_json(parser)

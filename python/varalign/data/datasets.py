@@ -191,9 +191,8 @@ def _notes(found: FoundFolder, image_ids: NDArray[np.int64]) -> list[str]:
     twins = np.flatnonzero(image_ids != np.arange(len(image_ids)))
     if len(twins):
         pairs = [f"{found.images[row].name} = {found.images[image_ids[row]].name}" for row in twins.tolist()]
-        notes.append(
-            f"{len(twins):,} images are copies of another, byte for byte, and count as one: {first_three(pairs)}"
-        )
+        copies = "image is a copy" if len(twins) == 1 else "images are copies"
+        notes.append(f"{len(twins):,} {copies} of another, byte for byte, and counted with it: {first_three(pairs)}")
     return notes
 
 

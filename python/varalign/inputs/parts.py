@@ -10,17 +10,21 @@ from typing import Any
 import torch
 
 from varalign.encoders.dual_encoder import DualEncoder
+from varalign.encoders.specs import SIDES
 from varalign.encoders.towers import Towers
 from varalign.inputs.open_data import Data
 from varalign.inputs.sources import FeatureRows, ImageSource, LexicalTexts, Rows, TextSource, readable, with_lexical
 from varalign.options.config import TrainConfig
-from varalign.options.device import pick_precision
+from varalign.options.device import pick_precision, training_precision
 from varalign.runs.folder import RunFolder
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The arithmetic that `--precision` names, for towers and heads; losses and metrics stay outside."""
-    dtype = pick_precision(precision, device)
+    return _autocast(pick_precision(precision, device), device)
+
+
+def _autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
@@ -77,6 +81,17 @@ class Parts(Inputs):
         if self.config.features:
             return f"features:{Path(self.config.features).name}"
         return f"{short(self.config.image_spec)} + {short(self.config.text_spec)}"
+
+    @property
+    def step_dtype(self) -> torch.dtype:
+        """The floating-point type of the towers in a training step: where one trains, a CPU may take bfloat16."""
+        model = self.model
+        trained = any(model.encoder(side) is not None and not model.fully_frozen(side) for side in SIDES)
+        return (training_precision if trained else pick_precision)(self.config.precision, self.device)
+
+    def step_autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic of a training step."""
+        return _autocast(self.step_dtype, self.device)
 
     def bad_images(self) -> dict[str, str]:
         """Names of the images found unreadable so far, with the reason."""

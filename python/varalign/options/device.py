@@ -25,6 +25,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
+def training_precision(name: str, device: torch.device) -> torch.dtype:
+    """As `pick_precision`, for encoders that train: `auto` is bfloat16 on a CPU that multiplies it too."""
+    return members_products(name, device) or pick_precision(name, device)
+
+
 def members_products(name: str, device: torch.device) -> torch.dtype | None:
     """The type of the matrix products of members in training; None: that of their weights, or of the autocast.
 

@@ -202,7 +202,7 @@ class Options:
     dropout: float = _encoders("dropout in the heads", recipe=True, low=0.0, high=0.95)
     members: int = _encoders(
         "number of perceptrons trained from random weights beside the closed forms, which stay as fitted; the "
-        "similarities are averaged. 0: none, and nothing is trained",
+        "similarities are averaged. 0: none, and nothing is trained, as below 1,000 images where nothing is said",
         recipe=True,
         metavar="K",
         low=0,
@@ -336,8 +336,8 @@ class Options:
         "cosine",
     )
     average_weights: float = _training(
-        "decay of a moving average of the weights over the steps (0.999), which is measured on dev and kept as the "
-        "model; 0: none",
+        "decay of a moving average of the weights over the steps, such as 0.999; the average is measured on dev and "
+        "kept as the model; 0: none",
         0.0,
         metavar="DECAY",
         low=0.0,
@@ -345,7 +345,9 @@ class Options:
     )
     clip_grad: float = _training("scale gradients down to this norm; 0: never", 1.0, low=0.0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _training(
-        "floating-point type of the encoders (auto: bf16 on a GPU that has it, else fp32)", "auto"
+        "floating-point type of the encoders (auto: bf16 on a GPU that has it, and where encoders train on a CPU that "
+        "multiplies it; else fp32)",
+        "auto",
     )
     feature_precision: Literal["fp32", "bf16"] = _training(
         "floating-point type in which frozen encoders make their features; bf16 takes half of the time on a CPU that "

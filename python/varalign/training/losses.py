@@ -103,7 +103,7 @@ def show_step(
     captions = texts.captions if each else parts.data.first_captions(inputs.rows)
 
     def embed(tensor: Tensor) -> Tensor:
-        with parts.autocast():
+        with parts.step_autocast():
             if model.image_encoder is not None and tensor.ndim == 4 and model.fully_frozen("image"):
                 features = model.image_encoder(tensor)  # `encode_images` gives no gradient for the pixels
             else:

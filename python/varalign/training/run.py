@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -18,7 +17,7 @@ from varalign.aligner.load import trained
 from varalign.aligner.run_report import write_run_report
 from varalign.aligner.voice_weights import weights_of
 from varalign.data.checks.split_sizes import split_sizes
-from varalign.data.files import read_bytes, write_atomically
+from varalign.data.files import open_user_file, read_bytes, readable, write_atomically
 from varalign.data.ranks import alone, joined, world
 from varalign.data.waiting import silent
 from varalign.inputs.assemble import assemble
@@ -28,7 +27,7 @@ from varalign.inputs.open_data import Data, open_data
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
-from varalign.options.device import members_products, pick_device, pick_precision
+from varalign.options.device import pick_device, pick_precision
 from varalign.options.recipe import FEWEST_FOR_MEMBERS, fill, filled
 from varalign.options.voice_list import voices_line
 from varalign.runs.checkpoint import step_folders
@@ -43,6 +42,7 @@ from varalign.runs.result_table import chance_remark, final_table
 from varalign.runs.run_errors import RunError
 from varalign.runs.signals import Interrupted, StopSignals
 from varalign.training.losses import new_loss
+from varalign.training.machine import differences, machine_of
 from varalign.training.mixing.nested import nested_rows
 from varalign.training.start import Beginning, begin
 from varalign.training.steps.memory import check_batch, memory_watched
@@ -194,7 +194,7 @@ def train(
         check_batch(parts)
         run = world().by_writer(lambda: RunFolder.create(out))
         with _held(run):
-            machine = _machine(device)
+            machine = machine_of(device)
             world().by_writer(lambda: _describe(run, start, machine))
             _require_seen(run)
             return _finish(parts, run, start, session)
@@ -271,31 +271,14 @@ def check(config: TrainConfig, device: torch.device) -> None:
 
     Raises:
         ConfigError: a precision, a loss's strength or a reporter that is not available.
+        DataError: no file of word vectors.
     """
     pick_precision(config.precision, device)
+    if config.word_vectors is not None:
+        with readable(Path(config.word_vectors)):
+            open_user_file(config.word_vectors).close()
     new_loss(config, None)
     check_reporters(config)
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    """Versions and settings that affect the last digits of sums; OMP_NUM_THREADS sets torch's threads."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": str(device),
-        "torch_threads": torch.get_num_threads(),
-        "processes": world().size,
-        "members_in": str(members_products("auto", device)),
-    }
-
-
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """A remark on the entries of `_machine` that have changed since the run began; empty if none has."""
-    names = ("torch", "device", "torch_threads", "members_in")
-    changed = [name for name in names if name in then and then[name] != now[name]]
-    told = ", ".join(f"{name} was {then[name]} and is {now[name]}" for name in changed)
-    hint = f" (OMP_NUM_THREADS={then['torch_threads']} sets the threads)" if "torch_threads" in changed else ""
-    return f"{told}{hint}: the last digits may differ from those of a run that was never stopped" if changed else ""
 
 
 def resume(
@@ -329,7 +312,7 @@ def resume(
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
             )
         device = pick_device(config.device)
-        changed = _differences(saved.get("machine", {}), _machine(device))
+        changed = differences(saved.get("machine", {}), machine_of(device))
         if changed:
             say(changed)
         start = None

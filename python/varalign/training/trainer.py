@@ -32,7 +32,7 @@ from varalign.evaluation.retrieval import mean_recall
 from varalign.inputs.live import LiveImages
 from varalign.inputs.parts import Parts
 from varalign.options.config import TrainConfig
-from varalign.options.device import members_products, pick_precision
+from varalign.options.device import members_products
 from varalign.runs.checkpoint import newest_checkpoint
 from varalign.runs.folder import RunFolder
 from varalign.runs.metrics import CROSS_VALIDATION, MetricsLog
@@ -205,7 +205,7 @@ class Trainer:
             )
 
     def _mend(self) -> str:
-        half = pick_precision(self.config.precision, self.parts.device) != torch.float32
+        half = self.parts.step_dtype != torch.float32
         return f"lower --lr{' or set --precision fp32' if half else ''}"
 
     def _is_stale(self) -> bool:

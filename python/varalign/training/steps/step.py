@@ -120,7 +120,7 @@ class TrainingStep:
             mixup = FeatureMixup.draw(parts.data.image_ids[rows], config.feature_mixup, **draw)
 
         def forward() -> tuple[Tensor, ...]:
-            with parts.autocast():
+            with parts.step_autocast():
                 image_features = image_pass.features(self._is_whole)
                 text_features = texts.join(text_pass.features(self._is_whole), each)
                 if mixup is not None:
@@ -161,8 +161,8 @@ class TrainingStep:
         pair_values = self._pair_values(output, [share for share, _, _ in of_each], alpha, several)
 
         def further() -> None:
-            image_pass.backward(parts.autocast)
-            text_pass.backward(parts.autocast)
+            image_pass.backward(parts.step_autocast)
+            text_pass.backward(parts.step_autocast)
             self._gradients.mean()
 
         self._guard.further = further
