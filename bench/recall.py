@@ -1,16 +1,19 @@
 """Ranks of 5,000 images among 25,000 texts beside a plain float32 loop, which decides near ties by chance.
 
 python bench/recall.py --rounds 5
+python bench/recall.py --large    # 100,000 images and 500,000 texts once: minutes, and what it holds beside them
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from harness import Contender, Row, compare, main
+from harness import Contender, Row, compare, main, single
 from numpy.typing import NDArray
 from torch import Tensor
 from varalign.evaluation.embedding_statistics import summary
@@ -42,14 +45,42 @@ def agree(ours: Ranks, theirs: Ranks) -> bool:
     return bool((differences > 0).mean() < 0.01 and differences.max() <= 3)
 
 
+def embeddings(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(count, D) images, (5 count, D) texts near them, and the texts' images."""
+    generator = torch.Generator().manual_seed(0)
+    owner = torch.arange(count).repeat_interleave(TEXTS_EACH)
+    images = torch.nn.functional.normalize(torch.randn(count, WIDTH, generator=generator), dim=1)
+    noise = torch.randn(len(owner), WIDTH, generator=generator)
+    return images, torch.nn.functional.normalize(images[owner] + 1.5 / 16 * noise, dim=1), owner
+
+
+def large() -> Iterator[Sequence[Row]]:
+    """Ranks of many images and texts; some images' ranks are compared with those by float64."""
+    images, texts, owner = given = embeddings(100_000)
+    held, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    found, _ = ranks(*given)
+    seconds = time.process_time() - began
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / 1024
+    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:50]
+    similarity = images[some].double() @ texts.double().T
+    own = owner == some[:, None]
+    best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+    wanted = ((similarity > best) & ~own).sum(1).numpy()
+    right = bool((found[some.numpy()] == wanted).all())
+    title = f"ranks, {len(images):,} images and {len(texts):,} texts, {WIDTH} wide"
+    yield [
+        single(f"{title}: processor time", "varalign", seconds, "s", agrees=right, packages=["torch", "numpy"]),
+        single(f"{title}: memory beside them", "varalign", grown, "MiB", agrees=right, packages=["torch", "numpy"]),
+    ]
+
+
 def subjects(options: argparse.Namespace) -> Iterator[Sequence[Row]]:
     """The ranks, then the statistics of the same embeddings beside the ranks."""
-    generator = torch.Generator().manual_seed(0)
-    owner = torch.arange(IMAGES).repeat_interleave(TEXTS_EACH)
-    images = torch.nn.functional.normalize(torch.randn(IMAGES, WIDTH, generator=generator), dim=1)
-    noise = torch.randn(len(owner), WIDTH, generator=generator)
-    texts = torch.nn.functional.normalize(images[owner] + 1.5 / 16 * noise, dim=1)
-    given = (images, texts, owner)
+    if options.large:
+        yield from large()
+        return
+    given = embeddings(IMAGES)
+    owner = given[2]
     yield compare(
         f"ranks, {IMAGES:,} images and {len(owner):,} texts, {WIDTH} wide",
         [
@@ -77,5 +108,10 @@ def subjects(options: argparse.Namespace) -> Iterator[Sequence[Row]]:
     )
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The script's own option."""
+    parser.add_argument("--large", action="store_true", help="100,000 images and 500,000 texts, once, instead")
+
+
 if __name__ == "__main__":
-    main(__doc__, subjects)
+    main(__doc__, subjects, arguments)
