@@ -125,15 +125,23 @@ class FeatureRows:
 
 @dataclass
 class LexicalTexts:
-    """A `TextSource` whose features are followed by the captions' lexical vectors.
+    """A `TextSource` whose features are followed by the captions' lexical vectors, made when they are first asked for.
 
     Attributes:
         source: gives the tower's features (B, D).
-        vectors: (T, L) float32 lexical vectors of all captions, on the device.
+        lexicon: gives the vectors (B, L).
+        captions: T of them, one a row of the source.
+        device: where the features are.
     """
 
     source: TextSource
-    vectors: Tensor
+    lexicon: Lexicon
+    captions: Sequence[str]
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        self._vectors = torch.zeros(len(self.captions), self.lexicon.width, device=self.device)
+        self._made = np.zeros(len(self.captions), bool)
 
     @property
     def cached(self) -> bool:
@@ -142,8 +150,12 @@ class LexicalTexts:
 
     def inputs(self, rows: Rows, epoch: int | None = None) -> tuple[Tensor, ...]:
         """The source's inputs, and the lexical vectors last."""
-        at = torch.from_numpy(rows).to(self.vectors.device, non_blocking=True)
-        return (*self.source.inputs(rows, epoch), self.vectors[at])
+        new = np.unique(rows[~self._made[rows]])
+        if len(new):
+            vectors = torch.from_numpy(self.lexicon([self.captions[row] for row in new.tolist()]))
+            self._vectors[torch.from_numpy(new).to(self.device)] = vectors.to(self.device)
+            self._made[new] = True
+        return (*self.source.inputs(rows, epoch), self._vectors[torch.from_numpy(rows).to(self.device)])
 
     def features(self, towers: Towers, inputs: tuple[Tensor, ...]) -> Tensor:
         """(B, D + L)."""
@@ -168,7 +180,7 @@ def with_lexical(
         raise DataError(
             "this model reads the captions' words, and the features file has none beside it: put STEM.texts.jsonl there"
         )
-    return LexicalTexts(source, torch.from_numpy(lexicon(captions)).to(device))
+    return LexicalTexts(source, lexicon, captions, device)
 
 
 def readable(rows: Rows, unreadable: Mapping[int, str]) -> Rows:
