@@ -64,7 +64,7 @@ impl Normalisation {
                 std,
                 inverse: 1.0 / std,
             };
-            let mut levels = tables[channel].iter().zip(0_u8..);
+            let mut levels = tables[channel].iter().zip(0..=255_u8);
             // Without FMA instructions `mul_add` is a function call.
             let fused = cfg!(target_arch = "aarch64") || has_fused();
             (fused && levels.all(|(value, level)| value.to_bits() == formula.of(level).to_bits()))
