@@ -128,10 +128,10 @@ def test_few_dev_images_judge_nothing(features: Path, tmp_path: Path) -> None:
     assert result.test["hub_correction"] is None
 
 
-def pool_of(features: Path, tmp_path: Path, *sides: str) -> Path:
+def pool_of(features: Path, tmp_path: Path, *sides: str, count: int = 130) -> Path:
     """A features file of rows like those of the run, and of none of them."""
     data, random = load_features(features), np.random.default_rng(1)
-    rows = {side: getattr(data, side)[:90] for side in sides}
+    rows = {side: getattr(data, side)[:count] for side in sides}
     rows = {side: row + 2 * random.normal(size=row.shape).astype(np.float32) for side, row in rows.items()}
     save_file(rows, str(tmp_path / "pool.safetensors"))
     return tmp_path / "pool.safetensors"
@@ -143,7 +143,7 @@ def test_a_file_is_the_bank_of_the_sides_that_it_has(
     said: list[str] = []
     pool = pool_of(features, tmp_path, "text_features")
     result = trained(features, tmp_path / "run", said, hub_correction=str(pool))
-    assert "hub correction by 180 images and 90 captions of pool.safetensors and of train (images alone)" in said
+    assert "hub correction by 180 images and 130 captions of pool.safetensors and of train (images alone)" in said
     assert result.test["hub_correction"] == "pool.safetensors, bank"
     model, correction = result.aligner.model, result.aligner.hub.correction
     assert correction is not None and correction.tau == pytest.approx(0.7 * float(model.evaluation_scale))
@@ -168,7 +168,22 @@ def test_what_is_unpaired_is_the_bank_that_is_judged(features: Path, tmp_path: P
         options = {"unpaired_images": pool, "unpaired_texts": pool, "hub_correction": "auto", "settings": settings}
         trained(features, tmp_path / settings, said, **options)
         line = next(line for line in said if line.startswith("hub correction"))
-        assert line.startswith(f"hub correction by 90 images and 90 captions of unpaired: {judged} has mean R@1")
+        assert line.startswith(f"hub correction by 130 images and 130 captions of unpaired: {judged} has mean R@1")
+
+
+@pytest.mark.parametrize("settings", ["cv", "dev"])
+def test_a_few_unpaired_texts_take_no_banks_place(settings: str, features: Path, tmp_path: Path) -> None:
+    """Fewer than half of the training captions."""
+    pool = str(pool_of(features, tmp_path, "text_features", count=119))
+    said: list[str] = []
+    trained(features, tmp_path / "run", said, unpaired_texts=pool, hub_correction="auto", settings=settings)
+    assert "of train" in next(line for line in said if line.startswith("hub correction"))
+
+
+def test_a_form_that_is_none_is_refused(features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(features, tmp_path / "run", [])
+    assert main(["eval", str(tmp_path / "run"), "--hub-form", "bnak"]) == 2
+    assert "--hub-form 'bnak' is not known" in capsys.readouterr().err
 
 
 def test_search_takes_the_prior_from_the_similarity(image_folder: Path, tmp_path: Path) -> None:

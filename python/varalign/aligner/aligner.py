@@ -36,6 +36,7 @@ from varalign.inputs.open_data import Data, open_data
 from varalign.inputs.parts import Parts, short
 from varalign.inputs.sources import Rows
 from varalign.options.config import TrainConfig
+from varalign.options.fields import OPTIONS
 from varalign.pictures.style import PictureForm
 from varalign.pictures.tsne import (
     Collapsed,
@@ -161,6 +162,8 @@ class Aligner(Encodes, Shares):
         features = self.config.features
         named = self.config.data is not None or (features is not None and Path(features).is_file())
         if self.run is not None and self.run.exported and not named:
+            if features is not None:
+                raise DataError(f"{self.run.path}: a model of features, exported without its file: take the run")
             raise DataError(f"{self.run.path}: an exported model has no data of its own: name some by --data")
         return open_data(self.config, to_stderr)
 
@@ -252,7 +255,9 @@ class Aligner(Encodes, Shares):
     def _correction(self, source: str | None, form: HubForm | None, split: str) -> HubCorrection | None:
         if source is None and form is None:
             return self.hub.correction
-        chosen = self._chosen(source or self.config.hub_correction, form or self.config.hub_form, split)
+        form = form or self.config.hub_form
+        OPTIONS["hub_form"].validate(form)
+        chosen = self._chosen(source or self.config.hub_correction, form, split)
         to_stderr(chosen.line)
         return chosen.correction
 

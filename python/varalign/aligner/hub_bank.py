@@ -29,7 +29,7 @@ from varalign.data.index import SPLITS
 from varalign.inputs.kept import Arrays, kept_arrays
 from varalign.inputs.pair_features import thinned
 from varalign.inputs.parts import Parts
-from varalign.inputs.unpaired import open_bank, open_unpaired
+from varalign.inputs.unpaired import fills_a_bank, open_bank, open_unpaired
 from varalign.losses.pair_loss import best_logit_scale
 from varalign.options.declaration import ConfigError
 from varalign.options.hub_sources import GALLERY, UNPAIRED
@@ -58,9 +58,10 @@ def choose(
 
     Args:
         parts: model and data.
-        source: where the queries of the bank come from. "auto": what the options name as unpaired, else the larger of
-            train and dev, and only where held-out pairs gain by it (see `varalign.canonical.hub_choice`); "gallery":
-            the queries of `split` themselves; what is none of the words names a file or a folder.
+        source: where the queries of the bank come from. "auto": what the options name as unpaired, unless it is little
+            (`fills_a_bank`), else the larger of train and dev, and only where held-out pairs gain by it (see
+            `varalign.canonical.hub_choice`); "gallery": the queries of `split` themselves; what is none of the words
+            names a file or a folder.
         form: of the bank.
         split: what is evaluated.
         folds: what the run's start found by cross-validation (`VoicesChoice.as_dict`), a correction's gain there among
@@ -107,8 +108,9 @@ def _scale(parts: Parts, dev: SplitEmbeddings | None, folds: Mapping[str, Any] |
 
 def _auto(parts: Parts, folds: Mapping[str, Any] | None) -> str:
     """The bank that "auto" judges."""
-    config, data = parts.config, parts.data
-    if config.unpaired_images is not None or config.unpaired_texts is not None:
+    data = parts.data
+    unpaired = open_unpaired(parts, lambda _: None)
+    if unpaired is not None and fills_a_bank(unpaired, data):
         return UNPAIRED
     return "dev" if folds is None and len(data.rows("train")) < len(data.rows("dev")) else "train"
 

@@ -79,6 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
         lines.append(f"{result['unreadable']} unreadable images left out")
     lines += [f"{key.replace('_', ' '):28} {result[key]:8.4f}{_error(result, key)}" for key in STATISTICS]
     lines += chance_remark(result, chance)
+    if model.run is not None and arguments.data is None and arguments.split in model.run.fitted_splits():
+        lines.append(
+            f"The model was fitted on pairs of {arguments.split}: those that it has not seen are found less often."
+        )
     code = answer(arguments, named, lines)
     if found is not None and world().is_writer:
         from varalign.aligner.run_report import write_run_report

@@ -153,8 +153,8 @@ class LiveImages:
             names = {self.names[row]: reason for row, reason in self.unreadable.items()}
             raise TooManyBadImages(
                 f"{len(names)} of {len(self.paths)} images cannot be read, more than --max-bad "
-                f"{self.max_bad:g} allows: {summary(names)}; "
-                f"quarantine.jsonl in the run folder names those met so far, `varalign data check` lists them all"
+                f"{self.max_bad:g} allows: {summary(names)}; mend or remove them, or allow more; a run's "
+                "quarantine.jsonl names those that it met, `varalign data check` all of a data folder"
             )
         return [position for position, _ in batch.errors]
 

@@ -140,5 +140,7 @@ def checked(data: Data, place: str, config: TrainConfig | None = None) -> Data:
         ConfigError: naming the split that has too few images.
     """
     if lacking := data.lacking(held_out=config is None or config.needs_held_out):
-        raise ConfigError(f"{place}: {lacking[0]}")
+        either = "; or leave out --members and --epochs: voices alone need neither dev nor test"
+        untrained = config is not None and config.mixes_voices and (config.members or config.epochs)
+        raise ConfigError(f"{place}: {'; '.join(lacking)}{either if untrained else ''}")
     return data

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from varalign.canonical.hub_correction import BANK_IMAGES, BANK_TEXTS
 from varalign.data.checks.near_duplicates import DIFFERING, features_alike, files_alike
 from varalign.data.datasets import ImageCaptions
 from varalign.data.errors import DataError, first_three, shown
@@ -105,6 +106,16 @@ def open_unpaired(inputs: Inputs, say: Say) -> Unpaired | None:
     places: dict[Side, str | None] = {"image": inputs.config.unpaired_images, "text": inputs.config.unpaired_texts}
     named = {side: _Named(FLAGS[side], side, Path(place)) for side, place in places.items() if place is not None}
     return _opened(inputs, named, say) if named else None
+
+
+def fills_a_bank(found: Unpaired, data: Data) -> bool:
+    """Whether unpaired queries are a bank for hub correction: on each side that they have, at least half as many as
+    those of the larger of train and dev.
+    """
+    rows = max(data.rows("train"), data.rows("dev"), key=len)
+    images = len(found.image_features), min(len(rows), BANK_IMAGES)
+    texts = len(found.text_features), min(len(data.caption_rows(rows)), BANK_TEXTS)
+    return all(2 * count >= wanted for count, wanted in (images, texts) if count)
 
 
 def open_bank(inputs: Inputs, place: Path, say: Say) -> Unpaired:

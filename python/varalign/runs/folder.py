@@ -20,6 +20,7 @@ from varalign.encoders.specs import SIDES
 from varalign.options.fields import OPTIONS
 from varalign.options.layers import replace_removed
 from varalign.options.recipe import RANDOM as ALWAYS_FILLED
+from varalign.options.voice_list import EVERY_PAIR
 from varalign.runs import schema
 from varalign.runs.json_text import json_text
 from varalign.runs.lock import LOCK, locked
@@ -207,6 +208,11 @@ class RunFolder:
         """What the start by voices found, where they were chosen by cross-validation; else None."""
         voices = (self.config().get("start") or {}).get("voices") or {}
         return voices if voices.get("settings") == "cv" else None
+
+    def fitted_splits(self) -> tuple[str, ...]:
+        """Names of the splits whose pairs the model was fitted on; dev too where no dev split is held out."""
+        voices = (self.config().get("start") or {}).get("voices") or {}
+        return ("train", "dev", "all") if voices.get("fitted_on") == EVERY_PAIR else ("train", "all")
 
     def write_config(self, value: dict[str, Any]) -> None:
         """Write `config.json`."""

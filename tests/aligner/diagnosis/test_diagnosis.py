@@ -71,6 +71,16 @@ def test_clean_pairs_are_not_called_wrong_and_two_calls_agree(many: Path, tmp_pa
     assert one.csv.read_bytes() == two.csv.read_bytes() and one.page.read_bytes() == two.page.read_bytes()
 
 
+def test_a_table_of_features_has_the_captions_beside_them(many: Path, tmp_path: Path) -> None:
+    data = load_features(many)
+    texts = [f"caption {row}" for row in range(len(data.text_features))]
+    save_features(tmp_path / "worded.safetensors", replace(data, texts=texts), dtype="float32")
+    found = diagnose(Settings(features=tmp_path / "worded.safetensors", out=tmp_path / "out"), say=quiet)
+    with found.csv.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows and all(row["caption"] == f"caption {row['caption_row']}" for row in rows)
+
+
 def test_average_precision_by_image_needs_whole_images() -> None:
     owner = np.array([0, 0, 1, 1])
     rank = np.array([-1.0, -2.0, 1.0, 2.0])

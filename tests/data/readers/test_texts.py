@@ -49,7 +49,8 @@ def test_the_column_and_the_encoding_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.txt", "\n \n", "the file is empty"),
+        ("a.txt", "\n \n", "no text in the file; wanted a text a line"),
+        ("a.txt", "", "no text in the file; wanted a text a line"),
         ("a.csv", "caption\n", "no caption in the file"),
         ("a.jsonl", '"A dog"\n{"a": 1}\n', "line 2: wanted a text"),
         ("a.jsonl", '""\n', "no text in the file"),

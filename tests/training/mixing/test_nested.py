@@ -86,11 +86,17 @@ def test_all_pairs_are_fitted_and_each_is_judged_by_a_fit_without_it(
     assert again.test == result.test and len(run.read_metrics()) == 2
 
 
-def test_a_small_dev_split_is_fitted_on_too(features_file: Path, tmp_path: Path) -> None:
+def test_a_small_dev_split_is_fitted_on_too(
+    features_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = without(features_file, tmp_path, train=30, dev=10, test=8)
     result, said = trained(file, tmp_path / "run", hub_correction="train")
     assert "voices fitted on train and dev together" in said and result.test["images"] == 8
     assert "hub correction by 40 images and 80 captions of train and dev" in said
+    capsys.readouterr()
+    for split, fitted in (("dev", True), ("test", False)):
+        assert main(["eval", str(result.run), "--split", split, "--device", "cpu"]) == 0
+        assert (f"The model was fitted on pairs of {split}" in capsys.readouterr().out) is fitted
     assert [line["split"] for line in RunFolder.open(result.run).read_metrics()] == ["cross-validation"]
     members = trained(file, tmp_path / "members", members=1, epochs=1, voices="closed-form,members")[1]
     assert any(line.startswith("voices fitted on train alone: dev is left for the members' share") for line in members)
@@ -106,9 +112,13 @@ def test_one_of_dev_and_test_is_enough_too(sizes: dict[str, int], features_file:
 @pytest.mark.parametrize(
     ("sizes", "options", "words"),
     [
-        ({"train": 12}, {}, "need 13 different images, not 12"),
-        ({"train": 40}, {"members": 2, "voices": "auto"}, "the dev split has 0 images"),
+        ({"train": 12}, {}, "need 13 different images, not 12: give more pairs, or a test split"),
+        ({"train": 40}, {"members": 2, "voices": "auto"}, "the dev split has 0 images.* the test split has 0 images"),
+        ({"train": 40}, {"members": 2, "voices": "auto"}, "or leave out --members and --epochs"),
         ({"train": 40}, {"settings": "dev"}, "these data have no dev split; pass cv"),
+        ({"train": 30, "dev": 10}, {"settings": "dev"}, "these data have no test split, and the nested"),
+        ({"train": 30, "dev": 10}, {"voices": "zero-shot"}, "cannot have zero-shot: zero-shot needs both encoders"),
+        ({"train": 30, "dev": 10}, {"voices": "kernel,zero-shot"}, "cannot have zero-shot"),
         ({"train": 40}, {"hub_correction": "dev"}, "have no dev split; name another bank"),
         ({"train": 40}, {"hub_correction": "unpaired"}, "unpaired is a bank of what is unpaired, and nothing is"),
     ],

@@ -40,7 +40,7 @@ def write_table(file: Path, subject: Subject, judgement: Judgement, order: NDArr
     `exclude` is empty: a person marks wrong pairs there for `train --exclude`.
     """
     owner, moments, scores, kinds = subject.data.caption_owner, subject.moments, judgement.scores, judgement.kinds
-    captions = None if subject.shown is None else subject.shown.captions
+    captions = subject.data.caption_texts if subject.shown is None else subject.shown.captions
     columns: list[list[Any]] = [[""] * len(order) for _ in range(7)]
     if scores is not None:
         parts = scores.scores[order], scores.image_scores[owner[order]], scores.probability_right[order]

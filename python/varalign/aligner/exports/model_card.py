@@ -156,8 +156,8 @@ def _hub(subject: Subject) -> str:
 def _limits(subject: Subject, rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "The model has seen few pairs: on images and words unlike those of its data it may be no better than its "
-        "frozen encoders, or worse. Measure it on your own data before you rely on it: "
-        "`varalign eval FOLDER --data DIR`.",
+        "frozen encoders, or worse. Measure it on your own data before you rely on it"
+        + (": `varalign eval FOLDER --data DIR`." if subject.model.text_encoder is not None else "."),
         "It inherits what the encoders' training data lack and favour, and their licenses; the license of this model "
         "is for the owner of its data to say.",
     ]

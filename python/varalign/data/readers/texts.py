@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from varalign.data.errors import DataError
-from varalign.data.files import readable
+from varalign.data.files import open_user_file, readable
 from varalign.data.json_file import load_json
 from varalign.data.readers.caption_file import CaptionSource, checked_text, first_line, one_line
 from varalign.data.readers.captions import FORMATS, read_captions
@@ -35,6 +35,9 @@ def read_texts(path: Path, reading: Reading = Reading()) -> tuple[list[str], lis
     with readable(path):
         source = CaptionSource(path, reading)
         suffix = path.suffix.lower()
+        with open_user_file(path) as file:
+            if suffix in _LINES and not file.read(1 << 16).strip():
+                raise DataError(f"{path}: no text in the file; wanted a text a line")
         if suffix in JSON_LINES.suffixes and first_line(source.beginning).lstrip().startswith('"'):
             return _strings(source), source.notes
         others = [form for form in FORMATS if form not in (DELIMITED, FLICKR30K)]

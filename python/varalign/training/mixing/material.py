@@ -19,7 +19,7 @@ from varalign.data.tokens.lexicon import Lexicon
 from varalign.encoders.towers import Towers
 from varalign.inputs.pair_features import PairFeatures, all_pairs, thinned
 from varalign.inputs.parts import Inputs
-from varalign.inputs.unpaired import Unpaired, open_bank, open_unpaired
+from varalign.inputs.unpaired import Unpaired, fills_a_bank, open_bank, open_unpaired
 from varalign.options.config import TrainConfig
 from varalign.options.declaration import ConfigError
 from varalign.options.hub_sources import HUB_SOURCES, UNPAIRED
@@ -38,7 +38,7 @@ class Material:
         voices: names of those that the run can have.
         by_dev: whether dev decides; if not, the folds of a cross-validation do.
         train: the training pairs. dev: those of dev, at most 1,000 images where it decides; None without any.
-        unpaired: images and texts without partners, if any.
+        unpaired: images and texts without partners, if any. unpaired_bank: whether they are enough for a bank.
         bank: queries of `--hub-correction FILE`, if that names one.
     """
 
@@ -50,6 +50,7 @@ class Material:
     dev: Pairs | None
     unpaired: Unpaired | None
     bank: Unpaired | None
+    unpaired_bank: bool = False
 
     @staticmethod
     def of(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> Material:
@@ -70,6 +71,7 @@ class Material:
         wanted = [name for name in voices_of(config.voices) if name in FITTED]
         captions = _captions(inputs, unpaired, say) if "lexical" in wanted else None
         voices = [name for name in wanted if _possible(name, inputs.towers, captions)]
+        _check_possible(config.voices, wanted, voices)
         dev_rows, test_rows = data.rows("dev"), data.rows("test")
         by_dev = chooses_on_dev(config.settings, len(dev_rows), len(test_rows))
         if by_dev and not len(dev_rows):
@@ -79,7 +81,8 @@ class Material:
         dev_rows = thinned(dev_rows) if by_dev else dev_rows
         train = _pairs(inputs, all_pairs(inputs, inputs.train_rows, training=True), pair_weights)
         dev = _pairs(inputs, all_pairs(inputs, dev_rows, training=False), None) if len(dev_rows) else None
-        return Material(config, captions, voices, by_dev, train, dev, unpaired, bank)
+        enough = unpaired is not None and fills_a_bank(unpaired, data)
+        return Material(config, captions, voices, by_dev, train, dev, unpaired, bank, enough)
 
     def every_pair(self) -> Pairs:
         """Train and dev together."""
@@ -123,7 +126,7 @@ class Material:
         named = self.config.hub_correction
         if self.bank is not None:
             return Bank(Path(named).name, _rows(self.bank, lexicon))
-        if self.unpaired is not None and named in ("auto", UNPAIRED):
+        if self.unpaired is not None and (named == UNPAIRED or (named == "auto" and self.unpaired_bank)):
             return Bank(UNPAIRED, _rows(self.unpaired, lexicon))
         return None
 
@@ -167,6 +170,17 @@ def _possible(name: str, towers: Towers, captions: Sequence[str] | None) -> bool
     if name == "lexical":
         return captions is not None
     return name != "zero-shot" or towers.share_a_space()
+
+
+def _check_possible(told: str, wanted: Sequence[str], voices: Sequence[str]) -> None:
+    """Refuse a list of voices of which none is possible, or that asks for zero-shot where it is not."""
+    missing = [name for name in wanted if name not in voices]
+    if not missing or (voices and (set(wanted) == set(FITTED) or "zero-shot" not in missing)):
+        return
+    raise ConfigError(
+        f"--voices {told}: this run cannot have {', '.join(missing)}: zero-shot needs both encoders of one CLIP, "
+        "lexical the captions' texts"
+    )
 
 
 def _captions(inputs: Inputs, unpaired: Unpaired | None, say: Say) -> Sequence[str] | None:

@@ -32,7 +32,7 @@ def check_images(pairs: Pairs) -> None:
     if (count := int(pairs.groups().max()) + 1) < FEWEST_IMAGES:
         raise ConfigError(
             f"there is no test split, and the figures of a nested cross-validation need {FEWEST_IMAGES} different "
-            f"images, not {count}"
+            f"images, not {count}: give more pairs, or a test split"
         )
 
 

@@ -21,6 +21,7 @@ from varalign.encoders.specs import SIDES
 from varalign.encoders.voices_head import VoicesHead
 from varalign.inputs.parts import Inputs, Parts
 from varalign.inputs.unpaired import Unpaired
+from varalign.options.declaration import ConfigError
 from varalign.options.recipe import FEWEST_FOR_MEMBERS
 from varalign.options.voice_list import EVERY_PAIR
 from varalign.training.mixing.fold_members import out_of_fold_share
@@ -86,6 +87,11 @@ def start_by_voices(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> tu
     config, started, tested = inputs.config, time.perf_counter(), len(inputs.data.rows("test")) > 0
     material = Material.of(inputs, pair_weights, say)
     if not tested:
+        if material.by_dev:
+            raise ConfigError(
+                "--settings dev: these data have no test split, and the nested cross-validation that gives the figures "
+                "instead chooses settings by cross-validation too: leave --settings out, or give a test split"
+            )
         check_images(material.every_pair())
     # Members' best epoch is judged on dev, which is then not fitted on; without members every pair is.
     if material.by_dev:
