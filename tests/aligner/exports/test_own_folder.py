@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from exported import Train, images_of
 from huggingface_hub import ModelCard
 from varalign.cli import main
 from varalign.data.errors import DataError
+from varalign.data.features import load_features, save_features
+from varalign.options.config import TrainConfig
 
 
 def test_an_export_gives_the_same_vectors_without_its_encoders(
@@ -83,3 +88,16 @@ def test_zero_shot_has_no_run_to_export(towers: dict[str, str], image_folder: Pa
     with pytest.raises(DataError, match="has no run"):
         zero_shot(towers["clip"], image_folder, device="cpu").export(tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_card_of_a_model_of_features_has_code_that_runs(features_file: Path, tmp_path: Path) -> None:
+    data = load_features(features_file)
+    words = [f"{['red', 'blue', 'green'][row % 3]} {['dog', 'cat'][row % 2]} {row}" for row in range(320)]
+    save_features(tmp_path / "worded.safetensors", replace(data, texts=words), dtype="float32")
+    options: dict[str, Any] = {"voices": "lexical", "out": str(tmp_path / "run"), "device": "cpu"}
+    varalign.train(TrainConfig(features=str(tmp_path / "worded.safetensors"), **options), say=lambda _: None)
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "given")]) == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "given" / "README.md").read_text(), re.DOTALL)
+    known: dict[str, Any] = {"image_features": data.image_features, "text_features": data.text_features}
+    exec(code.replace("PATH/OF/THIS/FOLDER", str(tmp_path / "given")), known | {"captions": words})
+    assert main(["eval", str(tmp_path / "given"), "--data", str(tmp_path)]) == 2
