@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -33,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from contrastive_peers import Peer, ours, peers
 from contrastive_targets import EAGER, Cell, plot, targets, usual_sizes
-from harness import Contender, Row, compare, main, single
+from harness import Contender, Row, compare, main, peak_memory, single
 from torch import Tensor
 from varalign.losses.operator import kernel
 
@@ -124,21 +123,9 @@ def grown_memory(options: argparse.Namespace) -> int:
     dtype = options.dtypes[0]
     Problem(min(options.sizes[0], 512), options.dimensions[0], dtype, "cpu").both(peer)
     problem = Problem(options.sizes[0], options.dimensions[0], dtype, "cpu")
-    # Linux can forget the peak so far (importing open_clip has a high one) and start again from what is resident now.
-    forget = Path("/proc/self/clear_refs")
-    if forget.exists():
-        forget.write_text("5")
-    before = peak_memory()
+    before = peak_memory(anew=True)  # importing open_clip has a high one
     problem.both(peer)
     return peak_memory() - before
-
-
-def peak_memory() -> int:
-    """Largest resident set of this process in bytes (Linux: since it was last forgotten)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def subjects(options: argparse.Namespace) -> Iterator[list[Row]]:

@@ -34,6 +34,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -224,6 +225,17 @@ def single(
 ) -> Row:
     """A row for a figure that was measured in another way (bytes, counted instructions, a share)."""
     return Row(subject, contender, value, unit, ratio, agrees, value, value, 1, note, machine(), versions(packages))
+
+
+def peak_memory(*, anew: bool = False) -> int:
+    """Largest resident set of this process in bytes; `anew`: Linux forgets it first, and starts from what is there."""
+    forget = Path("/proc/self/clear_refs")
+    if anew and forget.exists():
+        forget.write_text("5")
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def judged(subject: str, what: str, value: float, target: float, packages: Iterable[str] = ()) -> Row:

@@ -7,13 +7,12 @@ python bench/recall.py --large    # 100,000 images and 500,000 texts once: minut
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from harness import Contender, Row, compare, main, single
+from harness import Contender, Row, compare, main, peak_memory, single
 from numpy.typing import NDArray
 from torch import Tensor
 from varalign.evaluation.embedding_statistics import summary
@@ -57,10 +56,10 @@ def embeddings(count: int) -> tuple[Tensor, Tensor, Tensor]:
 def large() -> Iterator[Sequence[Row]]:
     """Ranks of many images and texts; some images' ranks are compared with those by float64."""
     images, texts, owner = given = embeddings(100_000)
-    held, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    held, began = peak_memory(anew=True), time.process_time()  # making the embeddings had a higher one
     found, _ = ranks(*given)
     seconds = time.process_time() - began
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) / 1024
+    grown = (peak_memory() - held) / 2**20
     some = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[:50]
     similarity = images[some].double() @ texts.double().T
     own = owner == some[:, None]
