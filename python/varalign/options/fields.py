@@ -345,7 +345,7 @@ class Options:
     )
     clip_grad: float = _training("scale gradients down to this norm; 0: never", 1.0, low=0.0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _training(
-        "floating-point type of the encoders (auto: bf16 on a GPU that has it, and where encoders train on a CPU that "
+        "floating-point type of the encoders (auto: bf16 on a GPU that has it, and in training steps on a CPU that "
         "multiplies it; else fp32)",
         "auto",
     )

@@ -12,7 +12,7 @@ from varalign.data.ranks import world
 from varalign.options.device import members_products
 
 
-def machine_of(device: torch.device) -> dict[str, Any]:
+def machine_of(device: torch.device, precision: str) -> dict[str, Any]:
     """Versions and settings that affect the last digits of sums; OMP_NUM_THREADS sets torch's threads."""
     return {
         "python": platform.python_version(),
@@ -20,7 +20,7 @@ def machine_of(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "torch_threads": torch.get_num_threads(),
         "processes": world().size,
-        "members_in": str(members_products("auto", device)),
+        "members_in": str(members_products(precision, device)),
     }
 
 

@@ -190,11 +190,13 @@ def train(
         with part("start"):
             start = begin(config, data, device, session.say)
         parts = start.parts
+        if config.precision == "auto" and parts.step_dtype != pick_precision("auto", device):
+            session.say("encoders train in bfloat16, which this CPU multiplies, and are evaluated in float32")
         parts.images.prepare()
         check_batch(parts)
         run = world().by_writer(lambda: RunFolder.create(out))
         with _held(run):
-            machine = machine_of(device)
+            machine = machine_of(device, config.precision) | {"steps_in": str(parts.step_dtype)}
             world().by_writer(lambda: _describe(run, start, machine))
             _require_seen(run)
             return _finish(parts, run, start, session)
@@ -312,7 +314,7 @@ def resume(
                 f"{path}: its data in {config.data or config.features} have changed since; train anew, or put them back"
             )
         device = pick_device(config.device)
-        changed = differences(saved.get("machine", {}), machine_of(device))
+        changed = differences(saved.get("machine", {}), machine_of(device, config.precision))
         if changed:
             say(changed)
         start = None
