@@ -1,7 +1,7 @@
 """Ranks of 5,000 images among 25,000 texts beside a plain float32 loop, which decides near ties by chance.
 
 python bench/recall.py --rounds 5
-python bench/recall.py --large    # 100,000 images and 500,000 texts once: minutes, and what it holds beside them
+python bench/recall.py --large    # 100,000 images and 500,000 texts: the time and the memory of one run, minutes
 """
 
 from __future__ import annotations

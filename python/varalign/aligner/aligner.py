@@ -163,7 +163,7 @@ class Aligner(Encodes, Shares):
         named = self.config.data is not None or (features is not None and Path(features).is_file())
         if self.run is not None and self.run.exported and not named:
             if features is not None:
-                raise DataError(f"{self.run.path}: a model of features, exported without its file: take the run")
+                raise DataError(f"{self.run.path}: an exported model of features has no data: name its run instead")
             raise DataError(f"{self.run.path}: an exported model has no data of its own: name some by --data")
         return open_data(self.config, to_stderr)
 

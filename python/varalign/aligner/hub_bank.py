@@ -29,7 +29,7 @@ from varalign.data.index import SPLITS
 from varalign.inputs.kept import Arrays, kept_arrays
 from varalign.inputs.pair_features import thinned
 from varalign.inputs.parts import Parts
-from varalign.inputs.unpaired import fills_a_bank, open_bank, open_unpaired
+from varalign.inputs.unpaired import Unpaired, fills_a_bank, open_bank, open_unpaired
 from varalign.losses.pair_loss import best_logit_scale
 from varalign.options.declaration import ConfigError
 from varalign.options.hub_sources import GALLERY, UNPAIRED
@@ -82,7 +82,9 @@ def choose(
     if source == "auto" and folds is None and (dev is None or len(dev.rows) < FEWEST_DEV_IMAGES):
         few = 0 if dev is None else len(dev.rows)
         return Chosen(None, f"hub correction: none, {few} dev images are too few to judge it by")
-    bank = _bank(parts, _auto(parts, folds) if source == "auto" else source, split, fitted_on_dev)
+    unpaired = open_unpaired(parts, lambda _: None) if source in ("auto", UNPAIRED) else None
+    named = _auto(parts, unpaired, folds) if source == "auto" else source
+    bank = _bank(parts, named, split, fitted_on_dev, unpaired)
     correction = bank.correction(scale, form)
     if source != "auto":
         return Chosen(correction, f"hub correction by {bank.line}")
@@ -106,17 +108,16 @@ def _scale(parts: Parts, dev: SplitEmbeddings | None, folds: Mapping[str, Any] |
     return best_logit_scale(*dev.first_pairs(), ids=dev.first_ids, batch_size=parts.config.batch_size)
 
 
-def _auto(parts: Parts, folds: Mapping[str, Any] | None) -> str:
+def _auto(parts: Parts, unpaired: Unpaired | None, folds: Mapping[str, Any] | None) -> str:
     """The bank that "auto" judges."""
     data = parts.data
-    unpaired = open_unpaired(parts, lambda _: None)
     if unpaired is not None and fills_a_bank(unpaired, data):
         return UNPAIRED
     return "dev" if folds is None and len(data.rows("train")) < len(data.rows("dev")) else "train"
 
 
-def _bank(parts: Parts, source: str, split: str, fitted_on_dev: bool) -> _Bank:
-    """The queries of a source that is not "auto"."""
+def _bank(parts: Parts, source: str, split: str, fitted_on_dev: bool, unpaired: Unpaired | None) -> _Bank:
+    """The queries of a source that is not "auto"; `unpaired` are those of "unpaired"."""
     if source in SPLITS or source == GALLERY:
         names = [split if source == GALLERY else source]
         if not len(parts.data.rows(names[0])):
@@ -125,7 +126,7 @@ def _bank(parts: Parts, source: str, split: str, fitted_on_dev: bool) -> _Bank:
             names.append("dev")
         found = _embedded(parts, names)
         return _Bank(source, found.images, found.texts, " and ".join(names))
-    return _other_queries(parts, source, lambda: _bank(parts, "train", split, fitted_on_dev))
+    return _other_queries(parts, source, unpaired, lambda: _bank(parts, "train", split, fitted_on_dev, None))
 
 
 @dataclass(frozen=True)
@@ -158,19 +159,18 @@ class _Bank:
 
 
 @torch.no_grad()
-def _other_queries(parts: Parts, source: str, train: Callable[[], _Bank]) -> _Bank:
+def _other_queries(parts: Parts, source: str, unpaired: Unpaired | None, train: Callable[[], _Bank]) -> _Bank:
     """The bank of unpaired images and texts, or of those in a file; a side that it does not have is that of train.
 
     Raises:
         ConfigError, DataError: as `choose`.
     """
     if source == UNPAIRED:
-        found = open_unpaired(parts, lambda _: None)
-        if found is None:
+        if unpaired is None:
             raise ConfigError(
                 "--hub-correction unpaired: nothing is unpaired; name it by --unpaired-images or --unpaired-texts"
             )
-        name = UNPAIRED
+        found, name = unpaired, UNPAIRED
     else:
         found, name = open_bank(parts, Path(source), to_stderr), Path(source).name
     model, told, sides = parts.model.eval(), name, {}

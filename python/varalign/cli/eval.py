@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     lines += chance_remark(result, chance)
     if model.run is not None and arguments.data is None and arguments.split in model.run.fitted_splits():
         lines.append(
-            f"The model was fitted on pairs of {arguments.split}: those that it has not seen are found less often."
+            f"The model was fitted on pairs of {arguments.split}: it finds pairs that it has not seen less often."
         )
     code = answer(arguments, named, lines)
     if found is not None and world().is_writer:

@@ -206,13 +206,15 @@ class RunFolder:
 
     def chosen_by_folds(self) -> dict[str, Any] | None:
         """What the start by voices found, where they were chosen by cross-validation; else None."""
-        voices = (self.config().get("start") or {}).get("voices") or {}
+        voices = self._voices()
         return voices if voices.get("settings") == "cv" else None
 
     def fitted_splits(self) -> tuple[str, ...]:
         """Names of the splits whose pairs the model was fitted on; dev too where no dev split is held out."""
-        voices = (self.config().get("start") or {}).get("voices") or {}
-        return ("train", "dev", "all") if voices.get("fitted_on") == EVERY_PAIR else ("train", "all")
+        return ("train", "dev", "all") if self._voices().get("fitted_on") == EVERY_PAIR else ("train", "all")
+
+    def _voices(self) -> dict[str, Any]:
+        return (self.config().get("start") or {}).get("voices") or {}
 
     def write_config(self, value: dict[str, Any]) -> None:
         """Write `config.json`."""

@@ -37,13 +37,9 @@ import varalign
 
 model = varalign.load("{place}").model.eval()  # takes features of the encoders that it was trained with
 images = model.project_images(torch.from_numpy(image_features))  # (N, D) float32
-texts = model.project_texts(torch.from_numpy(text_features))
+texts = model.project_texts(TEXTS)
 print(texts @ images.T)
 """
-USE_FEATURES_AND_WORDS = USE_FEATURES.replace("import torch\n", "import numpy as np\nimport torch\n").replace(
-    "torch.from_numpy(text_features)",
-    "torch.from_numpy(np.concatenate([text_features, model.lexicon(captions)], axis=1))",
-)
 PLACES = (
     "data",
     "captions",
@@ -90,7 +86,10 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
     found = load_checkpoint(run.checkpoints / "best")
     key = cache_key("hub correction", found.checksum, options["hub_correction"], options["hub_form"])
     hub_bank.kept(run.bank, key, lambda: subject.hub)
-    of_features = USE_FEATURES if subject.model.lexicon is None else USE_FEATURES_AND_WORDS
+    texts = "torch.from_numpy(text_features)"
+    if subject.model.lexicon is not None:
+        texts = f"torch.cat([{texts}, torch.from_numpy(model.lexicon(captions))], dim=1)"
+    of_features = USE_FEATURES.replace("TEXTS", texts)
     write_card(subject, folder, "varalign", of_features if subject.model.text_encoder is None else USE)
     if subject.model.image_encoder is None:
         return {"differences": {}, "notes": []}

@@ -35,9 +35,10 @@ def read_texts(path: Path, reading: Reading = Reading()) -> tuple[list[str], lis
     with readable(path):
         source = CaptionSource(path, reading)
         suffix = path.suffix.lower()
-        with open_user_file(path) as file:
-            if suffix in _LINES and not file.read(1 << 16).strip():
-                raise DataError(f"{path}: no text in the file; wanted a text a line")
+        if suffix in _LINES:
+            with open_user_file(path) as file:
+                if not file.read(1 << 16).strip():
+                    raise DataError(f"{path}: no text in the file; wanted a text a line")
         if suffix in JSON_LINES.suffixes and first_line(source.beginning).lstrip().startswith('"'):
             return _strings(source), source.notes
         others = [form for form in FORMATS if form not in (DELIMITED, FLICKR30K)]

@@ -38,8 +38,8 @@ class Material:
         voices: names of those that the run can have.
         by_dev: whether dev decides; if not, the folds of a cross-validation do.
         train: the training pairs. dev: those of dev, at most 1,000 images where it decides; None without any.
-        unpaired: images and texts without partners, if any. unpaired_bank: whether they are enough for a bank.
-        bank: queries of `--hub-correction FILE`, if that names one.
+        unpaired: images and texts without partners, if any.
+        bank: queries of hub correction that are not of the pairs: of `--hub-correction FILE`, or unpaired.
     """
 
     config: TrainConfig
@@ -50,7 +50,6 @@ class Material:
     dev: Pairs | None
     unpaired: Unpaired | None
     bank: Unpaired | None
-    unpaired_bank: bool = False
 
     @staticmethod
     def of(inputs: Inputs, pair_weights: Tensor | None, say: Say) -> Material:
@@ -68,6 +67,10 @@ class Material:
         unpaired, bank = open_unpaired(inputs, say), None
         if config.hub_correction not in HUB_SOURCES:
             bank = open_bank(inputs, Path(config.hub_correction), lambda _: None)
+        elif unpaired is not None and (
+            config.hub_correction == UNPAIRED or (config.hub_correction == "auto" and fills_a_bank(unpaired, data))
+        ):
+            bank = unpaired
         wanted = [name for name in voices_of(config.voices) if name in FITTED]
         captions = _captions(inputs, unpaired, say) if "lexical" in wanted else None
         voices = [name for name in wanted if _possible(name, inputs.towers, captions)]
@@ -81,8 +84,7 @@ class Material:
         dev_rows = thinned(dev_rows) if by_dev else dev_rows
         train = _pairs(inputs, all_pairs(inputs, inputs.train_rows, training=True), pair_weights)
         dev = _pairs(inputs, all_pairs(inputs, dev_rows, training=False), None) if len(dev_rows) else None
-        enough = unpaired is not None and fills_a_bank(unpaired, data)
-        return Material(config, captions, voices, by_dev, train, dev, unpaired, bank, enough)
+        return Material(config, captions, voices, by_dev, train, dev, unpaired, bank)
 
     def every_pair(self) -> Pairs:
         """Train and dev together."""
@@ -123,12 +125,10 @@ class Material:
 
     def _bank(self, lexicon: Lexicon | None) -> Bank | None:
         """The queries of hub correction that the options name; None: the pairs of the fit."""
+        if self.bank is None:
+            return None
         named = self.config.hub_correction
-        if self.bank is not None:
-            return Bank(Path(named).name, _rows(self.bank, lexicon))
-        if self.unpaired is not None and (named == UNPAIRED or (named == "auto" and self.unpaired_bank)):
-            return Bank(UNPAIRED, _rows(self.unpaired, lexicon))
-        return None
+        return Bank(UNPAIRED if named in HUB_SOURCES else Path(named).name, _rows(self.bank, lexicon))
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,11 @@ def _possible(name: str, towers: Towers, captions: Sequence[str] | None) -> bool
 def _check_possible(told: str, wanted: Sequence[str], voices: Sequence[str]) -> None:
     """Refuse a list of voices of which none is possible, or that asks for zero-shot where it is not."""
     missing = [name for name in wanted if name not in voices]
-    if not missing or (voices and (set(wanted) == set(FITTED) or "zero-shot" not in missing)):
-        return
-    raise ConfigError(
-        f"--voices {told}: this run cannot have {', '.join(missing)}: zero-shot needs both encoders of one CLIP, "
-        "lexical the captions' texts"
-    )
+    if missing and (not voices or ("zero-shot" in missing and set(wanted) < set(FITTED))):
+        raise ConfigError(
+            f"--voices {told}: this run cannot have {', '.join(missing)}: zero-shot needs both encoders of one CLIP, "
+            "lexical the captions' texts"
+        )
 
 
 def _captions(inputs: Inputs, unpaired: Unpaired | None, say: Say) -> Sequence[str] | None:
